@@ -1,0 +1,49 @@
+# `make demo` and `make test` work on a fresh clone with Python 3.11+, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help install demo test test-fast lint format lock ui clean
+
+help:  ## Show these targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(BIN)/.installed  ## Create .venv from the lock file.
+
+$(BIN)/.installed: requirements.lock requirements-uv.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install  ## Run the whole pipeline on the built-in data and print the results.
+	dvc repro
+	@mode results
+
+test: install  ## Run all tests: fast ones first, then those with the real DVC, MLflow and browser.
+	pytest -m "not e2e" --numprocesses 2
+	pytest -m e2e
+
+test-fast: install  ## Run the tests that need no other tool.
+	pytest -m "not e2e" --numprocesses 2
+
+lint: install  ## Check style and types.
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: install  ## Let ruff mend what it can.
+	ruff check --fix .
+	ruff format .
+
+lock: install  ## Resolve the dependencies anew; the lock holds hashes and no address.
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--group dev pyproject.toml -o requirements.lock
+
+ui: install  ## Open Prefect and MLflow on loopback: start, watch and compare trainings; Ctrl-C stops all.
+	python -m flows.ui
+
+clean:  ## Remove what can be made again, but no trained model and no MLflow run.
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis checkpoints

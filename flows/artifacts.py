@@ -1,0 +1,97 @@
+"""What a run leaves on its page in Prefect: the comparison table, the routing heat map, links to the MLflow runs."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from flows.schedule import Outcome
+from mode.reporting.tables import markdown
+
+#: MLflow's page; `make ui` sets it for the flows that its worker starts.
+MLFLOW_ADDRESS = "MODE_MLFLOW_URL"
+#: A picture of this many bytes still fits into an artifact.
+MAX_PICTURE = 400_000
+
+
+def publish(root: Path, outcome: Outcome) -> None:
+    """Create the artifacts that the project's results allow; a failure here never fails a run."""
+    try:
+        if outcome.failed:
+            create_markdown_artifact(key="experts-lost" if not outcome.fatal else "failed", markdown=_failures(outcome))
+        metrics = _read_json(root / "reports" / "metrics.json")
+        if metrics and "evaluate" in {*outcome.done, *outcome.cached}:
+            create_markdown_artifact(
+                key="comparison", markdown=comparison(metrics, outcome.lost_experts), description="Models side by side"
+            )
+        if picture := _heat_map(root):
+            create_markdown_artifact(key="routing", markdown=embedded(picture), description="Routing weights")
+        for model, address in mlflow_pages(root).items():
+            create_link_artifact(key=f"mlflow-{_key(model)}", link=address, link_text=f"{model} in MLflow")
+    except Exception as error:  # whatever the API says: the models are trained and recorded
+        get_run_logger().warning("no artifact: %s", error)
+
+
+def comparison(metrics: dict[str, Any], lost: list[str]) -> str:
+    """The project's own Markdown table of a metrics file, and a word on experts in whose place the seed stands."""
+    note = f"\n**The seed stands in for {', '.join(lost)}**.\n" if lost else ""
+    return markdown(metrics) + note
+
+
+def embedded(picture: Path) -> str:
+    """Markdown of a picture as a data address: the page shows it without another server."""
+    kind = {".svg": "svg+xml", ".png": "png", ".webp": "webp"}[picture.suffix]
+    return f"![{picture.stem}](data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()})"
+
+
+def mlflow_pages(root: Path) -> dict[str, str]:
+    """Address of each model's page in MLflow: its latest run; empty without a page or a database."""
+    address, database = os.environ.get(MLFLOW_ADDRESS), root / "mlruns" / "mlflow.db"
+    if not address or not database.is_file():
+        return {}
+    # Importing MLflow takes seconds; its table of runs has been the same for years.
+    query = "SELECT name, experiment_id, run_uuid FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time"
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as connection,
+    ):
+        rows = connection.execute(query).fetchall()
+        return {name: f"{address}/#/experiments/{experiment}/runs/{run}" for name, experiment, run in rows}
+    return {}
+
+
+def _failures(outcome: Outcome) -> str:
+    lines = [f"- **{stage}**: {reason}" for stage, reason in outcome.failed.items()]
+    if outcome.lost_experts:
+        lines.append(f"\nThe seed stands in for {', '.join(outcome.lost_experts)} in the ensemble.")
+    if outcome.skipped:
+        lines.append(f"\nNot tried: {', '.join(outcome.skipped)}.")
+    return "\n".join(lines)
+
+
+def _heat_map(root: Path) -> Path | None:
+    for suffix in (".png", ".webp", ".svg"):
+        for picture in sorted((root / "reports").rglob(f"*routing*{suffix}")):
+            if picture.stat().st_size <= MAX_PICTURE:
+                return picture
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _key(model: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in model.lower()).strip("-")

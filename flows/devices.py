@@ -1,0 +1,125 @@
+"""Who may compute where: slots on GPUs, or on the cores of a machine without one.
+
+A slot is a lock file (see `flows.locks`), not a Prefect concurrency limit: a limit is a number in a database, and stays
+used up when a worker is killed. A slot's lock is handed to the stage's supervisor, so it is free exactly when the last
+process of the training has gone, also when the flow itself was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flows.locks import Lock
+from mode.errors import ModeError
+
+Gpu = Annotated[int, Field(ge=0)]
+Devices = Literal["auto", "cpu"] | list[Gpu]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one training fits.
+
+    Attributes:
+        device: as torch names it: `cpu`, `cuda:1`.
+        lock: the file whose lock is the permission to use it.
+    """
+
+    device: str
+    lock: Path
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place that is taken. Closing the lock frees it once the processes that were handed it have ended."""
+
+    place: Place
+    lock: Lock
+
+
+class DevicePool:
+    """The places of a flow run, in order of preference.
+
+    Args:
+        places: see `places_for`.
+        cores: CPU threads to divide among trainings that run side by side.
+    """
+
+    def __init__(self, places: Sequence[Place], cores: int) -> None:
+        self.places, self.cores = list(places), cores
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def take(self, holder: str) -> Slot | None:
+        """A free place, locked; `None` if there is none at present."""
+        for place in self.places:
+            if lock := Lock.take(place.lock, holder):
+                return Slot(place, lock)
+        return None
+
+    def threads(self, alone: bool) -> int:
+        """Threads for one training: all cores if it runs alone, else an equal part."""
+        return self.cores if alone else max(1, self.cores // len(self.places))
+
+
+def places_for(devices: Devices, workers: int, per_device: int, root: Path) -> list[Place]:
+    """The places that a flow's parameters name.
+
+    Args:
+        devices: `auto` (every GPU there is, else the CPU), `cpu`, or GPUs by number as CUDA counts them.
+        workers: trainings side by side on the CPU.
+        per_device: trainings on one GPU.
+        root: of the project. Places on the CPU belong to it; a GPU is locked for the whole machine (and user).
+
+    Raises:
+        ModeError: a GPU is named twice, or is not there.
+    """
+    visible = visible_gpus()
+    if devices == "cpu" or (devices == "auto" and not visible):
+        return [Place("cpu", root / ".mode" / "locks" / f"cpu-{number}") for number in range(workers)]
+    chosen = list(range(len(visible))) if devices == "auto" else list(devices)
+    if not chosen:
+        raise ModeError("devices: an empty list", "`auto`, `cpu`, or numbers of GPUs such as [0, 1]")
+    if len(set(chosen)) < len(chosen):
+        raise ModeError(f"devices: {chosen} names a GPU twice", "`per_device` puts several trainings on one")
+    missing = [number for number in chosen if number >= len(visible)]
+    if missing:
+        raise ModeError(f"devices: no GPU {missing[0]} here", f"this machine shows {len(visible)}; `cpu` needs none")
+    # All first trainings come before the second ones, so that GPUs are shared only when all are in use.
+    return [
+        Place(f"cuda:{number}", machine_locks() / f"gpu-{visible[number]}-{turn}")
+        for turn in range(per_device)
+        for number in chosen
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that CUDA shows, in its order; from the driver's tool, since importing torch takes seconds."""
+    restricted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if restricted is not None:
+        return [name.strip() for name in restricted.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
+    return [str(number) for number, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_locks() -> Path:
+    """Folder of the GPU locks: shared by all projects of a user on a machine. `MODE_LOCKS` names another."""
+    return Path(os.environ.get("MODE_LOCKS") or Path(tempfile.gettempdir()) / f"mode-locks-{os.getuid()}")

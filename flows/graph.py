@@ -1,0 +1,113 @@
+"""What DVC knows about the pipeline: its stages, what each needs, and which are not up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mode.errors import ModeError
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Stages by their address in DVC, such as `seed` or `expert@expert-0`.
+
+    Attributes:
+        needs: for each stage the stages whose outputs it reads; in an order in which they can run.
+    """
+
+    needs: dict[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, edges: dict[str, Iterable[str]]) -> Graph:
+        """From the direct needs of each stage, in any order; stages that are ready together stay in the given order."""
+        needs = {stage: frozenset(found) for stage, found in edges.items()}
+        ordered: dict[str, frozenset[str]] = {}
+        while len(ordered) < len(needs):
+            ready = [stage for stage in needs if stage not in ordered and needs[stage] <= ordered.keys()]
+            if not ready:
+                raise ModeError(f"dvc.yaml: stages need each other: {', '.join(sorted(set(needs) - set(ordered)))}")
+            ordered |= {stage: needs[stage] for stage in ready}
+        return cls(ordered)
+
+    def before(self, stage: str) -> set[str]:
+        """All stages that a stage needs, directly or not."""
+        found: set[str] = set()
+        waiting = [*self.needs[stage]]
+        while waiting:
+            other = waiting.pop()
+            if other not in found:
+                found.add(other)
+                waiting += self.needs[other]
+        return found
+
+    def upto(self, targets: Iterable[str]) -> Graph:
+        """The part of the pipeline that makes `targets`.
+
+        Raises:
+            ModeError: dvc.yaml has no such stage; names those there are.
+        """
+        kept: set[str] = set()
+        for target in targets:
+            if target not in self.needs:
+                raise ModeError(f"no stage is called '{target}'", f"dvc.yaml has: {', '.join(self.needs)}")
+            kept |= {target} | self.before(target)
+        return Graph({stage: needs for stage, needs in self.needs.items() if stage in kept})
+
+    def only(self, targets: Iterable[str]) -> Graph:
+        """Just these stages, whatever they need."""
+        part = self.upto(targets)
+        kept = set(targets)
+        return Graph({stage: part.needs[stage] & kept for stage in part.needs if stage in kept})
+
+
+def read(root: Path) -> tuple[Graph, set[str]]:
+    """The pipeline of a project, and those of its stages that are not up to date (`dvc status`).
+
+    A stage that is not among those, but needs one that is, may still change.
+
+    Raises:
+        ModeError: dvc.yaml or params.yaml cannot be read as a pipeline.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+    from dvc.rwlock import RWLockFileCorruptedError
+
+    try:
+        with Repo(str(root)) as repo:
+            graph: Any = repo.index.graph
+            edges = {stage.addressing: [need.addressing for need in graph.successors(stage)] for stage in graph}
+            pipeline = Graph.of({stage: edges[stage] for stage in _in_file_order(root, edges)})
+            try:
+                stale = set(repo.status())
+            except (LockError, RWLockFileCorruptedError):  # someone runs DVC by hand: let `dvc repro` decide
+                stale = set(pipeline.needs)
+    except DvcException as error:
+        raise ModeError(f"DVC: {' '.join(str(error).split())}", "`dvc status` in the project says more") from None
+    return pipeline, stale
+
+
+def results(root: Path) -> dict[str, Any]:
+    """What dvc.lock records as each stage's outputs."""
+    path = root / "dvc.lock"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return {name: stage.get("outs") for name, stage in ((content or {}).get("stages") or {}).items()}
+
+
+def _in_file_order(root: Path, stages: Iterable[str]) -> list[str]:
+    """Stages in the order of dvc.yaml, items of one group by name with numbers in order (expert-2 before expert-10)."""
+    path = root / "dvc.yaml"
+    groups = list(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) if path.is_file() else []
+
+    def place(stage: str) -> tuple[int, list[tuple[int, str]]]:
+        group, _, key = stage.partition("@")
+        head, _, number = key.rpartition("-")
+        parts = [(0, head), (int(number), "")] if number.isdigit() else [(0, key)]
+        return (groups.index(group) if group in groups else len(groups)), parts
+
+    return sorted(stages, key=place)

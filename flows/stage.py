@@ -1,0 +1,176 @@
+"""One Prefect task = one DVC stage, run as `dvc --wait-for-lock repro --single-item STAGE`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Cancelled, Completed
+
+from flows.supervise import GRACE
+from mode.errors import ModeError
+
+#: DVC's words for "nothing had to run".
+SKIPPED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
+STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
+#: Exit codes of a stage that was told to stop (SIGINT, SIGTERM), or killed: not a fault, so never retried.
+STOPPED_CODES = frozenset({130, 143, 137, -2, -15, -9})
+
+_running: set[subprocess.Popen[str]] = set()
+_guard = threading.Lock()
+_stopping = threading.Event()
+
+
+class StageFailed(Exception):
+    """A command ended with an error; the message holds its last lines."""
+
+
+class StageStopped(Exception):
+    """A command was cancelled or killed."""
+
+
+def _is_retryable(_task: Task[..., Any], _run: TaskRun, _state: State[Any]) -> bool:
+    """A stage that failed may be tried again, but never one whose flow is being stopped."""
+    return not _stopping.is_set()
+
+
+@task(
+    name="DVC stage",
+    task_run_name="{stage}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_condition_fn=_is_retryable,
+)
+def run_stage(
+    stage: str, device: str, threads: int, held: tuple[int, ...] = (), up_to_date: bool = False
+) -> State[Any]:
+    """Run a stage of dvc.yaml, with its output as this task's log.
+
+    A retry goes on from the stage's last checkpoint. A stage that was cancelled ends as Cancelled and is not retried.
+
+    Args:
+        stage: its address in DVC, such as `seed` or `expert@expert-0`.
+        device: where it computes, as torch names it; empty: as params.yaml says.
+        threads: CPU threads for it; 0: as params.yaml says.
+        held: locks to hand to it (file descriptors), so that they are kept until its last process has gone.
+        up_to_date: DVC has said already that nothing is to do.
+    """
+    if up_to_date:
+        return Completed(name="Cached", message=f"{stage} is up to date")
+    settings = {"MODE_DEVICE": device} if device else {}
+    if threads:
+        settings |= {"MODE_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    try:
+        lines = run_command(command, settings, held)
+    except StageStopped as stopped:
+        return Cancelled(message=str(stopped))
+    if any(SKIPPED.match(line) for line in lines):
+        return Completed(name="Cached", message=f"{stage} is up to date")
+    return Completed(message=f"{stage} is done")
+
+
+@task(name="command", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
+def run_step(title: str, command: list[str], held: tuple[int, ...] = ()) -> State[Any]:
+    """Run any other command of the project, such as `mode add-source`, with its output as this task's log."""
+    try:
+        run_command([sys.executable, "-m", *command], {}, held)
+    except StageStopped as stopped:
+        return Cancelled(message=str(stopped))
+    return Completed(message=f"{title} is done")
+
+
+def run_command(command: list[str], settings: dict[str, str], held: Iterable[int] = ()) -> list[str]:
+    """Run a command under supervision (see `flows.supervise`) and log its lines as they come.
+
+    Returns:
+        its last 200 lines.
+
+    Raises:
+        StageFailed: it ended with an error.
+        StageStopped: it was told to stop, or killed.
+    """
+    log = get_run_logger()
+    tail: deque[str] = deque(maxlen=200)
+    with _started([sys.executable, "-m", "flows.supervise", *command], settings, held) as process:
+        assert process.stdout is not None
+        for raw in process.stdout:
+            if line := raw.rstrip().rpartition("\r")[2]:
+                tail.append(line)
+                log.info(line)
+        code = process.wait()
+    with _guard:
+        _running.discard(process)
+    if code == 0:
+        return list(tail)
+    exits = [int(found[1]) for line in tail if (found := STAGE_EXIT.search(line))]
+    inner = exits[-1] if exits else code
+    if inner in STOPPED_CODES or code in STOPPED_CODES or _stopping.is_set():
+        raise StageStopped(f"stopped (exit code {inner}); the next run goes on from its last checkpoint")
+    errors = [line for line in tail if "rror" in line] or list(tail)
+    raise StageFailed(f"exit code {inner}: {' | '.join(errors[-3:])}")
+
+
+def stop_all() -> None:
+    """Tell every running stage to stop, wait for its checkpoint, and return when the last process has gone."""
+    _stopping.set()
+    with _guard:
+        processes = list(_running)
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + GRACE + 2
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:  # its command dies with it (PR_SET_PDEATHSIG)
+            process.kill()
+
+
+def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) -> subprocess.Popen[str]:
+    """Start a command in the flow's own process group: a cancel reaches all of it."""
+    with _guard:
+        if _stopping.is_set():
+            raise StageStopped("not started: the run is being stopped")
+        process = subprocess.Popen(
+            command,
+            env=_environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=tuple(held),
+        )
+        _running.add(process)
+    return process
+
+
+def _environment(settings: dict[str, str]) -> dict[str, str]:
+    """Environment of a stage: the project's own commands come first, and output is not held back."""
+    folder = str(Path(sys.executable).parent)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}
+    return kept | {"PATH": f"{folder}{os.pathsep}{kept.get('PATH', '')}", "PYTHONUNBUFFERED": "1"} | settings
+
+
+def project_root() -> Path:
+    """The project that this flow works on: the current folder.
+
+    Raises:
+        ModeError: it is not a project.
+    """
+    root = Path.cwd()
+    if not (root / "dvc.yaml").is_file():
+        raise ModeError(f"{root}: no dvc.yaml", "start the worker inside the project (`make ui` does)")
+    return root

@@ -1,0 +1,104 @@
+"""Run one command so that it never leaves a process behind: `python -m flows.supervise COMMAND ...`.
+
+Stands between a flow and `dvc repro`. DVC dies of the SIGTERM that a cancel sends to the whole process group, while
+its stage still writes a checkpoint; and it closes inherited files, so the stage cannot hold a lock. This process can do
+both: it adopts orphans of its command (Linux: child subreaper), passes SIGTERM and SIGINT on, allows `GRACE` seconds
+for the checkpoint, kills what is left, and ends last, so the locks it inherited are freed when the last process has
+gone. If the flow dies, it is told by the kernel and does the same.
+
+Exit code: that of the command; 143 if it was told to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from mode.processes import adopt_orphans, die_with_parent
+
+#: Seconds between SIGTERM and SIGKILL. A cancelled training has 15 s in all.
+GRACE = float(os.environ.get("MODE_STOP_SECONDS", "12"))
+STOPPED = 128 + signal.SIGTERM
+
+
+def main(command: list[str]) -> int:
+    """Run the command and wait until it and all its descendants are gone."""
+    told = 0.0
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal told
+        told = told or time.monotonic()
+
+    parent = os.getppid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    adopt_orphans()
+    die_with_parent()
+    if os.getppid() != parent or parent == 1:
+        stop(signal.SIGTERM, None)
+    if told:
+        return STOPPED
+    child = subprocess.Popen(command, preexec_fn=die_with_parent)
+    code: int | None = None
+    warned: set[int] = set()
+    while True:
+        ended, status = _next_ended()
+        if ended == child.pid:
+            code = os.waitstatus_to_exitcode(status)
+        if ended < 0:  # no process is left
+            break
+        if ended:
+            continue
+        if told or code is not None:  # an orphan of a command that has ended is told to end as well
+            told = told or time.monotonic()
+            alive = [child.pid] if code is None else []
+            _tell({*alive, *descendants(os.getpid())}, warned, kill=time.monotonic() - told > GRACE)
+        time.sleep(0.05)
+    if code == 0:
+        return 0
+    return STOPPED if told and (code is None or code < 0) else _shell_code(code)
+
+
+def _next_ended() -> tuple[int, int]:
+    """(pid, status) of a child that ended; pid 0: all live; -1: there is none."""
+    try:
+        return os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return -1, 0
+
+
+def _tell(processes: set[int], warned: set[int], kill: bool) -> None:
+    """SIGTERM to each process once, or SIGKILL."""
+    for process in processes:
+        if kill or process not in warned:
+            warned.add(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL if kill else signal.SIGTERM)
+
+
+def descendants(process: int) -> list[int]:
+    """Children of a process, their children, and so on, from Linux's /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            # "pid (name) state parent ...", and the name may hold spaces and brackets
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            children.setdefault(int(parent), []).append(int(entry.name))
+    found = list(children.get(process, []))
+    for child in found:
+        found += children.get(child, [])
+    return found
+
+
+def _shell_code(code: int | None) -> int:
+    return STOPPED if code is None else 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,382 @@
+"""`make ui`: Prefect's server and a worker, and MLflow's page, all on loopback and all in this project's folder.
+
+Usage: python -m flows.ui [--prefect-port 4200] [--mlflow-port 5000] [--no-mlflow]
+
+Ctrl-C (or SIGTERM) stops trainings with a checkpoint, then everything else, and leaves no process. Prefect's database
+and settings lie in `.mode/prefect`; nothing outside the project is read or written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flows.artifacts import MLFLOW_ADDRESS
+from flows.locks import Lock, holder
+from flows.workspace import dead_runs, forget_run
+from mode.errors import ModeError
+from mode.processes import die_with_parent
+
+HOST = "127.0.0.1"
+POOL = "mode"
+#: States of a run that has a process.
+ALIVE = ("RUNNING", "CANCELLING")
+#: Seconds that the worker has to say itself how a run ended, before it is said in its place.
+WORKER_SECONDS = 10.0
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the pages are."""
+
+    prefect: str
+    mlflow: str
+
+    @property
+    def api(self) -> str:
+        """Prefect's API."""
+        return f"{self.prefect}/api"
+
+
+class Services:
+    """The processes of the page, each in a group of its own, so that Ctrl-C reaches this program only.
+
+    Args:
+        root: of the project.
+        addresses: where they listen.
+    """
+
+    def __init__(self, root: Path, addresses: Addresses) -> None:
+        self.root, self.addresses = root, addresses
+        self.logs = root / ".mode" / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment = environment(root, addresses)
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `python -m ARGUMENTS`; its output goes to `.mode/logs/NAME.log`."""
+        with (self.logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=self.root,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self.processes[name] = process
+        return process
+
+    def command(self, name: str, *arguments: str) -> None:
+        """Run `python -m ARGUMENTS` to its end.
+
+        Raises:
+            ModeError: it failed; says where its output is.
+        """
+        code = self.start(name, *arguments).wait()
+        del self.processes[name]
+        if code:
+            raise ModeError(f"{' '.join(arguments)}: exit code {code}", f"see {self.logs / name}.log")
+
+    def start_worker(self) -> None:
+        """Start the worker that runs flows as processes of this machine."""
+        self.start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "here")
+
+    def await_page(self, name: str, address: str, seconds: float = 90.0) -> None:
+        """Wait until a service answers.
+
+        Raises:
+            ModeError: it ended, or does not answer; says where its output is.
+        """
+        deadline = time.monotonic() + seconds
+        while self.processes[name].poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2):
+                return
+            time.sleep(0.1)
+        raise ModeError(f"{name} does not answer on {address}", f"see {self.logs / name}.log")
+
+    def stop(self, name: str, seconds: float) -> None:
+        """SIGTERM to a service, and SIGKILL to what is left of its group after some seconds."""
+        process = self.processes.pop(name, None)
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        deadline = time.monotonic() + 2
+        while _signal_group(process.pid, 0) and time.monotonic() < deadline:
+            _signal_group(process.pid, signal.SIGTERM)
+            time.sleep(0.1)
+            process.poll()
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def environment(root: Path, addresses: Addresses) -> dict[str, str]:
+    """Settings of all services and of the flows: the project's own Prefect home, and no telemetry anywhere."""
+    folder = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+        "PREFECT_HOME": str(root / ".mode" / "prefect"),
+        "PREFECT_PROFILES_PATH": str(root / ".mode" / "prefect" / "profiles.toml"),
+        "PREFECT_API_URL": addresses.api,
+        "PREFECT_UI_API_URL": addresses.api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        # Look for new runs and cancels often: it is one machine, and a cancelled training has 15 seconds.
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_PREFETCH_SECONDS": "1",
+        "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "2",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "true",
+        MLFLOW_ADDRESS: addresses.mlflow,
+    }
+
+
+def free_port(port: int, option: str) -> int:
+    """The port, if nothing listens there; 0 stands for any free one.
+
+    Raises:
+        ModeError: it is in use; names the option for another.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ModeError(f"port {port} is in use", f"stop what listens there, or choose another: {option}") from None
+        return int(probe.getsockname()[1])
+
+
+def call(api: str, path: str, body: object) -> Any:
+    """POST to Prefect's API; tried again while its database is locked (503)."""
+    request = urllib.request.Request(
+        f"{api}/{path}", json.dumps(body).encode(), {"content-type": "application/json"}, method="POST"
+    )
+    for attempt in range(5):
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or attempt == 4:
+                raise
+            time.sleep(1)
+    return None
+
+
+def settle_dead_runs(root: Path, api: str, state: str, message: str, only: set[str] | None = None) -> list[str]:
+    """Give a final state to runs whose process has gone without one: the worker or the machine was killed.
+
+    Args:
+        root: of the project.
+        api: Prefect's.
+        state: `CRASHED` or `CANCELLED`.
+        message: why.
+        only: leave the others to the worker for the time being.
+
+    Returns:
+        Their ids. Prefect alone leaves them Running for ever.
+    """
+    settled = []
+    for run in dead_runs(root):
+        try:
+            found = call(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+            if found and found[0]["state_type"] in ALIVE:
+                if only is not None and run not in only:
+                    continue
+                final = "CANCELLED" if found[0]["state_type"] == "CANCELLING" else state
+                change = {"state": {"type": final, "message": message}, "force": True}
+                call(api, f"flow_runs/{run}/set_state", change)
+                _settle_tasks(api, run, final, message)
+                settled.append(run)
+        except (OSError, ValueError):
+            continue  # the server is busy: next time
+        forget_run(root, run)
+    return settled
+
+
+def _settle_tasks(api: str, run: str, state: str, message: str) -> None:
+    tasks = call(api, "task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    for task in tasks:
+        if task["state_type"] in ALIVE:
+            change = {"state": {"type": state, "message": message}, "force": True}
+            call(api, f"task_runs/{task['id']}/set_state", change)
+
+
+def stop_runs(root: Path, services: Services) -> None:
+    """Stop the worker and its runs: trainings write checkpoints, and the runs become Cancelled."""
+    api = services.addresses.api
+    with contextlib.suppress(OSError, ValueError):
+        wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+        for run in call(api, "flow_runs/filter", wanted):
+            # Said before the worker stops: afterwards nobody is left to say it.
+            call(api, f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    _await_no_runs(root, seconds=18)
+    services.stop("worker", seconds=15)
+    _await_no_runs(root, seconds=15)
+    settle_dead_runs(root, api, "CANCELLED", "stopped with the page")
+
+
+def _await_no_runs(root: Path, seconds: float) -> None:
+    """Wait until no run of this project has a process."""
+    folder = root / ".mode" / "runs"
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        marks = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if set(marks) <= set(dead_runs(root)):
+            return
+        time.sleep(0.2)
+
+
+def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
+    """Start everything, print the addresses, and keep the worker running until interrupted."""
+    services = Services(root, addresses)
+    try:
+        port = addresses.prefect.rpartition(":")[2]
+        services.start("prefect", "prefect", "server", "start", "--host", HOST, "--port", port)
+        if mlflow:
+            _start_mlflow(services)
+        services.await_page("prefect", f"{addresses.api}/health")
+        # No --overwrite: a pool that someone has tuned in the page stays as it is.
+        _create_pool(addresses.api)
+        services.command("deploy", "prefect", "--no-prompt", "deploy", "--all")
+        settle_dead_runs(root, addresses.api, "CRASHED", "its process has gone: the worker or the machine was stopped")
+        services.start_worker()
+        if mlflow:
+            services.await_page("mlflow", f"{addresses.mlflow}/health")
+        print(f"Prefect   {addresses.prefect}")
+        print(f"API       {addresses.api}    (export PREFECT_API_URL={addresses.api})")
+        print(f"MLflow    {addresses.mlflow if mlflow else 'not started'}")
+        print("Ctrl-C stops everything; trainings go on from their checkpoints the next time.", flush=True)
+        _watch(services)
+    finally:
+        # From here on a second Ctrl-C would leave processes behind.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        if services.processes:
+            print("stopping ...", flush=True)
+        if "worker" in services.processes:
+            stop_runs(root, services)
+        for name in reversed(list(services.processes)):
+            services.stop(name, seconds=8)
+
+
+def _start_mlflow(services: Services) -> None:
+    from mode.tracking import Tracker
+
+    tracker = Tracker(services.root / "mlruns")
+    tracker.prepare()  # before anyone else opens a fresh database
+    port = services.addresses.mlflow.rpartition(":")[2]
+    services.start(
+        *("mlflow", "mlflow", "server", "--host", HOST, "--port", port, "--workers", "1"),
+        *("--backend-store-uri", tracker.uri, "--default-artifact-root", (tracker.folder / "artifacts").as_uri()),
+    )
+
+
+def _create_pool(api: str) -> None:
+    try:
+        call(api, "work_pools/", {"name": POOL, "type": "process", "base_job_template": _job_template()})
+    except urllib.error.HTTPError as error:
+        if error.code != 409:  # there already
+            raise
+
+
+def _job_template() -> dict[str, Any]:
+    from prefect.workers.process import ProcessWorker
+
+    return dict(ProcessWorker.get_default_base_job_template())
+
+
+def _watch(services: Services) -> None:
+    """Keep the worker running; give runs that died with one their state."""
+    since: dict[str, float] = {}
+    while True:
+        time.sleep(2)
+        now = time.monotonic()
+        since = {run: since.get(run, now) for run in dead_runs(services.root)}
+        overdue = {run for run, first in since.items() if now - first > WORKER_SECONDS}
+        message = "its process was killed; start it again to go on"
+        for run in settle_dead_runs(services.root, services.addresses.api, "CRASHED", message, overdue):
+            print(f"run {run} had lost its process", flush=True)
+        for name, process in list(services.processes.items()):
+            if process.poll() is None:
+                continue
+            if name != "worker":
+                raise ModeError(f"{name} has ended (exit code {process.returncode})", f"see {services.logs / name}.log")
+            print(f"the worker has ended (exit code {process.returncode}); starting another", flush=True)
+            services.stop("worker", seconds=0)
+            services.start_worker()
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Whether a process group is still there (and was sent the signal)."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise Interrupted
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and serve; one line for what the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m flows.ui", description="Prefect's and MLflow's pages on loopback.")
+    parser.add_argument("--prefect-port", type=int, default=int(os.environ.get("PREFECT_PORT", "4200")))
+    parser.add_argument("--mlflow-port", type=int, default=int(os.environ.get("MLFLOW_PORT", "5000")))
+    parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow's page out")
+    options = parser.parse_args(arguments)
+    root = Path.cwd()
+    path = root / ".mode" / "ui.lock"
+    try:
+        if not (root / "prefect.yaml").is_file():
+            raise ModeError(f"{root}: no prefect.yaml", "run it in the project's folder")
+        lock = Lock.take(path, f"process {os.getpid()}")
+        if lock is None:
+            raise ModeError(f"the page of this project is open already ({holder(path)})", "stop that one first")
+        addresses = Addresses(
+            prefect=f"http://{HOST}:{free_port(options.prefect_port, '--prefect-port N')}",
+            mlflow=f"http://{HOST}:{free_port(options.mlflow_port, '--mlflow-port N')}",
+        )
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        with lock:
+            serve(root, addresses, mlflow=not options.no_mlflow)
+    except Interrupted:
+        return 0
+    except ModeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

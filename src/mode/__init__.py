@@ -1,0 +1,1 @@
+"""MoDE: Mixture of Data Experts for CLIP."""

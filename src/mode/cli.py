@@ -1,0 +1,181 @@
+"""The `mode` command: the same functions that the pipeline's stages call, for one's own shards and tasks.
+
+Heavy libraries are imported inside the commands, so that `mode --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mode.errors import ModeError
+
+app = typer.Typer(
+    name="mode",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Mixture of Data Experts for CLIP: cluster captions, train one CLIP per cluster, weigh them per task."
+        "\n\nThe whole pipeline is `dvc repro`; its numbers are in params.yaml."
+    ),
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", show_default=True)]
+PARAMS = Path("params.yaml")
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as `index` or `expert`.")],
+    key: Annotated[str | None, typer.Argument(help="Its source or expert, such as `base` or `expert-0`.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Run one stage of the pipeline, as dvc.yaml does. `dvc repro STAGE` runs it with all it needs."""
+    from mode import stages
+    from mode.processes import die_with_parent
+
+    die_with_parent()
+    stages.run_stage(name, key, Path.cwd(), params)
+
+
+@app.command("params")
+def show_params(
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Check the parameter file and print every parameter with its value, defaults included."""
+    import yaml
+
+    from mode.params import load_params
+
+    sys.stdout.write(yaml.safe_dump(load_params(params).model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+@app.command()
+def verify(
+    shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs or tables of image-caption pairs.")],
+    images: Annotated[bool, typer.Option(help="Decode every image.")] = True,
+    details: Annotated[int, typer.Option("--list", help="Bad members to name, at most.")] = 20,
+) -> None:
+    """Read shards as the index does and account for what is bad; exit code 1 if anything is."""
+    from mode.data.verify import verify as verify_shards
+    from mode.reporting.tables import print_index_report
+
+    report = verify_shards(shards, Path.cwd(), check_images=images)
+    print_index_report(report, details)
+    if report.bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    tasks: Annotated[
+        list[str],
+        typer.Option("--tasks", metavar="FOLDER...", help="Task folders in CLIP_benchmark's webdataset layout."),
+    ],
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,  # the folders after the first
+    models: Annotated[Path, typer.Option(help="The folder of trained models.")] = Path("models"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures there, as JSON.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Evaluate every trained model, the uniform average and the routed ensemble on any task folders."""
+    from mode import stages
+    from mode.reporting.tables import print_results
+
+    metrics = stages.evaluate_folders([*tasks, *(more or [])], models, params, device)
+    print_results(metrics)
+    if output:
+        stages.write_json(output, metrics)
+        typer.echo(f"wrote {output}")
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(help="A run's id or name in MLflow, such as `dense`.")],
+    run_b: Annotated[str, typer.Argument(help="The other run.")],
+    runs: Annotated[Path, typer.Option(help="The folder of MLflow's database.")] = Path("mlruns"),
+) -> None:
+    """Compare two MLflow runs: the parameters that differ, and the metrics side by side."""
+    from mode.reporting.tables import print_comparison
+    from mode.tracking import Tracker
+
+    print_comparison(Tracker(runs).compare(run_a, run_b))
+
+
+@app.command()
+def results(
+    metrics: Annotated[Path, typer.Argument(help="A metrics file.")] = Path("reports/metrics.json"),
+) -> None:
+    """Print the table of the last evaluation."""
+    import json
+
+    from mode.reporting.tables import print_results
+
+    if not metrics.is_file():
+        raise ModeError(f"{metrics}: no such file", "run `dvc repro` first")
+    print_results(json.loads(metrics.read_text(encoding="utf-8")))
+
+
+@app.command("add-source")
+def add_source(
+    name: Annotated[str, typer.Argument(help="A name for the new source, such as `medical`.")],
+    shards: Annotated[str, typer.Argument(help="A folder of tars, a glob, or a csv / tsv / parquet table.")],
+    experts: Annotated[int, typer.Option(min=1, help="New experts: coarse clusters of the source.")] = 1,
+    fine: Annotated[int | None, typer.Option(min=1, help="Fine clusters of the source.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Add shards as a source of their own, with experts that branch from the same seed. Then: `dvc repro`.
+
+    Nothing old is touched: no file of another source, no trained model.
+    """
+    from mode import stages
+
+    added = stages.add_source(Path.cwd(), params, name, shards, experts, fine)
+    typer.echo(f"added source '{name}' with {', '.join(added)}; `dvc repro` trains {'it' if experts == 1 else 'them'}")
+
+
+@app.command("remove-expert")
+def remove_expert(
+    name: Annotated[str, typer.Argument(help="The expert, such as `expert-4`.")],
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Take an expert out of the ensemble. Then: `dvc repro`. DVC's cache keeps its model."""
+    from mode import stages
+
+    stages.remove_expert(Path.cwd(), params, name)
+    typer.echo(f"removed '{name}'; `dvc repro` evaluates the ensemble without it")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a fault that the user can mend is one line on standard error and exit code 1."""
+    try:
+        app(arguments, standalone_mode=True)
+    except ModeError as error:
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `mode results | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _say(f"error: {_describe(error)}")
+        sys.exit(1)
+
+
+def _describe(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
+
+
+def _say(line: Any) -> None:
+    """One line on standard error, red on a terminal (typer drops the colour elsewhere)."""
+    typer.secho(str(line), fg=typer.colors.RED, err=True)
+
+
+if __name__ == "__main__":
+    main()

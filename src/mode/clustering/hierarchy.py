@@ -1,0 +1,211 @@
+"""Fine and coarse clusters: what a data expert is trained on, and what its condition is (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from mode.clustering.kmeans import KMeansFit, balanced_kmeans
+from mode.clustering.rows import Rows
+from mode.data.files import write_aside
+from mode.errors import ModeError
+from mode.params import ClusteringParams
+from mode.progress import Progress
+
+#: Fits of the coarse clusters, which cost next to nothing, of which the best is taken.
+COARSE_RESTARTS = 16
+#: Chosen vectors are copied out of their file if they are no larger than this, in bytes.
+COPY_BELOW = 1 << 30
+
+_ARRAYS = ("fine_centres", "coarse_of_fine", "coarse_centres", "fine_sizes", "coarse_sizes")
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """m fine and n coarse clusters.
+
+    Coarse clusters are numbered by size, the largest first, and fine ones by coarse cluster, then by size.
+
+    Attributes:
+        fine_centres: float32 [m, d].
+        coarse_of_fine: int32 [m].
+        coarse_centres: float32 [n, d], means of the fine centres.
+        fine_sizes: int64 [m], fitted vectors in each.
+        coarse_sizes: int64 [n].
+        strategy: `two-level`, `one-step` (m = n, each fine cluster is a coarse one) or `random` (as one-step, but the
+            cluster of a pair is a hash of its row).
+        seed: of the fit, and of the hash.
+        fine_words, coarse_words: the most telling words of each cluster; empty until `name_clusters`.
+        statistics: of the fit: `points` used of `points_given`; `imbalance` (largest fine cluster over the mean),
+            `coarse_imbalance`, `empty` fine clusters, `duplicate_centres`, `inertia` (sum of squared distances),
+            `iterations`.
+    """
+
+    fine_centres: np.ndarray
+    coarse_of_fine: np.ndarray
+    coarse_centres: np.ndarray
+    fine_sizes: np.ndarray
+    coarse_sizes: np.ndarray
+    strategy: str
+    seed: int
+    fine_words: list[list[str]] = field(default_factory=list)
+    coarse_words: list[list[str]] = field(default_factory=list)
+    statistics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def fine(self) -> int:
+        """Number of fine clusters, m."""
+        return len(self.fine_centres)
+
+    @property
+    def coarse(self) -> int:
+        """Number of coarse clusters, n."""
+        return len(self.coarse_centres)
+
+    def condition(self, coarse: int) -> np.ndarray:
+        """What an expert is chosen by: the fine centres of its coarse cluster, float32 [k, d]."""
+        if not 0 <= coarse < self.coarse:
+            raise ModeError(f"coarse cluster {coarse}: there are {self.coarse} (0 to {self.coarse - 1})")
+        centres: np.ndarray = self.fine_centres[self.coarse_of_fine == coarse]
+        return centres
+
+    def save(self, folder: Path) -> None:
+        """Write `clusters.safetensors` (arrays) and `clusters.json` (all else); the folder appears when complete."""
+        with write_aside(folder) as aside:
+            aside.mkdir()
+            arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+            save_file(arrays, aside / "clusters.safetensors")
+            record = {
+                "strategy": self.strategy,
+                "seed": self.seed,
+                "statistics": self.statistics,
+                "coarse_words": self.coarse_words,
+                "fine_words": self.fine_words,
+            }
+            (aside / "clusters.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Clusters:
+        """Read what `save` wrote. Raises `ModeError` where there are no clusters."""
+        try:
+            record: dict[str, Any] = json.loads((folder / "clusters.json").read_text(encoding="utf-8"))
+            arrays = load_file(folder / "clusters.safetensors")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ModeError(f"{folder}: no clusters there", "run the clustering stage") from None
+        return cls(**{name: arrays[name] for name in _ARRAYS}, **record)
+
+
+def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coarse: int, seed: int) -> Clusters:
+    """Cluster vectors into `fine` clusters and these into `coarse` ones, both balanced.
+
+    Fine clusters are balanced by the vectors fitted on, coarse ones by their number of fine centres (as in the paper).
+
+    Args:
+        vectors: float16 or float32 [N, d], in memory or memory-mapped.
+        params: strategy, balance, sample, iterations.
+        fine, coarse: m and n.
+        seed: of the sample and of initial centres.
+
+    Raises:
+        ModeError: n > m, or fewer vectors than clusters.
+
+    Example:
+        >>> points = np.repeat(np.eye(4, dtype=np.float32), 8, axis=0)
+        >>> fit_clusters(points, ClusteringParams(), fine=4, coarse=2, seed=0).fine_sizes.tolist()
+        [8, 8, 8, 8]
+    """
+    if coarse > fine:
+        raise ModeError(f"clustering: {coarse} coarse clusters of {fine} fine ones", "lower coarse, or raise fine")
+    wanted = fine if params.strategy == "two-level" else coarse
+    if len(vectors) < wanted:
+        raise ModeError(
+            f"clustering: {wanted} clusters of {len(vectors)} pairs: each needs at least one",
+            "lower clustering.fine and clustering.coarse, or give more pairs",
+        )
+    rows, numbers = _fitted_rows(vectors, params.sample, wanted, seed)
+    if params.strategy == "random":
+        fit = _random_fit(rows, numbers, coarse, seed)
+    else:
+        with Progress(f"k-means into {wanted}", unit="passes") as bar:
+            fit = balanced_kmeans(rows, wanted, params.balance, params.iterations, seed, progress=bar)
+    if params.strategy == "two-level":
+        centres = Rows(fit.centres)
+        coarse_of_fine = balanced_kmeans(
+            centres, coarse, params.balance, 4 * params.iterations, seed, COARSE_RESTARTS
+        ).labels
+    else:
+        coarse_of_fine = np.arange(coarse, dtype=np.int32)
+    fitted = {"points": len(rows), "points_given": len(vectors), "inertia": fit.inertia, "iterations": fit.iterations}
+    clusters = _numbered(fit, coarse_of_fine, params.strategy, seed)
+    return replace(clusters, statistics={**fitted, **_balance_of(clusters)})
+
+
+def random_clusters(rows: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """A cluster for each row number that depends on nothing but that number and the seed, int32 [rows].
+
+    The hash is SplitMix64 (Steele, Lea, Flood, 2014).
+    """
+    with np.errstate(over="ignore"):
+        mixed = rows.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    numbers: np.ndarray = (mixed % np.uint64(clusters)).astype(np.int32)
+    return numbers
+
+
+def _fitted_rows(vectors: np.ndarray, sample: int, wanted: int, seed: int) -> tuple[Rows, np.ndarray]:
+    """At most `sample` rows (but at least one per cluster), and their numbers."""
+    most = max(sample, wanted)
+    if len(vectors) <= most:
+        return Rows(vectors), np.arange(len(vectors), dtype=np.int64)
+    numbers = np.sort(np.random.default_rng([seed, 1]).choice(len(vectors), most, replace=False))
+    rows = Rows(vectors, numbers)
+    return (rows.in_memory() if rows.bytes <= COPY_BELOW else rows), numbers
+
+
+def _random_fit(rows: Rows, numbers: np.ndarray, clusters: int, seed: int) -> KMeansFit:
+    """Random clusters, with the means of their rows for centres."""
+    labels = random_clusters(numbers, clusters, seed)
+    sizes = np.bincount(labels, minlength=clusters)
+    sums, squares = np.zeros((clusters, rows.dimensions)), 0.0
+    for which, block in rows.blocks():
+        for cluster in range(clusters):
+            sums[cluster] += block[labels[which] == cluster, :-1].sum(axis=0, dtype=np.float64)
+        squares += float(np.vdot(block, block))
+    centres = (sums / np.maximum(sizes, 1)[:, None]).astype(np.float32)
+    inertia = max(0.0, squares - float(sizes @ np.square(centres, dtype=np.float64).sum(axis=1)))
+    return KMeansFit(centres, labels, sizes, inertia, 1)
+
+
+def _numbered(fit: KMeansFit, coarse_of_fine: np.ndarray, strategy: str, seed: int) -> Clusters:
+    """Clusters in an order that does not depend on the initial centres. Random ones keep the number of their hash."""
+    coarse = int(coarse_of_fine.max()) + 1
+    coarse_sizes = np.bincount(coarse_of_fine, weights=fit.sizes, minlength=coarse).astype(np.int64)
+    by_size = np.arange(coarse) if strategy == "random" else np.argsort(-coarse_sizes, kind="stable")
+    rank = np.argsort(by_size).astype(np.int32)[coarse_of_fine]
+    order = np.lexsort((-fit.sizes, rank))
+    centres, coarse_of_fine = fit.centres[order], rank[order]
+    coarse_centres = np.stack([centres[coarse_of_fine == number].mean(axis=0) for number in range(coarse)])
+    return Clusters(
+        fine_centres=centres,
+        coarse_of_fine=coarse_of_fine,
+        coarse_centres=coarse_centres,
+        fine_sizes=fit.sizes[order],
+        coarse_sizes=coarse_sizes[by_size],
+        strategy=strategy,
+        seed=seed,
+    )
+
+
+def _balance_of(clusters: Clusters) -> dict[str, float]:
+    return {
+        "imbalance": float(clusters.fine_sizes.max() / clusters.fine_sizes.mean()),
+        "coarse_imbalance": float(clusters.coarse_sizes.max() / clusters.coarse_sizes.mean()),
+        "empty": int((clusters.fine_sizes == 0).sum()),
+        "duplicate_centres": clusters.fine - len(np.unique(clusters.fine_centres, axis=0)),
+    }

@@ -1,0 +1,95 @@
+"""Vectors read block by block, so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+import numpy as np
+
+from mode.errors import ModeError
+
+#: Rows that are read, converted and searched together. Their float32 copy is what a pass keeps in memory.
+BLOCK = 65_536
+
+
+class Rows:
+    """Some or all rows of an array, given out in float32 blocks.
+
+    Pages of a memory-mapped file are released after each block: what has been read does not count as this process's
+    memory.
+
+    Args:
+        vectors: float16 or float32 [all, d], in memory or memory-mapped.
+        chosen: int64, ascending row numbers; default all.
+
+    Raises:
+        ModeError: not a two-dimensional array of floats.
+    """
+
+    def __init__(self, vectors: np.ndarray, chosen: np.ndarray | None = None) -> None:
+        if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.shape[1]:
+            raise ModeError(
+                f"vectors: {vectors.dtype} {list(vectors.shape)} instead of floats [pairs, dimensions]",
+                "embed the captions again",
+            )
+        self._vectors, self._chosen = vectors, chosen
+        self._mapping = _mapping_of(vectors)
+
+    def __len__(self) -> int:
+        return len(self._vectors) if self._chosen is None else len(self._chosen)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+        return int(self._vectors.shape[1])
+
+    def subset(self, rows: np.ndarray) -> Rows:
+        """Only these of the rows (ascending numbers among the rows of this object)."""
+        return Rows(self._vectors, rows if self._chosen is None else self._chosen[rows])
+
+    def in_memory(self) -> Rows:
+        """The same rows, copied out of a file: for chosen ones that are read again and again."""
+        copy = np.empty((len(self), self.dimensions), dtype=self._vectors.dtype)
+        for which, block in self.blocks():
+            copy[which] = block[:, :-1]
+        return Rows(copy)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the rows as they are stored."""
+        return len(self) * self.dimensions * self._vectors.dtype.itemsize
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
+        """Which rows, and their vectors as float32 [b, d + 1] with a last column of zeros (see `NearestCentre`).
+
+        One buffer is used for all blocks: a block is valid until the next one is asked for.
+        """
+        buffer = np.zeros((min(size, len(self)), self.dimensions + 1), dtype=np.float32)
+        for start in range(0, len(self), size):
+            which = slice(start, min(start + size, len(self)))
+            block = buffer[: which.stop - which.start]
+            block[:, :-1] = self._vectors[which if self._chosen is None else self._chosen[which]]
+            self._release()
+            yield which, block
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """These rows as float32 [b, d + 1], as `blocks` gives them."""
+        block = np.zeros((len(rows), self.dimensions + 1), dtype=np.float32)
+        block[:, :-1] = self._vectors[rows if self._chosen is None else self._chosen[rows]]
+        self._release()
+        return block
+
+    def _release(self) -> None:
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping_of(vectors: np.ndarray) -> mmap.mmap | None:
+    """The file mapping behind an array that is only read, where the system can release its pages."""
+    if not isinstance(vectors, np.memmap) or vectors.mode != "r" or not hasattr(mmap, "MADV_DONTNEED"):
+        return None
+    base: object = vectors
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None

@@ -1,0 +1,84 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Write a file or folder beside `path` and move it into place only when the block ends without an error.
+
+    What was at `path` before stays untouched until then, and is replaced as a whole. The temporary path has the name of
+    `path` (inside a hidden folder next to it), because some writers look at the suffix. What a killed process has left
+    behind is removed by the next write to the same path.
+
+    Args:
+        path: where the file or folder shall be; missing parents are made.
+
+    Yields:
+        The path to write to: nothing is there yet.
+
+    Raises:
+        FileNotFoundError: the block wrote nothing.
+
+    Example:
+        >>> with write_aside(Path("numbers.txt")) as temporary:
+        ...     _ = temporary.write_text("1 2 3")
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    # The lock ends with the process, however that ends, and so tells a leftover from work in progress.
+    lock = os.open(aside, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary = aside / path.name
+        yield temporary
+        _flush(temporary)
+        if path.is_dir() and not path.is_symlink():
+            # A folder cannot be renamed onto one that is not empty: the old one steps aside first.
+            path.replace(aside / f"{path.name}.previous")
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.close(lock)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Bring content to the disk: in a power cut the rename may otherwise outlive it."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    prefix = f".{path.name}."
+    for leftover in path.parent.iterdir():
+        if not (leftover.name.startswith(prefix) and leftover.name.endswith(".tmp") and leftover.is_dir()):
+            continue
+        with suppress(OSError):  # held by a living process, or removed by another one just now
+            lock = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+            finally:
+                os.close(lock)

@@ -1,0 +1,54 @@
+"""Encoded images to pixels, exactly as open_clip's inference transform does it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+# Corrupt metadata and large images below the limit: pixels are all that counts. Set once, since switching filters for
+# each image would cost a fifth of a small one's decoding and is not safe among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class UndecodableImage(Exception):
+    """These bytes are no image that can be read to its end."""
+
+
+def decode(content: bytes) -> Image.Image:
+    """Decode all pixels of a JPEG, PNG, WebP or whatever Pillow reads; the mode (RGB, L, P ...) is the file's.
+
+    Raises:
+        UndecodableImage: not an image, cut off, or so large that it must be an attack (Pillow's limit).
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception as error:  # Pillow's plugins raise whatever their parser runs into
+        raise UndecodableImage(" ".join(str(error).split()) or type(error).__name__) from None
+    return image
+
+
+def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Shorter side to `size` (bicubic), centre square cut out, RGB: open_clip's order, which matters for palettes.
+
+    Returns:
+        uint8 [3, size, size].
+    """
+    width, height = image.size
+    if min(width, height) != size:
+        shorter = min(width, height)
+        resized = (int(size * width / shorter), int(size * height / shorter))
+        image = image.resize(resized, Image.Resampling.BICUBIC)
+        width, height = resized
+    if width != height:
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        image = image.crop((left, top, left + size, top + size))
+    return to_array(image)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """RGB pixels as uint8 [3, height, width]."""
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)

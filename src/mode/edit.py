@@ -1,0 +1,94 @@
+"""Changes to params.yaml that keep its comments and order: a source or an expert more, or one fewer.
+
+Adding never touches the lines of what is there already, so nothing old becomes out of date.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from mode.errors import ModeError
+from mode.params import parse_params
+
+
+def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | None = None) -> tuple[str, list[str]]:
+    """Add a source and one expert per coarse cluster of it.
+
+    Args:
+        text: params.yaml as it is.
+        name: of the new source.
+        shards: a folder of tars, a glob, or a table.
+        experts: coarse clusters of the new source, each with an expert.
+        fine: its fine clusters; default: as many as there are for one expert elsewhere, times `experts`.
+
+    Returns:
+        The new text, and the names of the new experts.
+
+    Raises:
+        ModeError: the name is taken, or the result would not be a valid params.yaml.
+    """
+    content = _load(text)
+    params = parse_params(_plain(content))
+    if name in params.sources:
+        raise ModeError(f"source '{name}' is there already: {params.sources[name].shards}", "choose another name")
+    if fine is None:
+        fine = experts * max(1, params.clustering.fine // params.clustering.coarse)
+    content["sources"][name] = CommentedMap(shards=shards, fine=fine, coarse=experts)
+    first = 1 + max(
+        (int(match[1]) for key in params.experts if (match := re.fullmatch(r"expert-(\d+)", key))), default=-1
+    )
+    names = [f"expert-{first + number}" for number in range(experts)]
+    for cluster, expert in enumerate(names):
+        entry = CommentedMap(source=name, cluster=cluster)
+        entry.fa.set_flow_style()
+        content["experts"][expert] = entry
+    return _dump(content), names
+
+
+def remove_expert(text: str, name: str) -> str:
+    """Remove an expert; the source it was trained on stays as long as another expert, seed or embedder needs it.
+
+    Raises:
+        ModeError: there is no such expert.
+    """
+    content = _load(text)
+    params = parse_params(_plain(content))
+    if name not in params.experts:
+        raise ModeError(f"no expert is called '{name}'", f"there are: {', '.join(params.experts)}")
+    source = params.experts[name].source
+    del content["experts"][name]
+    needed = {expert.source for key, expert in params.experts.items() if key != name}
+    if source not in needed | {params.training.source, params.embedding.fit_on}:
+        del content["sources"][source]
+    return _dump(content)
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 120
+    yaml.preserve_quotes = True
+    return yaml
+
+
+def _load(text: str) -> CommentedMap:
+    content: CommentedMap = _yaml().load(text)
+    return content
+
+
+def _plain(content: CommentedMap) -> Any:
+    import yaml
+
+    return yaml.safe_load(_dump(content, check=False))
+
+
+def _dump(content: CommentedMap, check: bool = True) -> str:
+    stream = io.StringIO()
+    _yaml().dump(content, stream)
+    if check:
+        parse_params(_plain(content))
+    return stream.getvalue()

@@ -1,0 +1,101 @@
+"""Latent semantic analysis: TF-IDF without stop words, then a truncated SVD. Needs no weights, fits in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfTransformer
+
+from mode.embedding.store import embedder_folder
+from mode.embedding.words import Vocabulary
+from mode.errors import ModeError
+
+
+class LsaEmbedder:
+    """Captions to the left singular directions of a TF-IDF matrix (Deerwester et al., 1990).
+
+    Equal to scikit-learn's `TfidfVectorizer(stop_words="english")` followed by `TruncatedSVD` and L2 normalisation.
+
+    Args:
+        vocabulary: V words.
+        idf: float32 [V], inverse document frequency, `ln((1 + captions) / (1 + captions with the word)) + 1`.
+        components: float32 [d, V], right singular vectors of the TF-IDF matrix.
+
+    Example:
+        >>> embedder = LsaEmbedder.fit(["a red dog", "a blue dog", "red shoes", "blue shoes"], dimensions=2, seed=0)
+        >>> embedder.encode(["a dog", "of the"]).shape
+        (2, 2)
+    """
+
+    name = "lsa"
+
+    def __init__(self, vocabulary: Vocabulary, idf: np.ndarray, components: np.ndarray) -> None:
+        self.vocabulary, self.idf, self.components = vocabulary, idf, components
+        self._directions = np.ascontiguousarray((components * idf).T)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector: what was asked for, or the number of words where there are fewer."""
+        return len(self.components)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a vector."""
+        digest = hashlib.sha256("\n".join(self.vocabulary.words).encode())
+        digest.update(self._directions.tobytes())
+        return digest.hexdigest()
+
+    @classmethod
+    def fit(cls, captions: Sequence[str], dimensions: int, seed: int) -> LsaEmbedder:
+        """Learn vocabulary, idf and directions.
+
+        Args:
+            captions: the sample to learn from.
+            dimensions: d; where there are no more words than that, each word is a direction of its own.
+            seed: of the randomised SVD.
+
+        Raises:
+            ModeError: no caption has a word that is not a stop word.
+        """
+        vocabulary = Vocabulary.learn(captions)
+        if not len(vocabulary):
+            raise ModeError(
+                f"lsa: none of {len(captions)} captions has a word to learn from", "check the captions of the index"
+            )
+        counts = vocabulary.count(captions)
+        weighting = TfidfTransformer().fit(counts)
+        if len(vocabulary) <= dimensions:
+            components = np.eye(len(vocabulary), dtype=np.float32)
+        else:
+            components = TruncatedSVD(dimensions, random_state=seed).fit(weighting.transform(counts)).components_
+        return cls(vocabulary, weighting.idf_.astype(np.float32), components.astype(np.float32))
+
+    def encode(self, captions: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [captions, d]; the zero vector where no word is known."""
+        if not len(captions):
+            return np.zeros((0, self.dimensions), dtype=np.float32)
+        vectors: np.ndarray = self.vocabulary.count(captions) @ self._directions
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: np.ndarray = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-12)
+        return unit
+
+    def save(self, folder: Path) -> None:
+        """Write `vocabulary.json` and `lsa.safetensors`."""
+        with embedder_folder(folder, "lsa", dimensions=self.dimensions) as aside:
+            words = json.dumps(self.vocabulary.words, ensure_ascii=False, indent=0)
+            (aside / "vocabulary.json").write_text(words, encoding="utf-8")
+            arrays = {"idf": self.idf, "components": np.ascontiguousarray(self.components)}
+            save_file(arrays, aside / "lsa.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> LsaEmbedder:
+        """Read what `save` wrote."""
+        words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+        arrays = load_file(folder / "lsa.safetensors")
+        return cls(Vocabulary(words), arrays["idf"], arrays["components"])

@@ -1,0 +1,54 @@
+"""The folder an embedder is kept in: `embedder.json` says what it is, the files beside it are its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mode.data.files import write_aside
+from mode.errors import ModeError
+
+if TYPE_CHECKING:
+    import torch
+
+_RECORD = "embedder.json"
+
+
+@contextmanager
+def embedder_folder(folder: Path, kind: str, **record: Any) -> Iterator[Path]:
+    """A folder to write an embedder's files into, moved to `folder` when complete; `record` is kept in its JSON."""
+    with write_aside(folder) as temporary:
+        temporary.mkdir()
+        (temporary / _RECORD).write_text(json.dumps({"kind": kind, **record}, indent=2), encoding="utf-8")
+        yield temporary
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `embedder_folder` recorded. Raises `ModeError` where there is no embedder."""
+    try:
+        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        raise ModeError(f"{folder}: no embedder there", "run the stage that builds it") from None
+    return record
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ModeError: a GPU is asked for and there is none.
+    """
+    import torch  # here, because `lsa` needs none and importing it takes seconds
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise ModeError(f"device '{device}': unknown", "use auto, cpu, cuda or cuda:1") from None
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise ModeError(f"device '{device}': there are {torch.cuda.device_count()} GPUs", "use auto or cpu")
+    return picked

@@ -1,0 +1,153 @@
+"""Captions to vectors with any Hugging Face encoder, such as SimCSE (the paper's)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import AutoModel, AutoTokenizer
+
+from mode.embedding.store import embedder_folder, pick_device, read_record
+from mode.errors import ModeError
+
+#: Captions that are tokenised and sorted by length together.
+CHUNK = 16_384
+
+
+class TransformersEmbedder:
+    """An encoder whose hidden states are pooled into one unit vector per caption.
+
+    The paper's setting is SimCSE, `princeton-nlp/sup-simcse-bert-base-uncased`; `pooling="pooler"` gives the very
+    vectors of its published code, `cls` the first token's state before that last layer.
+
+    Captions are sorted by length within a chunk, so that a batch holds almost no padding, and returned in their order.
+    A batch holds `batch_size` captions whatever their length. On a GPU the encoder runs in bfloat16 autocast.
+
+    Args:
+        model, tokenizer: as transformers loads them.
+        name: where they came from.
+        pooling: `cls` (first token's last state), `mean` (over tokens that are no padding) or `pooler` (the model's
+            own `pooler_output`).
+        max_tokens: tokens after which a caption is cut.
+        batch_size: captions in one forward pass.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        *,
+        pooling: str = "cls",
+        max_tokens: int = 77,
+        batch_size: int = 256,
+        device: str = "auto",
+    ) -> None:
+        self.device = pick_device(device)
+        self.model, self.tokenizer = model.eval().to(self.device), tokenizer
+        self.source, self.pooling, self.batch_size = name, pooling, batch_size
+        longest = getattr(model.config, "max_position_embeddings", None) or max_tokens
+        # Encoders of RoBERTa's kind count positions from behind the padding token's number.
+        offset = model.config.pad_token_id + 1 if "roberta" in str(model.config.model_type) else 0
+        self.max_tokens = min(max_tokens, longest - offset)
+
+    @classmethod
+    def open(cls, name: str, **settings: Any) -> TransformersEmbedder:
+        """Load an encoder by Hugging Face name or from a local folder; weights as safetensors only, no code of its own.
+
+        Args:
+            name: name or folder.
+            settings: as for the class.
+
+        Raises:
+            ModeError: there is no such encoder, or its weights are no safetensors.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModeError(
+                f"embedding.name '{name}': cannot be opened as a transformers encoder: {first_line}",
+                "give a Hugging Face name or a local folder with config.json, a tokenizer and model.safetensors",
+            ) from None
+        return cls(model, tokenizer, name, **settings)
+
+    @property
+    def name(self) -> str:
+        """Kind and source."""
+        return f"transformers:{self.source}"
+
+    @property
+    def dimensions(self) -> int:
+        """The encoder's hidden size."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with weights and settings (of the weights, sums are compared: reading them all would take long)."""
+        sums = {key: float(value.double().sum()) for key, value in self.model.state_dict().items()}
+        settings = [self.pooling, self.max_tokens, self.tokenizer.get_vocab(), sums]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    @torch.inference_mode()
+    def encode(self, captions: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [captions, dimensions], in the captions' order."""
+        vectors = np.empty((len(captions), self.dimensions), dtype=np.float32)
+        for start in range(0, len(captions), CHUNK):
+            chunk = list(captions[start : start + CHUNK])
+            tokens = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens)
+            by_length = np.argsort([-len(ids) for ids in tokens["input_ids"]], kind="stable")
+            for first in range(0, len(chunk), self.batch_size):
+                rows = by_length[first : first + self.batch_size]
+                batch = {key: [values[row] for row in rows] for key, values in tokens.items()}
+                vectors[start + rows] = self._encode_batch(batch).cpu().numpy()
+        return vectors
+
+    def _encode_batch(self, batch: dict[str, list[list[int]]]) -> torch.Tensor:
+        inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.device)
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+            output = self.model(**inputs)
+        return functional.normalize(self._pool(output, inputs["attention_mask"]).float(), dim=-1)
+
+    def _pool(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "pooler":
+            if getattr(output, "pooler_output", None) is None:
+                raise ModeError(f"embedding.pooling 'pooler': '{self.source}' has no pooler", "use cls or mean")
+            pooled: torch.Tensor = output.pooler_output
+            return pooled
+        states: torch.Tensor = output.last_hidden_state
+        if self.pooling == "cls":
+            return states[:, 0]
+        weight = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors), configuration and tokenizer, so that the folder stands by itself."""
+        settings = {"source": self.source, "pooling": self.pooling, "max_tokens": self.max_tokens}
+        with embedder_folder(folder, "transformers", **settings) as aside:
+            self.model.save_pretrained(aside / "encoder", safe_serialization=True)
+            self.tokenizer.save_pretrained(aside / "encoder")
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto", batch_size: int = 256) -> TransformersEmbedder:
+        """Open what `save` wrote."""
+        record = read_record(folder)
+        embedder = cls.open(
+            str(folder / "encoder"),
+            pooling=record["pooling"],
+            max_tokens=record["max_tokens"],
+            device=device,
+            batch_size=batch_size,
+        )
+        embedder.source = record["source"]
+        return embedder

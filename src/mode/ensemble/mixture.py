@@ -1,0 +1,242 @@
+"""A Mixture of Data Experts: which experts there are, what each stands for, and how a task's words weigh them.
+
+The experts' own weights lie in their model folders. What is here is all that routing needs, so that an expert can be
+added, removed or not be trained yet without touching the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mode.data.files import write_aside
+from mode.embedding.base import Embedder, load_embedder
+from mode.ensemble.routing import (
+    calibrate_temperature,
+    calibrated_weights,
+    class_distances,
+    paper_weights,
+    partial_captions,
+    published_weights,
+    uniform_weights,
+)
+from mode.errors import ModeError
+from mode.params import RoutingParams
+
+#: The model that stands in for an expert that is not trained yet: the one it branches from.
+STAND_IN = "seed"
+
+_DESCRIPTION, _CONDITIONS, _EMBEDDER = "ensemble.json", "conditions.safetensors", "embedder"
+
+#: Of the saved folder; a folder of another format is refused instead of read wrongly.
+_FORMAT = 1
+
+#: Texts embedded at once.
+_BLOCK = 4096
+
+Scores = TypeVar("Scores")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Experts' conditions, the embedder of the captions, and the routing rule.
+
+    Attributes:
+        conditions: expert's name -> fine centres float32 [k, d] of the cluster that it is trained on. The order is the
+            experts' order everywhere.
+        embedder: the one that the captions were clustered with; d is its number of dimensions.
+        routing: which rule, and its numbers.
+        temperature: of the `calibrated` rule, in squared units of distance; `None` for the other rules.
+    """
+
+    conditions: Mapping[str, NDArray[np.float32]]
+    embedder: Embedder
+    routing: RoutingParams
+    temperature: float | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        conditions: Mapping[str, NDArray[np.float32]],
+        embedder: Embedder,
+        routing: RoutingParams,
+        captions: Sequence[str],
+        seed: int,
+    ) -> Mixture:
+        """A mixture whose temperature, if its rule has one, is set from training captions.
+
+        Args:
+            conditions: as in the class.
+            embedder: as in the class.
+            routing: as in the class.
+            captions: training captions of the sources that the experts stand for; of those,
+                `routing.calibration_captions` are drawn. Other rules than `calibrated` need none.
+            seed: of that draw and of the words that are left out.
+
+        Raises:
+            ModeError: no expert; a condition without centres or of another dimension than the embedder's; or no caption
+                that the embedder knows a word of.
+        """
+        if not conditions:
+            raise ModeError("the mixture has no expert", "name at least one under `experts`")
+        for name, centres in conditions.items():
+            if centres.ndim != 2 or not len(centres) or centres.shape[1] != embedder.dimensions:
+                raise ModeError(
+                    f"condition of expert '{name}': shape {centres.shape}, not [centres, {embedder.dimensions}]"
+                    f" of embedder '{embedder.name}'",
+                    "cluster again with this embedder",
+                )
+        temperature = None
+        if routing.kind == "calibrated":
+            temperature = _fit_temperature(conditions, embedder, captions, routing.calibration_captions, seed)
+        return cls(conditions, embedder, routing, temperature)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts."""
+        return tuple(self.conditions)
+
+    def weights(self, metadata: Sequence[Sequence[str]]) -> dict[str, float]:
+        """p(expert | task), from the task's words alone.
+
+        A class none of whose words the embedder knows says nothing and is left out; if none is left the weights are
+        uniform.
+
+        Args:
+            metadata: the prompts of each class; for retrieval each text is a class of one prompt.
+
+        Returns:
+            Weight per expert, all positive or 0, of sum 1.
+        """
+        vectors = class_vectors(self.embedder, metadata)
+        vectors = vectors[vectors.any(axis=1)]
+        if not len(vectors):
+            return uniform_weights(self.experts)
+        if self.routing.kind == "paper":
+            return paper_weights(vectors, self.conditions, self.routing.bandwidth)
+        nearest = class_distances(vectors, self.conditions)
+        if self.routing.kind == "published":
+            return published_weights(nearest, self.routing.divisor)
+        if self.temperature is None:
+            raise ModeError("the mixture is not calibrated", "make it with Mixture.fit, or load a saved one")
+        return calibrated_weights(nearest, self.temperature)
+
+    def members(self, available: Collection[str]) -> dict[str, str]:
+        """Expert -> the model that answers for it: its own, or the seed where it is not trained yet.
+
+        Raises:
+            ModeError: an expert is missing and so is the seed.
+        """
+        missing = [expert for expert in self.experts if expert not in available]
+        if missing and STAND_IN not in available:
+            raise ModeError(
+                f"no model for {', '.join(missing)}, nor '{STAND_IN}' to stand in",
+                f"train one of them first; there are: {', '.join(sorted(available)) or 'none'}",
+            )
+        return {expert: STAND_IN if expert in missing else expert for expert in self.experts}
+
+    def save(self, folder: Path) -> None:
+        """Write `folder` (replaced as a whole): ensemble.json, conditions.safetensors, embedder/. No pickles."""
+        with write_aside(folder) as temporary:
+            temporary.mkdir()
+            description = {
+                "format": _FORMAT,
+                "experts": list(self.experts),
+                "routing": self.routing.model_dump(),
+                "temperature": self.temperature,
+                "embedder": self.embedder.name,
+            }
+            (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            tensors = {name: np.ascontiguousarray(centres, np.float32) for name, centres in self.conditions.items()}
+            save_file(tensors, temporary / _CONDITIONS)
+            self.embedder.save(temporary / _EMBEDDER)
+
+    @classmethod
+    def load(cls, folder: Path) -> Mixture:
+        """Read what `save` has written.
+
+        Raises:
+            ModeError: not such a folder, or one that is damaged or of another format.
+        """
+        try:
+            description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+            if description["format"] != _FORMAT:
+                raise ModeError(f"{folder}: format {description['format']}, this program reads {_FORMAT}")
+            tensors = load_file(folder / _CONDITIONS)
+            conditions = {name: tensors[name] for name in description["experts"]}
+            routing = RoutingParams.model_validate(description["routing"])
+            temperature = description["temperature"]
+        except FileNotFoundError as error:
+            raise ModeError(f"{folder}: no saved mixture: {Path(error.filename).name} is missing") from None
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModeError(f"{folder}: damaged mixture: {' '.join(str(error).split())}") from None
+        return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature)
+
+
+def combine(scores: Mapping[str, NDArray[np.floating]], weights: Mapping[str, float]) -> NDArray[np.floating]:
+    """The ensemble's scores: sum over experts of weight x the expert's cosine similarities.
+
+    Similarities, not logits: the experts' logit scales play no part (as in the published code).
+
+    Args:
+        scores: of every weighted model, all of one shape (arrays or torch tensors).
+        weights: one per model; a model of weight 0 needs no scores.
+
+    Example:
+        >>> combine({"a": np.array([1.0, 0.0]), "b": np.array([0.0, 1.0])}, {"a": 0.75, "b": 0.25})
+        array([0.75, 0.25])
+    """
+    terms = [scores[name] * weight for name, weight in weights.items() if weight]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    """One unit vector per class: the mean over its prompts of their unit vectors, normalised again.
+
+    The published code does the same. A class without a known word has the zero vector.
+
+    Args:
+        embedder: its rows are unit vectors, or zero.
+        metadata: the prompts of each of L classes, at least one each.
+
+    Returns:
+        float32 [L, d].
+    """
+    prompts = [prompt for class_prompts in metadata for prompt in class_prompts]
+    counts = np.array([len(class_prompts) for class_prompts in metadata], dtype=np.int64)
+    sums = np.zeros((len(metadata), embedder.dimensions), np.float32)
+    owner = np.repeat(np.arange(len(metadata)), counts)
+    for start in range(0, len(prompts), _BLOCK):
+        vectors = embedder.encode(prompts[start : start + _BLOCK])
+        np.add.at(sums, owner[start : start + _BLOCK], vectors)
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.asarray(np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0))
+
+
+def _fit_temperature(
+    conditions: Mapping[str, NDArray[np.float32]], embedder: Embedder, captions: Sequence[str], count: int, seed: int
+) -> float:
+    """See `calibrate_temperature`."""
+    drawn = np.random.default_rng(seed).permutation(len(captions))[:count]
+    whole = [captions[row] for row in drawn]
+    vectors = embedder.encode(whole)
+    partial = embedder.encode(partial_captions(whole, seed))
+    known = vectors.any(axis=1) & partial.any(axis=1)
+    if not known.any():
+        raise ModeError(
+            f"routing: none of {len(whole)} training captions has words that embedder '{embedder.name}' knows",
+            "give captions of the experts' sources, or set routing.kind to `published` or `paper`",
+        )
+    assigned = class_distances(vectors[known], conditions).distances.argmin(axis=1)
+    return calibrate_temperature(class_distances(partial[known], conditions).distances, assigned)

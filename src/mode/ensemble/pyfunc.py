@@ -1,0 +1,59 @@
+"""The ensemble in MLflow's model format.
+
+MLflow keeps this file with a logged model and runs it when the model is loaded ("models from code", so that nothing is
+pickled); the library never imports it. `mode.tracking.Tracker.register_ensemble` logs it.
+
+A request has one column, `image` (base64), and the parameters `classes` and `templates`; the answer has a row for each
+image::
+
+    {"dataframe_split": {"columns": ["image"], "data": [["iVBORw0KGgo..."]]},
+     "params": {"classes": ["white chess king", "black chess king"], "templates": ["{c}"]}}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel
+
+from mode.ensemble.classifier import TEMPLATES, Classifier, from_base64
+from mode.errors import ModeError
+
+
+class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
+    """Label, its probability and all probabilities (in the classes' order) for each image."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the mixture and the experts among the artifacts."""
+        folders = {name: Path(path) for name, path in context.artifacts.items()}
+        self.classifier = Classifier.load(folders.pop("mixture"), folders)
+
+    # Without type hints, for MLflow would take them for the signature; that is logged with the model.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+        """See the module; what is wrong with a request becomes MLflow's 400."""
+        given = params or {}
+        try:
+            if "image" not in model_input:
+                raise ModeError("the input has no column `image`")
+            images = [from_base64(str(text), number) for number, text in enumerate(model_input["image"])]
+            classes = [str(name) for name in given.get("classes", [])]
+            templates = [str(text) for text in given.get("templates", [])]
+            answer = self.classifier.classify(images, classes, templates or TEMPLATES)
+        except ModeError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        probabilities = answer.probabilities
+        return pd.DataFrame(
+            {
+                "label": answer.labels,
+                "probability": probabilities.max(dim=1).values.tolist() if len(images) else [],
+                "probabilities": probabilities.tolist(),
+            }
+        )
+
+
+set_model(EnsembleModel())

@@ -1,0 +1,210 @@
+"""From a task's words to a weight per data expert: p(expert | task).
+
+A *class* here is one vector of the task's metadata: a class name in its prompt templates, or one text of a retrieval
+task. An expert's *condition* is the set of fine centres of the cluster that it was trained on. Conditions are keyed by
+the expert's name, so that experts of several sources stand side by side, and weights come back under the same names.
+
+Three rules, all of them functions of distances alone:
+
+- `published_weights`: what the published code of MoDE (Ma et al., CVPR 2024) computes; its constants belong to SimCSE.
+- `paper_weights`: the formula in the paper's text, a softmax over experts of summed affinities.
+- `calibrated_weights`: the default, which has one temperature that `calibrate_temperature` sets from training captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+from scipy.special import log_softmax, softmax  # type: ignore[import-untyped]
+
+#: Classes whose distances to all centres are held at once.
+_BLOCK = 4096
+
+#: Share of a caption's words that `partial_captions` keeps: a task's words describe a pair about that incompletely.
+KEPT_WORDS = 0.5
+
+#: The temperature is searched between these multiples of the mean squared distance to the nearest centre.
+_TEMPERATURE_RANGE = (1e-4, 1e4)
+
+
+class Nearest(NamedTuple):
+    """Distances between classes and experts.
+
+    Attributes:
+        experts: names, in the order of the columns.
+        distances: Euclidean, float64 [classes, experts]: from a class to the nearest fine centre of an expert.
+    """
+
+    experts: tuple[str, ...]
+    distances: NDArray[np.float64]
+
+
+def class_distances(vectors: NDArray[np.floating], conditions: Mapping[str, NDArray[np.floating]]) -> Nearest:
+    """Distance from every class to the nearest fine centre of every expert.
+
+    Args:
+        vectors: of the classes [L, d], any float type.
+        conditions: expert's name -> its fine centres [k, d]; k may differ, and is at least 1.
+
+    Returns:
+        `Nearest`, its columns in the order of `conditions`. Computed in float64, since |x|^2 - 2xc + |c|^2 cancels.
+
+    Example:
+        >>> class_distances(np.array([[0.0, 0.0]]), {"a": np.array([[3.0, 4.0]])}).distances
+        array([[5.]])
+    """
+    distances = np.empty((len(vectors), len(conditions)))
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK]
+        for column, centres in enumerate(conditions.values()):
+            distances[start : start + _BLOCK, column] = np.sqrt(_squared_distances(block, centres).min(axis=1))
+    return Nearest(tuple(conditions), distances)
+
+
+def published_weights(nearest: Nearest, divisor: float = 8.0) -> dict[str, float]:
+    """Weights as the published code computes them (`apps/mode/post_report_ensemble.py` of MetaCLIP).
+
+    With L classes, d_l the distance of class l to its nearest fine centre and c(l) the expert of that centre,
+
+        w_c = sum over {l : c(l) = c} of exp((a - d_l) * b),    p = softmax(w / divisor),
+        a = exp(0.5 - sqrt(L)) if L < 10 else 0,                b = 5 * log10(max(10, L - 200)).
+
+    An expert that no class is nearest to has w = 0, and still takes part in the softmax. (The published code sizes the
+    weights by the clusters that have fine centres but indexes them by cluster number; names cannot go astray so.)
+    A class at the same distance from two experts counts for the one named first.
+
+    The constants suit distances between SimCSE vectors. The weights are nearly uniform: with all classes on one of four
+    experts, 0.6 away, that expert gets 0.26 for 10 classes, 0.38 for 100, 0.25 for 1000.
+
+    Args:
+        nearest: L classes by any number of experts; no class at all gives uniform weights.
+        divisor: 8 is the published one; 1 sharpens the weights.
+    """
+    classes = len(nearest.distances)
+    shift = np.exp(0.5 - np.sqrt(classes)) if classes < 10 else 0.0
+    sharpness = 5 * np.log10(max(10, classes - 200))
+    affinities = np.exp((shift - nearest.distances.min(axis=1)) * sharpness)
+    summed = np.bincount(nearest.distances.argmin(axis=1), affinities, minlength=len(nearest.experts))
+    return _named(nearest.experts, softmax(summed / divisor))
+
+
+def paper_weights(
+    vectors: NDArray[np.floating], conditions: Mapping[str, NDArray[np.floating]], bandwidth: float = 1.0
+) -> dict[str, float]:
+    """Weights as the paper's text has them (section 3.4): softmax over experts of summed affinities.
+
+        A(l, s) = exp(-|e_l - e_s|^2 / bandwidth)
+        p(c | T) = softmax_c( sum over classes l and the centres s of c of A(l, s) )
+
+    A sum, not an average: twice the classes, or twice the centres, sharpen the weights, until one expert has them all.
+    That is the expert whose centres lie closest together around the task if the bandwidth is narrow, and merely the one
+    whose centres lie most in the middle of everything if it is as wide as the distances are.
+
+    Args:
+        vectors: of the classes [L, d].
+        conditions: expert's name -> its fine centres [k, d].
+        bandwidth: lambda, in squared units of distance.
+    """
+    summed = np.zeros(len(conditions))
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK]
+        summed += [np.exp(-_squared_distances(block, centres) / bandwidth).sum() for centres in conditions.values()]
+    return _named(tuple(conditions), softmax(summed))
+
+
+def calibrated_weights(nearest: Nearest, temperature: float) -> dict[str, float]:
+    """The default: per class a softmax over experts, averaged over the classes.
+
+        p(c | T) = mean over classes l of softmax_c( -d(l, c)^2 / temperature )
+
+    with d(l, c) the distance from class l to the nearest fine centre of expert c. It is the posterior of a mixture of
+    equal spherical Gaussians at the centres, of which only the nearest of each expert counts. Rescaling all distances
+    by s and the temperature by s^2 changes nothing; a task's number of classes does not sharpen or flatten the weights;
+    as the temperature goes to 0 the weight becomes the share of the classes that are nearest to the expert, and as it
+    grows, uniform.
+
+    Args:
+        nearest: L classes by any number of experts; no class at all gives uniform weights.
+        temperature: in squared units of distance, see `calibrate_temperature`.
+    """
+    if not len(nearest.distances):
+        return uniform_weights(nearest.experts)
+    return _named(nearest.experts, softmax(-(nearest.distances**2) / temperature, axis=1).mean(axis=0))
+
+
+def uniform_weights(experts: Sequence[str]) -> dict[str, float]:
+    """The same weight for every expert: the control for routing."""
+    return {expert: 1 / len(experts) for expert in experts}
+
+
+def calibrate_temperature(distances: NDArray[np.floating], assigned: NDArray[np.integer]) -> float:
+    """The temperature under which partial captions best predict which expert their pair belongs to.
+
+    A task's words are only a partial description of a pair. So take training captions, embed each with a part of its
+    words missing (`partial_captions`), and ask what `calibrated_weights` makes of it: the probability that it gives to
+    the expert of the *whole* caption. The temperature with the largest likelihood is neither 0 (some partial captions
+    land on another expert, and certainty there costs without bound) nor infinite (most do not). With the whole captions
+    it would always be 0. No test image, label or class name is looked at.
+
+    The mean negative log likelihood is convex in 1 / temperature, so the search over log temperature has one optimum.
+    Where it has none inside, because the captions leave no doubt or say nothing, the bound of the search is returned:
+    1e-4 or 1e4 times the mean squared distance to the nearest centre.
+
+    Args:
+        distances: of the partial captions [n, experts] (`class_distances`), n at least 1.
+        assigned: [n]: column of the expert that the whole caption is assigned to.
+
+    Returns:
+        Temperature in squared units of distance.
+    """
+    squared = distances.astype(np.float64) ** 2
+    scale = float(squared.min(axis=1).mean()) or float(squared.mean()) or 1.0
+    rows = np.arange(len(squared))
+
+    def mean_surprise(log_temperature: float) -> float:
+        log_probabilities = log_softmax(-squared / (scale * np.exp(log_temperature)), axis=1)
+        return -float(log_probabilities[rows, assigned].mean())
+
+    bounds = tuple(np.log(_TEMPERATURE_RANGE))
+    found = minimize_scalar(mean_surprise, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    return scale * float(np.exp(found.x))
+
+
+def partial_captions(captions: Sequence[str], seed: int, kept: float = KEPT_WORDS) -> list[str]:
+    """Each caption with a random part of its words (split at white space), in their order; at least one word stays.
+
+    Args:
+        captions: any; one without words comes back as it is.
+        seed: the same captions, seed and share give the same words.
+        kept: probability that a word stays.
+
+    Example:
+        >>> partial_captions(["a black dog runs over wet grass"], seed=0)
+        ['a black dog wet grass']
+    """
+    random = np.random.default_rng(seed)
+    partial = []
+    for caption in captions:
+        words = caption.split()
+        if not words:
+            partial.append(caption)
+            continue
+        stays = random.random(len(words)) < kept
+        stays[random.integers(len(words))] |= not stays.any()
+        partial.append(" ".join(word for word, stay in zip(words, stays, strict=True) if stay))
+    return partial
+
+
+def _squared_distances(vectors: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.float64]:
+    """[n, d] and [k, d] -> [n, k]; rounding never makes one negative."""
+    x, c = vectors.astype(np.float64), centres.astype(np.float64)
+    squared = (x**2).sum(axis=1)[:, None] - 2 * (x @ c.T) + (c**2).sum(axis=1)[None, :]
+    return np.asarray(squared.clip(min=0.0))
+
+
+def _named(experts: Sequence[str], weights: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(experts, weights.tolist(), strict=True))

@@ -1,0 +1,151 @@
+"""All models, their uniform average and their routed ensemble, on all tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mode.embedding.store import pick_device
+from mode.ensemble.mixture import Mixture
+from mode.ensemble.routing import uniform_weights
+from mode.errors import ModeError
+from mode.evaluation.features import encode_prompts, encode_tasks, side_by_side
+from mode.evaluation.retrieval import retrieve
+from mode.evaluation.tasks import Task, open_tasks
+from mode.evaluation.zeroshot import classify, primary
+from mode.params import EvaluationParams
+from mode.training.model import Clip, load_model
+
+#: Names of the two mixtures in the results.
+UNIFORM, ENSEMBLE = "uniform", "ensemble"
+
+
+def evaluate_tasks(
+    models: Mapping[str, Path | Clip],
+    mixture: Mixture | None,
+    tasks: Sequence[Path],
+    params: EvaluationParams,
+    metrics: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Evaluate models and mixture on task folders.
+
+    Every model is loaded once and encodes each text once; every image is decoded once. An expert of the mixture that is
+    not among `models` is stood in for by `seed`, with the expert's weight.
+
+    Args:
+        models: name -> model folder, or a model that is loaded already (its mode and device stay as they were).
+        mixture: routes the tasks; `None` evaluates the models alone.
+        tasks: folders in CLIP_benchmark's layout.
+        params: batch size, decoding threads, device.
+        metrics: task name -> its metric, in place of what the folder says.
+
+    Returns:
+        What goes into `reports/metrics.json`, all figures in 0..1 and an undefined one `None`:
+
+        - `zeroshot`: `tasks`: TASK -> MODEL -> the task's metric; `mean`: MODEL -> the mean of those;
+        - `retrieval`: `tasks`: TASK -> MODEL -> `image_recall@1` ...;
+        - `routing`: TASK -> EXPERT -> weight; with a mixture only, as are the MODELs `uniform` and `ensemble`;
+        - `details`: TASK -> MODEL -> `acc1`, `acc5`, `mean_per_class_recall` (and `roc_auc`), as CLIP_benchmark's;
+        - `tasks`: TASK -> kind, metric, counts, and a hash of templates, classes and sample count: figures with
+          different hashes are of different tasks;
+        - `stand_ins`: EXPERT -> the model that answered for it, where that is not its own.
+
+    Raises:
+        ModeError: no model or no task; a folder that cannot be read; a model called as a mixture is; an expert missing
+            without a seed; an image that cannot be decoded; a model that gives NaN.
+    """
+    if not models:
+        raise ModeError("there is no model to evaluate", "train one first")
+    if taken := {UNIFORM, ENSEMBLE} & set(models):
+        raise ModeError(f"a model is called '{taken.pop()}', which names a mixture in the results")
+    opened = open_tasks(list(tasks), dict(metrics or {}))
+    members = mixture.members(models) if mixture else {}
+    routing = {task.name: mixture.weights(task.prompts) for task in opened} if mixture else {}
+
+    results: dict[str, Any] = {
+        "zeroshot": {"mean": {}, "tasks": {}},
+        "retrieval": {"tasks": {}},
+        "routing": routing,
+        "details": {},
+        "tasks": {task.name: task.summary() for task in opened},
+        "stand_ins": {expert: model for expert, model in members.items() if expert != model},
+    }
+    device = str(pick_device(params.device))
+    with _ready(models, device) as clips:
+        with side_by_side(clips, device) as run:
+            columns = run(lambda name: _encode_metadata(name, clips[name], opened, params, device))
+        encoded = encode_tasks(opened, clips, batch_size=params.batch_size, workers=params.workers, device=device)
+        for task, images in encoded:
+            metadata = {name: by_task[task.name] for name, by_task in columns.items()}
+            mixtures = _mixtures(members, routing[task.name]) if mixture else {}
+            if task.kind == "retrieval":
+                results["retrieval"]["tasks"][task.name] = retrieve(task, images, metadata, mixtures)
+            else:
+                figures = classify(task, images, metadata, mixtures)
+                results["zeroshot"]["tasks"][task.name] = {name: primary(task, each) for name, each in figures.items()}
+                results["details"][task.name] = {name: _defined(each) for name, each in figures.items()}
+    results["zeroshot"]["mean"] = _means(results["zeroshot"]["tasks"])
+    return results
+
+
+@contextmanager
+def _ready(models: Mapping[str, Path | Clip], device: str) -> Iterator[dict[str, Clip]]:
+    """All models on the device and in evaluation mode; those that were given loaded get their own state back."""
+    clips: dict[str, Clip] = {}
+    before: list[tuple[nn.Module, bool, torch.device]] = []
+    try:
+        for name, model in models.items():
+            if isinstance(model, Clip):
+                clips[name] = model
+                before.append((model.model, model.model.training, next(model.model.parameters()).device))
+                model.model.to(device)
+            else:
+                clips[name] = load_model(model, device)
+                clips[name].model.to(memory_format=torch.channels_last)  # a fifth faster convolutions
+            clips[name].model.eval()
+        yield clips
+    finally:
+        for network, training, where in before:
+            network.train(training).to(where)
+
+
+def _encode_metadata(
+    name: str, clip: Clip, tasks: Sequence[Task], params: EvaluationParams, device: str
+) -> dict[str, Tensor]:
+    """Task -> unit vectors of its classes, or of its texts, all encoded in batches across the tasks."""
+    prompts = list(chain.from_iterable(task.prompts for task in tasks))
+    vectors = encode_prompts(clip, prompts, batch_size=params.batch_size, device=device, name=name)
+    parts, start = {}, 0
+    for task in tasks:
+        parts[task.name] = vectors[start : start + len(task.prompts)]
+        start += len(task.prompts)
+    return parts
+
+
+def _mixtures(members: Mapping[str, str], routed: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Weights per model from weights per expert: a model that stands in for several experts has the sum of theirs."""
+    mixtures: dict[str, dict[str, float]] = {}
+    for name, weights in ((UNIFORM, uniform_weights(tuple(members))), (ENSEMBLE, routed)):
+        per_model = dict.fromkeys(members.values(), 0.0)
+        for expert, model in members.items():
+            per_model[model] += weights[expert]
+        mixtures[name] = per_model
+    return mixtures
+
+
+def _means(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Model -> its mean over the tasks."""
+    names = next(iter(tasks.values()), {})
+    return {name: math.fsum(figures[name] for figures in tasks.values()) / len(tasks) for name in names}
+
+
+def _defined(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN, which JSON lacks, as `None`."""
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}

@@ -1,0 +1,54 @@
+"""Retrieval both ways: the image of a text among all images, and a text of an image among all texts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from mode.evaluation import metrics
+from mode.evaluation.scores import BLOCK, similarity_blocks
+from mode.evaluation.tasks import Task
+
+#: The k of recall@k.
+RECALL_AT = (1, 5, 10)
+
+
+def retrieve(
+    task: Task,
+    images: Mapping[str, Tensor],
+    texts: Mapping[str, Tensor],
+    mixtures: Mapping[str, Mapping[str, float]],
+    block: int = BLOCK,
+) -> dict[str, dict[str, float]]:
+    """Recall of every model and mixture on a retrieval task.
+
+    `image_recall@k` is the share of texts whose image is among the k most similar images, `text_recall@k` the share of
+    images with at least one of their texts among the k most similar texts: CLIP_benchmark's `image_retrieval_recall@k`
+    and `text_retrieval_recall@k`. The full matrix of texts and images is never held.
+
+    Args:
+        task: of kind `retrieval`.
+        images: model -> unit vectors [images, d].
+        texts: model -> unit vectors [texts, d], in the order of `task.texts`.
+        mixtures: name -> weight per model.
+        block: similarities of one model held at once.
+
+    Returns:
+        Model or mixture -> `image_recall@1`, `@5`, `@10`, `text_recall@1`, `@5`, `@10`, in 0..1.
+    """
+    image_ranks, text_ranks = defaultdict(list), defaultdict(list)
+    for start, name, scores in similarity_blocks(texts, images, mixtures, block):
+        image_ranks[name].append(metrics.ranks(scores, task.owners[start : start + len(scores)]))
+    for start, name, scores in similarity_blocks(images, texts, mixtures, block):
+        text_ranks[name].append(metrics.best_ranks(scores, task.owners, first_row=start))
+    return {
+        name: {
+            f"{kind}_recall@{k}": metrics.accuracy(np.concatenate(parts[name]), k)
+            for kind, parts in (("image", image_ranks), ("text", text_ranks))
+            for k in RECALL_AT
+        }
+        for name in image_ranks
+    }

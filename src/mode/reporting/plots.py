@@ -1,0 +1,316 @@
+"""Plots of a run, each a function from figures to a matplotlib figure.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; what a colour says, a label says too. Each
+plot is drawn for a light or a dark page, with a transparent background.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+
+from mode.reporting.summary import (
+    Cluster,
+    Kind,
+    experts_of,
+    kind_of,
+    natural,
+    percent,
+    quantity,
+    routing,
+    rows,
+    zeroshot_tasks,
+)
+
+#: Training loss of each model: (samples seen, loss).
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+
+COLOURS: dict[Kind, str] = {
+    "seed": "#8a8f98",
+    "dense": "#0072b2",
+    "other": "#cc79a7",
+    "experts": "#e69f00",
+    "expert": "#e69f00",
+    "uniform": "#56b4e9",
+    "ensemble": "#d55e00",
+}
+#: For things of which there are several: experts, clusters. Told apart by order and label, should they recur.
+SERIES = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#b8a92b")
+#: More rows than this and a heat map carries no numbers.
+NUMBERED_ROWS = 80
+#: Inches; at the 500 to 600 pixels that half a page gives, text of 10 points stays readable.
+WIDTH = 5.8
+#: Words that name a cluster in a plot.
+WORDS = 6
+
+
+@contextmanager
+def theme(dark: bool) -> Iterator[None]:
+    """Fonts and colours for a light or a dark page."""
+    ink, faint = ("#e6e8eb", "#3a4049") if dark else ("#1f2430", "#d9dce1")
+    settings = {
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+        "font.size": 10,
+        "svg.hashsalt": "mode",  # the same figures give the same bytes
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.edgecolor": faint,
+        "axes.labelcolor": ink,
+        "axes.titlecolor": ink,
+        "text.color": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "grid.color": faint,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def accuracy(metrics: Mapping[str, Any]) -> Figure | None:
+    """Mean zero-shot accuracy of every model, as bars in the table's order; `None` without accuracies."""
+    table = [row for row in rows(metrics) if row.zeroshot is not None]
+    if not table:
+        return None
+    figure, axes = _axes(WIDTH, 0.9 + 0.34 * len(table))
+    values = [100 * (row.zeroshot or 0.0) for row in table]
+    bars = axes.barh(range(len(table)), values, height=0.72, color=[COLOURS[row.kind] for row in table])
+    for row, bar in zip(table, bars, strict=True):
+        if row.kind == "expert":
+            bar.set_alpha(0.55)
+    axes.bar_label(bars, [percent(row.zeroshot) for row in table], padding=4)
+    axes.set_yticks(range(len(table)), [row.model for row in table])
+    axes.invert_yaxis()
+    axes.set_xlim(0, min(100.0, max(values) * 1.12 + 1))
+    _quiet(axes, "x")
+    axes.set_xlabel("mean zero-shot accuracy, %")
+    return figure
+
+
+def cost(metrics: Mapping[str, Any]) -> Figure | None:
+    """Mean accuracy against training cost, a point per model; `None` without both."""
+    table = [row for row in rows(metrics) if row.zeroshot is not None]
+    multiples = all(row.multiple is not None for row in table)
+    costs = [(row, row.multiple if multiples else row.cost.samples) for row in table]
+    points = [(row, x) for row, x in costs if x is not None]
+    if not points:
+        return None
+    figure, axes = _axes(WIDTH, 4.0)
+    labelled: list[tuple[float, float, str]] = []
+    for row, x in points:
+        y = 100 * (row.zeroshot or 0.0)
+        single = row.kind == "expert" and any(other.kind == "experts" for other, _ in points)
+        axes.scatter(x, y, s=28 if single else 90, color=COLOURS[row.kind], alpha=0.5 if single else 1.0, zorder=3)
+        if not single:
+            labelled.append((x, y, row.model))
+    axes.margins(x=0.18, y=0.14)
+    axes.set_xlabel("training cost, multiples of the dense model's" if multiples else "training samples seen")
+    axes.set_ylabel("mean zero-shot accuracy, %")
+    axes.grid(alpha=0.7)
+    _label_points(axes, labelled)
+    return figure
+
+
+def routing_map(metrics: Mapping[str, Any], clusters: Sequence[Cluster] = ()) -> Figure | None:
+    """Routing weight by task and expert, tasks grouped by the expert they go to most; `None` without routing."""
+    weights = routing(metrics)
+    experts = [name for name in experts_of(metrics) if any(name in given for given in weights.values())]
+    if not weights or not experts:
+        return None
+    tasks = sorted(weights, key=lambda task: _place(weights[task], experts))
+    grid = [[weights[task].get(expert, 0.0) for expert in experts] for task in tasks]
+    words = {cluster.expert: cluster.words for cluster in clusters}
+    heads = ["\n".join([expert, *words.get(expert, [])[:3]]) for expert in experts]
+    longest = max(len(task) for task in tasks)
+    figure, axes = _axes(1.2 + 0.075 * longest + 1.15 * len(experts), 1.5 + 0.235 * len(tasks))
+    ramp = _ramp()
+    image = axes.imshow(grid, aspect="auto", cmap=ramp, vmin=0, vmax=1)
+    axes.set_xticks(range(len(experts)), heads, linespacing=1.25)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.tick_params(axis="y", labelsize=9)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([column + 0.5 for column in range(len(experts) - 1)], minor=True)
+    axes.tick_params(which="minor", length=0)
+    if len(tasks) <= NUMBERED_ROWS and len(experts) <= 16:
+        for y, line in enumerate(grid):
+            for x, weight in enumerate(line):
+                tone = _contrast(to_rgb(ramp(weight)))
+                axes.text(x, y, f"{weight:.2f}", ha="center", va="center", fontsize=8.5, color=tone)
+    else:
+        figure.colorbar(image, ax=axes, label="routing weight", fraction=0.04)
+    return figure
+
+
+def cluster_sizes(clusters: Sequence[Cluster]) -> Figure | None:
+    """Pairs in each coarse cluster, with the words that tell it from the others; `None` without clusters."""
+    if not clusters:
+        return None
+    figure, axes = _axes(WIDTH, 0.8 + 0.62 * len(clusters))
+    sizes = [cluster.size for cluster in clusters]
+    axes.barh(range(len(clusters)), sizes, height=0.34, color=[series_colour(i) for i in range(len(clusters))])
+    total = sum(sizes) or 1
+    for y, cluster in enumerate(clusters):
+        axes.text(0, y - 0.24, ", ".join(cluster.words[:WORDS]) or "(no words)", va="bottom", fontsize=9)
+        axes.text(cluster.size, y, f"  {cluster.size:,} ({cluster.size / total:.0%})", va="center", fontsize=9)
+    axes.set_yticks(range(len(clusters)), [cluster.name for cluster in clusters])
+    axes.set_ylim(len(clusters) - 0.6, -0.75)
+    axes.set_xlim(0, max(max(sizes), 1) * 1.28)
+    axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
+    _quiet(axes, "x")
+    axes.set_xlabel("pairs")
+    return figure
+
+
+def gains(metrics: Mapping[str, Any], against: str = "dense", model: str = "ensemble") -> Figure | None:
+    """Accuracy of one model minus another's, task by task, best first; `None` if no task has both."""
+    pairs = {
+        task: 100 * (given[model] - given[against])
+        for task, given in zeroshot_tasks(metrics).items()
+        if model in given and against in given
+    }
+    if not pairs:
+        return None
+    tasks = sorted(pairs, key=lambda task: (-pairs[task], task))
+    values = [pairs[task] for task in tasks]
+    experts = experts_of(metrics)
+    figure, axes = _axes(WIDTH, 0.9 + 0.205 * len(tasks))
+    colours = [COLOURS[kind_of(model if value > 0 else against, experts)] for value in values]
+    axes.barh(range(len(tasks)), values, height=0.7, color=colours)
+    axes.axvline(0, color=mpl.rcParams["text.color"], linewidth=0.8)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.tick_params(axis="y", labelsize=8.5)
+    axes.set_ylim(len(tasks) - 0.3, -0.7)
+    _quiet(axes, "x")
+    won = sum(value > 0 for value in values)
+    lost = sum(value < 0 for value in values)
+    axes.set_xlabel(f"{model} over {against}, points\nbetter on {won}, worse on {lost} of {len(values)} tasks")
+    return figure
+
+
+def training(curves: Curves, points: int = 400) -> Figure | None:
+    """Training loss over samples, a line per model, at most `points` points each; `None` without curves."""
+    drawn = {name: curve for name, curve in curves.items() if len(curve) > 1}
+    if not drawn:
+        return None
+    experts = sorted((name for name in drawn if kind_of(name, drawn) == "expert"), key=natural)
+    figure, axes = _axes(WIDTH, 4.0)
+    for name, curve in drawn.items():
+        thin = curve[:: max(1, len(curve) // points)]
+        single = name in experts
+        axes.plot(
+            [x for x, _ in thin],
+            [y for _, y in thin],
+            label=name,
+            color=series_colour(experts.index(name)) if single else COLOURS[kind_of(name, ())],
+            linewidth=1.2 if single else 1.8,
+            linestyle=(0, (4, 1.5)) if single else ":" if name == "dense-long" else "-",
+        )
+    axes.set_xlabel("samples seen")
+    axes.set_ylabel("training loss")
+    axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
+    axes.grid(alpha=0.7)
+    axes.legend(ncols=2, fontsize=9)
+    return figure
+
+
+def all_plots(
+    metrics: Mapping[str, Any], clusters: Sequence[Cluster] = (), curves: Curves | None = None
+) -> dict[str, Figure]:
+    """Every plot for which there are figures, by file name without its ending."""
+    drawn = {
+        "accuracy": accuracy(metrics),
+        "cost": cost(metrics),
+        "routing": routing_map(metrics, clusters),
+        "clusters": cluster_sizes(clusters),
+        "gains-dense": gains(metrics, "dense"),
+        "gains-dense-long": gains(metrics, "dense-long"),
+        "training": training(curves or {}),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def save_plots(
+    folder: Path, metrics: Mapping[str, Any], clusters: Sequence[Cluster] = (), curves: Curves | None = None
+) -> list[Path]:
+    """Write every plot as PNG (150 dpi, white) and SVG; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with theme(dark=False):
+        for name, figure in all_plots(metrics, clusters, curves).items():
+            written += [folder / f"{name}.png", folder / f"{name}.svg"]
+            figure.savefig(written[-2], dpi=150, facecolor="white")
+            written[-1].write_text(svg(figure), encoding="utf-8")
+    return written
+
+
+def svg(figure: Figure) -> str:
+    """A figure as SVG text, without date, so that equal figures are equal files."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def series_colour(position: int) -> str:
+    """Colour of the n-th expert or cluster."""
+    return SERIES[position % len(SERIES)]
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches, without pyplot's global state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _quiet(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """A grid along the values, no ticks along the names."""
+    axes.grid(axis=grid, alpha=0.7)
+    axes.tick_params(axis="y" if grid == "x" else "x", length=0)
+    axes.spines["left" if grid == "x" else "bottom"].set_visible(False)
+
+
+def _place(weights: Mapping[str, float], experts: Sequence[str]) -> tuple[int, float]:
+    """Where a task stands in the heat map: by its main expert, then by how clearly it is."""
+    main = max(range(len(experts)), key=lambda position: weights.get(experts[position], 0.0))
+    return main, -weights.get(experts[main], 0.0)
+
+
+def _ramp() -> LinearSegmentedColormap:
+    """From nearly the page's own colour to a strong blue, even in lightness."""
+    dark = sum(to_rgb(mpl.rcParams["text.color"])) > 1.5
+    ends = ("#1b2430", "#2f6da8", "#9fd0ff") if dark else ("#f3f6fa", "#6baed6", "#08406f")
+    return LinearSegmentedColormap.from_list("weight", ends)
+
+
+def _contrast(colour: tuple[float, float, float]) -> str:
+    """Black or white, whichever is readable on `colour` (relative luminance of ITU-R BT.709)."""
+    red, green, blue = colour
+    return "#101418" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else "#ffffff"
+
+
+def _label_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
+    """Labels right of their points, or left where that would write over another point's label."""
+    span_x = axes.get_xlim()[1] - axes.get_xlim()[0]
+    span_y = axes.get_ylim()[1] - axes.get_ylim()[0]
+    taken: list[tuple[float, float]] = []
+    for x, y, text in sorted(points, key=lambda point: -point[1]):
+        width = 0.028 * len(text) * span_x
+        clash = [(a, b) for a, b in taken if abs(b - y) < 0.055 * span_y and x < a + width and a < x + width]
+        place = (-9, 0, "right") if clash else (9, 0, "left")
+        axes.annotate(text, (x, y), place[:2], textcoords="offset points", ha=place[2], va="center", zorder=4)
+        taken.append((x, y))

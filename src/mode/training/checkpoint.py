@@ -1,0 +1,133 @@
+"""The state of a training in one file: replaced in one piece, refused under another configuration.
+
+A checkpoint is a safetensors file with the weights (`model.*`), AdamW's moments (`optimizer.*`) and, in its metadata,
+the step and the running figures as JSON. There is no random state in it: every random choice is a function of the seed
+and the position (see `mode.training.loop`). The seed keeps `optimizer.*` beside its model, so that others branch off.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mode.data.files import write_aside
+from mode.errors import ModeError
+
+CHECKPOINT, BRANCH_STATE = "checkpoint.safetensors", "branch_state.safetensors"
+
+
+@dataclass
+class RunState:
+    """How far a training has come.
+
+    Attributes:
+        step: the next optimiser step, counted from the beginning of the seed.
+        losses: of the steps since figures were last reported.
+        recent: of the last steps, for the card.
+        seconds: spent so far, over all interruptions.
+        bad_images: images that could not be decoded and were replaced.
+    """
+
+    step: int
+    losses: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    bad_images: int = 0
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, state: RunState, fingerprint: str) -> None:
+    """Write everything that an exact continuation needs; the previous checkpoint stays until the new one is whole."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= _optimizer_tensors(model, optimizer)
+    _save(path, tensors, {"state": json.dumps(asdict(state)), "fingerprint": fingerprint})
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, fingerprint: str) -> RunState:
+    """Continue from `path`: fills model and optimiser.
+
+    Raises:
+        ModeError: it was made under another configuration, or is damaged.
+    """
+    tensors, metadata = _load(path)
+    if metadata.get("fingerprint") != fingerprint:
+        raise ModeError(
+            f"{path}: this checkpoint was made under another configuration (data, model or training parameters)",
+            f"restore the parameters, or remove {path.parent} to start again",
+        )
+    model.load_state_dict({name[len("model.") :]: t for name, t in tensors.items() if name.startswith("model.")})
+    _restore_optimizer(path, model, optimizer, tensors)
+    return RunState(**json.loads(metadata["state"]))
+
+
+def save_branch_state(path: Path, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+    """Write AdamW's moments after `step` steps."""
+    _save(path, _optimizer_tensors(model, optimizer), {"step": str(step)})
+
+
+def load_branch_state(path: Path, model: nn.Module, optimizer: Optimizer, step: int) -> None:
+    """Give `optimizer` the moments that the seed left off with.
+
+    Raises:
+        ModeError: the file is missing, damaged, of another model, or from another step than `step`.
+    """
+    if not path.is_file():
+        raise ModeError(
+            f"{path.parent}: no {path.name}: this model is not one that others can branch from", "train the seed"
+        )
+    tensors, metadata = _load(path)
+    if metadata.get("step") != str(step):
+        raise ModeError(
+            f"{path.parent}: trained for {metadata.get('step')} steps, but this training branches off at {step}",
+            "train the seed with the present parameters",
+        )
+    _restore_optimizer(path, model, optimizer, tensors)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"optimizer.{names[parameter]}.{key}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def _restore_optimizer(path: Path, model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    # AdamW counts steps beside the parameter where it is fused, else on the CPU.
+    fused = bool(optimizer.defaults.get("fused"))
+    try:
+        for name, parameter in model.named_parameters():
+            if f"optimizer.{name}.step" not in tensors:
+                continue  # it never had a gradient
+            optimizer.state[parameter] = {
+                "step": tensors[f"optimizer.{name}.step"].to(parameter.device if fused else "cpu"),
+                "exp_avg": _like(parameter, tensors[f"optimizer.{name}.exp_avg"]),
+                "exp_avg_sq": _like(parameter, tensors[f"optimizer.{name}.exp_avg_sq"]),
+            }
+    except (KeyError, RuntimeError) as error:
+        raise ModeError(f"{path}: does not fit the model: {error}", "train the seed again") from None
+
+
+def _like(parameter: Tensor, stored: Tensor) -> Tensor:
+    """`stored` in the memory layout of `parameter`: the fused kernel walks both in memory order."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(stored)
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    with write_aside(path) as temporary:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModeError(f"{path}: cannot be read: {error}", "remove it to start again") from None

@@ -1,0 +1,90 @@
+"""One process or many: what `torchrun` started, and what its processes have to agree on."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mode.errors import ModeError
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of one training.
+
+    Attributes:
+        rank, world: this process's number, and how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Each flag: is it set in any process? All have to ask at the same step."""
+        if self.world == 1:
+            return list(flags)
+        # Tensors on the CPU go through gloo: no wait for a GPU.
+        raised = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in raised.tolist()]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes, element by element; `values` on any device, the result on the CPU."""
+        values = values.detach().double().cpu()
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values / self.world
+
+
+def process_group(device: str) -> Group:
+    """Join the processes that `torchrun` started, or be the only one.
+
+    Args:
+        device: `auto` is the GPU of this process's number if there is one, else the CPU.
+
+    Raises:
+        ModeError: the device does not exist here, or the environment is not one that `torchrun` makes.
+    """
+    world, local_rank = _from_environment("WORLD_SIZE", 1), _from_environment("LOCAL_RANK", 0)
+    if device == "auto":
+        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda":
+        device = f"cuda:{local_rank}"
+    chosen = _existing(device)
+    if world == 1:
+        return Group(0, 1, chosen)
+    if not dist.is_initialized():
+        # Once in a process: a second group would look up the closed addresses of the first in torchrun's store.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return Group(dist.get_rank(), dist.get_world_size(), chosen)
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ModeError(f"{name}: '{value}' is not a number", "start several processes with torchrun")
+    return int(value)
+
+
+def _existing(device: str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ModeError(f"training.device: '{device}' is not usable here: {str(error).splitlines()[0]}") from None
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen

@@ -1,0 +1,36 @@
+"""Which pairs an expert is trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mode.errors import ModeError
+
+
+def expert_rows(coarse: NDArray[np.int32], cluster: int, outside_share: float, seed: int) -> NDArray[np.int64]:
+    """The pairs of one cluster and a few of the others (MoDE paper, section 4.1: "slightly better than 0").
+
+    Args:
+        coarse: coarse cluster of every pair, int32 [pairs].
+        cluster: the expert's own.
+        outside_share: share of the pairs *outside* the cluster that are added, rounded to the nearest whole number.
+        seed: of the sample; clusters draw independently of one another.
+
+    Returns:
+        Rows, int64, ascending, each once.
+
+    Raises:
+        ModeError: no pair belongs to the cluster.
+
+    Example:
+        >>> expert_rows(np.array([0, 1, 0, 1], dtype=np.int32), cluster=1, outside_share=0.0, seed=0)
+        array([1, 3])
+    """
+    own = np.flatnonzero(coarse == cluster)
+    if not len(own):
+        raise ModeError(f"cluster {cluster} has no pairs to train an expert on", "choose a smaller clustering.coarse")
+    outside = np.flatnonzero(coarse != cluster)
+    count = round(outside_share * len(outside))
+    drawn = np.random.default_rng([seed, cluster]).choice(outside, size=count, replace=False, shuffle=False)
+    return np.sort(np.concatenate([own, drawn])).astype(np.int64)

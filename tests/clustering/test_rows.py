@@ -1,0 +1,38 @@
+"""Rows: blocks of an array or a file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mode.clustering.rows import Rows
+from mode.errors import ModeError
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 15])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_blocks_give_every_row_once(tmp_path, count, dtype):
+    vectors = np.random.default_rng(0).standard_normal((count, 3)).astype(dtype)
+    np.save(tmp_path / "vectors.npy", vectors)
+    for source in (vectors, np.load(tmp_path / "vectors.npy", mmap_mode="r") if count else vectors):
+        seen = [(which, block.copy()) for which, block in Rows(source).blocks(7)]
+        joined = np.concatenate([block for _, block in seen]) if seen else np.empty((0, 4), np.float32)
+        assert [which.start for which, _ in seen] == list(range(0, count, 7))
+        assert joined.dtype == np.float32
+        assert np.array_equal(joined[:, :3], vectors.astype(np.float32))
+        assert not joined[:, 3].any()
+
+
+def test_chosen_rows_of_chosen_rows():
+    vectors = np.arange(20, dtype=np.float32).reshape(10, 2)
+    rows = Rows(vectors, np.array([1, 3, 5, 7])).subset(np.array([0, 2]))
+    assert len(rows) == 2
+    assert rows.take(np.array([1]))[0, :2].tolist() == [10, 11]
+    assert rows.in_memory().take(np.array([0, 1]))[:, 0].tolist() == [2, 10]
+    assert rows.bytes == 16
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(3, np.float32), np.zeros((2, 2), np.int64), np.zeros((2, 0), np.float32)])
+def test_what_is_no_table_of_vectors_is_refused(wrong):
+    with pytest.raises(ModeError, match="instead of floats"):
+        Rows(wrong)

@@ -1,0 +1,106 @@
+"""A small copy of the project, on which the real DVC runs the real stages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+#: Changes to the project's params.yaml that make everything small, and a checkpoint follow every step.
+SMALL: dict[str, dict[str, Any]] = {
+    "glyphs": {"pairs": 1500, "shard_pairs": 500, "test_images": 1},
+    "embedding": {"dimensions": 16},
+    "clustering": {"fine": 8, "coarse": 2},
+    "training": {
+        "epoch_samples": 320,
+        "epochs": 5,
+        "seed_epochs": 3,
+        "batch_size": 32,
+        "warmup": 2,
+        "checkpoint_minutes": 0.0001,
+        "threads": 1,
+    },
+    "routing": {"calibration_captions": 256},
+}
+
+
+@dataclass
+class SmallProject:
+    """A project folder under git and DVC."""
+
+    root: Path
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project, with its tools first on the path."""
+        done = subprocess.run(command, cwd=self.root, env=environment(), capture_output=True, text=True, check=False)
+        assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command in the project, in a process group of its own."""
+        return subprocess.Popen(
+            command, cwd=self.root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def params(self) -> dict[str, Any]:
+        """Parsed params.yaml."""
+        content: dict[str, Any] = yaml.safe_load((self.root / "params.yaml").read_text())
+        return content
+
+    def set_params(self, content: dict[str, Any]) -> None:
+        """Replace params.yaml."""
+        (self.root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def stages_to_run(self) -> set[str]:
+        """Stages that the next `dvc repro` would run."""
+        printed = self.run("dvc", "repro", "--dry").stdout
+        return {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")}
+
+
+def environment() -> dict[str, str]:
+    """The environment of a user who works in the project's virtual environment."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def make_project(root: Path) -> SmallProject:
+    """Copy the project's pipeline to `root`, with small numbers, and put it under git and DVC."""
+    root.mkdir(parents=True)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "src", root / "src", ignore=ignore)
+    shutil.copytree(REPOSITORY / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(REPOSITORY / name, root / name)
+    (root / "watch.yaml").write_text("generated: [base]\nwatched: []\n")
+    project = SmallProject(root)
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for section, changes in SMALL.items():
+        content[section] |= changes
+    content["experts"] = {f"expert-{n}": {"source": "base", "cluster": n} for n in range(2)}
+    project.set_params(content)
+    project.run("git", "init", "--quiet")
+    return project
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
+    """A project after its first `dvc repro`, shared by all tests: leave it as it was found."""
+    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
+    project.run("dvc", "repro")
+    yield project
+    shutil.rmtree(project.root, ignore_errors=True)
+
+
+@pytest.fixture
+def new_project(tmp_path: Path) -> SmallProject:
+    """A project in which nothing has run yet."""
+    return make_project(tmp_path / "project")

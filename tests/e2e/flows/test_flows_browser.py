@@ -1,0 +1,59 @@
+"""A run started from the form in Prefect's page, in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page as Tab
+from playwright.sync_api import sync_playwright
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium"),
+]
+
+
+@pytest.fixture
+def tab() -> Iterator[Tab]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        tab = browser.new_page(viewport={"width": 1280, "height": 1000})
+        tab.set_default_timeout(120_000)
+        yield tab
+        browser.close()
+
+
+def keep(tab: Tab, name: str, tmp_path: Path) -> None:
+    """A screenshot, in the folder that `MODE_SCREENSHOTS` names."""
+    folder = Path(os.environ.get("MODE_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tab.screenshot(path=folder / f"{name}.png")
+
+
+def test_run_started_from_the_form_completes(project: Any, page: Any, tab: Tab, tmp_path: Path) -> None:
+    project.fresh()
+    deployment = page.call("deployments/name/pipeline/pipeline")["id"]
+    before = {run["id"] for run in page.call("flow_runs/filter", {})}
+    tab.goto(f"{page.address}/deployments/deployment/{deployment}/run")
+    tab.get_by_text("Trainings side by side on the CPU").wait_for()
+    keep(tab, "form", tmp_path)
+    tab.get_by_role("button", name="Submit").click()
+    tab.wait_for_url(f"**/deployment/{deployment}?**")  # the page goes back to the deployment
+    (run,) = {run["id"] for run in page.call("flow_runs/filter", {})} - before
+    assert page.await_end(run)["type"] == "COMPLETED", page.text(run)
+    tab.goto(f"{page.address}/runs/flow-run/{run}")
+    tab.get_by_text("Completed", exact=True).first.wait_for()
+    tab.get_by_text("expert@expert-3").first.wait_for()
+    keep(tab, "run", tmp_path)
+    assert {event["stage"] for event in project.events("end")} >= {"seed", "expert-0", "expert-3", "evaluate", "report"}
+    tab.get_by_text("Artifacts", exact=True).first.click()
+    tab.get_by_text("comparison").first.wait_for()
+    keep(tab, "artifacts", tmp_path)

@@ -1,0 +1,198 @@
+"""The whole pipeline, run by the real DVC with real trainings of a very small model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+from safetensors.numpy import load_file
+
+from tests.e2e.conftest import SmallProject
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+MODELS = ["seed", "dense", "dense-long", "expert-0", "expert-1"]
+
+
+def test_one_command_gives_models_and_their_figures(finished_project: SmallProject) -> None:
+    root = finished_project.root
+    metrics = json.loads((root / "reports/metrics.json").read_text())
+    assert set(metrics["zeroshot"]["mean"]) == {*MODELS, "uniform", "ensemble"}
+    for task, figures in metrics["zeroshot"]["tasks"].items():
+        assert set(figures) == {*MODELS, "uniform", "ensemble"}, task
+        assert all(0 <= value <= 1 for value in figures.values())
+        assert sum(metrics["routing"][task].values()) == pytest.approx(1)
+    cost = metrics["cost"]
+    # Three epochs of 320 samples, two more for the dense model and each expert, four for the long one.
+    assert [cost[name]["samples_seen"] for name in MODELS] == [960, 1600, 2240, 1600, 1600]
+    assert cost["ensemble"]["samples_seen"] == cost["dense-long"]["samples_seen"] == 2240
+    assert (root / "reports/index.html").is_file()
+
+
+def test_a_second_run_has_nothing_to_do_and_says_so(finished_project: SmallProject) -> None:
+    assert "Data and pipelines are up to date." in finished_project.run("dvc", "repro").stdout
+
+
+def test_metrics_and_plots_are_known_to_dvc(finished_project: SmallProject) -> None:
+    shown = json.loads(finished_project.run("dvc", "metrics", "show", "--json").stdout)
+    summary = shown[""]["data"]["reports/summary.json"]["data"]
+    metrics = json.loads((finished_project.root / "reports/metrics.json").read_text())
+    assert summary["zeroshot"]["ensemble"] == pytest.approx(metrics["zeroshot"]["mean"]["ensemble"], abs=1e-6)
+    finished_project.run("dvc", "plots", "show", "--out", "plots-page")
+    page = (finished_project.root / "plots-page/index.html").read_text()
+    for name in ("accuracy", "tasks", "routing", "training"):
+        assert f"reports_plots_{name}_csv" in page
+
+
+def test_any_task_folders_can_be_evaluated_by_themselves(finished_project: SmallProject, tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    command = ["mode", "evaluate", "--tasks", "data/tasks/chess", "data/tasks/dice", "--output", str(written)]
+    assert "ensemble" in finished_project.run(*command).stdout
+    figures = json.loads(written.read_text())
+    whole = json.loads((finished_project.root / "reports/metrics.json").read_text())
+    assert set(figures["zeroshot"]["tasks"]) == {"chess", "dice"}
+    for task, models in figures["zeroshot"]["tasks"].items():
+        assert models == pytest.approx(whole["zeroshot"]["tasks"][task])
+    failed = finished_project.run("mode", "evaluate", "--tasks", "data/index", check=False)
+    assert failed.returncode == 1
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_mlflow_has_a_run_per_model(finished_project: SmallProject) -> None:
+    client = MlflowClient(f"sqlite:///{finished_project.root / 'mlruns/mlflow.db'}")
+    [experiment] = [found for found in client.search_experiments() if found.name == "mode"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {*MODELS, "uniform", "ensemble"}
+    assert {name: run.data.tags["role"] for name, run in runs.items()} == {
+        "seed": "seed",
+        "dense": "dense",
+        "dense-long": "dense",
+        "expert-0": "expert",
+        "expert-1": "expert",
+        "uniform": "ensemble",
+        "ensemble": "ensemble",
+    }
+    metrics = json.loads((finished_project.root / "reports/metrics.json").read_text())
+    for name, run in runs.items():
+        assert run.data.metrics["zeroshot/mean"] == pytest.approx(metrics["zeroshot"]["mean"][name])
+        assert run.data.metrics["cost/samples_seen"] == metrics["cost"][name]["samples_seen"]
+    for name in MODELS:
+        assert len(client.get_metric_history(runs[name].info.run_id, "train/loss")) >= 1
+    assert client.get_model_version_by_alias("mode-ensemble", "champion").run_id == runs["ensemble"].info.run_id
+
+
+def test_a_changed_expert_reruns_that_expert_and_what_follows(finished_project: SmallProject) -> None:
+    before = finished_project.params()
+    changed = finished_project.params()
+    changed["experts"]["expert-1"]["lr"] = 0.001
+    finished_project.set_params(changed)
+    try:
+        # The report follows if the evaluation gives other figures, which only a real run can tell.
+        assert finished_project.stages_to_run() == {"expert@expert-1", "ensemble", "evaluate"}
+    finally:
+        finished_project.set_params(before)
+    assert finished_project.stages_to_run() == set()
+
+
+@pytest.mark.parametrize(("number", "lr"), [(signal.SIGKILL, 0.0011), (signal.SIGTERM, 0.0012)])
+def test_a_killed_expert_goes_on_and_ends_the_same(
+    finished_project: SmallProject, number: signal.Signals, lr: float
+) -> None:
+    weights_file = finished_project.root / "models/expert-0/open_clip_model.safetensors"
+    checkpoints = finished_project.root / "checkpoints/expert-0"
+    stage = ["dvc", "repro", "--single-item", "expert@expert-0"]
+    before = finished_project.params()
+    changed = finished_project.params()
+    changed["experts"]["expert-0"]["lr"] = lr  # a training that DVC has not seen yet
+    finished_project.set_params(changed)
+    try:
+        dvc = finished_project.start(*stage)
+        wait_for_training(dvc.pid, checkpoints).send_signal(number)
+        output, _ = dvc.communicate(timeout=60)
+        assert dvc.returncode != 0
+        assert not weights_file.exists(), output
+        assert steps_done(checkpoints) > 0
+
+        again = finished_project.run(*stage)
+        assert "expert-0 goes on from its checkpoint" in again.stdout
+        assert not checkpoints.exists()
+        resumed = load_file(weights_file)
+        finished_project.run(*stage, "--force", "--no-run-cache")
+        uninterrupted = load_file(weights_file)
+        assert resumed.keys() == uninterrupted.keys()
+        for name, tensor in resumed.items():
+            np.testing.assert_array_equal(tensor, uninterrupted[name], err_msg=name)
+    finally:
+        finished_project.set_params(before)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        finished_project.run(*stage)  # from DVC's cache
+
+
+def test_a_dvc_that_is_killed_takes_its_training_along(finished_project: SmallProject) -> None:
+    checkpoints = finished_project.root / "checkpoints/expert-1"
+    kept = finished_project.root / "kept"
+    shutil.copytree(finished_project.root / "models/expert-1", kept)
+    try:
+        dvc = finished_project.start("dvc", "repro", "--single-item", "--force", "--no-run-cache", "expert@expert-1")
+        training = wait_for_training(dvc.pid, checkpoints)
+        dvc.kill()
+        dvc.wait()
+        training.wait(timeout=15)
+        assert steps_done(checkpoints) > 0
+    finally:
+        shutil.rmtree(finished_project.root / "models/expert-1", ignore_errors=True)
+        shutil.move(kept, finished_project.root / "models/expert-1")
+        shutil.rmtree(checkpoints)
+
+
+def test_a_changed_shard_elsewhere_is_noticed(new_project: SmallProject, tmp_path: Path) -> None:
+    new_project.run("dvc", "repro", "data@base")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(new_project.root / "data/shards/base", elsewhere)
+    (elsewhere / "manifest.json").unlink()
+    params = new_project.params()
+    params["sources"]["base"]["shards"] = str(elsewhere)
+    new_project.set_params(params)
+    first = new_project.run("dvc", "repro", "index@base").stdout
+    assert "Running stage 'index@base'" in first
+    again = new_project.run("dvc", "repro", "index@base").stdout
+    assert "Stage 'index@base' didn't change" in again
+
+    (elsewhere / "00002.tar").unlink()
+    changed = new_project.run("dvc", "repro", "index@base").stdout
+    assert "Running stage 'index@base'" in changed
+    assert "1,000 pairs" in changed
+
+
+def wait_for_training(dvc: int, checkpoints: Path) -> psutil.Process:
+    """The stage's process, as soon as it has left a checkpoint."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for child in psutil.Process(dvc).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # dvc also starts git, which is gone in a moment
+                if {"mode", "stage"} <= {Path(word).name for word in child.cmdline()} and list_of(checkpoints):
+                    return child
+        time.sleep(0.005)
+    raise AssertionError("no training came up")
+
+
+def list_of(checkpoints: Path) -> list[Path]:
+    """Checkpoint files that are whole: one that is being written lies a folder deeper."""
+    return list(checkpoints.glob("*/checkpoint.safetensors"))
+
+
+def steps_done(checkpoints: Path) -> int:
+    """The step that the checkpoint goes on from."""
+    from safetensors import safe_open
+
+    [path] = list_of(checkpoints)
+    with safe_open(path, "numpy") as file:
+        return int(json.loads(file.metadata()["state"])["step"]) - 30  # three epochs of ten steps were the seed's

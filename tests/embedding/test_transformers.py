@@ -1,0 +1,75 @@
+"""Any Hugging Face encoder: equal to encoding one caption at a time with plain transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from mode.embedding import transformers as room
+from mode.embedding.base import build_embedder, load_embedder
+from mode.embedding.transformers import TransformersEmbedder
+from mode.errors import ModeError
+from mode.params import EmbeddingParams
+
+CAPTIONS = [
+    "a dog",
+    "the very small red cat runs on the grass and on the blue grass and on",
+    "",
+    "unknown words",
+    "cat",
+]
+
+
+def one_by_one(folder: Path, pooling: str, max_tokens: int) -> np.ndarray:
+    """Naive oracle: no batch, no padding."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    rows = []
+    for caption in CAPTIONS:
+        with torch.no_grad():
+            output = model(**tokenizer(caption, truncation=True, max_length=max_tokens, return_tensors="pt"))
+        states = output.last_hidden_state[0]
+        vector = {"cls": states[0], "mean": states.mean(dim=0), "pooler": output.pooler_output[0]}[pooling]
+        rows.append(torch.nn.functional.normalize(vector, dim=0).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
+@pytest.mark.parametrize(("max_tokens", "batch_size", "chunk"), [(77, 2, 3), (5, 1, 1), (8, 64, 16_384)])
+def test_equals_one_caption_at_a_time(bert, monkeypatch, pooling, max_tokens, batch_size, chunk):
+    monkeypatch.setattr(room, "CHUNK", chunk)
+    settings = {"pooling": pooling, "max_tokens": max_tokens, "batch_size": batch_size}
+    params = EmbeddingParams(kind="transformers", name=str(bert), device="cpu", **settings)
+    embedder = build_embedder(params, [], seed=0)
+    # The model has 12 positions, so that 77 tokens are cut to 12.
+    expected = one_by_one(bert, pooling, min(max_tokens, 12))
+    np.testing.assert_allclose(embedder.encode(CAPTIONS), expected, atol=1e-5)
+    assert embedder.encode([]).shape == (0, embedder.dimensions)
+
+
+def test_saved_and_loaded_without_the_original(bert, tmp_path):
+    embedder = TransformersEmbedder.open(str(bert), pooling="mean", max_tokens=6, device="cpu")
+    embedder.save(tmp_path / "embedder")
+    assert (tmp_path / "embedder" / "encoder" / "model.safetensors").is_file()
+    again = load_embedder(tmp_path / "embedder", device="cpu")
+    np.testing.assert_allclose(again.encode(CAPTIONS), embedder.encode(CAPTIONS), atol=1e-6)
+    assert again.fingerprint == embedder.fingerprint
+    assert again.name == f"transformers:{bert}"
+    assert TransformersEmbedder.open(str(bert), pooling="cls", max_tokens=6).fingerprint != embedder.fingerprint
+
+
+def test_folder_without_an_encoder_is_refused(tmp_path):
+    with pytest.raises(ModeError, match=r"embedding\.name .* cannot be opened"):
+        TransformersEmbedder.open(str(tmp_path))
+
+
+def test_pickled_weights_are_refused(bert, tmp_path):
+    for file in bert.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(AutoModel.from_pretrained(bert).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModeError, match="safetensors"):
+        TransformersEmbedder.open(str(tmp_path))

@@ -1,0 +1,194 @@
+"""The mixture: metadata vectors, stand-ins, combination, calibration on captions, and the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mode.embedding.lsa import LsaEmbedder
+from mode.ensemble.mixture import Mixture, class_vectors, combine
+from mode.ensemble.routing import class_distances, published_weights
+from mode.errors import ModeError
+from mode.params import RoutingParams
+
+ANIMALS = ["dog", "cat", "horse", "cow", "sheep", "bird", "fish", "lion"]
+TOOLS = ["hammer", "saw", "drill", "pliers", "wrench", "file", "chisel", "screw"]
+SHARED = ["red", "small", "old", "shiny"]
+
+
+def make_captions(count: int = 600) -> list[str]:
+    """Two domains that share a few words; a caption has three words of its domain and two shared ones."""
+    random = np.random.default_rng(0)
+    captions = []
+    for number in range(count):
+        domain = ANIMALS if number % 2 else TOOLS
+        captions.append(" ".join([*random.choice(domain, 3), *random.choice(SHARED, 2)]))
+    return captions
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[str]:
+    return make_captions()
+
+
+@pytest.fixture(scope="module")
+def embedder(captions: list[str]) -> LsaEmbedder:
+    return LsaEmbedder.fit(captions, 8, 0)
+
+
+@pytest.fixture(scope="module")
+def conditions(embedder: LsaEmbedder) -> dict[str, np.ndarray]:
+    """One source's two experts."""
+    return {
+        "animals": embedder.encode(["dog cat horse", "bird fish lion", "cow sheep dog"]),
+        "tools": embedder.encode(["hammer saw drill", "pliers wrench file"]),
+    }
+
+
+@pytest.fixture(scope="module")
+def mixture(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str]) -> Mixture:
+    return Mixture.fit(conditions, embedder, RoutingParams(), captions, seed=0)
+
+
+class TestWeights:
+    @pytest.mark.parametrize("kind", ["calibrated", "published", "paper"])
+    def test_a_task_of_one_domain_goes_to_its_expert(
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str], kind: str
+    ) -> None:
+        mixture = Mixture.fit(conditions, embedder, RoutingParams(kind=kind), captions, seed=0)  # type: ignore[arg-type]
+        animals = mixture.weights([[f"a {name}", f"the small {name}"] for name in ANIMALS])
+        tools = mixture.weights([[f"a {name}"] for name in TOOLS])
+        assert animals["animals"] > 0.5 > tools["animals"]
+        assert sum(animals.values()) == pytest.approx(1)
+
+    def test_calibrated_is_surer_than_published(self, mixture: Mixture, embedder: LsaEmbedder) -> None:
+        metadata = [[name] for name in ANIMALS]
+        published = published_weights(class_distances(class_vectors(embedder, metadata), mixture.conditions))
+        assert mixture.weights(metadata)["animals"] > published["animals"]
+
+    def test_classes_without_a_known_word_are_left_out(self, mixture: Mixture) -> None:
+        known = [["dog"], ["hammer"], ["cat"]]
+        assert mixture.weights([*known, ["zyxgfq"], ["qqq", "vvv"]]) == pytest.approx(mixture.weights(known))
+        assert mixture.weights([["zyxgfq"]]) == {"animals": 0.5, "tools": 0.5}
+        assert mixture.weights([]) == {"animals": 0.5, "tools": 0.5}
+
+    def test_the_temperature_is_inside_the_search(self, mixture: Mixture) -> None:
+        """Neither certain nor indifferent: a caption without its telling words leaves a doubt, but seldom."""
+        assert mixture.temperature is not None
+        assert 0.01 < mixture.temperature < 10  # squared distances between unit vectors are 0 to 4
+        assert 0.1 < mixture.weights([["red"]])["animals"] < 0.9
+        assert mixture.weights([["dog"]])["animals"] > 0.8
+
+    def test_an_expert_of_another_source_joins(
+        self, mixture: Mixture, embedder: LsaEmbedder, captions: list[str]
+    ) -> None:
+        """A second source overlaps in its words: old conditions stay as they are, weights go by name."""
+        joined = {**mixture.conditions, "zoo": embedder.encode(["lion", "lion fish"])}
+        larger = Mixture.fit(joined, embedder, RoutingParams(), captions, seed=0)
+        weights = larger.weights([["lion"]])
+        assert max(weights, key=weights.__getitem__) == "zoo"
+        assert list(weights) == ["animals", "tools", "zoo"]
+
+    def test_the_same_seed_gives_the_same_temperature(
+        self, mixture: Mixture, embedder: LsaEmbedder, captions: list[str]
+    ) -> None:
+        again = Mixture.fit(mixture.conditions, embedder, RoutingParams(), captions, seed=0)
+        other = Mixture.fit(mixture.conditions, embedder, RoutingParams(), captions, seed=1)
+        assert again.temperature == mixture.temperature != other.temperature
+
+
+def test_class_vectors_average_unit_vectors_and_normalise(embedder: LsaEmbedder) -> None:
+    prompts = ["a red dog", "dog"]
+    mean = embedder.encode(prompts).mean(axis=0)
+    vectors = class_vectors(embedder, [prompts, ["hammer"], ["zyxgfq"]])
+    np.testing.assert_allclose(vectors[0], mean / np.linalg.norm(mean), rtol=1e-5)
+    np.testing.assert_allclose(vectors[1], embedder.encode(["hammer"])[0], rtol=1e-5)
+    assert not vectors[2].any()
+
+
+def test_class_vectors_of_more_prompts_than_a_block(embedder: LsaEmbedder) -> None:
+    prompts = [["dog", "cat"], ["saw"] * 4095, ["hammer", "saw"]]
+    vectors = class_vectors(embedder, prompts)
+    np.testing.assert_allclose(vectors[1], embedder.encode(["saw"])[0], atol=1e-4)
+    np.testing.assert_allclose(vectors[2], class_vectors(embedder, [["hammer", "saw"]])[0], atol=1e-6)
+
+
+class TestMembers:
+    def test_an_untrained_expert_is_stood_in_for_by_the_seed(self, mixture: Mixture) -> None:
+        assert mixture.members(["seed", "dense", "tools"]) == {"animals": "seed", "tools": "tools"}
+
+    def test_all_trained_needs_no_seed(self, mixture: Mixture) -> None:
+        assert mixture.members(["tools", "animals"]) == {"animals": "animals", "tools": "tools"}
+
+    def test_neither_expert_nor_seed(self, mixture: Mixture) -> None:
+        with pytest.raises(ModeError, match=r"no model for animals, nor 'seed'.*there are: dense, tools"):
+            mixture.members(["dense", "tools"])
+
+
+def test_combine_by_hand() -> None:
+    scores = {"a": np.array([[1.0, 0.0]]), "b": np.array([[0.0, 2.0]])}
+    np.testing.assert_allclose(combine(scores, {"a": 0.75, "b": 0.25}), [[0.75, 0.5]])
+    np.testing.assert_allclose(combine({"a": scores["a"]}, {"a": 1.0, "b": 0.0}), scores["a"])
+
+
+class TestFolder:
+    @pytest.mark.parametrize("kind", ["calibrated", "published", "paper"])
+    def test_round_trip(
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str], kind: str, tmp_path: Path
+    ) -> None:
+        routing = RoutingParams(kind=kind, divisor=2.0, bandwidth=0.7)  # type: ignore[arg-type]
+        saved = Mixture.fit(conditions, embedder, routing, captions, seed=0)
+        saved.save(tmp_path / "ensemble")
+        saved.save(tmp_path / "ensemble")  # replaces
+        loaded = Mixture.load(tmp_path / "ensemble")
+        metadata = [["a dog"], ["a saw", "one saw"]]
+        assert loaded.weights(metadata) == pytest.approx(saved.weights(metadata))
+        assert loaded.experts == saved.experts
+        assert loaded.routing == routing
+
+    def test_the_order_of_experts_stays(self, embedder: LsaEmbedder, captions: list[str], tmp_path: Path) -> None:
+        """Safetensors sorts its names; the list in ensemble.json has the order."""
+        names = ["z", "a", "m"]
+        conditions = {name: embedder.encode([word]) for name, word in zip(names, ANIMALS, strict=False)}
+        Mixture.fit(conditions, embedder, RoutingParams(), captions, seed=0).save(tmp_path / "e")
+        assert list(Mixture.load(tmp_path / "e").experts) == names
+
+    def test_missing_damaged_and_newer_folders(self, mixture: Mixture, tmp_path: Path) -> None:
+        with pytest.raises(ModeError, match="no saved mixture"):
+            Mixture.load(tmp_path / "nowhere")
+        mixture.save(tmp_path / "e")
+
+        shutil.copytree(tmp_path / "e", tmp_path / "cut")
+        (tmp_path / "cut" / "conditions.safetensors").write_bytes(b"\x10")
+        with pytest.raises(ModeError, match="damaged mixture"):
+            Mixture.load(tmp_path / "cut")
+
+        description = json.loads((tmp_path / "e" / "ensemble.json").read_text())
+        (tmp_path / "e" / "ensemble.json").write_text(json.dumps({**description, "format": 99}))
+        with pytest.raises(ModeError, match="format 99"):
+            Mixture.load(tmp_path / "e")
+        (tmp_path / "e" / "ensemble.json").write_text("{")
+        with pytest.raises(ModeError, match="damaged mixture"):
+            Mixture.load(tmp_path / "e")
+
+
+class TestBadInput:
+    def test_no_expert(self, embedder: LsaEmbedder, captions: list[str]) -> None:
+        with pytest.raises(ModeError, match="no expert"):
+            Mixture.fit({}, embedder, RoutingParams(), captions, seed=0)
+
+    @pytest.mark.parametrize("shape", [(0, 8), (3, 7), (8,)])
+    def test_a_condition_of_another_shape(
+        self, embedder: LsaEmbedder, captions: list[str], shape: tuple[int, ...]
+    ) -> None:
+        with pytest.raises(ModeError, match="condition of expert 'a': shape"):
+            Mixture.fit({"a": np.zeros(shape, np.float32)}, embedder, RoutingParams(), captions, seed=0)
+
+    @pytest.mark.parametrize("useless", [[], ["zyxgfq qqq"]])
+    def test_no_caption_to_calibrate_on(self, mixture: Mixture, embedder: LsaEmbedder, useless: list[str]) -> None:
+        with pytest.raises(ModeError, match=f"none of {len(useless)} training captions"):
+            Mixture.fit(mixture.conditions, embedder, RoutingParams(), useless, seed=0)

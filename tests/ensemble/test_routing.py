@@ -1,0 +1,242 @@
+"""Routing: the three rules against numbers worked by hand, their properties, and the calibration of the temperature."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from mode.ensemble.routing import (
+    Nearest,
+    calibrate_temperature,
+    calibrated_weights,
+    class_distances,
+    paper_weights,
+    partial_captions,
+    published_weights,
+    uniform_weights,
+)
+
+NAMES = ("base-0", "base-1", "photos-0")
+
+
+def nearest(rows: list[list[float]]) -> Nearest:
+    return Nearest(NAMES[: len(rows[0])], np.array(rows))
+
+
+def distances(max_classes: int = 30) -> st.SearchStrategy[np.ndarray]:
+    """[classes, 3 experts], all different from 0 so that scaling them loses nothing."""
+    shapes = st.tuples(st.integers(1, max_classes), st.just(3))
+    return arrays(np.float64, shapes, elements=st.floats(0.01, 2.0))
+
+
+class TestClassDistances:
+    def test_nearest_centre_of_each_expert(self) -> None:
+        conditions = {"a": np.array([[3.0, 4.0], [0.0, 1.0]]), "b": np.array([[-2.0, 0.0]])}
+        found = class_distances(np.array([[0.0, 0.0], [3.0, 4.0]]), conditions)
+        assert found.experts == ("a", "b")
+        np.testing.assert_allclose(found.distances, [[1.0, 2.0], [0.0, math.hypot(5, 4)]])
+
+    @pytest.mark.parametrize("classes", [0, 1, 4095, 4096, 4097])
+    def test_equals_the_full_matrix(self, classes: int) -> None:
+        random = np.random.default_rng(classes)
+        vectors = random.normal(size=(classes, 3)).astype(np.float32)
+        conditions = {"a": random.normal(size=(1, 3)), "b": random.normal(size=(5, 3)).astype(np.float16)}
+        naive = np.stack(
+            [
+                np.linalg.norm(vectors[:, None, :] - centres[None], axis=2).min(axis=1)
+                for centres in conditions.values()
+            ],
+            1,
+        )
+        np.testing.assert_allclose(class_distances(vectors, conditions).distances, naive, atol=1e-6)
+
+    def test_a_class_on_a_centre_is_at_distance_zero_not_nan(self) -> None:
+        vectors = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
+        assert class_distances(vectors, {"a": vectors}).distances.max() < 1e-6
+
+
+class TestPublished:
+    """The formula of reference-facts.md: p = softmax(w / 8)."""
+
+    @pytest.mark.parametrize(
+        ("classes", "weight"), [(10, 0.262), (100, 0.383), (210, 0.552), (220, 0.367), (1000, 0.254)]
+    )
+    def test_all_classes_on_one_of_four_experts(self, classes: int, weight: float) -> None:
+        """What the published code gives at a distance of 0.6: nearly uniform, and not even rising with the classes."""
+        rows = np.full((classes, 4), 0.9)
+        rows[:, 2] = 0.6
+        found = published_weights(Nearest(("a", "b", "c", "d"), rows))
+        assert found["c"] == pytest.approx(weight, abs=5e-4)
+        assert found["a"] == found["b"] == found["d"] == pytest.approx((1 - found["c"]) / 3)
+
+    def test_by_hand_with_fewer_than_ten_classes(self) -> None:
+        """L = 4, so a = exp(0.5 - 2) = 0.22313 and b = 5; three classes go to the first expert, one to the second."""
+        found = published_weights(nearest([[0.5, 0.9, 0.9], [0.6, 0.9, 0.9], [0.7, 0.9, 0.9], [0.9, 0.4, 0.9]]))
+        a = math.exp(-1.5)
+        w = [
+            math.exp((a - 0.5) * 5) + math.exp((a - 0.6) * 5) + math.exp((a - 0.7) * 5),  # 0.2505 + 0.1519 + 0.0921
+            math.exp((a - 0.4) * 5),
+            0.0,  # no class: still in the softmax
+        ]
+        total = sum(math.exp(x / 8) for x in w)
+        assert list(found.values()) == pytest.approx([math.exp(x / 8) / total for x in w])
+
+    def test_divisor_one_sharpens(self) -> None:
+        rows = [[0.5, 0.9, 0.9]] * 12
+        w = 12 * math.exp(-2.5)
+        found = published_weights(nearest(rows), divisor=1.0)
+        assert found["base-0"] == pytest.approx(math.exp(w) / (math.exp(w) + 2))
+
+    def test_an_expert_in_the_middle_without_a_class_shifts_no_weight(self) -> None:
+        """The published code sizes the weights by occurring clusters but indexes them by number."""
+        found = published_weights(nearest([[0.5, 0.9, 0.8]] * 10 + [[0.8, 0.9, 0.4]] * 10))
+        assert found["photos-0"] > found["base-0"] > found["base-1"]
+
+
+class TestPaper:
+    def test_by_hand(self) -> None:
+        """Sums of exp(-d^2 / 2) over 2 classes x centres, then the softmax."""
+        vectors = np.array([[0.0, 0.0], [1.0, 0.0]])
+        conditions = {"a": np.array([[0.0, 0.0], [0.0, 1.0]]), "b": np.array([[3.0, 0.0]])}
+        a = 1 + math.exp(-1 / 2) + math.exp(-1 / 2) + math.exp(-2 / 2)
+        b = math.exp(-9 / 2) + math.exp(-4 / 2)
+        found = paper_weights(vectors, conditions, bandwidth=2.0)
+        assert found == pytest.approx({"a": 1 / (1 + math.exp(b - a)), "b": 1 / (1 + math.exp(a - b))})
+
+    def test_many_classes_do_not_overflow(self) -> None:
+        vectors = np.zeros((10_000, 2))
+        found = paper_weights(vectors, {"a": np.zeros((1, 2)), "b": np.ones((1, 2))})
+        assert found == pytest.approx({"a": 1.0, "b": 0.0})
+
+
+class TestCalibrated:
+    def test_by_hand(self) -> None:
+        """Two classes, temperature 0.5: softmax of -2 d^2, then the mean."""
+        found = calibrated_weights(nearest([[0.5, 1.0], [1.0, 0.8]]), temperature=0.5)
+        first = 1 / (1 + math.exp(-2 * (1.0 - 0.25)))
+        second = 1 / (1 + math.exp(-2 * (0.64 - 1.0)))
+        assert found == pytest.approx({"base-0": (first + second) / 2, "base-1": 1 - (first + second) / 2})
+
+    def test_share_of_classes_when_cold_and_uniform_when_hot(self) -> None:
+        rows = nearest([[0.5, 0.9, 0.9], [0.4, 0.9, 0.9], [0.9, 0.9, 0.3], [0.9, 0.2, 0.3]])
+        assert list(calibrated_weights(rows, 1e-6).values()) == pytest.approx([0.5, 0.25, 0.25])
+        assert list(calibrated_weights(rows, 1e6).values()) == pytest.approx([1 / 3] * 3, abs=1e-5)
+
+    def test_no_class_is_uniform(self) -> None:
+        empty = Nearest(NAMES, np.empty((0, 3)))
+        assert calibrated_weights(empty, 1.0) == uniform_weights(NAMES)
+        assert list(published_weights(empty).values()) == pytest.approx([1 / 3] * 3)
+
+    @given(distances(), st.floats(0.01, 100.0), st.floats(0.01, 10.0))
+    def test_rescaled_distances_change_nothing(self, rows: np.ndarray, scale: float, temperature: float) -> None:
+        plain = calibrated_weights(Nearest(NAMES, rows), temperature)
+        scaled = calibrated_weights(Nearest(NAMES, rows * scale), temperature * scale**2)
+        assert list(scaled.values()) == pytest.approx(list(plain.values()), abs=1e-9)
+
+    @given(distances(), st.integers(2, 5))
+    def test_classes_repeated_change_nothing(self, rows: np.ndarray, times: int) -> None:
+        plain = calibrated_weights(Nearest(NAMES, rows), 0.3)
+        repeated = calibrated_weights(Nearest(NAMES, np.tile(rows, (times, 1))), 0.3)
+        assert list(repeated.values()) == pytest.approx(list(plain.values()))
+
+    @given(distances(), st.integers(0, 2), st.floats(0.1, 0.9))
+    def test_nearer_classes_raise_an_expert(self, rows: np.ndarray, expert: int, factor: float) -> None:
+        nearer = rows.copy()
+        nearer[:, expert] *= factor
+        before = calibrated_weights(Nearest(NAMES, rows), 0.5)[NAMES[expert]]
+        assert calibrated_weights(Nearest(NAMES, nearer), 0.5)[NAMES[expert]] >= before - 1e-12
+
+
+@given(distances(), st.permutations(range(3)), st.sampled_from(["published", "calibrated"]))
+def test_weights_are_a_distribution_that_follows_the_names(rows: np.ndarray, order: list[int], rule: str) -> None:
+    def weigh(names: tuple[str, ...], columns: np.ndarray) -> dict[str, float]:
+        found = Nearest(names, columns)
+        return published_weights(found) if rule == "published" else calibrated_weights(found, 0.4)
+
+    rows = rows + np.array([0, 1e-6, 2e-6])  # no ties: those go by order
+    plain = weigh(NAMES, rows)
+    assert sum(plain.values()) == pytest.approx(1)
+    assert min(plain.values()) >= 0
+    permuted = weigh(tuple(NAMES[i] for i in order), rows[:, order])
+    for name in NAMES:
+        assert permuted[name] == pytest.approx(plain[name])
+
+
+@given(st.integers(0, 2**32 - 1), st.permutations(range(3)))
+def test_paper_weights_are_a_distribution_that_follows_the_names(seed: int, order: list[int]) -> None:
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(7, 4))
+    conditions = {name: random.normal(size=(size, 4)) for name, size in zip(NAMES, (1, 3, 2), strict=True)}
+    plain = paper_weights(vectors, conditions)
+    assert sum(plain.values()) == pytest.approx(1)
+    permuted = paper_weights(vectors, {NAMES[i]: conditions[NAMES[i]] for i in order})
+    for name in NAMES:
+        assert permuted[name] == pytest.approx(plain[name])
+
+
+class TestTemperature:
+    def test_recovers_the_temperature_that_made_the_labels(self) -> None:
+        """Labels drawn from softmax(-d^2 / 0.3): the maximum-likelihood estimate is consistent."""
+        random = np.random.default_rng(0)
+        rows = random.uniform(0.2, 1.2, size=(20_000, 4))
+        odds = np.exp(-(rows**2) / 0.3)
+        cumulative = (odds / odds.sum(axis=1, keepdims=True)).cumsum(axis=1)
+        assigned = (random.random((20_000, 1)) > cumulative).sum(axis=1)
+        assert calibrate_temperature(rows, assigned) == pytest.approx(0.3, rel=0.05)
+
+    def test_is_the_best_on_a_fine_grid(self) -> None:
+        random = np.random.default_rng(1)
+        rows = random.uniform(0.5, 1.0, size=(200, 3))
+        assigned = np.where(random.random(200) < 0.7, rows.argmin(axis=1), random.integers(0, 3, 200))
+
+        def likelihood(temperature: float) -> float:
+            logits = -(rows**2 - (rows**2).min(axis=1, keepdims=True)) / temperature
+            logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            return float(logits[np.arange(200), assigned].mean())
+
+        found = calibrate_temperature(rows, assigned)
+        assert likelihood(found) >= max(likelihood(t) for t in np.geomspace(1e-3, 1e2, 2000)) - 1e-9
+
+    @given(st.floats(1e-3, 1e3))
+    def test_scales_with_squared_distance(self, scale: float) -> None:
+        random = np.random.default_rng(2)
+        rows = random.uniform(0.5, 1.0, size=(50, 3))
+        assigned = random.integers(0, 3, 50)
+        assigned[:40] = rows[:40].argmin(axis=1)
+        plain = calibrate_temperature(rows, assigned)
+        assert calibrate_temperature(rows * scale, assigned) == pytest.approx(plain * scale**2, rel=1e-3)
+
+    def test_without_any_doubt_it_ends_at_the_cold_bound(self) -> None:
+        rows = np.random.default_rng(3).uniform(0.5, 1.0, size=(50, 3))
+        found = calibrate_temperature(rows, rows.argmin(axis=1))
+        assert 0 < found < 0.01 * (rows.min(axis=1) ** 2).mean()
+
+    @pytest.mark.parametrize("rows", [np.zeros((4, 3)), np.full((4, 3), 0.7), np.ones((1, 1))])
+    def test_degenerate_distances_give_a_usable_temperature(self, rows: np.ndarray) -> None:
+        found = calibrate_temperature(rows, np.zeros(len(rows), np.int64))
+        assert math.isfinite(found)
+        assert found > 0
+
+
+class TestPartialCaptions:
+    def test_keeps_order_and_about_half(self) -> None:
+        captions = [" ".join(f"w{i}" for i in range(20))] * 200
+        partial = partial_captions(captions, seed=1)
+        kept = [[int(word[1:]) for word in caption.split()] for caption in partial]
+        assert all(words == sorted(set(words)) for words in kept)
+        assert np.mean([len(words) for words in kept]) == pytest.approx(10, abs=0.5)
+        assert len({tuple(words) for words in kept}) > 190
+
+    def test_seeded(self) -> None:
+        captions = ["a black dog runs", "two men play chess"] * 10
+        assert partial_captions(captions, 3) == partial_captions(captions, 3) != partial_captions(captions, 4)
+
+    def test_something_always_stays(self) -> None:
+        assert partial_captions(["dog"] * 50, 0) == ["dog"] * 50
+        assert set(partial_captions(["black dog"] * 50, 0, kept=0.0)) == {"black", "dog"}
+        assert partial_captions(["", "  "], 0) == ["", "  "]

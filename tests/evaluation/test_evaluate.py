@@ -1,0 +1,316 @@
+"""Evaluation of several models and their mixture: against naive computations, whatever the batches and blocks."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from mode.embedding.lsa import LsaEmbedder
+from mode.ensemble.mixture import Mixture
+from mode.errors import ModeError
+from mode.evaluation import features, scores
+from mode.evaluation.evaluate import evaluate_tasks
+from mode.evaluation.features import Preprocess, encode_prompts, encode_tasks, encode_texts, side_by_side
+from mode.evaluation.retrieval import retrieve
+from mode.evaluation.tasks import Task, open_task
+from mode.evaluation.zeroshot import classify, primary
+from mode.params import EvaluationParams, RoutingParams
+from mode.training.model import Clip, save_model
+
+CPU = EvaluationParams(device="cpu", batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Mixture:
+    """Experts for bright and dark colours."""
+    captions = ["a red spot", "yellow paper", "white photo", "red yellow white", "dark grey photo", "blue spot",
+                "green paper", "the dark blue colour", "dark green", "grey and blue"] * 10  # fmt: skip
+    embedder = LsaEmbedder.fit(captions, 6, 0)
+    conditions = {
+        "expert-0": embedder.encode(["red", "yellow white"]),
+        "expert-1": embedder.encode(["blue", "dark grey", "green"]),
+    }
+    return Mixture.fit(conditions, embedder, RoutingParams(), captions, seed=0)
+
+
+def by_hand(clip: Clip, task: Task) -> np.ndarray:
+    """Cosines [images, classes or texts], one image and one class at a time, with open_clip's own transform."""
+    transform = image_transform_v2(PreprocessCfg(**clip.preprocess_cfg), is_train=False)
+    with torch.no_grad():
+        images = torch.cat(
+            [
+                clip.model.encode_image(
+                    transform(Image.open(io.BytesIO(image.read())).convert("RGB"))[None], normalize=True
+                )
+                for image in task.images
+            ]
+        )
+        columns = []
+        for prompts in task.prompts:
+            mean = clip.model.encode_text(clip.tokenizer(prompts), normalize=True).mean(dim=0)
+            columns.append(mean / mean.norm())
+        return (images @ torch.stack(columns).T).numpy()
+
+
+class TestFeatures:
+    def test_pixels_and_normalisation_equal_open_clips_transform(self, clips: dict[str, Clip]) -> None:
+        clip = clips["seed"]
+        for resize_mode in ("shortest", "longest", "squash"):
+            for interpolation in ("bicubic", "bilinear"):
+                changed = {**clip.preprocess_cfg, "resize_mode": resize_mode, "interpolation": interpolation}
+                preprocess = Preprocess(Clip(clip.model, clip.tokenizer, clip.model_cfg, changed))
+                transform = image_transform_v2(PreprocessCfg(**changed), is_train=False)
+                pixels = np.random.default_rng(0).integers(0, 255, (41, 67, 3), dtype=np.uint8)
+                picture = Image.fromarray(pixels)
+                assert torch.equal(preprocess.normalise(preprocess.pixels(picture)), transform(picture))
+
+    def test_equal_geometry_is_shared_and_another_is_not(self, clips: dict[str, Clip]) -> None:
+        clip = clips["seed"]
+        other = {**clip.preprocess_cfg, "mean": [0.5, 0.5, 0.5]}
+        smaller = {**clip.preprocess_cfg, "size": 24}
+        plain, mean, size = (
+            Preprocess(Clip(clip.model, clip.tokenizer, clip.model_cfg, cfg))
+            for cfg in (clip.preprocess_cfg, other, smaller)
+        )
+        assert plain.geometry == mean.geometry != size.geometry
+        assert len({plain.key, mean.key, size.key}) == 3
+
+    @pytest.mark.parametrize("batch_size", [1, 7, 12, 13, 100])
+    def test_batches_run_across_tasks(self, folders: Any, clips: dict[str, Clip], batch_size: int) -> None:
+        """Sizes 1, 12 and 6: a batch ends inside a task, at its end, or covers several."""
+        tasks = [open_task(folders.classification(f"t{n}", [i % 6 for i in range(n)], seed=n)) for n in (1, 12, 6)]
+        found = list(encode_tasks(tasks, clips, batch_size=batch_size, workers=2, device="cpu"))
+        assert [task.name for task, _ in found] == ["t1", "t12", "t6"]
+        for task, vectors in found:
+            assert list(vectors) == list(clips)
+            for name, clip in clips.items():
+                [(_, alone)] = encode_tasks([task], {name: clip}, batch_size=50, workers=0, device="cpu")
+                assert vectors[name].shape == (len(task.images), 16)
+                torch.testing.assert_close(vectors[name], alone[name])
+
+    def test_an_image_is_decoded_once_for_all_models(
+        self, folders: Any, clips: dict[str, Clip], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        decoded: list[int] = []
+        plain = features.decode
+        monkeypatch.setattr(features, "decode", lambda content: decoded.append(len(content)) or plain(content))
+        task = open_task(folders.classification("colours", [0, 1, 2, 3, 4]))
+        list(encode_tasks([task], clips, batch_size=2, workers=2, device="cpu"))
+        assert sorted(decoded) == sorted(image.size for image in task.images)
+
+    def test_prompts_are_averaged_and_normalised_across_batches(self, clips: dict[str, Clip]) -> None:
+        prompts = [["a red spot", "red"], ["blue"], ["a large green square", "two green", "green paper"]]
+        clip = clips["seed"]
+        for batch_size in (1, 2, 4, 100):
+            found = encode_prompts(clip, prompts, batch_size=batch_size, device="cpu")
+            for row, group in zip(found, prompts, strict=True):
+                mean = encode_texts(clip, group, batch_size=10, device="cpu").mean(dim=0)
+                torch.testing.assert_close(row, mean / mean.norm())
+
+    def test_an_image_that_cannot_be_decoded_is_named(self, folders: Any, clips: dict[str, Clip]) -> None:
+        """Unlike in training it is not skipped: without it, it would be another benchmark."""
+        folder = folders.classification("colours", [0, 1])
+        tar = folder / "test" / "0.tar"
+        tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"?PNG"))
+        task = open_task(folder)
+        with pytest.raises(ModeError, match=r"0.tar: image s00001 cannot be decoded"):
+            list(encode_tasks([task], clips, batch_size=2, workers=1, device="cpu"))
+
+    def test_a_model_that_gives_nan_is_named(self, folders: Any, clips: dict[str, Clip]) -> None:
+        folder = folders.classification("colours", [0, 1])
+        weight = clips["expert-1"].model.visual.conv1.weight
+        kept = weight.detach().clone()
+        try:
+            with torch.no_grad():
+                weight[0, 0, 0, 0] = torch.nan
+            with pytest.raises(ModeError, match="model 'expert-1' gives NaN"):
+                evaluate_tasks(clips, None, [folder], CPU)
+        finally:
+            with torch.no_grad():
+                weight.copy_(kept)
+
+    def test_side_by_side_keeps_order_and_threads(self) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            with side_by_side(["a", "b", "c", "d"], "cpu") as run:
+                assert run(lambda name: (name.upper(), torch.get_num_threads())) == {
+                    "a": ("A", 1), "b": ("B", 1), "c": ("C", 1), "d": ("D", 1)
+                }  # fmt: skip
+            assert torch.get_num_threads() == 3
+            with side_by_side(["a"], "cpu") as run:
+                assert run(lambda _: torch.get_num_threads()) == {"a": 3}
+        finally:
+            torch.set_num_threads(before)
+
+
+def vectors(seed: int, names: list[str], rows: int) -> dict[str, torch.Tensor]:
+    """Random unit vectors of a different dimension for each name."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.nn.functional.normalize(torch.randn(rows, 4 + number, generator=generator), dim=1)
+        for number, name in enumerate(names)
+    }
+
+
+MIXED = {"ensemble": {"a": 0.7, "b": 0.3}, "one": {"a": 0.0, "b": 1.0}}
+
+
+@pytest.mark.parametrize("block", [1, 20, 21, 50, 10_000])
+def test_similarity_blocks_equal_the_full_matrix(block: int) -> None:
+    rows, columns = vectors(0, ["a", "b"], 11), vectors(1, ["a", "b"], 5)
+    full = {name: (rows[name] @ columns[name].T).numpy() for name in rows}
+    full["ensemble"] = 0.7 * full["a"] + 0.3 * full["b"]
+    full["one"] = full["b"]
+    covered = {name: [] for name in full}
+    for start, name, part in scores.similarity_blocks(rows, columns, MIXED, block):
+        np.testing.assert_allclose(part, full[name][start : start + len(part)], atol=1e-6)
+        covered[name] += range(start, start + len(part))
+    assert all(found == list(range(11)) for found in covered.values())
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.sampled_from([1, 30, 10_000]))
+def test_retrieval_equals_a_naive_full_matrix(seed: int, images: int, block: int) -> None:
+    random = np.random.default_rng(seed)
+    owners = np.repeat(np.arange(images), random.integers(1, 4, images))
+    task = Task("t", "retrieval", (), "recall", texts=("",) * len(owners), owners=owners)
+    image_vectors, text_vectors = vectors(seed, ["a", "b"], images), vectors(seed + 1, ["a", "b"], len(owners))
+    found = retrieve(task, image_vectors, text_vectors, MIXED, block)
+    cosines = {name: (text_vectors[name] @ image_vectors[name].T).numpy() for name in ("a", "b")}
+    cosines["ensemble"] = 0.7 * cosines["a"] + 0.3 * cosines["b"]
+    for name, matrix in cosines.items():
+        for k in (1, 5, 10):
+            image_hits = [owners[text] in np.argsort(-matrix[text])[:k] for text in range(len(owners))]
+            text_hits = [(owners[np.argsort(-matrix[:, image])[:k]] == image).any() for image in range(images)]
+            assert found[name][f"image_recall@{k}"] == pytest.approx(np.mean(image_hits))
+            assert found[name][f"text_recall@{k}"] == pytest.approx(np.mean(text_hits))
+
+
+def test_the_metric_of_a_task_is_its_figure(folders: Any) -> None:
+    columns = vectors(1, ["a"], 6)
+    folder = folders.classification("colours", [0, 0, 0, 1, 2, 3])
+    for metric in ("acc1", "mean_per_class_recall", "mean_acc1_acc5"):
+        task = open_task(folder, metric)
+        figures = classify(task, vectors(0, ["a"], 6), columns, {})["a"]
+        expected = {**figures, "mean_acc1_acc5": (figures["acc1"] + figures["acc5"]) / 2}[metric]
+        assert primary(task, figures) == expected
+    two = folders.classification("two", [0, 1, 1, 0], classes=["red", "green"])
+    task = open_task(two, "roc_auc")
+    margins = torch.tensor([[0.1, 0.0], [0.0, 0.3], [0.2, 0.0], [0.0, 0.1]])
+    figures = classify(task, {"a": margins}, {"a": torch.eye(2)}, {})["a"]
+    assert primary(task, figures) == figures["roc_auc"] == 0.5
+    assert np.isnan(figures["acc5"])
+
+
+class TestEvaluate:
+    def test_equals_one_image_and_one_class_at_a_time(
+        self, folders: Any, clips: dict[str, Clip], mixture: Mixture, tmp_path: Path
+    ) -> None:
+        """The whole path from model folders, with classification and retrieval, models, uniform and ensemble."""
+        tasks = [
+            folders.classification("bright", [0, 2, 1, 0, 1, 1, 2, 0, 2], classes=["red", "yellow", "white"], shards=2),
+            folders.retrieval("captions", 14),
+            folders.classification("colours", [i % 6 for i in range(20)]),
+        ]
+        for name, clip in clips.items():
+            save_model(tmp_path / name, clip, {})
+        found = evaluate_tasks({name: tmp_path / name for name in clips}, mixture, tasks, CPU)
+
+        for folder in tasks:
+            task = open_task(folder)
+            cosines = {name: by_hand(clip, task) for name, clip in clips.items()}
+            routed = mixture.weights(task.prompts)
+            assert found["routing"][task.name] == pytest.approx(routed)
+            cosines["uniform"] = (cosines["expert-0"] + cosines["expert-1"]) / 2
+            cosines["ensemble"] = sum(weight * cosines[expert] for expert, weight in routed.items())
+            for name, matrix in cosines.items():
+                if task.kind == "retrieval":
+                    hits = [(task.owners[np.argsort(-row)[:5]] == i).any() for i, row in enumerate(matrix)]
+                    figures = found["retrieval"]["tasks"][task.name][name]
+                    assert figures["text_recall@5"] == pytest.approx(np.mean(hits))
+                else:
+                    accuracy = (matrix.argmax(axis=1) == task.labels).mean()
+                    assert found["zeroshot"]["tasks"][task.name][name] == pytest.approx(accuracy)
+        assert list(found["zeroshot"]["tasks"]) == ["bright", "colours"]
+        for name, mean in found["zeroshot"]["mean"].items():
+            both = [found["zeroshot"]["tasks"][task][name] for task in ("bright", "colours")]
+            assert mean == pytest.approx(np.mean(both))
+        assert list(found["zeroshot"]["mean"]) == [*clips, "uniform", "ensemble"]
+
+    def test_the_result_is_plain_json_and_says_what_it_is_about(
+        self, folders: Any, clips: dict[str, Clip], mixture: Mixture
+    ) -> None:
+        folder = folders.classification("two", [0, 1, 1], classes=["red", "green"])
+        found = evaluate_tasks(clips, mixture, [folder], CPU)
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+        assert found["details"]["two"]["ensemble"]["acc5"] is None
+        assert found["tasks"]["two"] == open_task(folder).summary()
+        assert found["stand_ins"] == {}
+
+    def test_an_untrained_expert_is_stood_in_for_by_the_seed(
+        self, folders: Any, clips: dict[str, Clip], mixture: Mixture
+    ) -> None:
+        folder = folders.retrieval("captions", 30)
+        there = {name: clips[name] for name in ("seed", "expert-0")}
+        found = evaluate_tasks(there, mixture, [folder], CPU)
+        as_if = evaluate_tasks({**there, "expert-1": clips["seed"]}, mixture, [folder], CPU)
+        figures, expected = found["retrieval"]["tasks"]["captions"], as_if["retrieval"]["tasks"]["captions"]
+        for name in ("uniform", "ensemble"):
+            assert figures[name] == pytest.approx(expected[name])
+        assert "expert-1" not in figures
+        assert found["stand_ins"] == {"expert-1": "seed"}
+        assert set(found["routing"]["captions"]) == {"expert-0", "expert-1"}
+
+    def test_no_expert_trained_is_the_seed(self, folders: Any, clips: dict[str, Clip], mixture: Mixture) -> None:
+        folder = folders.classification("colours", [i % 6 for i in range(12)])
+        figures = evaluate_tasks({"seed": clips["seed"]}, mixture, [folder], CPU)["details"]["colours"]
+        assert figures["uniform"] == figures["ensemble"] == figures["seed"]
+
+    def test_without_a_mixture(self, folders: Any, clips: dict[str, Clip]) -> None:
+        found = evaluate_tasks(clips, None, [folders.classification("colours", [0, 1])], CPU)
+        assert list(found["zeroshot"]["mean"]) == list(clips)
+        assert found["routing"] == {}
+
+    def test_a_loaded_model_keeps_its_mode(self, folders: Any, clips: dict[str, Clip]) -> None:
+        """Batch normalisation in training mode would make an image's vector depend on its batch."""
+        folder = folders.classification("colours", [0, 1, 2, 3])
+        plain = evaluate_tasks(clips, None, [folder], CPU)
+        clips["seed"].model.train()
+        try:
+            assert evaluate_tasks(clips, None, [folder], CPU) == plain
+            assert clips["seed"].model.training
+            assert not clips["expert-0"].model.training
+        finally:
+            clips["seed"].model.eval()
+
+    def test_models_of_different_size_side_by_side(self, folders: Any, clips: dict[str, Clip]) -> None:
+        clip = clips["seed"]
+        cropped = Clip(clip.model, clip.tokenizer, clip.model_cfg, {**clip.preprocess_cfg, "resize_mode": "longest"})
+        folder = folders.classification("colours", [i % 6 for i in range(24)])
+        both = evaluate_tasks({"seed": clip, "other": cropped}, None, [folder], CPU)["details"]["colours"]
+        alone = evaluate_tasks({"other": cropped}, None, [folder], CPU)["details"]["colours"]
+        assert both["other"] == alone["other"]
+
+    def test_bad_input(self, folders: Any, clips: dict[str, Clip], mixture: Mixture, tmp_path: Path) -> None:
+        folder = folders.classification("colours", [0, 1])
+        with pytest.raises(ModeError, match="no model to evaluate"):
+            evaluate_tasks({}, None, [folder], CPU)
+        with pytest.raises(ModeError, match="a model is called 'uniform'"):
+            evaluate_tasks({"uniform": clips["seed"]}, None, [folder], CPU)
+        with pytest.raises(ModeError, match="no model for expert-1, nor 'seed'"):
+            evaluate_tasks({"expert-0": clips["expert-0"]}, mixture, [folder], CPU)
+        with pytest.raises(ModeError, match="not a model folder"):
+            evaluate_tasks({"seed": tmp_path}, None, [folder], CPU)
+        with pytest.raises(ModeError, match="device 'abacus'"):
+            evaluate_tasks(clips, None, [folder], EvaluationParams(device="abacus"))

@@ -1,0 +1,39 @@
+"""What a run leaves on its page."""
+
+from __future__ import annotations
+
+import base64
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from flows.artifacts import MLFLOW_ADDRESS, comparison, embedded, mlflow_pages
+from mode.reporting.tables import markdown
+
+METRICS = {"zeroshot": {"mean": {"seed": 0.25, "ensemble": 0.5}, "tasks": {}}}
+
+
+def test_table_is_that_of_the_report() -> None:
+    assert comparison(METRICS, []) == markdown(METRICS)
+
+
+def test_table_says_where_the_seed_stands_in() -> None:
+    assert comparison(METRICS, ["expert-1", "expert-2"]).endswith("**The seed stands in for expert-1, expert-2**.\n")
+
+
+def test_picture_is_embedded(tmp_path: Path) -> None:
+    path = tmp_path / "routing.png"
+    path.write_bytes(b"\x89PNG bytes")
+    assert embedded(path) == f"![routing](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+
+
+def test_latest_run_of_each_model_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mlflow_pages(tmp_path) == {}
+    monkeypatch.setenv(MLFLOW_ADDRESS, "http://127.0.0.1:5000")
+    (tmp_path / "mlruns").mkdir()
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as database:
+        database.execute("CREATE TABLE runs (name, experiment_id, run_uuid, lifecycle_stage, start_time)")
+        rows = [("seed", 1, "new", "active", 2), ("seed", 1, "old", "active", 1), ("dense", 1, "gone", "deleted", 3)]
+        database.executemany("INSERT INTO runs VALUES (?, ?, ?, ?, ?)", rows)
+    assert mlflow_pages(tmp_path) == {"seed": "http://127.0.0.1:5000/#/experiments/1/runs/new"}

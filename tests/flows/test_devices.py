@@ -1,0 +1,91 @@
+"""Which training may compute where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from flows.devices import DevicePool, Devices, places_for, visible_gpus
+from mode.errors import ModeError
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    monkeypatch.setenv("MODE_LOCKS", str(tmp_path / "locks"))
+    return tmp_path
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+def devices_of(devices: Devices, root: Path, workers: int = 2, per_device: int = 1) -> list[str]:
+    return [place.device for place in places_for(devices, workers, per_device, root)]
+
+
+def test_auto_takes_every_gpu(three_gpus: Path) -> None:
+    assert devices_of("auto", three_gpus) == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+def test_auto_without_gpu_takes_the_cpu_for_each_worker(no_gpu: Path) -> None:
+    assert devices_of("auto", no_gpu, workers=3) == ["cpu", "cpu", "cpu"]
+
+
+def test_cpu_is_taken_though_there_are_gpus(three_gpus: Path) -> None:
+    assert devices_of("cpu", three_gpus, workers=1) == ["cpu"]
+
+
+def test_gpus_are_shared_only_after_all_are_in_use(three_gpus: Path) -> None:
+    assert devices_of([2, 0], three_gpus, per_device=2) == ["cuda:2", "cuda:0", "cuda:2", "cuda:0"]
+
+
+def test_a_gpu_is_locked_by_its_own_number_for_all_projects(three_gpus: Path) -> None:
+    here, there = (places_for([1], 1, 1, three_gpus / name)[0] for name in ("here", "there"))
+    assert here.lock == there.lock
+    assert here.lock.name == "gpu-5-0"
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"), [([3], "no GPU 3 here.*shows 3"), ([0, 0], "names a GPU twice"), ([], "an empty list")]
+)
+def test_wrong_gpus_are_refused(three_gpus: Path, devices: Devices, message: str) -> None:
+    with pytest.raises(ModeError, match=message):
+        places_for(devices, 1, 1, three_gpus)
+
+
+@pytest.mark.parametrize("given", ["gpu", [-1], 0, ["a"], None])
+def test_other_words_are_no_devices(given: object) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Devices).validate_python(given)
+
+
+@pytest.mark.parametrize(("value", "count"), [("", 0), ("-1", 0), ("2", 1), ("0, 1", 2), ("GPU-8ab1", 1)])
+def test_visible_gpus_are_those_that_cuda_shows(monkeypatch: pytest.MonkeyPatch, value: str, count: int) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert len(visible_gpus()) == count
+
+
+def test_a_place_is_taken_once_and_comes_back(no_gpu: Path) -> None:
+    places = places_for("cpu", 2, 1, no_gpu)
+    mine, other = DevicePool(places, 8), DevicePool(places, 8)  # of two flows
+    first, second = mine.take("a"), other.take("b")
+    assert first is not None
+    assert second is not None
+    assert first.place != second.place
+    assert mine.take("c") is None
+    first.lock.close()
+    third = other.take("c")
+    assert third is not None
+    assert third.place == first.place
+
+
+@pytest.mark.parametrize(("cores", "workers", "each"), [(8, 2, 4), (2, 2, 1), (2, 3, 1), (7, 2, 3)])
+def test_threads_are_divided_among_workers(no_gpu: Path, cores: int, workers: int, each: int) -> None:
+    pool = DevicePool(places_for("cpu", workers, 1, no_gpu), cores)
+    assert pool.threads(alone=False) == each
+    assert pool.threads(alone=True) == cores

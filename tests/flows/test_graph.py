@@ -1,0 +1,52 @@
+"""DVC's graph as the flows see it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.graph import Graph
+from mode.errors import ModeError
+
+DIAMOND = {"report": ["a", "b"], "a": ["seed"], "b": ["seed"], "seed": []}
+
+
+def test_order_follows_needs_and_keeps_the_given_order_among_equals() -> None:
+    assert list(Graph.of(DIAMOND).needs) == ["seed", "a", "b", "report"]
+
+
+def test_before_is_transitive() -> None:
+    assert Graph.of(DIAMOND).before("report") == {"a", "b", "seed"}
+    assert Graph.of(DIAMOND).before("seed") == set()
+
+
+def test_upto_keeps_what_the_target_needs() -> None:
+    assert list(Graph.of(DIAMOND).upto(["b"]).needs) == ["seed", "b"]
+
+
+def test_only_keeps_needs_among_the_chosen() -> None:
+    part = Graph.of(DIAMOND).only(["a", "report"])
+    assert part.needs == {"a": frozenset(), "report": frozenset({"a"})}
+
+
+def test_unknown_target_is_named_with_those_there_are() -> None:
+    with pytest.raises(ModeError, match=r"no stage is called 'c'.*seed, a, b, report"):
+        Graph.of(DIAMOND).upto(["c"])
+
+
+def test_empty_pipeline() -> None:
+    assert Graph.of({}).needs == {}
+
+
+def test_circle_is_refused() -> None:
+    with pytest.raises(ModeError, match="a, b"):
+        Graph.of({"a": ["b"], "b": ["a"], "c": []})
+
+
+@given(st.lists(st.sets(st.integers(0, 7)), min_size=8, max_size=8))
+def test_every_stage_comes_after_what_it_needs(found: list[set[int]]) -> None:
+    edges = {str(stage): [str(need) for need in needs if need < stage] for stage, needs in enumerate(found)}
+    order = list(Graph.of(dict(reversed(edges.items()))).needs)
+    assert sorted(order) == sorted(edges)
+    assert all(order.index(need) < order.index(stage) for stage, needs in edges.items() for need in needs)

@@ -1,0 +1,107 @@
+"""The forms: what they say, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.callables import parameter_schema
+from pydantic import ValidationError
+
+from flows.add_expert import add_expert, experts_of_source, is_known, part_for
+from flows.evaluate import evaluate
+from flows.graph import Graph
+from flows.parameters import Machine
+from flows.pipeline import pipeline
+from flows.train_expert import experts_of, train_expert
+from mode.errors import ModeError
+
+FLOWS = [pipeline, train_expert, add_expert, evaluate]
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_every_field_of_a_form_says_what_it_is(flow: Any) -> None:
+    schema = parameter_schema(flow.fn).model_dump()
+    machine = schema["definitions"]["Machine"]
+    fields = {**schema["properties"], "machine": machine, **machine["properties"]}
+    assert [name for name, field in fields.items() if not field.get("description")] == []
+
+
+@pytest.mark.parametrize("flow", [pipeline, evaluate], ids=lambda flow: flow.name)
+def test_form_can_be_sent_as_it_is(flow: Any) -> None:
+    assert parameter_schema(flow.fn).model_dump().get("required", []) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"workers": 0}, {"devices": "gpu"}, {"devices": [-1]}, {"retries": -1}, {"threads": 2}, {"per_device": 1.5}],
+)
+def test_wrong_machine_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Machine.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("flow", "wrong"),
+    [
+        (train_expert, {"experts": []}),
+        (train_expert, {"experts": ["../seed"]}),
+        (add_expert, {"name": "New Source", "shards": "x"}),
+        (add_expert, {"name": "new", "shards": ""}),
+        (add_expert, {"name": "new", "shards": "x", "experts": 0}),
+    ],
+)
+def test_wrong_parameters_are_refused(flow: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ParameterTypeError):
+        flow.validate_parameters(wrong)
+
+
+GRAPH = Graph.of(
+    {
+        "seed": [],
+        "index@new": [],
+        "expert@expert-0": ["seed"],
+        "expert@expert-1": ["seed", "index@new"],
+        "evaluate": ["expert@expert-0", "expert@expert-1"],
+        "report": ["evaluate"],
+    }
+)
+
+
+def test_expert_brings_what_it_needs() -> None:
+    assert list(experts_of(GRAPH, ["expert@expert-0"]).needs) == ["seed", "expert@expert-0"]
+
+
+def test_unknown_expert_is_named() -> None:
+    with pytest.raises(ModeError, match=r"'seed'.*expert-0, expert-1"):
+        experts_of(GRAPH, ["expert@seed"])
+
+
+def test_new_expert_leaves_the_others_alone() -> None:
+    assert set(part_for(GRAPH, ["expert-1"]).needs) == {"seed", "index@new", "expert@expert-1", "evaluate", "report"}
+
+
+def test_known_source_is_gone_on_with_and_another_refused(tmp_path: Path) -> None:
+    params = {"sources": {"new": {"shards": "a"}}, "experts": {"expert-4": {"source": "new"}, "expert-0": {}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert is_known(tmp_path, "new", "a")
+    assert not is_known(tmp_path, "newer", "a")
+    assert experts_of_source(tmp_path, "new") == ["expert-4"]
+    assert experts_of_source(tmp_path, "base") == ["expert-0"]
+    with pytest.raises(ModeError, match="is there already: a"):
+        is_known(tmp_path, "new", "b")
+
+
+def test_deployments_name_the_flows() -> None:
+    content = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text(encoding="utf-8"))
+    named = {entry["name"]: entry["entrypoint"] for entry in content["deployments"]}
+    for flow in FLOWS:
+        path, _, function = named[flow.name].partition(":")
+        assert function == flow.fn.__name__
+        assert path == f"flows/{Path(str(flow.fn.__code__.co_filename)).name}"
+    schedules = [schedule for entry in content["deployments"] for schedule in entry.get("schedules", [])]
+    assert schedules
+    assert not any(schedule["active"] for schedule in schedules)

@@ -1,0 +1,115 @@
+"""A supervised command never leaves a process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+
+#: Writes a file when told to stop, after half a second, as a training writes a checkpoint.
+STAGE = """
+import os, signal, sys, time
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+open(sys.argv[1] + ".pid", "w").write(str(os.getpid()))
+while not told:
+    time.sleep(0.02)
+time.sleep(0.5)
+open(sys.argv[1], "w").write("checkpoint")
+sys.exit(143)
+"""
+
+
+def supervised(code: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, env={**os.environ, **settings})
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def started(checkpoint: Path) -> int:
+    note = checkpoint.with_name(checkpoint.name + ".pid")
+    wait_for(lambda: note.is_file() and note.read_text())
+    return int(note.read_text())
+
+
+@pytest.mark.parametrize("code", [0, 1, 130, 143])
+def test_exit_code_is_that_of_the_command(code: int) -> None:
+    assert supervised(f"raise SystemExit({code})").wait(20) == code
+
+
+def test_killed_command_gives_the_code_that_a_shell_gives() -> None:
+    assert supervised("import os; os.kill(os.getpid(), 9)").wait(20) == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_waits_for_the_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    process = supervised(STAGE, str(checkpoint))
+    stage = started(checkpoint)
+    process.send_signal(number)
+    assert process.wait(20) == 143
+    assert checkpoint.read_text() == "checkpoint"
+    assert is_gone(stage)
+
+
+def test_stage_whose_dvc_died_still_gets_to_write_its_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    # A parent that dies of SIGTERM at once, as DVC does, with the stage as its child.
+    dvc = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STAGE!r}, sys.argv[1]]).wait()"
+    process = supervised(dvc, str(checkpoint))
+    stage = started(checkpoint)
+    process.terminate()
+    assert process.wait(20) == 143
+    assert checkpoint.read_text() == "checkpoint"
+    assert is_gone(stage)
+
+
+def test_command_that_does_not_stop_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "deaf"
+    deaf = (
+        "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN);"
+        "open(sys.argv[1] + '.pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    process = supervised(deaf, str(note), MODE_STOP_SECONDS="0.3")
+    stage = started(note)
+    process.terminate()
+    assert process.wait(20) == 143
+    assert is_gone(stage)
+
+
+def test_command_ends_with_the_supervisor_s_parent(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'flows.supervise', *sys.argv[1:]]).wait()",
+            *(sys.executable, "-c", STAGE, str(checkpoint)),
+        ]
+    )
+    stage = started(checkpoint)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: is_gone(stage))
+    assert checkpoint.read_text() == "checkpoint"

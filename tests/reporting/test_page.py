@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from mode.reporting.page import render_page
+from mode.reporting.summary import Cluster, percent
+
+VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and collects table rows, ids and what the page would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.ids += [given["id"]] if "id" in given else []
+        self.loaded += [given[name] for name in ("src", "srcset", "href") if name in given]
+        if tag == "table":
+            self.rows = self.tables[given["class"].split()[0]] = []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def text(metrics: dict[str, Any], clusters: list[Cluster], curves: Mapping[str, list[tuple[float, float]]]) -> str:
+    return render_page(metrics, clusters, curves)
+
+
+def test_the_page_is_well_formed_and_loads_nothing(text: str) -> None:
+    page = Page(text)
+    assert page.loaded
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in page.loaded)
+    assert "url(" not in text
+    assert "@import" not in text
+    for address in page.loaded:
+        assert b"<svg" in base64.b64decode(address.partition(",")[2])
+    assert len(page.ids) == len(set(page.ids))
+    assert {"comparison", "accuracy", "cost", "clusters", "routing", "tasks", "training", "provenance"} <= set(page.ids)
+
+
+def test_its_numbers_are_those_of_the_results(text: str, metrics: dict[str, Any]) -> None:
+    tables = Page(text).tables
+    comparison = {line[0]: line for line in tables["comparison"]}
+    for model, accuracy in metrics["zeroshot"]["mean"].items():
+        assert comparison[model][1] == percent(accuracy)
+    heads, *lines = tables["tasks"]
+    assert [line[0] for line in lines[:52]] == list(metrics["zeroshot"]["tasks"])
+    for line in lines[:52]:
+        for model, shown in zip(heads[1:-1], line[1:-1], strict=True):
+            assert shown == percent(metrics["zeroshot"]["tasks"][line[0]][model])
+    assert lines[52][0] == "flickr8k, image recall@10"
+
+
+def test_clusters_and_provenance_are_told(text: str, metrics: dict[str, Any], clusters: list[Cluster]) -> None:
+    for cluster in clusters:
+        assert f"{cluster.size:,} pairs" in text
+        assert all(f"<li>{word}</li>" in text for word in cluster.words)
+    assert f"<dd>{metrics['provenance']['commit']}</dd>" in text
+    assert "<dt>packages.torch</dt><dd>2.15.0</dd>" in text
+
+
+def test_light_and_dark_are_different_drawings(text: str) -> None:
+    light = re.findall(r'<img src="([^"]+)"', text)
+    dark = re.findall(r'prefers-color-scheme: dark\)" srcset="([^"]+)"', text)
+    assert len(light) == len(dark) > 3
+    assert not set(light) & set(dark)
+
+
+def test_words_from_data_are_text_not_markup() -> None:
+    evil = "<script>alert(1)</script>"
+    accuracy = {"dense": 0.5, evil: 0.4}
+    page = render_page(
+        {"zeroshot": {"mean": accuracy, "tasks": {evil: accuracy}}, "provenance": {evil: evil}},
+        [Cluster("base", 0, 3, [evil, "$title", "{c}"])],
+        title=evil,
+    )
+    Page(page)
+    assert evil not in page
+    assert "<li>$title</li>" in page
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{}, {"zeroshot": {"mean": {}, "tasks": {}}}, {"zeroshot": {"mean": {"seed": None}}}, {"cost": {"seed": {}}}],
+)
+def test_a_page_of_little_is_a_page(metrics: dict[str, Any]) -> None:
+    Page(render_page(metrics))
+
+
+def test_the_same_run_gives_the_same_page(few: dict[str, Any], clusters: list[Cluster]) -> None:
+    assert render_page(few, clusters) == render_page(few, clusters)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import csv
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mode.reporting import plots
+from mode.reporting.files import write_plot_data
+from mode.reporting.summary import Cluster, percent, rows
+
+CurvesOf = Mapping[str, list[tuple[float, float]]]
+
+
+def axes_of(figure: Figure | None) -> Axes:
+    assert figure is not None
+    return figure.axes[0]
+
+
+def texts_of(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_accuracy_bars_are_the_figures(metrics: dict[str, Any]) -> None:
+    axes = axes_of(plots.accuracy(metrics))
+    table = rows(metrics)
+    assert [label.get_text() for label in axes.get_yticklabels()] == [row.model for row in table]
+    assert [bar.get_width() for bar in axes.patches] == [100 * (row.zeroshot or 0) for row in table]  # type: ignore[attr-defined]
+    assert texts_of(axes) == [percent(row.zeroshot) for row in table]
+
+
+def test_routing_map_holds_the_weights_in_blocks(metrics: dict[str, Any], clusters: list[Cluster]) -> None:
+    axes = axes_of(plots.routing_map(metrics, clusters))
+    tasks = [label.get_text() for label in axes.get_yticklabels()]
+    grid = axes.images[0].get_array()
+    assert grid is not None
+    assert sorted(tasks) == sorted(metrics["routing"])
+    for task, line in zip(tasks, grid, strict=True):
+        assert list(line) == pytest.approx([metrics["routing"][task][f"expert-{i}"] for i in range(4)])
+    mains = [int(line.argmax()) for line in grid]
+    assert mains == sorted(mains)
+    assert "playing" in axes.get_xticklabels()[3].get_text()
+
+
+def test_gains_are_differences_best_first(metrics: dict[str, Any]) -> None:
+    axes = axes_of(plots.gains(metrics, "dense-long"))
+    tasks = metrics["zeroshot"]["tasks"]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
+    assert widths == [100 * (tasks[name]["ensemble"] - tasks[name]["dense-long"]) for name in names]
+    assert widths == sorted(widths, reverse=True)
+    lost = sum(width < 0 for width in widths)
+    assert 0 < lost < len(tasks)
+    assert f"worse on {lost} of {len(tasks)} tasks" in axes.get_xlabel()
+
+
+def test_cost_has_a_point_per_model_and_a_label_where_there_is_room(metrics: dict[str, Any]) -> None:
+    axes = axes_of(plots.cost(metrics))
+    points = sorted(tuple(collection.get_offsets()[0]) for collection in axes.collections)  # type: ignore[index]
+    expected = sorted((row.multiple or 0, 100 * (row.zeroshot or 0)) for row in rows(metrics))
+    assert [x for x, _ in points] == pytest.approx([x for x, _ in expected])
+    assert [y for _, y in points] == pytest.approx([y for _, y in expected])
+    assert sorted(texts_of(axes)) == sorted(row.model for row in rows(metrics) if row.kind != "expert")
+
+
+def test_cluster_sizes_with_words(clusters: list[Cluster]) -> None:
+    axes = axes_of(plots.cluster_sizes(clusters))
+    assert [bar.get_width() for bar in axes.patches] == [cluster.size for cluster in clusters]  # type: ignore[attr-defined]
+    assert ", ".join(clusters[0].words[:6]) in texts_of(axes)
+
+
+def test_curves_are_thinned(curves: CurvesOf) -> None:
+    axes = axes_of(plots.training({**curves, "lonely": [(0.0, 1.0)]}, points=10))
+    assert [line.get_label() for line in axes.lines] == list(curves)
+    assert all(len(line.get_xydata()) < 20 for line in axes.lines)
+
+
+def test_nothing_is_drawn_of_nothing() -> None:
+    assert plots.all_plots({}) == {}
+    assert plots.all_plots({"zeroshot": {"mean": {"seed": None}}, "routing": {"t": {}}}) == {}
+
+
+@pytest.mark.parametrize("experts", [1, 20])
+def test_any_number_of_experts(experts: int) -> None:
+    names = [f"expert-{number}" for number in range(experts)]
+    weights = {f"task-{number}": dict.fromkeys(names, 1 / experts) for number in range(100)}
+    tasks = {task: {"ensemble": 0.5, "dense": 0.5} for task in weights}
+    drawn = plots.all_plots({"routing": weights, "zeroshot": {"mean": tasks["task-0"], "tasks": tasks}})
+    assert {"routing", "accuracy", "gains-dense"} <= set(drawn)
+
+
+def test_saved_plots_open_and_are_the_same_each_time(
+    few: dict[str, Any], clusters: list[Cluster], curves: CurvesOf, tmp_path: Path
+) -> None:
+    written = plots.save_plots(tmp_path / "one", few, clusters, curves)
+    again = plots.save_plots(tmp_path / "two", few, clusters, curves)
+    assert {path.suffix for path in written} == {".png", ".svg"}
+    for path, other in zip(written, again, strict=True):
+        assert path.read_bytes() == other.read_bytes()
+        if path.suffix == ".svg":
+            assert ET.parse(path).getroot().tag.endswith("svg")
+        else:
+            with Image.open(path) as image:
+                assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_data_of_plots(metrics: dict[str, Any], curves: CurvesOf, tmp_path: Path) -> None:
+    files = {path.name: list(csv.DictReader(path.open())) for path in write_plot_data(tmp_path, metrics, curves)}
+    accuracy = {line["model"]: float(line["zeroshot"]) for line in files["accuracy.csv"]}
+    assert accuracy["ensemble"] == pytest.approx(metrics["zeroshot"]["mean"]["ensemble"], abs=1e-6)
+    assert len(files["tasks.csv"]) == 52 * 9
+    assert len(files["routing.csv"]) == 52 * 4
+    assert [float(line["loss"]) for line in files["training.csv"] if line["model"] == "seed"] == pytest.approx(
+        [loss for _, loss in curves["seed"]], rel=1e-5
+    )
+
+
+def test_data_of_nothing_has_heads(tmp_path: Path) -> None:
+    files = {path.name: path.read_text() for path in write_plot_data(tmp_path, {})}
+    assert files["training.csv"] == "model,samples,loss\n"

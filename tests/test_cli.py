@@ -1,0 +1,177 @@
+"""The command line: what it answers, and that a fault is one line and a failure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mode.cli import main
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change(project: Path, section: str, **values: object) -> None:
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content[section] |= values
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error that the command fails with."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == 1
+    [line] = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_params_prints_every_value_with_defaults(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["params"])
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["training"]["epochs"] == 32
+    assert printed["experts"]["expert-0"]["lr"] is None
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("training", {"epochz": 3}, "params.yaml: training.epochz: unknown parameter"),
+        ("clustering", {"fine": 2, "coarse": 4}, "clustering: coarse (4) exceeds fine (2)"),
+        ("clustering", {"coarse": 2}, "experts.expert-2.cluster: 2, but source 'base' has 2 coarse clusters"),
+    ],
+)
+def test_a_bad_parameter_stops_a_stage_before_it_starts(
+    project: Path, capsys: pytest.CaptureFixture[str], section: str, values: dict[str, object], message: str
+) -> None:
+    change(project, section, **values)
+    assert message in fails(capsys, "stage", "data", "base")
+    assert not (project / "data").exists()
+
+
+def test_stages_and_keys_are_checked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no stage is called 'indx'" in fails(capsys, "stage", "indx")
+    assert "stage index needs a key" in fails(capsys, "stage", "index")
+    assert "stage seed takes no key" in fails(capsys, "stage", "seed", "base")
+    assert "no source is called 'other'" in fails(capsys, "stage", "data", "other")
+    assert "no expert is called 'expert-9'" in fails(capsys, "stage", "expert", "expert-9")
+
+
+def test_an_empty_shard_folder_stops_the_stage(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "empty").mkdir()
+    change(project, "sources", base={"shards": "empty"})
+    line = fails(capsys, "stage", "data", "base")
+    assert "empty" in line
+    assert not (project / "data/shards/base").exists()
+
+
+def test_a_table_without_its_column_stops_the_stage(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "pairs.csv").write_text("image,text\na.jpg,a dog\n")
+    change(project, "sources", base={"shards": "pairs.csv"})
+    line = fails(capsys, "stage", "data", "base")
+    assert "pairs.csv" in line
+    assert "caption" in line
+    assert not (project / "data/shards/base").exists()
+
+
+def test_a_task_without_class_names_stops_before_any_training(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "task/test").mkdir(parents=True)
+    (project / "task/dataset_type.txt").write_text("classification")
+    (project / "task/test/nshards.txt").write_text("1")
+    (project / "task/test/0.tar").write_bytes(b"\0" * 10240)
+    change(project, "evaluation", tasks=["task"])
+    assert "classnames.txt" in fails(capsys, "stage", "tasks")
+    assert not (project / "data/tasks").exists()
+
+
+def test_watch_yaml_follows_where_the_shards_lie(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mode.stages import run_stage
+
+    change(project, "glyphs", pairs=20, shard_pairs=10)
+    run_stage("data", "base", project, project / "params.yaml")
+    assert yaml.safe_load((project / "watch.yaml").read_text()) == {"generated": ["base"], "watched": []}
+    elsewhere = project / "elsewhere"
+    (project / "data/shards/base").rename(elsewhere)
+    change(project, "sources", base={"shards": "elsewhere"})
+    run_stage("data", "base", project, project / "params.yaml")
+    assert yaml.safe_load((project / "watch.yaml").read_text()) == {"generated": [], "watched": ["base"]}
+    listed = json.loads((project / "data/shards/base/manifest.json").read_text())
+    assert [shard["path"] for shard in listed["shards"]] == ["elsewhere/00000.tar", "elsewhere/00001.tar"]
+    assert "2 shards" in capsys.readouterr().out
+
+
+def test_verify_fails_on_a_damaged_shard_and_passes_on_a_good_one(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mode.data.glyphs import write_glyph_shards
+    from mode.params import GlyphParams
+
+    write_glyph_shards(GlyphParams(pairs=20, shard_pairs=10), project / "shards", 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "shards"])
+    assert ended.value.code == 0
+    damaged = project / "shards/00001.tar"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "shards"])
+    assert ended.value.code == 1
+    assert "damaged-tar" in capsys.readouterr().out
+
+
+def test_results_without_an_evaluation_say_what_to_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "dvc repro" in fails(capsys, "results")
+
+
+def test_help_does_not_import_heavy_libraries() -> None:
+    code = (
+        "import sys\nfrom mode.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pandas', 'mlflow', 'sklearn', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "dvc repro" in done.stdout
+
+
+def test_a_source_is_added_and_removed_with_its_expert(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mode.data.glyphs import write_glyph_shards
+    from mode.params import GlyphParams
+
+    before = (project / "params.yaml").read_text()
+    write_glyph_shards(GlyphParams(pairs=10, shard_pairs=10), project / "more", 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["add-source", "more", "more"])
+    assert ended.value.code == 0
+    assert "added source 'more' with expert-4" in capsys.readouterr().out
+    assert yaml.safe_load((project / "watch.yaml").read_text())["watched"] == ["more"]
+
+    (project / "models/expert-4").mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        main(["remove-expert", "expert-4"])
+    assert ended.value.code == 0
+    assert yaml.safe_load((project / "params.yaml").read_text()) == yaml.safe_load(before)
+    assert yaml.safe_load((project / "watch.yaml").read_text())["watched"] == []
+    assert not (project / "models/expert-4").exists()
+
+
+def test_a_source_without_shards_changes_no_file(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (project / "params.yaml").read_text()
+    assert "nowhere" in fails(capsys, "add-source", "more", "nowhere")
+    assert (project / "params.yaml").read_text() == before
+    assert not (project / "watch.yaml").exists()

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mode.errors import ModeError
+from mode.params import Params, load_params, parse_params
+
+MINIMAL = {
+    "sources": {"base": {"shards": "glyphs"}},
+    "experts": {"expert-0": {"cluster": 0}},
+    "model": {"name": "ViT-B-32"},
+}
+
+
+def changed(**sections: object) -> dict[str, object]:
+    return {**MINIMAL, **sections}
+
+
+def test_defaults_complete_a_minimal_file() -> None:
+    params = parse_params(MINIMAL)
+    assert params.clustering.fine == 64
+    assert params.experts["expert-0"].source == "base"
+    assert params.clusters_of("base") == (64, 4)
+
+
+def test_the_projects_own_file_is_valid() -> None:
+    assert isinstance(load_params(Path(__file__).parent.parent / "params.yaml"), Params)
+
+
+def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
+    params = parse_params(changed(sources={"base": {"shards": "x"}, "new": {"shards": "y", "fine": 8, "coarse": 2}}))
+    assert params.clusters_of("new") == (8, 2)
+    assert params.clusters_of("base") == (64, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (changed(clusterin={}), "clusterin: unknown parameter"),
+        (changed(training={"epoks": 3}), "training.epoks: unknown parameter"),
+        (changed(training={"epochs": "32"}), "training.epochs: Input should be a valid integer, not '32'"),
+        (changed(training={"epochs": True}), "training.epochs: Input should be a valid integer, not True"),
+        (changed(training={"epochs": 5, "seed_epochs": 5}), "seed_epochs (5) must be smaller than epochs (5)"),
+        (changed(training={"batch_size": 10, "accumulate": 3}), "batch_size (10) is not a multiple of accumulate (3)"),
+        (changed(training={"betas": [0.9]}), "training.betas.1: missing"),
+        (changed(clustering={"fine": 4, "coarse": 8}), "coarse (8) exceeds fine (4)"),
+        (changed(sources={"base": {"shards": "x", "fine": 2}}), "sources.base: coarse (4) exceeds fine (2)"),
+        (changed(experts={"expert-0": {"cluster": 4}}), "experts.expert-0.cluster: 4, but source 'base' has 4"),
+        (changed(experts={"a": {"cluster": 0}, "b": {"cluster": 0}}), "'a' already has cluster 0"),
+        (changed(experts={"dense": {"cluster": 0}}), "experts.dense: that name belongs to another model"),
+        (changed(experts={"a": {"cluster": 0, "source": "no"}}), "experts.a.source: no source is called 'no'"),
+        (changed(embedding={"kind": "transformers"}), "needs `name`"),
+        (changed(embedding={"fit_on": "other"}), "embedding.fit_on: no source is called 'other'"),
+        (changed(model={}), "give either `name` or `config`"),
+        (changed(sources={}), "sources: at least one is needed"),
+        ({}, "sources: missing"),
+        (None, "params.yaml"),
+    ],
+)
+def test_a_fault_is_named_with_its_key(content: object, message: str) -> None:
+    with pytest.raises(ModeError) as caught:
+        parse_params(content)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModeError, match=r"params.yaml: no such file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(ModeError, match=r"params.yaml: not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_params_survive_a_round_trip_through_yaml(tmp_path: Path) -> None:
+    params = parse_params(MINIMAL)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    assert load_params(tmp_path / "params.yaml") == params

@@ -1,0 +1,83 @@
+"""Two processes under torchrun with gloo, against one process with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from mode.data.index import PairIndex
+from mode.params import ImageParams, ModelParams, TrainingParams
+from mode.training.loop import train
+from mode.training.plan import make_plan
+
+ACCUMULATE = (1, 2)
+
+
+def train_here(project: Path, model: ModelParams, out: Path, accumulate: int) -> None:
+    """Train and write `losses.json` and the model folder; also what each process of torchrun runs."""
+    training = TrainingParams(
+        epoch_samples=24,
+        epochs=4,
+        seed_epochs=2,
+        batch_size=12,
+        accumulate=accumulate,
+        warmup=2,
+        lr=1e-3,
+        device="cpu",
+        threads=1,
+    )
+    index = PairIndex.load(project / "index")
+    losses: dict[int, float] = {}
+    result = train(
+        make_plan("dense", "dense", np.arange(len(index)), training, index.images, source="base"),
+        index,
+        project,
+        model=model,
+        image=ImageParams(size=32, flip=True, shift=2),
+        training=training,
+        random_seed=3,
+        checkpoint_dir=out / "checkpoints",
+        on_metrics=lambda step, figures: losses.update({step: figures["train/loss"]}),
+        log_every=1,
+    )
+    result.save(out / "model")
+    if result.leads:
+        out.mkdir(exist_ok=True)
+        (out / "losses.json").write_text(json.dumps(losses))
+
+
+def test_two_processes_have_the_loss_curve_of_one(
+    project: Path, index: PairIndex, vit: ModelParams, tmp_path: Path
+) -> None:
+    """With a ViT: batch norm on a CPU sees its own process's share only. One start of torchrun for all cases."""
+    assert index.images == 60
+    for accumulate in ACCUMULATE:
+        train_here(project, vit, tmp_path / f"one-{accumulate}", accumulate)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    given = [str(project), vit.model_dump_json(), str(tmp_path)]
+    done = subprocess.run(
+        [*command, *given], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+
+    for accumulate in ACCUMULATE:
+        folders = [tmp_path / f"{processes}-{accumulate}" for processes in ("one", "two")]
+        one, two = (json.loads((folder / "losses.json").read_text()) for folder in folders)
+        assert list(one) == list(two) == [str(step) for step in range(1, 9)]
+        assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+        ours, theirs = (load_file(folder / "model" / "open_clip_model.safetensors") for folder in folders)
+        for name in ours:
+            np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
+
+
+if __name__ == "__main__":
+    for passes in ACCUMULATE:
+        model = ModelParams.model_validate_json(sys.argv[2])
+        train_here(Path(sys.argv[1]), model, Path(sys.argv[3]) / f"two-{passes}", passes)

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from mode.data.index import PairIndex
+from mode.errors import ModeError
+from mode.params import ImageParams, ModelParams, TrainingParams
+from mode.training.interruption import Interrupted
+from mode.training.loop import TrainResult, train
+from mode.training.model import load_model
+from mode.training.plan import make_plan
+
+IMAGE = ImageParams(size=32, flip=True, shift=2)
+SETTINGS: dict[str, Any] = {
+    "epoch_samples": 24,
+    "epochs": 6,
+    "seed_epochs": 4,
+    "batch_size": 12,
+    "lr": 2e-3,
+    "warmup": 2,
+    "device": "cpu",
+    "checkpoint_minutes": 100.0,
+}
+
+
+class Bench:
+    """Trains on the little project; every training logs each step's loss."""
+
+    def __init__(self, project: Path, index: PairIndex, model: ModelParams, folder: Path) -> None:
+        self.project, self.index, self.model, self.folder = project, index, model, folder
+
+    def train(
+        self,
+        role: Any,
+        rows: np.ndarray | None = None,
+        on_step: Callable[[int], None] = lambda _: None,
+        plan: dict[str, Any] | None = None,
+        checkpoints: str = "checkpoints",
+        **settings: Any,
+    ) -> tuple[TrainResult, dict[int, float]]:
+        training = TrainingParams(**{**SETTINGS, **settings})
+        rows = np.arange(len(self.index)) if rows is None else rows
+        losses: dict[int, float] = {}
+
+        def on_metrics(step: int, figures: dict[str, float]) -> None:
+            losses[step] = figures["train/loss"]
+            on_step(step)
+
+        result = train(
+            make_plan(role, role, rows, training, self.index.images, source="base", **(plan or {})),
+            self.index,
+            self.project,
+            model=self.model,
+            image=IMAGE,
+            training=training,
+            random_seed=3,
+            checkpoint_dir=self.folder / checkpoints,
+            on_metrics=on_metrics,
+            log_every=1,
+        )
+        return result, losses
+
+
+@pytest.fixture
+def bench(project: Path, index: PairIndex, resnet: ModelParams, tmp_path: Path) -> Bench:
+    return Bench(project, index, resnet, tmp_path)
+
+
+def weights(result: TrainResult) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in result.clip.model.state_dict().items()}
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+
+
+def test_it_learns(bench: Bench) -> None:
+    """Sixty images of four plain colours: the loss falls well below that of guessing among twelve."""
+    result, losses = bench.train("dense", epochs=40, seed_epochs=30)
+    assert len(losses) == 80
+    assert losses[80] < 0.75 * np.log(12)
+    assert result.clip.card["loss"] == pytest.approx(np.mean(list(losses.values())))
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_seed_then_dense_is_one_dense_training(bench: Bench, schedule: str) -> None:
+    straight, all_losses = bench.train("dense", schedule=schedule)
+    seed, first_losses = bench.train("seed", schedule=schedule)
+    seed.save(bench.folder / "seed")
+    dense, last_losses = bench.train("dense", plan={"parent": bench.folder / "seed"}, schedule=schedule)
+    assert first_losses | last_losses == all_losses
+    assert list(last_losses) == [9, 10, 11, 12]
+    assert_equal(weights(dense), weights(straight))
+
+
+def test_an_expert_goes_on_from_weights_and_moments_of_the_seed(bench: Bench) -> None:
+    seed, _ = bench.train("seed")
+    seed.save(bench.folder / "seed")
+    (bench.folder / "bare").mkdir()
+    for file in (bench.folder / "seed").iterdir():
+        (bench.folder / "bare" / file.name).write_bytes(file.read_bytes())
+    rows = np.arange(0, 60, 3)
+    given = {"parent": bench.folder / "seed", "cluster": 1}
+    expert, losses = bench.train("expert", rows, plan=given)
+    assert list(losses) == [9, 10, 11, 12]
+    card = expert.clip.card
+    assert (card["role"], card["cluster"], card["parent"], card["pairs"]) == ("expert", 1, "seed", 20)
+    assert card["own"]["samples_seen"] == 48
+    assert card["total"]["samples_seen"] == 96 + 48
+    assert card["total"]["flops"] == 3 * card["own"]["flops"] > 0
+    # Its first step already has the seed's moments: AdamW's step counter goes on.
+    parameter = next(iter(expert.optimizer.state.values()))
+    assert parameter["step"].item() == 12
+    (bench.folder / "bare" / "branch_state.safetensors").unlink()
+    with pytest.raises(ModeError, match="not one that others can branch from"):
+        bench.train("expert", rows, plan={**given, "parent": bench.folder / "bare"})
+
+
+def test_a_seed_of_another_length_is_refused(bench: Bench) -> None:
+    seed, _ = bench.train("seed")
+    seed.save(bench.folder / "seed")
+    with pytest.raises(ModeError, match="trained for 8 steps, but this training branches off at 10"):
+        bench.train("dense", plan={"parent": bench.folder / "seed"}, seed_epochs=5)
+
+
+def test_a_trained_folder_predicts_the_same_in_plain_open_clip(bench: Bench) -> None:
+    seed, _ = bench.train("seed")
+    folder = bench.folder / "seed"
+    seed.save(folder)
+    theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    theirs.eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a red thing", "a blue thing"])
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        ours = load_model(folder).model.eval()
+        assert torch.equal(theirs.encode_image(images), ours.encode_image(images))
+        assert torch.equal(theirs.encode_text(tokens), ours.encode_text(tokens))
+        torch.testing.assert_close(theirs.encode_image(images), seed.clip.model.encode_image(images))
+    assert json.loads((folder / "card.json").read_text())["steps"] == [0, 8]
+    assert not (bench.folder / "checkpoints" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_and_resumed_is_uninterrupted(bench: Bench, number: signal.Signals) -> None:
+    whole, whole_losses = bench.train("dense")
+
+    def interrupt(step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as stopped:
+        bench.train("dense", on_step=interrupt, checkpoints="broken")
+    assert stopped.value.signal == number
+    assert stopped.value.exit_code == 128 + number
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert handlers == (signal.SIG_DFL, signal.default_int_handler)
+    resumed, after = bench.train("dense", checkpoints="broken")
+    # The figures of a step are reported after the look for signals, so that step 6 was still made.
+    assert after == {step: loss for step, loss in whole_losses.items() if step > 6}
+    assert_equal(weights(resumed), weights(whole))
+
+
+def test_killed_and_resumed_is_uninterrupted(bench: Bench) -> None:
+    """A real process, killed for good between two checkpoints."""
+    whole, _ = bench.train("dense", epochs=10, seed_epochs=8)
+    script = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from mode.data.index import PairIndex
+from mode.params import ModelParams
+from test_loop import Bench
+bench = Bench(Path({str(bench.project)!r}), PairIndex.load(Path({str(bench.project / "index")!r})),
+              ModelParams.model_validate_json({bench.model.model_dump_json()!r}), Path({str(bench.folder)!r}))
+bench.train("dense", epochs=10, seed_epochs=8, checkpoints="killed", checkpoint_minutes=1e-9,
+            on_step=lambda step: print(step, flush=True))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) == 6:
+            process.kill()
+            break
+    assert process.wait(60) == -signal.SIGKILL
+    resumed, losses = bench.train("dense", epochs=10, seed_epochs=8, checkpoints="killed")
+    assert 6 <= min(losses) <= 20  # it did not start again
+    assert_equal(weights(resumed), weights(whole))
+
+
+def test_another_configuration_does_not_take_the_checkpoint(bench: Bench) -> None:
+    def interrupt(step: int) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        bench.train("dense", on_step=interrupt)
+    for other in ({"lr": 1e-3}, {"batch_size": 6}, {"weight_decay": 0.0}):
+        with pytest.raises(ModeError, match="made under another configuration"):
+            bench.train("dense", **other)
+    with pytest.raises(ModeError, match="made under another configuration"):
+        bench.train("dense", rows=np.arange(30))
+    # Where and how fast it runs is not part of it.
+    result, _ = bench.train("dense", cache_mb=0, checkpoint_minutes=3.0)
+    assert result.clip.card["own"]["samples_seen"] == 144
+
+
+def test_a_damaged_checkpoint_is_refused(bench: Bench) -> None:
+    (bench.folder / "checkpoints").mkdir()
+    (bench.folder / "checkpoints" / "checkpoint.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ModeError, match="cannot be read"):
+        bench.train("dense")
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(bench: Bench) -> None:
+    with pytest.raises(ModeError, match=r"training failed at step \d+: .* at learning rate .*; the last good") as error:
+        bench.train("dense", lr=1e30, clip_norm=None, warmup=8, checkpoint_minutes=1e-9)
+    assert str(bench.folder / "checkpoints" / "checkpoint.safetensors") in str(error.value)
+
+
+def test_settings_of_each_kind_train(bench: Bench) -> None:
+    for settings in ({"precision": "bf16"}, {"precision": "amp"}, {"accumulate": 3}, {"clip_norm": None}):
+        result, losses = bench.train("dense", checkpoints=str(settings), **settings)
+        assert len(losses) == 12
+        assert all(np.isfinite(loss) for loss in losses.values())
+        result.save(bench.folder / "model")
+        assert load_model(bench.folder / "model").model.logit_scale.item() > 0
+
+
+def test_what_cannot_run_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModeError, match="'cuda:77' is not usable here"):
+        bench.train("dense", device="cuda:77")
+    monkeypatch.setenv("WORLD_SIZE", "nonsense")
+    with pytest.raises(ModeError, match="WORLD_SIZE"):
+        bench.train("dense")
+
+
+def test_an_image_that_went_bad_is_replaced_and_counted(project: Path, bench: Bench, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(project, root)
+    index = bench.index
+    with (root / index.path(0)).open("r+b") as shard:
+        shard.seek(int(index.offset[4]))
+        shard.write(bytes(int(index.length[4])))
+    bench.project = root
+    result, _ = bench.train("dense", epochs=10, seed_epochs=8)
+    assert result.clip.card["bad_images"] == 4  # 240 samples are four passes over 60 images

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mode.errors import ModeError
+from mode.params import TrainingParams
+from mode.training.plan import Role, TrainPlan, make_plan
+
+ROWS = np.arange(10, dtype=np.int64)
+SEED = Path("models/seed")
+
+
+def plan(role: Role, schedule: str = "wsd", **given: Any) -> TrainPlan:
+    training = TrainingParams(
+        epoch_samples=100, epochs=32, seed_epochs=27, batch_size=10, warmup=5, lr=1.0, schedule=schedule
+    )  # type: ignore[arg-type]
+    return make_plan(role, role, ROWS, training, images=7, source="base", **given)
+
+
+def test_seed_then_dense_cover_the_steps_of_one_dense_training() -> None:
+    for schedule in ("wsd", "cosine"):
+        seed, dense, straight = plan("seed", schedule), plan("dense", schedule, parent=SEED), plan("dense", schedule)
+        assert (seed.first_step, seed.last_step) == (0, 270)
+        assert (dense.first_step, dense.last_step) == (270, 320)
+        assert (straight.first_step, straight.last_step) == (0, 320)
+        assert dense.stream_start == seed.stream_stop == 2_700
+        assert dense.stream_stop == straight.stream_stop == 3_200
+        assert [straight.schedule.rate(step) for step in range(320)] == [
+            (seed if step < 270 else dense).schedule.rate(step) for step in range(320)
+        ]
+
+
+def test_dense_long_has_the_steps_of_seed_and_experts() -> None:
+    wsd = plan("dense-long", parent=SEED, expert_epochs=[None, None, None, 10])
+    assert (wsd.first_step, wsd.last_step) == (270, 270 + 3 * 50 + 100)
+    assert wsd.schedule.rate(270) == 1.0
+    assert wsd.schedule.rate(395) == 0.5
+    assert wsd.parent == SEED
+
+
+def test_dense_long_with_a_cosine_starts_from_scratch() -> None:
+    cosine = plan("dense-long", "cosine", parent=SEED, expert_epochs=[None] * 4)
+    assert (cosine.first_step, cosine.last_step, cosine.stream_start, cosine.parent) == (0, 470, 0, None)
+    assert cosine.schedule.rate(237) == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_expert_branches_off_with_its_own_stream_steps_and_rate() -> None:
+    expert = plan("expert", parent=SEED, cluster=2, epochs=10, lr=0.5)
+    assert (expert.first_step, expert.last_step, expert.stream_start) == (270, 370, 0)
+    assert expert.samples == expert.stream_stop == 1_000
+    assert expert.position(271) == 10
+    assert [expert.schedule.rate(step) for step in (270, 320)] == [0.5, 0.25]
+
+
+def test_an_epoch_is_one_pass_over_the_images_unless_set() -> None:
+    training = TrainingParams(epochs=4, seed_epochs=2, batch_size=10, warmup=0)
+    assert make_plan("seed", "seed", ROWS, training, images=55, source="base").last_step == 11
+
+
+@pytest.mark.parametrize(
+    ("role", "given", "message"),
+    [
+        ("expert", {}, "needs a seed"),
+        ("dense-long", {"parent": SEED}, "needs experts"),
+        ("teacher", {}, "no training role is called 'teacher'"),
+    ],
+)
+def test_what_makes_no_plan_is_refused(role: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModeError, match=message):
+        plan(role, **given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup": 2_000}, "warmup .* exceeds the seed's 20 steps"),
+        ({"batch_size": 500}, "too few for steps of 500"),
+    ],
+)
+def test_settings_that_allow_no_training_are_refused(settings: dict[str, int], message: str) -> None:
+    training = TrainingParams(**{"epochs": 4, "seed_epochs": 2, "batch_size": 10, "warmup": 0, **settings})  # type: ignore
+    with pytest.raises(ModeError, match=message):
+        make_plan("seed", "seed", ROWS, training, images=100, source="base")
+
+
+def test_no_pairs_are_refused() -> None:
+    with pytest.raises(ModeError, match="no pairs"):
+        make_plan("seed", "seed", ROWS[:0], TrainingParams(), images=1, source="base")
