@@ -111,7 +111,8 @@ def test_a_killed_expert_goes_on_and_ends_the_same(
     stage = ["dvc", "repro", "--single-item", "expert@expert-0"]
     before = finished_project.params()
     changed = finished_project.params()
-    changed["experts"]["expert-0"]["lr"] = lr  # a training that DVC has not seen yet
+    # A training that DVC has not seen yet, and long enough to be met while it runs.
+    changed["experts"]["expert-0"] |= {"lr": lr, "epochs": 20}
     finished_project.set_params(changed)
     try:
         dvc = finished_project.start(*stage)
@@ -138,19 +139,22 @@ def test_a_killed_expert_goes_on_and_ends_the_same(
 
 def test_a_dvc_that_is_killed_takes_its_training_along(finished_project: SmallProject) -> None:
     checkpoints = finished_project.root / "checkpoints/expert-1"
-    kept = finished_project.root / "kept"
-    shutil.copytree(finished_project.root / "models/expert-1", kept)
+    stage = ["dvc", "repro", "--single-item", "expert@expert-1"]
+    before = finished_project.params()
+    changed = finished_project.params()
+    changed["experts"]["expert-1"]["epochs"] = 500  # still at work when its dvc is killed
+    finished_project.set_params(changed)
     try:
-        dvc = finished_project.start("dvc", "repro", "--single-item", "--force", "--no-run-cache", "expert@expert-1")
+        dvc = finished_project.start(*stage)
         training = wait_for_training(dvc.pid, checkpoints)
         dvc.kill()
         dvc.wait()
         training.wait(timeout=15)
         assert steps_done(checkpoints) > 0
     finally:
-        shutil.rmtree(finished_project.root / "models/expert-1", ignore_errors=True)
-        shutil.move(kept, finished_project.root / "models/expert-1")
-        shutil.rmtree(checkpoints)
+        finished_project.set_params(before)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        finished_project.run(*stage)  # from DVC's cache
 
 
 def test_a_changed_shard_elsewhere_is_noticed(new_project: SmallProject, tmp_path: Path) -> None:
