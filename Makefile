@@ -40,7 +40,7 @@ format: install  ## Let ruff mend what it can.
 
 lock: install  ## Resolve the dependencies anew; the lock holds hashes and no address.
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-		--group dev pyproject.toml -o requirements.lock
+		--group dev --group bench pyproject.toml -o requirements.lock
 
 ui: install  ## Open Prefect and MLflow on loopback: start, watch and compare trainings; Ctrl-C stops all.
 	python -m flows.ui
