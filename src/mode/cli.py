@@ -122,6 +122,25 @@ def results(
     print_results(json.loads(metrics.read_text(encoding="utf-8")))
 
 
+@app.command()
+def order(
+    task: Annotated[str, typer.Argument(help="A task of the project, or a task folder.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the order there, as JSON.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Order the experts by how much they matter for a task, from its words alone: train them in that order.
+
+    The experts need not be trained yet; `dvc repro ensemble` has to have run.
+    """
+    from mode import stages
+
+    weights = stages.order_experts(Path.cwd(), params, task)
+    for expert, weight in weights.items():
+        typer.echo(f"{expert}\t{weight:.3f}")
+    if output:
+        stages.write_json(output, weights)
+
+
 @app.command("add-source")
 def add_source(
     name: Annotated[str, typer.Argument(help="A name for the new source, such as `medical`.")],

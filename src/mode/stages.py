@@ -358,6 +358,33 @@ def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) 
     return _evaluate(project, models, [Path(task) for task in tasks])
 
 
+def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
+    """Experts by their routing weight for a task, largest first; needs the ensemble stage, and no trained expert.
+
+    Args:
+        root: of the project.
+        params: its parameter file.
+        task: name of one of the project's tasks, or a task folder.
+
+    Raises:
+        ModeError: no such task, or the ensemble's conditions are not there yet.
+    """
+    from mode.ensemble.mixture import Mixture
+    from mode.evaluation.growth import training_order
+    from mode.evaluation.tasks import open_task
+
+    project = Project(root, load_params(params))
+    listing = project.tasks / "tasks.json"
+    listed = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
+    folders = {Path(where).name: project.root / where for where in listed}
+    folder = folders.get(task, project.root / task)
+    if not folder.is_dir():
+        some = ", ".join([*folders][:8]) + (", ..." if len(folders) > 8 else "")
+        raise ModeError(f"no task is called '{task}'", f"a task folder, or one of: {some}" if some else "a task folder")
+    weights = Mixture.load(project.ensemble).weights(open_task(folder).prompts)
+    return {expert: weights[expert] for expert in training_order(weights)}
+
+
 def add_source(root: Path, params: Path, name: str, shards: str, experts: int, fine: int | None) -> list[str]:
     """Enter a source and its experts in params.yaml and watch.yaml; returns the experts' names.
 

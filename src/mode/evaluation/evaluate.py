@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mode.embedding.store import pick_device
-from mode.ensemble.mixture import Mixture
+from mode.ensemble.mixture import STAND_IN, Mixture
 from mode.ensemble.routing import uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import encode_prompts, encode_tasks, side_by_side
+from mode.evaluation.growth import growth_of, mean_growth, partial_mixtures
 from mode.evaluation.retrieval import retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.evaluation.zeroshot import classify, primary
@@ -55,7 +56,10 @@ def evaluate_tasks(
         - `details`: TASK -> MODEL -> `acc1`, `acc5`, `mean_per_class_recall` (and `roc_auc`), as CLIP_benchmark's;
         - `tasks`: TASK -> kind, metric, counts, and a hash of templates, classes and sample count: figures with
           different hashes are of different tasks;
-        - `stand_ins`: EXPERT -> the model that answered for it, where that is not its own.
+        - `stand_ins`: EXPERT -> the model that answered for it, where that is not its own;
+        - `growth`: with a mixture and the seed: `tasks`: TASK -> its figure with 0, 1, ... n experts, those of the
+          largest weight first (see `mode.evaluation.growth`); `mean` over the classification tasks. Of a retrieval task
+          the figure is the mean of image and text recall@10.
 
     Raises:
         ModeError: no model or no task; a folder that cannot be read; a model called as a mixture is; an expert missing
@@ -77,6 +81,7 @@ def evaluate_tasks(
         "tasks": {task.name: task.summary() for task in opened},
         "stand_ins": {expert: model for expert, model in members.items() if expert != model},
     }
+    growth: dict[str, dict[str, Any]] = {}
     device = str(pick_device(params.device))
     with _ready(models, device) as clips:
         with side_by_side(clips, device) as run:
@@ -85,13 +90,23 @@ def evaluate_tasks(
         for task, images in encoded:
             metadata = {name: by_task[task.name] for name, by_task in columns.items()}
             mixtures = _mixtures(members, routing[task.name]) if mixture else {}
+            partial = partial_mixtures(members, routing[task.name]) if mixture and STAND_IN in clips else {}
+            score = retrieve if task.kind == "retrieval" else classify
+            figures = score(task, images, metadata, mixtures | partial)
+            grown = {name: figures.pop(name) for name in partial}
             if task.kind == "retrieval":
-                results["retrieval"]["tasks"][task.name] = retrieve(task, images, metadata, mixtures)
+                results["retrieval"]["tasks"][task.name] = figures
+                means = {name: (each["image_recall@10"] + each["text_recall@10"]) / 2 for name, each in grown.items()}
             else:
-                figures = classify(task, images, metadata, mixtures)
                 results["zeroshot"]["tasks"][task.name] = {name: primary(task, each) for name, each in figures.items()}
                 results["details"][task.name] = {name: _defined(each) for name, each in figures.items()}
+                means = {name: primary(task, each) for name, each in grown.items()}
+            if grown:
+                growth[task.name] = growth_of(routing[task.name], means)
     results["zeroshot"]["mean"] = _means(results["zeroshot"]["tasks"])
+    if growth:
+        classified = [growth[name] for name in results["zeroshot"]["tasks"]]
+        results["growth"] = {"tasks": growth, "mean": mean_growth(classified)}
     return results
 
 

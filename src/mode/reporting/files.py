@@ -19,6 +19,7 @@ def write_plot_data(folder: Path, metrics: Mapping[str, Any], curves: Curves | N
         tasks.csv: task, model, zeroshot (0..1).
         routing.csv: task, expert, weight.
         training.csv: model, samples, loss.
+        growth.csv: order (by_task, reversed), experts (how many are trained), zeroshot (mean, 0..1).
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = [row for row in rows(metrics) if row.zeroshot is not None]
@@ -36,6 +37,7 @@ def write_plot_data(folder: Path, metrics: Mapping[str, Any], curves: Curves | N
             ("model", "samples", "loss"),
             [(model, samples, loss) for model, curve in (curves or {}).items() for samples, loss in curve],
         ),
+        "growth.csv": (("order", "experts", "zeroshot"), _growth_lines(metrics.get("growth", {}).get("mean") or {})),
     }
     for name, (heads, lines) in content.items():
         with (folder / name).open("w", encoding="utf-8", newline="") as file:
@@ -43,6 +45,15 @@ def write_plot_data(folder: Path, metrics: Mapping[str, Any], curves: Curves | N
             writer.writerow(heads)
             writer.writerows([_short(cell) for cell in line] for line in lines)
     return [folder / name for name in content]
+
+
+def _growth_lines(mean: Mapping[str, Any]) -> list[tuple[str, int, float]]:
+    return [
+        (order, count, value)
+        for order, values in mean.items()
+        if order != "experts"
+        for count, value in zip(mean["experts"], values, strict=True)
+    ]
 
 
 def _short(cell: object) -> object:

@@ -45,6 +45,11 @@ FIGURES = {
         "Ensemble against dense-long",
         "The same against the dense model that saw as many samples as seed and experts together.",
     ),
+    "growth": (
+        "Expert by expert",
+        "Accuracy of the ensemble when only its first experts are trained, each task's own most important ones first,"
+        " and the other way round.",
+    ),
     "training": (
         "Training",
         "Loss over samples. An expert's own cluster is more alike, so losses compare within a kind.",
@@ -74,7 +79,7 @@ def render_page(
         _figure(pictures, "routing", tall=True),
         _pair(pictures, "gains-dense", "gains-dense-long", folded=len(zeroshot_tasks(metrics)) > 12),
         _section("tasks", "Task by task", _tasks(metrics)) if task_lines(metrics) else "",
-        _figure(pictures, "training"),
+        _pair(pictures, "growth", "training"),
         _section("provenance", "Provenance", _provenance(metrics)) if metrics.get("provenance") else "",
     ]
     said = " ".join(f"<p>{escape(sentence)}</p>" for sentence in verdict(metrics))

@@ -16,6 +16,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mode.reporting.summary import (
     Cluster,
@@ -203,6 +204,24 @@ def gains(metrics: Mapping[str, Any], against: str = "dense", model: str = "ense
     return figure
 
 
+def growth(metrics: Mapping[str, Any]) -> Figure | None:
+    """Mean accuracy after 0, 1, ... n experts, trained in the order of the tasks' weights and in its reverse."""
+    mean = metrics.get("growth", {}).get("mean") or {}
+    if not mean:
+        return None
+    figure, axes = _axes(WIDTH, 4.0)
+    lines = (("by_task", "largest weight first", "ensemble", "-"), ("reversed", "smallest first", "seed", "--"))
+    for key, label, kind, style in lines:
+        values = [100 * value for value in mean[key]]
+        axes.plot(mean["experts"], values, label=label, color=COLOURS[kind], linestyle=style, marker="o")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("experts trained; the seed stands in for the others")
+    axes.set_ylabel("mean zero-shot accuracy, %")
+    axes.grid(alpha=0.7)
+    axes.legend(fontsize=9)
+    return figure
+
+
 def training(curves: Curves, points: int = 400) -> Figure | None:
     """Training loss over samples, a line per model, at most `points` points each; `None` without curves."""
     drawn = {name: curve for name, curve in curves.items() if len(curve) > 1}
@@ -240,6 +259,7 @@ def all_plots(
         "clusters": cluster_sizes(clusters),
         "gains-dense": gains(metrics, "dense"),
         "gains-dense-long": gains(metrics, "dense-long"),
+        "growth": growth(metrics),
         "training": training(curves or {}),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}

@@ -1,0 +1,235 @@
+"""What Prefect, DVC and MLflow add to the demo's work, and what they save.
+
+    python benchmarks/orchestration.py [--folder FOLDER] [--output FILE]
+
+Runs the demo in fresh clones, on a machine that should do nothing else, and prints a table:
+
+- plain: every stage as `mode stage NAME`, one after another, with no DVC and MLflow left out;
+- dvc: `dvc repro`;
+- flow: the `pipeline` flow of a running page with 1 and with 2 workers; then once more with nothing to do;
+- experts: the time from the first expert's start to the last one's end in each of these.
+
+dvc.lock is compared between `dvc repro` and the flows. It holds hashes of models, whose cards hold seconds: files
+that differ only in what was measured count as equal, and everything else has to be equal byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent
+#: What a file may say that is measured, not computed.
+MEASURED = re.compile(r'"(seconds|threads|mlflow_run|commit|uncommitted_changes)"')
+
+#: `mode stage` with a tracker that does nothing.
+UNTRACKED = """
+import contextlib, sys
+from pathlib import Path
+from unittest.mock import MagicMock
+from mode import stages, tracking
+
+class Run(contextlib.nullcontext):
+    header, run_id = MagicMock(run_id=None), None
+    def log(self, *_): pass
+
+class Tracker:
+    def __init__(self, *_): pass
+    def run(self, *_, **__): return Run()
+    def log_results(self, *_, **__): return {}
+    def register_ensemble(self, *_, **__): pass
+
+tracking.Tracker = Tracker
+stages.run_stage(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None, Path.cwd(), Path("params.yaml"))
+"""
+
+
+def clone(folder: Path) -> Path:
+    """A fresh clone of what is committed here; it uses this environment's tools and its own sources."""
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(folder)], check=True)
+    return folder
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Settings of commands in a clone."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_", "OMP_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return kept | {"PATH": path, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "DVC_NO_ANALYTICS": "true"}
+
+
+def stages_in_order(root: Path) -> list[str]:
+    """Stages of dvc.yaml by address, in an order in which they can run."""
+    code = "from flows.graph import read; from pathlib import Path; print(*read(Path.cwd())[0].needs)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment(root), capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def run_plain(root: Path) -> dict[str, float]:
+    """Seconds in all, and of the experts."""
+    spent = {"all": 0.0, "experts": 0.0}
+    for stage in stages_in_order(root):
+        started = time.monotonic()
+        command = [sys.executable, "-c", UNTRACKED, *stage.split("@")]
+        subprocess.run(command, cwd=root, env=environment(root), check=True, stdout=subprocess.DEVNULL)
+        seconds = time.monotonic() - started
+        spent["all"] += seconds
+        spent["experts"] += seconds if stage.startswith("expert@") else 0.0
+    return spent
+
+
+def run_dvc(root: Path) -> dict[str, float]:
+    """The same of `dvc repro`, from the lines that it prints."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"], cwd=root, env=environment(root), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    begun: list[tuple[str, float]] = []
+    for line in process.stdout:
+        if found := re.match(r"Running stage '(.*)'", line):
+            begun.append((found[1], time.monotonic()))
+    if process.wait():
+        raise SystemExit("dvc repro failed")
+    ended = time.monotonic()
+    times = [*(moment for _, moment in begun), ended]
+    experts = sum(times[n + 1] - times[n] for n, (stage, _) in enumerate(begun) if stage.startswith("expert@"))
+    return {"all": ended - started, "experts": experts}
+
+
+class Page:
+    """`make ui` on a clone."""
+
+    def __init__(self, root: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0"],
+            cwd=root,
+            env=environment(root),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        lines = iter(self.process.stdout)
+        self.api = next(line.split()[1] for line in lines if line.startswith("API"))
+        next(line for line in lines if line.startswith("Ctrl-C"))
+
+    def call(self, path: str, body: object | None = None) -> Any:
+        """GET, or POST a body."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.api}/{path}", data, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+    def run(self, **machine: Any) -> dict[str, float]:
+        """Seconds of a run of the pipeline, from the click to its last state, and of its experts."""
+        deployment = self.call("deployments/name/pipeline/pipeline")["id"]
+        started = time.monotonic()
+        body = {"parameters": {"machine": {"devices": "cpu", **machine}}, "state": {"type": "SCHEDULED"}}
+        run = self.call(f"deployments/{deployment}/create_flow_run", body)["id"]
+        while (state := self.call(f"flow_runs/{run}")["state"])["type"] in ("SCHEDULED", "PENDING", "RUNNING"):
+            time.sleep(0.5)
+        seconds = time.monotonic() - started
+        if state["type"] != "COMPLETED":
+            raise SystemExit(f"the run ended as {state['name']}: {state['message']}")
+        tasks = self.call("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        experts = [task for task in tasks if task["name"].startswith("expert@")]
+        begun, ended = (sorted(_moment(task[key]) for task in experts) for key in ("start_time", "end_time"))
+        return {"all": seconds, "experts": ended[-1] - begun[0]}
+
+    def stop(self) -> None:
+        """Ctrl-C."""
+        self.process.terminate()
+        self.process.wait(60)
+
+
+def _moment(text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).timestamp()
+
+
+def lock_differences(one: Path, other: Path) -> list[str]:
+    """Outputs that differ between two clones by more than what was measured, and stages that only one has."""
+    locks = [yaml.safe_load((root / "dvc.lock").read_text())["stages"] for root in (one, other)]
+    found = sorted(set(locks[0]) ^ set(locks[1]))
+    for stage in set(locks[0]) & set(locks[1]):
+        for kind in ("cmd", "params"):
+            if locks[0][stage].get(kind) != locks[1][stage].get(kind):
+                found.append(f"{stage}: {kind}")
+        for left, right in zip(locks[0][stage]["outs"], locks[1][stage]["outs"], strict=True):
+            if left["md5"] != right["md5"]:
+                found += _file_differences(one, other, left["path"])
+    return found
+
+
+def _file_differences(one: Path, other: Path, path: str) -> list[str]:
+    files = [file for file in (one / path).rglob("*") if file.is_file()] if (one / path).is_dir() else [one / path]
+    different = []
+    for file in files:
+        twin = other / file.relative_to(one)
+        if not twin.is_file() or _computed(file) != _computed(twin):
+            different.append(str(file.relative_to(one)))
+    return different
+
+
+def _computed(file: Path) -> object:
+    """Content of a file without what was measured; pages and plots, which show that, are not looked into."""
+    if file.suffix == ".json":
+        lines = file.read_text().splitlines()
+        return [line for line in lines if not MEASURED.search(line)]
+    return None if file.suffix in (".html", ".svg", ".png") else file.read_bytes()
+
+
+def main() -> None:
+    """Run everything, print the table, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=Path, help="where the clones go (default: a temporary folder, removed)")
+    parser.add_argument("--output", type=Path, help="write the figures there, as JSON")
+    parser.add_argument("--only", nargs="+", choices=["plain", "dvc", "flow-1", "flow-2"], help="some of the runs")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="mode-orchestration-"))
+    wanted = options.only or ["plain", "dvc", "flow-1", "flow-2"]
+    figures: dict[str, dict[str, float]] = {}
+    try:
+        if "plain" in wanted:
+            figures["plain"] = run_plain(clone(folder / "plain"))
+            print("plain", figures["plain"], flush=True)
+        if "dvc" in wanted:
+            figures["dvc"] = run_dvc(clone(folder / "dvc"))
+            print("dvc", figures["dvc"], flush=True)
+        for workers in (1, 2):
+            if f"flow-{workers}" not in wanted:
+                continue
+            root = clone(folder / f"flow-{workers}")
+            page = Page(root)
+            try:
+                figures[f"flow-{workers}"] = page.run(workers=workers)
+                print(f"flow-{workers}", figures[f"flow-{workers}"], flush=True)
+                figures[f"nothing to do ({workers})"] = {"all": page.run(workers=workers)["all"]}
+                print("nothing to do", figures[f"nothing to do ({workers})"], flush=True)
+            finally:
+                page.stop()
+            if "dvc" in wanted:
+                print("dvc.lock differs in:", lock_differences(folder / "dvc", root) or "nothing", flush=True)
+        if options.output:
+            options.output.write_text(json.dumps(figures, indent=2) + "\n")
+    finally:
+        if not options.folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

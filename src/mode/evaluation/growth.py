@@ -1,0 +1,82 @@
+"""Accuracy after 0, 1, ... n experts: what training the experts in one order rather than another brings early.
+
+The paper's training-priority experiment: the experts that a task's words weigh most are trained first, and the seed
+stands in for the others. Since experts do not depend on each other, the finished experts give every step of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mode.ensemble.mixture import STAND_IN
+
+#: Experts up to which every number of them is evaluated; beyond, the powers of two.
+EVERY_STEP = 16
+#: The order by the task's weights, and its reverse as a control.
+ORDERS = ("by_task", "reversed")
+
+
+def training_order(weights: Mapping[str, float]) -> list[str]:
+    """Experts by their weight for a task, largest first; equal ones stay in the given order.
+
+    >>> training_order({"expert-0": 0.2, "expert-1": 0.5, "expert-2": 0.3})
+    ['expert-1', 'expert-2', 'expert-0']
+    """
+    return sorted(weights, key=lambda expert: -weights[expert])
+
+
+def steps(experts: int) -> list[int]:
+    """Numbers of experts to evaluate, from none to all.
+
+    >>> steps(3), steps(40)
+    ([0, 1, 2, 3], [0, 1, 2, 4, 8, 16, 32, 40])
+    """
+    if experts <= EVERY_STEP:
+        return list(range(experts + 1))
+    return [0, *(2**power for power in range(experts.bit_length()) if 2**power < experts), experts]
+
+
+def partial_mixtures(members: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The ensemble with only its first experts, as weights per model.
+
+    Args:
+        members: expert -> the model that answers for it; one that is not trained is answered for by the seed anyway.
+        weights: expert -> its weight for the task.
+
+    Returns:
+        `by_task 0`, `by_task 1`, ..., `reversed n` -> model -> weight; each of sum 1.
+    """
+    order = training_order(weights)
+    mixtures = {}
+    for kind, ordered in zip(ORDERS, (order, order[::-1]), strict=True):
+        for count in steps(len(order)):
+            models = {expert: members[expert] if expert in ordered[:count] else STAND_IN for expert in order}
+            per_model = dict.fromkeys([STAND_IN, *models.values()], 0.0)
+            for expert, model in models.items():
+                per_model[model] += weights[expert]
+            mixtures[f"{kind} {count}"] = per_model
+    return mixtures
+
+
+def growth_of(weights: Mapping[str, float], figures: Mapping[str, float]) -> dict[str, Any]:
+    """One task's entry in the results, from the figures of its partial mixtures.
+
+    Returns:
+        `order` (experts), `experts` (how many of them), and `by_task` and `reversed`: the figure at each number.
+    """
+    counts = steps(len(weights))
+    lines = {kind: [figures[f"{kind} {count}"] for count in counts] for kind in ORDERS}
+    return {"order": training_order(weights), "experts": counts, **lines}
+
+
+def mean_growth(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean over tasks of the same experts; empty without a task."""
+    if not tasks:
+        return {}
+    lines = {
+        kind: [math.fsum(values) / len(tasks) for values in zip(*(task[kind] for task in tasks), strict=True)]
+        for kind in ORDERS
+    }
+    return {"experts": tasks[0]["experts"], **lines}
