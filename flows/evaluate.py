@@ -8,9 +8,9 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.graph import Graph
+from flows.graph import Graph, read
 from flows.parameters import Machine
-from flows.stage import project_root
+from flows.stage import project_root, run_step
 from flows.work import finish, run_part
 from flows.workspace import mark_alive, workspace
 
@@ -18,10 +18,11 @@ STAGES = ("ensemble", "evaluate", "report")
 
 
 @flow(name="evaluate", validate_parameters=True, persist_result=False)
-def evaluate(machine: Machine = Machine()) -> State[Any]:  # noqa: B008
+def evaluate(remote: bool = False, machine: Machine = Machine()) -> State[Any]:  # noqa: B008
     """Join, evaluate and report the experts that are there now; the seed stands in for the others. Trains nothing.
 
     Args:
+        remote: First take over the experts that other machines have pushed to the DVC remote.
         machine: Where the evaluation runs, and how it is tried again.
     """
     root = project_root()
@@ -33,7 +34,12 @@ def evaluate(machine: Machine = Machine()) -> State[Any]:  # noqa: B008
         return graph.only([stage for stage in STAGES if stage in graph.needs])
 
     with workspace(root, machine.wait) as lock:
-        outcome = run_part(root, pick, machine, (lock.descriptor,))
+        held = (lock.descriptor,)
+        if remote:
+            pipeline = read(root)[0]
+            experts = [stage for stage in pipeline.needs if stage.startswith("expert@")]
+            run_step("fetch", ["flows.remote", "fetch", *pipeline.upto(experts).needs], held)
+        outcome = run_part(root, pick, machine, held)
         outcome.absent = absent
         return finish(root, outcome)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,14 @@ class Graph:
         part = self.upto(targets)
         kept = set(targets)
         return Graph({stage: part.needs[stage] & kept for stage in part.needs if stage in kept})
+
+    def first(self, stages: Sequence[str]) -> Graph:
+        """The same pipeline with these stages, and what they need, before all others that could run as well."""
+        wanted = [stage for stage in stages if stage in self.needs]
+        early = set(wanted).union(*(self.before(stage) for stage in wanted))
+        leading = [stage for stage in self.needs if stage in early - set(wanted)]
+        rest = [stage for stage in self.needs if stage not in early]
+        return Graph.of({stage: self.needs[stage] for stage in [*leading, *wanted, *rest]})
 
 
 def read(root: Path) -> tuple[Graph, set[str]]:

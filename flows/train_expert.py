@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import Field
 
-from flows.graph import Graph
+from flows.graph import Graph, read
 from flows.parameters import Machine, Name
 from flows.stage import project_root, run_step
 from flows.work import finish, run_part
@@ -26,7 +26,8 @@ def train_expert(
 
     Args:
         experts: Names of the experts, such as expert-0.
-        remote: Fetch what they need from the DVC remote first, and push the trained experts to it.
+        remote: Fetch what they need from the DVC remote first, as far as another machine has made it, and push what
+            is made here.
         machine: Where trainings run, and how they are tried again.
     """
     root = project_root()
@@ -34,12 +35,13 @@ def train_expert(
     stages = [f"expert@{name}" for name in dict.fromkeys(experts)]
     with workspace(root, machine.wait) as lock:
         held = (lock.descriptor,)
+        needed = list(experts_of(read(root)[0], stages).needs)
         if remote:
-            run_step("pull", ["dvc", "--wait-for-lock", "pull", "--allow-missing", "--run-cache"], held)
+            run_step("fetch", ["flows.remote", "fetch", *needed], held)
         outcome = run_part(root, lambda graph: experts_of(graph, stages), machine, held)
-        made = [stage for stage in stages if stage not in (*outcome.failed, *outcome.skipped)]
+        made = [stage for stage in needed if stage in (*outcome.done, *outcome.cached)]
         if remote and made:
-            run_step("push", ["dvc", "--wait-for-lock", "push", "--run-cache", *made], held)
+            run_step("push", ["flows.remote", "push", *made], held)
         return finish(root, outcome, essential=True)
 
 

@@ -154,6 +154,8 @@ def environment(root: Path, addresses: Addresses) -> dict[str, str]:
         "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Its queue for judging chat logs: five more processes, which nothing here uses.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DVC_NO_ANALYTICS": "true",
         MLFLOW_ADDRESS: addresses.mlflow,
     }

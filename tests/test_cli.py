@@ -175,3 +175,29 @@ def test_a_source_without_shards_changes_no_file(project: Path, capsys: pytest.C
     assert "nowhere" in fails(capsys, "add-source", "more", "nowhere")
     assert (project / "params.yaml").read_text() == before
     assert not (project / "watch.yaml").exists()
+
+
+def test_experts_are_ordered_by_a_tasks_words(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mode.data.glyphs import write_glyph_tasks
+    from mode.embedding.lsa import LsaEmbedder
+    from mode.ensemble.mixture import Mixture
+    from mode.params import GlyphParams, RoutingParams
+
+    tasks = project / "data/tasks"
+    write_glyph_tasks(GlyphParams(test_images=1), tasks, 0)
+    capsys.readouterr()  # its progress
+    assert "no saved mixture" in fails(capsys, "order", "data/tasks/dice")
+    (tasks / "tasks.json").write_text(json.dumps(["data/tasks/chess", "data/tasks/dice"]))
+    captions = ["white chess king", "black chess queen", "chess pawn", "die face one", "die face six", "a die"] * 5
+    embedder = LsaEmbedder.fit(captions, 4, 0)
+    conditions = {"expert-0": embedder.encode(["chess king", "queen"]), "expert-1": embedder.encode(["die face"])}
+    Mixture.fit(conditions, embedder, RoutingParams(), captions, 0).save(project / "models/ensemble")
+    for task, first in (("chess", "expert-0"), ("dice", "expert-1"), ("data/tasks/dice", "expert-1")):
+        with pytest.raises(SystemExit) as ended:
+            main(["order", task, "--output", "order.json"])
+        assert ended.value.code == 0
+        order = json.loads((project / "order.json").read_text())
+        assert next(iter(order)) == first
+        assert sum(order.values()) == pytest.approx(1)
+        assert capsys.readouterr().out.startswith(f"{first}\t")
+    assert "no task is called 'cats' (a task folder, or one of: chess, dice)" in fails(capsys, "order", "cats")

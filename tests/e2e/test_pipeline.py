@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
+import sqlite3
+import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from safetensors.numpy import load_file
 
 from tests.e2e.conftest import SmallProject
@@ -157,6 +163,68 @@ def test_a_dvc_that_is_killed_takes_its_training_along(finished_project: SmallPr
         finished_project.run(*stage)  # from DVC's cache
 
 
+def test_a_database_that_is_locked_for_a_minute_costs_no_figure(finished_project: SmallProject) -> None:
+    database = finished_project.root / "mlruns/mlflow.db"
+    client = MlflowClient(f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name("mode").experiment_id  # type: ignore[union-attr]
+
+    def runs() -> dict[str, Run]:
+        found = client.search_runs([experiment], "attributes.run_name = 'expert-1'")
+        return {run.info.run_id: run for run in found}
+
+    before = runs()
+    with locked(database, seconds=60) as released:
+        stage = ["dvc", "repro", "--single-item", "--force", "--no-run-cache", "expert@expert-1"]
+        printed = finished_project.run(*stage)
+        assert not released.is_set(), "the training has to end while the database is locked"
+        released.wait()
+    output = printed.stdout + printed.stderr
+    assert "goes on without the database for now" in output
+    assert (finished_project.root / "models/expert-1/card.json").is_file()
+    finished_project.run("mode", "stage", "report")  # opens MLflow, which sends what has waited
+    [run] = [run for name, run in runs().items() if name not in before] or [runs()[name] for name in before]
+    assert run.info.status == "FINISHED"
+    curve = (finished_project.root / "models/expert-1/curve.csv").read_text().splitlines()[1:]
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert {point.step for point in history} >= {int(line.partition(",")[0]) for line in curve}
+
+
+def test_a_full_disk_ends_a_training_in_one_line_and_keeps_its_checkpoint(finished_project: SmallProject) -> None:
+    stage = ["dvc", "repro", "--single-item", "expert@expert-0"]
+    before = finished_project.params()
+    changed = finished_project.params()
+    changed["experts"]["expert-0"] |= {"lr": 0.0013, "epochs": 20}
+    finished_project.set_params(changed)
+    checkpoints = finished_project.root / "checkpoints/expert-0"
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    try:
+        with small_disk(checkpoints, megabytes=64) as disk:
+            dvc = finished_project.start(*stage)
+            wait_for_training(dvc.pid, checkpoints).send_signal(signal.SIGTERM)
+            dvc.communicate(timeout=60)
+            done, [path] = steps_done(checkpoints), list_of(checkpoints)
+            kept = path.read_bytes()
+
+            # Less room than a second checkpoint needs beside the first.
+            free = os.statvfs(disk)
+            (disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize - len(kept) // 2))
+            failed = finished_project.run(*stage, check=False)
+            assert failed.returncode != 0
+            [line] = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+            assert "No space left on device" in line
+            assert str(checkpoints) in line
+            assert path.read_bytes() == kept
+            assert steps_done(checkpoints) == done
+
+            (disk / "ballast").unlink()
+            assert "expert-0 goes on from its checkpoint" in finished_project.run(*stage).stdout
+        assert (finished_project.root / "models/expert-0/open_clip_model.safetensors").is_file()
+    finally:
+        finished_project.set_params(before)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        finished_project.run(*stage)  # from DVC's cache
+
+
 def test_a_changed_shard_elsewhere_is_noticed(new_project: SmallProject, tmp_path: Path) -> None:
     new_project.run("dvc", "repro", "data@base")
     elsewhere = tmp_path / "elsewhere"
@@ -174,6 +242,40 @@ def test_a_changed_shard_elsewhere_is_noticed(new_project: SmallProject, tmp_pat
     changed = new_project.run("dvc", "repro", "index@base").stdout
     assert "Running stage 'index@base'" in changed
     assert "1,000 pairs" in changed
+
+
+@contextlib.contextmanager
+def locked(database: Path, seconds: float) -> Iterator[threading.Event]:
+    """Hold SQLite's exclusive lock for so long; the event is set when it is released."""
+    released, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            held.set()
+            time.sleep(seconds)
+            connection.execute("ROLLBACK")
+        released.set()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    yield released
+    thread.join()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own of a few megabytes."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        folder.rmdir()
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def wait_for_training(dvc: int, checkpoints: Path) -> psutil.Process:

@@ -277,6 +277,38 @@ class TestEvaluate:
         figures = evaluate_tasks({"seed": clips["seed"]}, mixture, [folder], CPU)["details"]["colours"]
         assert figures["uniform"] == figures["ensemble"] == figures["seed"]
 
+    def test_growth_begins_with_the_seed_and_ends_with_the_ensemble(
+        self, folders: Any, clips: dict[str, Clip], mixture: Mixture
+    ) -> None:
+        tasks = [
+            folders.classification("colours", [i % 6 for i in range(24)]),
+            folders.classification("others", [i % 6 for i in range(12)], seed=1),
+            folders.retrieval("captions", 12),
+        ]
+        found = evaluate_tasks(clips, mixture, tasks, CPU)
+        growth, figures = found["growth"], found["zeroshot"]["tasks"]
+        for task, grown in growth["tasks"].items():
+            weights = found["routing"][task]
+            assert [weights[expert] for expert in grown["order"]] == sorted(weights.values(), reverse=True)
+            assert grown["experts"] == [0, 1, 2]
+            # One expert first: as if the other had never been trained.
+            missing = grown["order"][1]
+            without = {name: clip for name, clip in clips.items() if name != missing}
+            fewer = evaluate_tasks(without, mixture, tasks, CPU)
+            if task in figures:
+                assert grown["by_task"][0] == grown["reversed"][0] == figures[task]["seed"]
+                assert grown["by_task"][2] == grown["reversed"][2] == figures[task]["ensemble"]
+                assert grown["by_task"][1] == fewer["zeroshot"]["tasks"][task]["ensemble"]
+            else:
+                recalls = fewer["retrieval"]["tasks"][task]["ensemble"]
+                assert grown["by_task"][1] == (recalls["image_recall@10"] + recalls["text_recall@10"]) / 2
+        for order in ("by_task", "reversed"):
+            means = [(a + b) / 2 for a, b in zip(*(growth["tasks"][task][order] for task in figures), strict=True)]
+            assert growth["mean"][order] == pytest.approx(means)
+        assert "by_task 1" not in figures["colours"]
+        assert "growth" not in evaluate_tasks({"expert-0": clips["expert-0"], "expert-1": clips["expert-1"]},
+                                              mixture, tasks, CPU)  # fmt: skip
+
     def test_without_a_mixture(self, folders: Any, clips: dict[str, Clip]) -> None:
         found = evaluate_tasks(clips, None, [folders.classification("colours", [0, 1])], CPU)
         assert list(found["zeroshot"]["mean"]) == list(clips)

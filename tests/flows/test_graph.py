@@ -50,3 +50,12 @@ def test_every_stage_comes_after_what_it_needs(found: list[set[int]]) -> None:
     order = list(Graph.of(dict(reversed(edges.items()))).needs)
     assert sorted(order) == sorted(edges)
     assert all(order.index(need) < order.index(stage) for stage, needs in edges.items() for need in needs)
+
+
+def test_some_stages_first_with_what_they_need() -> None:
+    pipeline = Graph.of(
+        {"data": [], "seed": ["data"], "dense": ["seed"], "a": ["seed"], "b": ["seed"], "c": ["seed"], "x": ["a", "b"]}
+    )
+    assert list(pipeline.first(["c", "a", "unknown"]).needs) == ["data", "seed", "c", "a", "dense", "b", "x"]
+    assert pipeline.first(["c"]).needs == pipeline.needs
+    assert list(pipeline.first([]).needs) == list(pipeline.needs)

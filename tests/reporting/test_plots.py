@@ -121,6 +121,20 @@ def test_data_of_plots(metrics: dict[str, Any], curves: CurvesOf, tmp_path: Path
     )
 
 
+def test_growth_is_drawn_in_both_orders(metrics: dict[str, Any], tmp_path: Path) -> None:
+    mean = {"experts": [0, 1, 2], "by_task": [0.4, 0.5, 0.6], "reversed": [0.4, 0.45, 0.6]}
+    grown = {**metrics, "growth": {"tasks": {}, "mean": mean}}
+    axes = axes_of(plots.growth(grown))
+    assert [list(line.get_ydata()) for line in axes.get_lines()] == [
+        pytest.approx([40, 50, 60]),
+        pytest.approx([40, 45, 60]),
+    ]
+    assert plots.growth(metrics) is None
+    lines = list(csv.DictReader((next(f for f in write_plot_data(tmp_path, grown) if f.name == "growth.csv")).open()))
+    assert lines[1] == {"order": "by_task", "experts": "1", "zeroshot": "0.5"}
+    assert len(lines) == 6
+
+
 def test_data_of_nothing_has_heads(tmp_path: Path) -> None:
     files = {path.name: path.read_text() for path in write_plot_data(tmp_path, {})}
     assert files["training.csv"] == "model,samples,loss\n"

@@ -210,7 +210,10 @@ def growth(metrics: Mapping[str, Any]) -> Figure | None:
     if not mean:
         return None
     figure, axes = _axes(WIDTH, 4.0)
-    lines = (("by_task", "largest weight first", "ensemble", "-"), ("reversed", "smallest first", "seed", "--"))
+    lines: tuple[tuple[str, str, Kind, str], ...] = (
+        ("by_task", "largest weight first", "ensemble", "-"),
+        ("reversed", "smallest first", "seed", "--"),
+    )
     for key, label, kind, style in lines:
         values = [100 * value for value in mean[key]]
         axes.plot(mean["experts"], values, label=label, color=COLOURS[kind], linestyle=style, marker="o")

@@ -1,0 +1,95 @@
+"""Results that other machines have made: fetched from the DVC remote, and pushed to it.
+
+A stage's result is looked up in DVC's run cache by command, parameters and the content of its inputs. So machines share
+results without sharing a dvc.lock: nobody has to commit and merge one.
+
+Usage: python -m flows.remote fetch|push STAGE...   (stages in an order in which they can run)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mode.errors import ModeError
+
+
+def fetch(root: Path, stages: Sequence[str]) -> list[str]:
+    """Take over the results that the DVC remote (or the local cache) has for today's inputs of these stages.
+
+    Runs no stage. A result that is found is checked out and noted in dvc.lock, so that DVC calls the stage up to date.
+
+    Args:
+        root: of the project.
+        stages: their addresses; a stage after those whose outputs it reads.
+
+    Returns:
+        The stages whose result is here now.
+
+    Raises:
+        ModeError: the project has no DVC remote.
+    """
+    from dvc.repo import Repo
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    check_remote(root)
+    found = []
+    with Repo(str(root)) as repo:
+        with repo.lock:
+            repo.stage_cache.pull(None)
+        for address in stages:
+            with repo.lock:
+                [stage] = repo.stage.collect(address)
+                try:
+                    repo.stage_cache.restore(stage, pull=True)
+                except RunCacheNotFoundError:
+                    print(f"{address}: nobody has made it yet", flush=True)
+                    continue
+            repo.reproduce(address, single_item=True)  # finds the result in the cache, and notes it
+            found.append(address)
+    return found
+
+
+def push(root: Path, stages: Sequence[str]) -> None:
+    """Push the results of stages to the DVC remote, and the run cache by which other machines find them.
+
+    Raises:
+        ModeError: the project has no DVC remote.
+    """
+    from dvc.repo import Repo
+
+    check_remote(root)
+    with Repo(str(root)) as repo:
+        count = repo.push(targets=list(stages), run_cache=True)
+    print(f"pushed {count} files of {', '.join(stages)}", flush=True)
+
+
+def check_remote(root: Path) -> None:
+    """Raise `ModeError` if the project has no default DVC remote."""
+    from dvc.config import NoRemoteError
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        try:
+            repo.cloud.get_remote()
+        except NoRemoteError:
+            raise ModeError("there is no DVC remote", "`dvc remote add --default NAME ADDRESS`") from None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fetch or push; the message of what the user can mend is one line."""
+    action, *stages = arguments
+    try:
+        if action == "fetch":
+            fetch(Path.cwd(), stages)
+        else:
+            push(Path.cwd(), stages)
+    except ModeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
