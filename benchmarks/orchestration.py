@@ -1,6 +1,6 @@
 """What Prefect, DVC and MLflow add to the demo's work, and what they save.
 
-    python benchmarks/orchestration.py [--folder FOLDER] [--output FILE]
+    python -m benchmarks.orchestration [--folder FOLDER] [--output FILE]
 
 Runs the demo in fresh clones, on a machine that should do nothing else, and prints a table:
 

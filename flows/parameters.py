@@ -21,7 +21,10 @@ class Machine(BaseModel):
         description="auto: every GPU of the worker's machine, or else its CPU; cpu; or GPUs by number: [0, 1].",
     )
     workers: int = Field(
-        default=2, ge=1, le=64, description="Trainings side by side on the CPU; its threads are divided among them."
+        default=2,
+        ge=1,
+        le=64,
+        description="Trainings side by side on the CPU; its threads are divided among them, unless params.yaml fixes them.",
     )
     per_device: int = Field(default=1, ge=1, le=8, description="Trainings on one GPU at a time.")
     retries: int = Field(

@@ -22,6 +22,8 @@ from flows.stage import run_stage, stop_all
 
 #: Groups of stages that compute with torch: each takes a device. The others only need a core or two.
 ON_DEVICE = frozenset({"seed", "dense", "dense-long", "expert", "embedder", "embed", "ensemble", "evaluate"})
+#: Those that train: on a CPU they divide its threads. The others are short, and give other bits with other threads.
+TRAININGS = frozenset({"seed", "dense", "dense-long", "expert"})
 #: Failing stages of this group do not stop what comes after them.
 DISPENSABLE = frozenset({"expert"})
 
@@ -147,9 +149,9 @@ class Schedule:
         self._slots[stage] = slot
         self._before[stage] = dvc.results(self.root).get(stage)
         device = slot.place.device if slot else ""
-        threads = self.pool.threads(alone=not self._has_company(stage)) if slot else 0
+        threads = self.pool.threads(alone=not self._has_company(stage)) if group(stage) in TRAININGS and slot else 0
         if slot:
-            get_run_logger().info("%s runs on %s with %d threads", stage, device, threads)
+            get_run_logger().info("%s runs on %s", stage, device)
         future = self._submit(
             stage=stage,
             device=device,
@@ -163,10 +165,10 @@ class Schedule:
         self._ended.put((stage, future))
 
     def _has_company(self, stage: str) -> bool:
-        """Whether another stage computes now, or will beside this one."""
-        if any(slot for other, slot in self._slots.items() if other != stage):
+        """Whether another training runs now, or will beside this one."""
+        if any(group(other) in TRAININGS and slot for other, slot in self._slots.items() if other != stage):
             return True
-        ready = [other for other in self._waiting if group(other) in ON_DEVICE and self._readiness(other) == "ready"]
+        ready = [other for other in self._waiting if group(other) in TRAININGS and self._readiness(other) == "ready"]
         return any(self._may_change(other) for other in ready)
 
     def _await_one(self) -> None:

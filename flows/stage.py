@@ -62,13 +62,16 @@ def run_stage(
     Args:
         stage: its address in DVC, such as `seed` or `expert@expert-0`.
         device: where it computes, as torch names it; empty: as params.yaml says.
-        threads: CPU threads for it; 0: as params.yaml says.
+        threads: CPU threads for a training where params.yaml leaves them open; 0: as many as it takes.
         held: locks to hand to it (file descriptors), so that they are kept until its last process has gone.
         up_to_date: DVC has said already that nothing is to do.
     """
     if up_to_date:
         return Completed(name="Cached", message=f"{stage} is up to date")
     settings = {"MODE_DEVICE": device} if device else {}
+    if device == "cpu":
+        # Threads that spin while they wait bring two computations on the same cores nearly to a stop.
+        settings |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     if threads:
         settings |= {"MODE_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]

@@ -219,7 +219,8 @@ class TrainingParams(Section):
         cache_mb: decoded images are kept in memory if they all fit into this many MiB.
         checkpoint_minutes: time between checkpoints.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        threads: of torch; `null` leaves torch's own choice.
+        threads: of torch on the CPU. Sums in another number of threads round differently, so a fixed number gives the
+            same bits alone and side by side; `null`: the share that a flow gives, or torch's own choice.
     """
 
     source: str = "base"

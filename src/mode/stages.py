@@ -512,11 +512,11 @@ def _train(
 
 
 def _on_this_machine(training: TrainingParams) -> TrainingParams:
-    """`training` with the device and threads that a scheduler gave this process, if one did."""
+    """`training` with the device, and where it names none the threads, that a scheduler gave this process."""
     device, threads = os.environ.get("MODE_DEVICE"), os.environ.get("MODE_THREADS")
     if threads is not None and not (threads.isdecimal() and int(threads) > 0):
         raise ModeError(f"MODE_THREADS: '{threads}' is not a number of threads")
-    given = {"device": device, "threads": int(threads) if threads else None}
+    given = {"device": device, "threads": int(threads) if threads and training.threads is None else None}
     return training.model_copy(update={key: value for key, value in given.items() if value})
 
 

@@ -1,0 +1,98 @@
+"""An expert trained by a worker in another checkout, exchanged through a DVC remote."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def elsewhere(project: Any, root: Path) -> Any:
+    """A checkout on another machine: what git has, and no result."""
+    copy = type(project)(root)
+    skipped = shutil.ignore_patterns(".mode", "cache", "tmp", "models", "data", "reports", "dvc.lock", "checkpoints")
+    shutil.copytree(project.root, copy.root, ignore=skipped)
+    return copy
+
+
+def prefect(project: Any, page: Any, *arguments: str) -> subprocess.Popen[str]:
+    """Prefect's command line in a checkout, speaking to the page's server."""
+    from tests.e2e.flows.conftest import terminal
+
+    settings = {"PREFECT_API_URL": f"{page.address}/api", "PREFECT_HOME": str(project.root / ".mode" / "prefect")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        cwd=project.root,
+        env=terminal() | settings | {"PYTHONPATH": os.pathsep.join([str(project.root), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_elsewhere(page: Any, **parameters: Any) -> str:
+    """Start a run of the other checkout's deployment."""
+    deployment = page.call("deployments/name/train-expert/train-expert-cluster")["id"]
+    body = {
+        "parameters": {"machine": {"devices": "cpu"}, "remote": True, **parameters},
+        "state": {"type": "SCHEDULED"},
+    }
+    return str(page.call(f"deployments/{deployment}/create_flow_run", body)["id"])
+
+
+def test_a_worker_elsewhere_trains_an_expert_that_the_ensemble_takes_in(
+    project: Any, page: Any, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    project.fresh()
+    project.dvc("remote", "add", "--force", "--default", "store", str(tmp_path / "store"))
+    other = elsewhere(project, tmp_path / "other")
+    project.dvc("repro", "-q", "seed")
+    project.dvc("push", "-q", "--run-cache")
+
+    deploy = prefect(
+        *(other, page, "deploy", "flows/train_expert.py:train_expert"),
+        *("--name", "train-expert-cluster", "--pool", "cluster"),
+    )
+    page.call("work_pools/", {"name": "cluster", "type": "process"})
+    printed, _ = deploy.communicate(timeout=120)
+    assert deploy.returncode == 0, printed
+    worker = prefect(other, page, "worker", "start", "--pool", "cluster", "--type", "process", "--limit", "1")
+    try:
+        run = run_elsewhere(page, experts=["expert-1"])
+        assert page.await_end(run)["type"] == "COMPLETED", page.text(run)
+    finally:
+        worker.send_signal(signal.SIGINT)
+        worker.communicate(timeout=60)
+    # Its inputs came from the remote; it trained that expert only.
+    assert [event["stage"] for event in other.events("start")] == ["expert-1"]
+    assert (other.root / "models/seed/model.txt").read_bytes() == (project.root / "models/seed/model.txt").read_bytes()
+
+    run = page.start("evaluate", remote=True)
+    state = page.await_end(run)
+    assert state["name"] == "Incomplete", page.text(run)
+    assert "without expert-0, expert-2, expert-3" in state["message"]
+    assert "expert@expert-0: nobody has made it yet" in page.text(run)
+    assert [event["stage"] for event in project.events("start")] == ["data", "seed", "ensemble", "evaluate", "report"]
+    models = json.loads((project.root / "reports" / "metrics.json").read_text())["models"]
+    assert models == ["ensemble", "expert-1", "seed"]
+    assert "expert@expert-1" in project.lock()
+
+
+def test_without_a_remote_the_flow_says_so(project: Any, page: Any) -> None:
+    project.fresh()
+    (project.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    run = page.start("train-expert", experts=["expert-1"], remote=True)
+    state = page.await_end(run)
+    assert state["type"] == "FAILED"
+    assert "there is no DVC remote (`dvc remote add --default NAME ADDRESS`)" in state["message"]
+    assert project.events() == []
