@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,11 @@ def split(shards: Path, later: str, folder: Path) -> tuple[Path, Path]:
     for part in parts:
         part.mkdir(parents=True, exist_ok=True)
     for path in sorted(shards.glob("*.tar")):
-        with tarfile.open(path) as source:
-            written = [tarfile.open(part / path.name, "w") for part in parts]
+        with tarfile.open(path) as source, ExitStack() as opened:
+            written = [opened.enter_context(tarfile.open(part / path.name, "w")) for part in parts]
             for member in source:
                 target = written[bool(re.match(later, Path(member.name).name))]
                 target.addfile(member, source.extractfile(member))
-            for tar in written:
-                tar.close()
     for part in parts:
         for path in part.glob("*.tar"):
             with tarfile.open(path) as tar:

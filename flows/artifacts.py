@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.schedule import Outcome
 from mode.reporting.tables import markdown
+from mode.tracking import page_addresses
 
 #: MLflow's page; `make ui` sets it for the flows that its worker starts.
 MLFLOW_ADDRESS = "MODE_MLFLOW_URL"
@@ -53,19 +52,9 @@ def embedded(picture: Path) -> str:
 
 
 def mlflow_pages(root: Path) -> dict[str, str]:
-    """Address of each model's page in MLflow: its latest run; empty without a page or a database."""
-    address, database = os.environ.get(MLFLOW_ADDRESS), root / "mlruns" / "mlflow.db"
-    if not address or not database.is_file():
-        return {}
-    # Importing MLflow takes seconds; its table of runs has been the same for years.
-    query = "SELECT name, experiment_id, run_uuid FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time"
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as connection,
-    ):
-        rows = connection.execute(query).fetchall()
-        return {name: f"{address}/#/experiments/{experiment}/runs/{run}" for name, experiment, run in rows}
-    return {}
+    """Addresses of the comparison and of each model in MLflow; empty without a page or a database."""
+    address = os.environ.get(MLFLOW_ADDRESS)
+    return page_addresses(root / "mlruns", address) if address else {}
 
 
 def _failures(outcome: Outcome) -> str:

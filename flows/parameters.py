@@ -24,7 +24,7 @@ class Machine(BaseModel):
         default=2,
         ge=1,
         le=64,
-        description="Trainings side by side on the CPU; its threads are divided among them, unless params.yaml fixes them.",
+        description="Trainings side by side on the CPU; its threads are divided among them unless params.yaml says.",
     )
     per_device: int = Field(default=1, ge=1, le=8, description="Trainings on one GPU at a time.")
     retries: int = Field(

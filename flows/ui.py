@@ -30,6 +30,7 @@ from flows.locks import Lock, holder
 from flows.workspace import dead_runs, forget_run
 from mode.errors import ModeError
 from mode.processes import die_with_parent
+from mode.tracking import page_addresses
 
 HOST = "127.0.0.1"
 POOL = "mode"
@@ -275,6 +276,8 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
         print(f"Prefect   {addresses.prefect}")
         print(f"API       {addresses.api}    (export PREFECT_API_URL={addresses.api})")
         print(f"MLflow    {addresses.mlflow if mlflow else 'not started'}")
+        if mlflow and (comparison := page_addresses(root / "mlruns", addresses.mlflow).get("comparison")):
+            print(f"Compare   {comparison}")
         print("Ctrl-C stops everything; trainings go on from their checkpoints the next time.", flush=True)
         _watch(services)
     finally:

@@ -16,7 +16,17 @@ from typing import Any
 import pytest
 
 from mode.errors import ModeError
-from mode.tracking import Tracker, flatten, metric_name, metrics_of, models_in, role_of, status_of
+from mode.tracking import (
+    VIEW_TAG,
+    Tracker,
+    flatten,
+    metric_name,
+    metrics_of,
+    models_in,
+    page_addresses,
+    role_of,
+    status_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +72,30 @@ def locked(folder: Path, seconds: float | None = None) -> Iterator[threading.Eve
     finally:
         if seconds is None:
             release()
+
+
+def test_pages_of_the_comparison_and_of_each_models_latest_run(tracker: Tracker) -> None:
+    page = "http://127.0.0.1:5000"
+    assert page_addresses(tracker.folder / "elsewhere", page) == {}
+    client = tracker._store.client
+    experiment = tracker._store.experiment_id
+    comparison = f"{page}/#/experiments/{experiment}/runs?viewStateShareKey=mode"
+    assert page_addresses(tracker.folder, page) == {"comparison": comparison}
+    ids = [client.create_run(experiment, start_time=n, run_name=name).info.run_id for n, name in enumerate("aab", 1)]
+    client.delete_run(ids[2])
+    pages = page_addresses(tracker.folder, page)
+    assert pages == {"comparison": comparison, "a": f"{page}/#/experiments/{experiment}/runs/{ids[1]}"}
+    with locked(tracker.folder):
+        assert page_addresses(tracker.folder, page) == {}
+
+
+def test_an_older_experiment_gets_the_saved_view(tracker: Tracker) -> None:
+    client, experiment = tracker._store.client, tracker._store.experiment_id
+    client.set_experiment_tag(experiment, VIEW_TAG, "{}")
+    Tracker(tracker.folder).prepare()
+    view = json.loads(client.get_experiment(experiment).tags[VIEW_TAG])
+    assert view["orderByKey"] == "metrics.`zeroshot/mean`"
+    assert view["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "role"}]
 
 
 def history(tracker: Tracker, run_id: str | None, key: str = "train/loss") -> list[tuple[int, float]]:

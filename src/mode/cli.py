@@ -75,21 +75,34 @@ def verify(
 @app.command()
 def evaluate(
     tasks: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--tasks", metavar="FOLDER...", help="Task folders in CLIP_benchmark's webdataset layout."),
-    ],
+    ] = None,
     more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,  # the folders after the first
+    suite: Annotated[str | None, typer.Option(help="In place of --tasks: clip26, robustness or retrieval.")] = None,
+    root: Annotated[Path, typer.Option(help="Where the suite's task folders lie.")] = Path(),
     models: Annotated[Path, typer.Option(help="The folder of trained models.")] = Path("models"),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures there, as JSON.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Evaluate every trained model, the uniform average and the routed ensemble on any task folders."""
+    """Evaluate every trained model, the uniform average and the routed ensemble on any task folders.
+
+    A suite's tasks are looked for under --root by their usual names; those that are not there are listed.
+    """
     from mode import stages
     from mode.reporting.tables import print_results
 
-    metrics = stages.evaluate_folders([*tasks, *(more or [])], models, params, device)
+    folders = [*(tasks or []), *(more or [])]
+    if bool(folders) == bool(suite):
+        raise ModeError("evaluate needs either --tasks or --suite", "mode evaluate --suite clip26 --root DIR")
+    if suite:
+        metrics = stages.evaluate_suite(suite, root, models, params, device)
+    else:
+        metrics = stages.evaluate_folders(folders, models, params, device)
     print_results(metrics)
+    if missing := metrics.get("suite", {}).get("missing"):
+        typer.echo(f"not there ({len(missing)}): {', '.join(missing)}")
     if output:
         stages.write_json(output, metrics)
         typer.echo(f"wrote {output}")

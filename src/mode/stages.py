@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mode.data.index import PairIndex
+    from mode.evaluation.tasks import Task
     from mode.reporting.summary import Cluster
     from mode.training.plan import Role
 
@@ -352,10 +353,28 @@ def _record(project: Project, metrics: dict[str, Any], artifacts: list[Path]) ->
 
 def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) -> dict[str, Any]:
     """Figures of all models in `models` on any task folders; the schema is that of `reports/metrics.json`."""
+    return _evaluate(_on_device(params, device), models, [Path(task) for task in tasks])
+
+
+def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: str) -> dict[str, Any]:
+    """The same on those tasks of a standard suite that lie under `root`; `suite` in the result says which are missing.
+
+    Raises:
+        ModeError: no such suite, none of its tasks is there, or one of them is damaged.
+    """
+    from mode.evaluation.suites import open_suite
+
+    found = open_suite(suite, root)
+    metrics = _evaluate(_on_device(params, device), models, found.tasks)
+    metrics["suite"] = {"name": suite, "missing": list(found.missing)}
+    return metrics
+
+
+def _on_device(params: Path, device: str) -> Project:
+    """The project, to be evaluated on `device`."""
     project = Project(Path.cwd(), load_params(params))
     chosen = project.params.evaluation.model_copy(update={"device": device})
-    project = Project(project.root, project.params.model_copy(update={"evaluation": chosen}))
-    return _evaluate(project, models, [Path(task) for task in tasks])
+    return Project(project.root, project.params.model_copy(update={"evaluation": chosen}))
 
 
 def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
@@ -546,7 +565,7 @@ def _cards(models: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: json.loads((models / name / "card.json").read_text(encoding="utf-8")) for name in names}
 
 
-def _evaluate(project: Project, models: Path, tasks: list[Path]) -> dict[str, Any]:
+def _evaluate(project: Project, models: Path, tasks: Sequence[Path] | Sequence[Task]) -> dict[str, Any]:
     """Figures of all models, with what each cost and what they were made from."""
     from mode.ensemble.mixture import Mixture
     from mode.evaluation.evaluate import evaluate_tasks

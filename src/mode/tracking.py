@@ -13,6 +13,7 @@ is still in the journal when the process ends, killed or not, is sent the next t
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import json
@@ -20,6 +21,7 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import threading
 import time
 import uuid
@@ -75,6 +77,22 @@ One run per model. The tag **role** tells them apart: `seed`, `dense` (also `den
 All have the same metric names, so one table compares them: sort by `zeroshot/mean`, group by `role`, and keep
 `cost/flops` beside it. Filter example: `tags.role = 'expert'`.
 """
+
+
+#: A saved view of the experiment's page: all models by accuracy, grouped by role, with what they cost beside it.
+#: MLflow keeps such views as JSON in tags of the experiment; `viewStateShareKey` in an address opens one.
+VIEW_KEY = "mode"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
+COMPARISON_VIEW: dict[str, Any] = {
+    "orderByKey": "metrics.`zeroshot/mean`",
+    "orderByAsc": False,
+    "selectedColumns": [
+        "metrics.`zeroshot/mean`",
+        "metrics.`cost/samples_seen`",
+        "metrics.`train/loss`",
+    ],
+    "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "role"}]},
+}
 
 
 def role_of(model: str) -> Role:
@@ -653,6 +671,9 @@ class Store:
             self.experiment_id = found.experiment_id
             if found.lifecycle_stage == "deleted":
                 self.client.restore_experiment(self.experiment_id)
+        view = json.dumps(COMPARISON_VIEW)
+        if found is None or found.tags.get(VIEW_TAG) != view:
+            self.client.set_experiment_tag(self.experiment_id, VIEW_TAG, view)
 
     def open_run(self, header: Header) -> None:
         """Create or continue the run of a header, and note its id and the last step it has in the header."""
@@ -806,6 +827,34 @@ class Store:
         entries = [RunTag(key, value) for key, value in tags.items()]
         for start in range(0, len(entries), ENTRIES_PER_BATCH):
             self.client.log_batch(run_id, tags=entries[start : start + ENTRIES_PER_BATCH])
+
+
+def page_addresses(folder: Path, address: str) -> dict[str, str]:
+    """Where MLflow's page shows the comparison of all models, and each model's latest run.
+
+    Args:
+        folder: of the database.
+        address: of MLflow's page.
+
+    Returns:
+        `comparison`, and every model by name -> address; empty without a database.
+    """
+    database = folder / "mlflow.db"
+    if not database.is_file():
+        return {}
+    # Importing MLflow takes seconds; these tables have been the same for years.
+    runs = "SELECT name, experiment_id, run_uuid FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time"
+    view = "SELECT experiment_id FROM experiment_tags WHERE key = ? ORDER BY experiment_id"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as connection:
+            models = connection.execute(runs).fetchall()
+            compared = connection.execute(view, (VIEW_TAG,)).fetchone()
+    except sqlite3.Error:  # locked, or not filled yet
+        return {}
+    pages = {name: f"{address}/#/experiments/{experiment}/runs/{run}" for name, experiment, run in models}
+    if compared:
+        pages["comparison"] = f"{address}/#/experiments/{compared[0]}/runs?viewStateShareKey={VIEW_KEY}"
+    return pages
 
 
 def import_mlflow() -> Any:

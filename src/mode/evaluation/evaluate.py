@@ -31,7 +31,7 @@ UNIFORM, ENSEMBLE = "uniform", "ensemble"
 def evaluate_tasks(
     models: Mapping[str, Path | Clip],
     mixture: Mixture | None,
-    tasks: Sequence[Path],
+    tasks: Sequence[Path] | Sequence[Task],
     params: EvaluationParams,
     metrics: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def evaluate_tasks(
     Args:
         models: name -> model folder, or a model that is loaded already (its mode and device stay as they were).
         mixture: routes the tasks; `None` evaluates the models alone.
-        tasks: folders in CLIP_benchmark's layout.
+        tasks: folders in CLIP_benchmark's layout, or tasks of different names that are open already.
         params: batch size, decoding threads, device.
         metrics: task name -> its metric, in place of what the folder says.
 
@@ -69,7 +69,8 @@ def evaluate_tasks(
         raise ModeError("there is no model to evaluate", "train one first")
     if taken := {UNIFORM, ENSEMBLE} & set(models):
         raise ModeError(f"a model is called '{taken.pop()}', which names a mixture in the results")
-    opened = open_tasks(list(tasks), dict(metrics or {}))
+    given = [task for task in tasks if isinstance(task, Task)]
+    opened = given or open_tasks([task for task in tasks if isinstance(task, Path)], dict(metrics or {}))
     members = mixture.members(models) if mixture else {}
     routing = {task.name: mixture.weights(task.prompts) for task in opened} if mixture else {}
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,12 +106,18 @@ class Task:
         }
 
 
-def open_task(folder: Path, metric: str | None = None) -> Task:
+def open_task(
+    folder: Path,
+    metric: str | None = None,
+    classes: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+) -> Task:
     """Read a task folder; images stay where they are.
 
     Args:
         folder: in CLIP_benchmark's layout, see this module.
         metric: one of METRICS, in place of `metric.txt`; default `acc1`.
+        classes, templates: for a folder that has no file of them.
 
     Raises:
         ModeError: the folder, a tar, class names, templates, a label or captions are missing or wrong, or the task has
@@ -120,7 +127,7 @@ def open_task(folder: Path, metric: str | None = None) -> Task:
         raise ModeError(f"{folder}: no such task folder")
     kind = (_optional_text(folder / "dataset_type.txt") or "classification").strip().lower()
     if kind == "classification":
-        task = _classification(folder, metric)
+        task = _classification(folder, metric, classes, templates)
     elif kind == "retrieval":
         task = _retrieval(folder)
     else:
@@ -143,9 +150,11 @@ def open_tasks(folders: list[Path], metrics: dict[str, str] | None = None) -> li
     return tasks
 
 
-def _classification(folder: Path, metric: str | None) -> Task:
-    classes = _lines(folder / "classnames.txt", "class names")
-    templates = _lines(folder / "zeroshot_classification_templates.txt", "prompt templates")
+def _classification(
+    folder: Path, metric: str | None, known_classes: Sequence[str] | None, known_templates: Sequence[str] | None
+) -> Task:
+    classes = _lines(folder / "classnames.txt", "class names", known_classes)
+    templates = _lines(folder / "zeroshot_classification_templates.txt", "prompt templates", known_templates)
     for number, template in enumerate(templates, 1):
         _check_template(template, f"{folder}/zeroshot_classification_templates.txt line {number}")
     metric_file = folder / "metric.txt"
@@ -258,8 +267,10 @@ def _label(content: bytes, image: ImageBytes, classes: int) -> int:
     return label
 
 
-def _lines(path: Path, what: str) -> tuple[str, ...]:
+def _lines(path: Path, what: str, otherwise: Sequence[str] | None = None) -> tuple[str, ...]:
     text = _optional_text(path)
+    if text is None and otherwise:
+        return tuple(otherwise)
     if text is None:
         raise ModeError(f"{path}: missing: the task has no {what}", "one a line")
     lines = tuple(line.strip() for line in text.splitlines())

@@ -138,7 +138,7 @@ def print_results(metrics: Mapping[str, Any], console: Console | None = None) ->
         console.print("no results yet")
         return
     console.print(comparison_table(metrics))
-    if 0 < len(task_lines(metrics)) <= TASKS_ON_TERMINAL:
+    if 0 < len(task_lines(metrics)) <= TASKS_ON_TERMINAL or "suite" in metrics:
         console.print()
         console.print(task_table(metrics))
 

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page as Tab
-from playwright.sync_api import sync_playwright
+
+from tests.e2e.flows.conftest import keep
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium"),
 ]
-
-
-@pytest.fixture
-def tab() -> Iterator[Tab]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        tab = browser.new_page(viewport={"width": 1280, "height": 1000})
-        tab.set_default_timeout(120_000)
-        yield tab
-        browser.close()
-
-
-def keep(tab: Tab, name: str, tmp_path: Path) -> None:
-    """A screenshot, in the folder that `MODE_SCREENSHOTS` names."""
-    folder = Path(os.environ.get("MODE_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    tab.screenshot(path=folder / f"{name}.png")
 
 
 def test_run_started_from_the_form_completes(project: Any, page: Any, tab: Tab, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from playwright.sync_api import Page as Tab
 
 from benchmarks.orchestration import lock_differences
 from mode.data.glyphs import write_glyph_shards
 from mode.params import GlyphParams
 from tests.e2e.conftest import REPOSITORY, SmallProject, make_project
+from tests.e2e.flows.conftest import keep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -58,6 +60,19 @@ def test_experts_by_task_leave_what_dvc_repro_leaves(
     assert "| ensemble |" in artifacts["comparison"].replace("**", "")
     assert "data:image/" in artifacts["routing"]
     assert page.mlflow in artifacts["mlflow-ensemble"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_mlflow_compares_all_models_in_one_click(flowing: tuple[SmallProject, Any], tab: Tab, tmp_path: Path) -> None:
+    _, page = flowing
+    [address] = [line.split()[1] for line in page.output if line.startswith("Compare")]
+    tab.set_viewport_size({"width": 1800, "height": 900})
+    tab.goto(address)
+    for role in ("ensemble", "dense", "expert", "seed"):
+        tab.get_by_text(f"Group: {role}").wait_for()
+    tab.get_by_text("Sort: zeroshot/mean").wait_for()
+    tab.get_by_role("link", name="expert-1").wait_for()
+    keep(tab, "comparison", tmp_path)
 
 
 def test_a_source_added_later_touches_nothing_old(
