@@ -1,8 +1,8 @@
 """The standard suites: which tasks belong to them, and how each is scored.
 
 `clip26` are the 26 tasks of the CLIP and MoDE papers' tables, `robustness` the shifted versions of ImageNet,
-`retrieval` COCO and Flickr30k. A task is a folder in CLIP_benchmark's layout under one root, by any of the names under which its
-exporter and its hub write it (`wds_vtab-flowers`, `vtab/flowers`, `flowers` ...).
+`retrieval` COCO and Flickr30k. A task is a folder in CLIP_benchmark's layout under one root, by any of the names under
+which its exporter and its hub write it (`wds_vtab-flowers`, `vtab/flowers`, `flowers` ...).
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def open_suite(name: str, root: Path) -> Found:
         root: holds the task folders, at most two deep.
 
     Raises:
-        ModeError: no such suite or folder; none of its tasks is there; two folders are the same task; or as `open_task`.
+        ModeError: no such suite or folder; none of its tasks is there; two folders are the same task; or as
+            `open_task`.
     """
     if name not in SUITES:
         raise ModeError(f"no suite is called '{name}'", f"there are: {', '.join(SUITES)}")
@@ -131,9 +132,8 @@ def open_suite(name: str, root: Path) -> Found:
             raise ModeError(f"{folders[entry.name]} and {folder} are both {entry.name}", "move one of them away")
         folders[entry.name] = folder
     if not folders:
-        raise ModeError(
-            f"{root}: no task of {name} is there", f"looked for: {_some(entry.name for entry in SUITES[name])}"
-        )
+        wanted = ", ".join(entry.name for entry in SUITES[name][:6])
+        raise ModeError(f"{root}: no task of {name} is there", f"it looks for {wanted} ...")
     tasks = [_open(entry, folders[entry.name]) for entry in SUITES[name] if entry.name in folders]
     return Found(tuple(tasks), tuple(entry.name for entry in SUITES[name] if entry.name not in folders))
 
