@@ -419,7 +419,7 @@ def _train(
     plan = make_plan(
         role,
         name,
-        rows_of(index),
+        _without_held_out(rows_of(index), index, training.held_out, params.random_seed),
         training,
         epoch_images,
         source=source,
@@ -497,6 +497,14 @@ def _all_rows(index: PairIndex) -> NDArray[np.int64]:
     import numpy as np
 
     return np.arange(len(index), dtype=np.int64)
+
+
+def _without_held_out(rows: NDArray[np.int64], index: PairIndex, held_out: int, random_seed: int) -> NDArray[np.int64]:
+    from mode.training.selection import held_out_images
+
+    if not held_out:
+        return rows
+    return rows[~held_out_images(index.images, held_out, random_seed)[index.image[rows]]]
 
 
 def _sample_captions(index: PairIndex, count: int, random_seed: int) -> list[str]:
