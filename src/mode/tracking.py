@@ -808,6 +808,44 @@ class Store:
             self.client.log_batch(run_id, tags=entries[start : start + ENTRIES_PER_BATCH])
 
 
+def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
+    """The folders of an ensemble that `Tracker.register_ensemble` has registered.
+
+    Args:
+        uri: `models:/mode-ensemble@champion`, `models:/mode-ensemble/3` ...
+        runs: the folder of MLflow's database; MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI names another registry and is
+            preferred.
+
+    Returns:
+        The mixture's folder, and model name -> model folder; from a registry elsewhere they are downloaded.
+
+    Raises:
+        ModeError: there is no such registry or model, or it is not an ensemble.
+    """
+    elsewhere = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    if not elsewhere and not (runs / "mlflow.db").is_file():
+        raise ModeError(f"{uri}: {runs} holds no MLflow database", "run inside the project, or name the folder")
+    mlflow = import_mlflow()
+    from mlflow.exceptions import MlflowException
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:
+        if not elsewhere:
+            mlflow.set_tracking_uri(Tracker(runs).uri)
+            mlflow.set_registry_uri(Tracker(runs).uri)
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        artifacts = mlflow.models.Model.load(folder).flavors["python_function"]["artifacts"]
+        folders = {name: folder / artifact["path"] for name, artifact in artifacts.items()}
+        return folders.pop("mixture"), folders
+    except MlflowException as error:
+        raise ModeError(f"{uri}: {one_line(error)}") from None
+    except KeyError:
+        raise ModeError(f"{uri}: not an ensemble of this project") from None
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+
+
 def import_mlflow() -> Any:
     """MLflow, quiet and without telemetry: its settings are read on import."""
     os.environ.setdefault("DO_NOT_TRACK", "true")
