@@ -717,8 +717,9 @@ class Store:
             ),
             params=ParamSchema(
                 [
-                    ParamSpec("classes", default=list(EXAMPLE["classes"]), **texts),
-                    ParamSpec("templates", default=list(EXAMPLE["templates"]), **texts),
+                    # A request without classes must be refused, not answered with those of an example.
+                    ParamSpec("classes", default=[], **texts),
+                    ParamSpec("templates", default=[], **texts),
                 ]
             ),
         )
