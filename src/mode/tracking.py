@@ -25,6 +25,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import metadata
@@ -724,10 +725,7 @@ class Store:
             ),
         )
         package = Path(__file__).parent
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        try:
+        with pointed_at(self.uri):
             with (
                 warnings.catch_warnings(),
                 mlflow.start_run(run_id, experiment_id=self.experiment_id, run_name=None if run_id else "ensemble"),
@@ -750,9 +748,6 @@ class Store:
             version = self.client.create_model_version(
                 REGISTERED_MODEL, info.model_uri, run_id=info.run_id, model_id=info.model_id, tags={"content": content}
             )
-        finally:
-            mlflow.set_tracking_uri(before[0])
-            mlflow.set_registry_uri(before[1])
         return str(version.version)
 
     def latest(self, tags: Mapping[str, str]) -> str | None:
@@ -829,22 +824,39 @@ def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
     mlflow = import_mlflow()
     from mlflow.exceptions import MlflowException
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     try:
-        if not elsewhere:
-            mlflow.set_tracking_uri(Tracker(runs).uri)
-            mlflow.set_registry_uri(Tracker(runs).uri)
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
-        artifacts = mlflow.models.Model.load(folder).flavors["python_function"]["artifacts"]
-        folders = {name: folder / artifact["path"] for name, artifact in artifacts.items()}
-        return folders.pop("mixture"), folders
+        with nullcontext() if elsewhere else pointed_at(Tracker(runs).uri):
+            folder = Path(mlflow.artifacts.download_artifacts(uri))
+            artifacts = mlflow.models.Model.load(folder).flavors["python_function"]["artifacts"]
     except MlflowException as error:
         raise ModeError(f"{uri}: {one_line(error)}") from None
-    except KeyError:
-        raise ModeError(f"{uri}: not an ensemble of this project") from None
+    folders = {name: folder / artifact["path"] for name, artifact in artifacts.items()}
+    if "mixture" not in folders:
+        raise ModeError(f"{uri}: not an ensemble of this project")
+    return folders.pop("mixture"), folders
+
+
+@contextmanager
+def pointed_at(uri: str) -> Iterator[None]:
+    """MLflow's process-wide addresses set to `uri`, and put back.
+
+    MLflow also notes them in environment variables, where they would outlive this and be taken for the user's own.
+    """
+    mlflow = import_mlflow()
+    variables = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        yield
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def import_mlflow() -> Any:

@@ -66,7 +66,7 @@ def address(models: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/mode-ensemble@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     # The package comes from the model's own copy, as on a machine that has no other.
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MLFLOW_"))}
     bin_folder = Path(sys.executable).parent
     environment = {
         **kept,
@@ -85,7 +85,8 @@ def address(models: Path) -> Iterator[str]:
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
 
 

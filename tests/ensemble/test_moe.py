@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -257,7 +258,9 @@ class TestLoad:
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_the_registered_model_answers_as_the_loaded_one(project: Path, moe: Moe, tmp_path: Path) -> None:
+def test_the_registered_model_answers_as_the_loaded_one(
+    project: Path, moe: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = Tracker(tmp_path / "mlruns")
     members = models(project, "expert-0", "expert-1")
     with tracker.run("ensemble", "ensemble") as run:
@@ -270,21 +273,23 @@ def test_the_registered_model_answers_as_the_loaded_one(project: Path, moe: Moe,
     champion = client.get_model_version_by_alias("mode-ensemble", "champion")
     assert (str(champion.version), champion.run_id) == ("1", run.run_id)
 
-    import mlflow
-
-    mlflow.set_tracking_uri(tracker.uri)
-    mlflow.set_registry_uri(tracker.uri)
-    loaded = mlflow.pyfunc.load_model("models:/mode-ensemble@champion")
-    images = [png(0), png(1)]
-    frame = pd.DataFrame({"image": [base64.b64encode(content).decode() for content in images]})
-    answer = loaded.predict(frame, params={"classes": list(CLASSES), "templates": ["{c}"]})
-    task = moe.adapt(CLASSES)
-    assert list(answer["label"]) == task.labels(images)
-    assert np.array(list(answer["probabilities"])) == pytest.approx(task(images).numpy(), rel=1e-5)
+    images, task = [png(0), png(1)], moe.adapt(CLASSES)
+    assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"} & set(os.environ)
     registered = mode.load("models:/mode-ensemble@champion", device="cpu", runs=tmp_path / "mlruns")
     torch.testing.assert_close(registered.adapt(CLASSES)(images), task(images))
     with pytest.raises(ModeError, match="models:/mode-ensemble@nobody"):
         mode.load("models:/mode-ensemble@nobody", runs=tmp_path / "mlruns")
+    import mlflow
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, tracker.uri)  # which MLflow would leave behind for other tests
+    mlflow.set_tracking_uri(tracker.uri)
+    mlflow.set_registry_uri(tracker.uri)
+    loaded = mlflow.pyfunc.load_model("models:/mode-ensemble@champion")
+    frame = pd.DataFrame({"image": [base64.b64encode(content).decode() for content in images]})
+    answer = loaded.predict(frame, params={"classes": list(CLASSES), "templates": ["{c}"]})
+    assert list(answer["label"]) == task.labels(images)
+    assert np.array(list(answer["probabilities"])) == pytest.approx(task(images).numpy(), rel=1e-5)
     with pytest.raises(mlflow.MlflowException, match="image 0: not base64") as caught:
         loaded.predict(pd.DataFrame({"image": ["?"]}), params={"classes": ["a"]})
     assert caught.value.get_http_status_code() == 400
