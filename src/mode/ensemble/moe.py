@@ -1,10 +1,13 @@
 """The ensemble as one model: open it, adapt it to classes, and ask it about images.
 
-    >>> moe = mode.load("models")                                                        # doctest: +SKIP
-    >>> task = moe.adapt(["dog", "cat"], templates=["a photo of a {c}"])                 # doctest: +SKIP
-    >>> task.weights                              # of each expert, from the words alone # doctest: +SKIP
-    >>> task(["a.jpg", "b.jpg"])                  # probabilities, float32 [2, 2]        # doctest: +SKIP
-    >>> moe.retrieve(["a.jpg", "b.jpg"], ["a dog runs", "a cat", "snow"])  # cosines [2, 3] # doctest: +SKIP
+    >>> moe = mode.load("models")
+    >>> task = moe.adapt(["white chess king", "ace of hearts"], templates=["a picture of {c}"])
+    >>> list(task.weights)                                    # of each expert, from the words alone
+    ['expert-0', 'expert-1']
+    >>> task(["king.png", "ace.png", "rook.png"]).shape       # probabilities, float32 [images, classes]
+    torch.Size([3, 2])
+    >>> moe.retrieve(["king.png", "ace.png"], ["a king", "two aces", "an ace"]).shape    # cosines [images, texts]
+    torch.Size([2, 3])
 
 `Moe` and `TaskModel` also have the interface of an open_clip model (`encode_image`, `encode_text`, `logit_scale`,
 `preprocess`, `tokenizer`), for tools that expect one; `JointEncoder` says what their features mean.
@@ -288,9 +291,11 @@ class Moe(JointEncoder):
                 or a merge of models that cannot be merged or lack images.
 
         Example:
-            >>> moe = mode.load("models")                                                # doctest: +SKIP
-            >>> task = moe.adapt(["dog", "cat"], ["a photo of a {c}"], merge="weights")  # doctest: +SKIP
-            >>> task.save("models/dogs-and-cats")     # an ordinary open_clip folder     # doctest: +SKIP
+            >>> moe = mode.load("models")
+            >>> len(moe.adapt(["white chess king", "ace of hearts"], top_k=1).clips)
+            1
+            >>> task = moe.adapt(["white chess king", "ace of hearts"], ["a picture of {c}"], merge="weights")
+            >>> task.save("kings-and-aces")           # an ordinary open_clip folder
         """
         prompts = _prompts(classes, templates)
         routed = self.mixture.weights(prompts)
@@ -322,9 +327,11 @@ class Moe(JointEncoder):
             for text j.
 
         Example:
-            >>> moe = mode.load("models")                                                      # doctest: +SKIP
-            >>> moe.retrieve(["a.jpg", "b.jpg"], ["a dog runs", "snow"]).argmax(dim=0)         # doctest: +SKIP
-            tensor([1, 0])
+            >>> moe = mode.load("models")
+            >>> similarities = moe.retrieve(["king.png", "ace.png"], ["a king", "two aces", "an ace"])
+            >>> best_image_of_each_text = similarities.argmax(dim=0)
+            >>> best_image_of_each_text.shape
+            torch.Size([3])
         """
         return self.adapt(texts).scores(images)
 
@@ -400,11 +407,9 @@ class TaskModel(JointEncoder):
             ModeError: an image that cannot be decoded (named by its path or number).
 
         Example:
-            >>> task = mode.load("models").adapt(["white chess king", "black chess king"])       # doctest: +SKIP
-            >>> task(["king.png", Image.open("other.jpg"), np.zeros((40, 30, 3), np.uint8)])     # doctest: +SKIP
-            tensor([[0.9711, 0.0289],
-                    [0.2042, 0.7958],
-                    [0.5127, 0.4873]])
+            >>> task = mode.load("models").adapt(["white chess king", "black chess king"])
+            >>> task(["king.png", Image.open("ace.png"), np.zeros((40, 30, 3), np.uint8)]).sum(dim=1)
+            tensor([1.0000, 1.0000, 1.0000])
         """
         return F.softmax(self.logit_scale.exp() * self.scores(images), dim=1)
 
