@@ -1,1 +1,60 @@
-"""MoDE: Mixture of Data Experts for CLIP."""
+"""MoDE: Mixture of Data Experts for CLIP.
+
+`mode.load` opens a trained ensemble; see `mode.ensemble.moe` for what it does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mode.ensemble.moe import Moe, Precision
+
+__all__ = ["load"]
+
+
+def load(
+    where: str | Path,
+    device: str | None = None,
+    precision: Precision | None = None,
+    batch_size: int | None = None,
+    runs: str | Path = "mlruns",
+) -> Moe:
+    """Open a trained ensemble.
+
+    Args:
+        where: a folder of trained models (`models/`), the ensemble's own folder in it (`models/ensemble`), or a
+            registered model (`models:/mode-ensemble@champion`, `models:/mode-ensemble/3`).
+        device: `cpu`, `cuda`, `cuda:1` ...; default the GPU where there is one.
+        precision: `fp32`, `amp` (bfloat16 autocast) or `bf16` (weights too); default `amp` on a GPU, else `fp32`.
+        batch_size: images or texts in one forward pass; default 256 on a GPU, else 64.
+        runs: of a registered model: the folder of MLflow's database. The variable MLFLOW_REGISTRY_URI or
+            MLFLOW_TRACKING_URI names another registry and is preferred.
+
+    Returns:
+        `mode.ensemble.moe.Moe`, in evaluation mode.
+
+    Raises:
+        ModeError: there is no ensemble, an expert is neither trained nor stood in for by the seed, a file is damaged,
+            or the device is not there.
+
+    Example:
+        >>> import mode
+        >>> moe = mode.load("models")
+        >>> task = moe.adapt(["white chess king", "ace of hearts"])
+        >>> [expert for expert, weight in task.weights.items() if weight > 0]
+        ['expert-0', 'expert-1']
+        >>> task("king.png").shape                                    # probabilities, a row for each image
+        torch.Size([1, 2])
+    """
+    # Imported here: `import mode` and `mode --help` must not wait for torch.
+    from mode.ensemble.moe import Moe, find_folders
+
+    if str(where).startswith("models:/"):
+        from mode.tracking import registered_folders
+
+        mixture, models = registered_folders(str(where), Path(runs))
+    else:
+        mixture, models = find_folders(Path(where))
+    return Moe.load(mixture, models, device=device, precision=precision, batch_size=batch_size)

@@ -207,6 +207,8 @@ class TrainingParams(Section):
         epochs: of the dense model.
         seed_epochs: after which experts branch off; an expert trains for `epochs - seed_epochs`.
         outside_share: share of the pairs *outside* its cluster that an expert also sees.
+        held_out: images of each source, drawn by `random_seed`, whose pairs no model is trained on: routing rules are
+            compared on them without a test label (benchmarks/routing.py).
         dense_long: also train one dense model for as many samples as seed and experts together.
         batch_size: of one optimiser step, over all processes and accumulation steps.
         accumulate: forward passes in one step.
@@ -228,6 +230,7 @@ class TrainingParams(Section):
     epochs: PositiveInt = 32
     seed_epochs: PositiveInt = 27
     outside_share: Share = 0.02
+    held_out: Annotated[int, Field(ge=0)] = 0
     dense_long: bool = True
     batch_size: PositiveInt = 128
     accumulate: PositiveInt = 1

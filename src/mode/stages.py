@@ -299,9 +299,29 @@ def ensemble(project: Project) -> None:
         for caption in _sample_captions(project.load_index(source), routing.calibration_captions, random_seed)
     ]
     mixture = Mixture.fit(conditions, load_embedder(project.embedder), routing, captions, random_seed)
-    mixture.save(project.ensemble)
+    images = {name: _kept_images(project, name) for name in experts}
+    replace(mixture, images=images).save(project.ensemble)
     temperature = f", temperature {mixture.temperature:.4g}" if mixture.temperature is not None else ""
     print(f"{len(experts)} experts, {routing.kind} routing{temperature}")
+
+
+def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
+    """Some training images of an expert's cluster, for the statistics of merged models."""
+    import numpy as np
+
+    from mode.clustering.assignment import Assignment
+    from mode.data.store import ImageStore
+    from mode.ensemble.merge import images_to_keep
+
+    params, index = project.expert(expert), project.load_index(project.expert(expert).source)
+    image = project.params.image.model_copy(update={"crop_scale": None})
+    rows = np.flatnonzero(Assignment.load(project.assignment(params.source)).coarse == params.cluster)
+    rows = _without_held_out(rows, index, project.params.training.held_out, project.params.random_seed)
+    count = min(len(rows), images_to_keep(len(project.params.experts), image.size))
+    drawn = np.random.default_rng([project.params.random_seed, params.cluster]).choice(rows, size=count, replace=False)
+    pixels, good = ImageStore(index, project.root, image, cache_mb=0, rows=drawn).load(drawn)
+    kept: NDArray[np.uint8] = pixels.numpy()[good]
+    return kept
 
 
 def evaluate(project: Project) -> None:
@@ -465,7 +485,7 @@ def _train(
     plan = make_plan(
         role,
         name,
-        rows_of(index),
+        _without_held_out(rows_of(index), index, training.held_out, params.random_seed),
         training,
         epoch_images,
         source=source,
@@ -543,6 +563,15 @@ def _all_rows(index: PairIndex) -> NDArray[np.int64]:
     import numpy as np
 
     return np.arange(len(index), dtype=np.int64)
+
+
+def _without_held_out(rows: NDArray[np.int64], index: PairIndex, held_out: int, random_seed: int) -> NDArray[np.int64]:
+    from mode.training.selection import held_out_images
+
+    if not held_out:
+        return rows
+    left: NDArray[np.int64] = rows[~held_out_images(index.images, held_out, random_seed)[index.image[rows]]]
+    return left
 
 
 def _sample_captions(index: PairIndex, count: int, random_seed: int) -> list[str]:

@@ -13,7 +13,6 @@ is still in the journal when the process ends, killed or not, is sent the next t
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import hashlib
 import json
@@ -27,6 +26,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import metadata
@@ -738,16 +738,14 @@ class Store:
             ),
             params=ParamSchema(
                 [
-                    ParamSpec("classes", default=list(EXAMPLE["classes"]), **texts),
-                    ParamSpec("templates", default=list(EXAMPLE["templates"]), **texts),
+                    # A request without classes must be refused, not answered with those of an example.
+                    ParamSpec("classes", default=[], **texts),
+                    ParamSpec("templates", default=[], **texts),
                 ]
             ),
         )
         package = Path(__file__).parent
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        try:
+        with pointed_at(self.uri):
             with (
                 warnings.catch_warnings(),
                 mlflow.start_run(run_id, experiment_id=self.experiment_id, run_name=None if run_id else "ensemble"),
@@ -770,9 +768,6 @@ class Store:
             version = self.client.create_model_version(
                 REGISTERED_MODEL, info.model_uri, run_id=info.run_id, model_id=info.model_id, tags={"content": content}
             )
-        finally:
-            mlflow.set_tracking_uri(before[0])
-            mlflow.set_registry_uri(before[1])
         return str(version.version)
 
     def latest(self, tags: Mapping[str, str]) -> str | None:
@@ -846,7 +841,7 @@ def page_addresses(folder: Path, address: str) -> dict[str, str]:
     runs = "SELECT name, experiment_id, run_uuid FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time"
     view = "SELECT experiment_id FROM experiment_tags WHERE key = ? ORDER BY experiment_id"
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as connection:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as connection:
             models = connection.execute(runs).fetchall()
             compared = connection.execute(view, (VIEW_TAG,)).fetchone()
     except sqlite3.Error:  # locked, or not filled yet
@@ -855,6 +850,61 @@ def page_addresses(folder: Path, address: str) -> dict[str, str]:
     if compared:
         pages["comparison"] = f"{address}/#/experiments/{compared[0]}/runs?viewStateShareKey={VIEW_KEY}"
     return pages
+
+
+def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
+    """The folders of an ensemble that `Tracker.register_ensemble` has registered.
+
+    Args:
+        uri: `models:/mode-ensemble@champion`, `models:/mode-ensemble/3` ...
+        runs: the folder of MLflow's database; MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI names another registry and is
+            preferred.
+
+    Returns:
+        The mixture's folder, and model name -> model folder; from a registry elsewhere they are downloaded.
+
+    Raises:
+        ModeError: there is no such registry or model, or it is not an ensemble.
+    """
+    elsewhere = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    if not elsewhere and not (runs / "mlflow.db").is_file():
+        raise ModeError(f"{uri}: {runs} holds no MLflow database", "run inside the project, or name the folder")
+    mlflow = import_mlflow()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with nullcontext() if elsewhere else pointed_at(Tracker(runs).uri):
+            folder = Path(mlflow.artifacts.download_artifacts(uri))
+            artifacts = mlflow.models.Model.load(folder).flavors["python_function"]["artifacts"]
+    except MlflowException as error:
+        raise ModeError(f"{uri}: {one_line(error)}") from None
+    folders = {name: folder / artifact["path"] for name, artifact in artifacts.items()}
+    if "mixture" not in folders:
+        raise ModeError(f"{uri}: not an ensemble of this project")
+    return folders.pop("mixture"), folders
+
+
+@contextmanager
+def pointed_at(uri: str) -> Iterator[None]:
+    """MLflow's process-wide addresses set to `uri`, and put back.
+
+    MLflow also notes them in environment variables, where they would outlive this and be taken for the user's own.
+    """
+    mlflow = import_mlflow()
+    variables = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        yield
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def import_mlflow() -> Any:

@@ -15,11 +15,14 @@ from mode.ensemble.routing import (
     calibrate_temperature,
     calibrated_weights,
     class_distances,
+    keep_share,
+    keep_top,
     paper_weights,
     partial_captions,
     published_weights,
     uniform_weights,
 )
+from mode.errors import ModeError
 
 NAMES = ("base-0", "base-1", "photos-0")
 
@@ -177,6 +180,33 @@ def test_paper_weights_are_a_distribution_that_follows_the_names(seed: int, orde
     permuted = paper_weights(vectors, {NAMES[i]: conditions[NAMES[i]] for i in order})
     for name in NAMES:
         assert permuted[name] == pytest.approx(plain[name])
+
+
+class TestKeep:
+    WEIGHTS = {"a": 0.1, "b": 0.4, "c": 0.1, "d": 0.4}  # noqa: RUF012
+
+    def test_by_hand(self) -> None:
+        assert keep_top(self.WEIGHTS, 1) == {"a": 0, "b": 1, "c": 0, "d": 0}  # the first of equals
+        assert keep_top(self.WEIGHTS, 3) == pytest.approx({"a": 1 / 9, "b": 4 / 9, "c": 0, "d": 4 / 9})
+        assert keep_top(self.WEIGHTS, 9) == pytest.approx(self.WEIGHTS)
+        assert keep_share(self.WEIGHTS, 0.0) == {"a": 0, "b": 1, "c": 0, "d": 0}
+        assert keep_share(self.WEIGHTS, 0.4) == {"a": 0, "b": 1, "c": 0, "d": 0}
+        assert keep_share(self.WEIGHTS, 0.41) == pytest.approx({"a": 0, "b": 0.5, "c": 0, "d": 0.5})
+        assert keep_share(self.WEIGHTS, 1.0) == pytest.approx(self.WEIGHTS)
+
+    @given(st.lists(st.floats(0.001, 1), min_size=1, max_size=8), st.floats(0, 1))
+    def test_the_fewest_that_reach_the_share(self, raw: list[float], share: float) -> None:
+        weights = {str(number): value / sum(raw) for number, value in enumerate(raw)}
+        kept = [name for name, weight in keep_share(weights, share).items() if weight > 0]
+        assert sum(weights[name] for name in kept) >= share - 1e-6
+        fewer = sorted(weights.values(), reverse=True)[: len(kept) - 1]
+        assert sum(fewer) < share or len(kept) == 1
+
+    def test_senseless_numbers(self) -> None:
+        with pytest.raises(ModeError, match="at least one expert"):
+            keep_top(self.WEIGHTS, 0)
+        with pytest.raises(ModeError, match="from 0 to 1"):
+            keep_share(self.WEIGHTS, -0.1)
 
 
 class TestTemperature:

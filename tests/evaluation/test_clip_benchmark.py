@@ -14,8 +14,12 @@ import torch
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
+from mode.embedding.lsa import LsaEmbedder
+from mode.ensemble.mixture import Mixture
+from mode.ensemble.moe import Moe
 from mode.evaluation.evaluate import evaluate_tasks
-from mode.params import EvaluationParams
+from mode.evaluation.tasks import open_task
+from mode.params import EvaluationParams, RoutingParams
 from mode.training.model import Clip, save_model
 
 CPU = EvaluationParams(device="cpu", batch_size=32)
@@ -44,7 +48,11 @@ def theirs(folder: Path, model_folder: Path, batch_size: int = 16) -> dict[str, 
     """The package's own reader and metrics, with the model opened by plain open_clip."""
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
-    model.eval()
+    return theirs_of(folder, model.eval(), transform, tokenizer, batch_size)
+
+
+def theirs_of(folder: Path, model: Any, transform: Any, tokenizer: Any, batch_size: int = 16) -> dict[str, float]:
+    """Of any model that has open_clip's interface."""
     dataset = build_wds_dataset(folder.name, transform, data_dir=str(folder))
     retrieval = dataset.classes is None
     collate = {"collation_fn": image_captions_collate_fn} if retrieval else {}
@@ -91,3 +99,30 @@ def test_retrieval(folders: Any, model_folder: Callable[[str], Path], name: str)
         expected, abs=1e-6
     )
     assert len(set(ours.values())) > 3
+
+
+@pytest.mark.parametrize("kind", ["classification", "retrieval"])
+def test_the_ensemble_as_one_open_clip_model(folders: Any, clips: dict[str, Clip], kind: str) -> None:
+    """One prompt per class, so that the features' inner products are the ensemble's scores exactly."""
+    labels = [i % 6 for i in range(50)]
+    folder = (
+        folders.classification("colours", labels, templates=("the colour {c}",))
+        if kind == "classification"
+        else folders.retrieval("captions", 23)
+    )
+    captions = ["a red spot", "yellow paper", "white photo", "dark grey photo", "blue spot", "green paper"] * 5
+    embedder = LsaEmbedder.fit(captions, 6, 0)
+    conditions = {"expert-0": embedder.encode(["red", "yellow"]), "expert-1": embedder.encode(["blue", "dark grey"])}
+    mixture = Mixture.fit(conditions, embedder, RoutingParams(), captions, seed=0)
+    task = open_task(folder)
+    texts = task.texts if kind == "retrieval" else task.classes
+    adapted = Moe(mixture, clips, "cpu").adapt(texts, task.templates)
+    found = theirs_of(folder, adapted, adapted.preprocess, adapted.tokenizer)
+    ours = evaluate_tasks(clips, mixture, [folder], CPU)
+    if kind == "classification":
+        details = ours["details"]["colours"]["ensemble"]
+        assert {name: found[name] for name in ("acc1", "acc5", "mean_per_class_recall")} == pytest.approx(details)
+    else:
+        recall = ours["retrieval"]["tasks"]["captions"]["ensemble"]
+        assert found["image_retrieval_recall@5"] == pytest.approx(recall["image_recall@5"])
+        assert found["text_retrieval_recall@5"] == pytest.approx(recall["text_recall@5"])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mode.errors import ModeError
-from mode.training.selection import expert_rows
+from mode.training.selection import expert_rows, held_out_images
 
 COARSE = np.array([0, 1, 0, 2, 1, 0, 2, 2, 1, 0], dtype=np.int32)
 
@@ -50,3 +50,12 @@ def test_seed_and_cluster_change_the_sample() -> None:
 def test_an_empty_cluster_is_refused() -> None:
     with pytest.raises(ModeError, match="cluster 7 has no pairs"):
         expert_rows(COARSE, cluster=7, outside_share=0.1, seed=0)
+
+
+def test_held_out_images_are_as_many_as_asked_for_and_depend_on_the_seed() -> None:
+    masks = [held_out_images(50, count, seed=0) for count in (0, 1, 49)]
+    assert [int(mask.sum()) for mask in masks] == [0, 1, 49]
+    assert (held_out_images(500, 20, 1) == held_out_images(500, 20, 1)).all()
+    assert (held_out_images(500, 20, 1) != held_out_images(500, 20, 2)).any()
+    with pytest.raises(ModeError, match="held_out: 50 of 50 images"):
+        held_out_images(50, 50, 0)

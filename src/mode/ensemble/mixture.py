@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ from mode.params import RoutingParams
 STAND_IN = "seed"
 
 _DESCRIPTION, _CONDITIONS, _EMBEDDER = "ensemble.json", "conditions.safetensors", "embedder"
+_IMAGES = "images.safetensors"
 
 #: Of the saved folder; a folder of another format is refused instead of read wrongly.
 _FORMAT = 1
@@ -55,12 +56,15 @@ class Mixture:
         embedder: the one that the captions were clustered with; d is its number of dimensions.
         routing: which rule, and its numbers.
         temperature: of the `calibrated` rule, in squared units of distance; `None` for the other rules.
+        images: expert -> uint8 [k, 3, size, size], training images of its cluster in random order, that the
+            normalisation statistics of merged experts are estimated on (`mode.ensemble.merge`); may be empty.
     """
 
     conditions: Mapping[str, NDArray[np.float32]]
     embedder: Embedder
     routing: RoutingParams
     temperature: float | None = None
+    images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -144,7 +148,9 @@ class Mixture:
         return {expert: STAND_IN if expert in missing else expert for expert in self.experts}
 
     def save(self, folder: Path) -> None:
-        """Write `folder` (replaced as a whole): ensemble.json, conditions.safetensors, embedder/. No pickles."""
+        """Write `folder` (replaced as a whole): ensemble.json, conditions.safetensors, embedder/, images.safetensors
+        if there are any. No pickles.
+        """
         with write_aside(folder) as temporary:
             temporary.mkdir()
             description = {
@@ -157,6 +163,10 @@ class Mixture:
             (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             tensors = {name: np.ascontiguousarray(centres, np.float32) for name, centres in self.conditions.items()}
             save_file(tensors, temporary / _CONDITIONS)
+            if self.images:
+                save_file(
+                    {name: np.ascontiguousarray(images) for name, images in self.images.items()}, temporary / _IMAGES
+                )
             self.embedder.save(temporary / _EMBEDDER)
 
     @classmethod
@@ -174,11 +184,17 @@ class Mixture:
             conditions = {name: tensors[name] for name in description["experts"]}
             routing = RoutingParams.model_validate(description["routing"])
             temperature = description["temperature"]
+            images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
         except FileNotFoundError as error:
             raise ModeError(f"{folder}: no saved mixture: {Path(error.filename).name} is missing") from None
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModeError(f"{folder}: damaged mixture: {' '.join(str(error).split())}") from None
-        return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature)
+        return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images)
+
+    @staticmethod
+    def is_saved_in(folder: Path) -> bool:
+        """Whether `folder` looks like one that `save` wrote."""
+        return (folder / _DESCRIPTION).is_file()
 
 
 def combine(scores: Mapping[str, NDArray[np.floating]], weights: Mapping[str, float]) -> NDArray[np.floating]:

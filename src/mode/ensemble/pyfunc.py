@@ -21,7 +21,8 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from mode.ensemble.classifier import TEMPLATES, Classifier, from_base64
+from mode.ensemble.moe import Moe
+from mode.ensemble.request import read_request
 from mode.errors import ModeError
 
 
@@ -31,26 +32,24 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
     def load_context(self, context: Any) -> None:
         """Open the mixture and the experts among the artifacts."""
         folders = {name: Path(path) for name, path in context.artifacts.items()}
-        self.classifier = Classifier.load(folders.pop("mixture"), folders)
+        self.moe = Moe.load(folders.pop("mixture"), folders)
 
     # Without type hints, for MLflow would take them for the signature; that is logged with the model.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """See the module; what is wrong with a request becomes MLflow's 400."""
-        given = params or {}
         try:
             if "image" not in model_input:
                 raise ModeError("the input has no column `image`")
-            images = [from_base64(str(text), number) for number, text in enumerate(model_input["image"])]
-            classes = [str(name) for name in given.get("classes", [])]
-            templates = [str(text) for text in given.get("templates", [])]
-            answer = self.classifier.classify(images, classes, templates or TEMPLATES)
+            request = read_request(list(model_input["image"]), params or {})
+            task = self.moe.adapt(request.classes, request.templates)
+            probabilities = task(request.images).cpu()
         except ModeError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
-        probabilities = answer.probabilities
+        best = probabilities.max(dim=1)
         return pd.DataFrame(
             {
-                "label": answer.labels,
-                "probability": probabilities.max(dim=1).values.tolist() if len(images) else [],
+                "label": [task.classes[column] for column in best.indices.tolist()],
+                "probability": best.values.tolist(),
                 "probabilities": probabilities.tolist(),
             }
         )

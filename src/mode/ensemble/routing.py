@@ -21,11 +21,16 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from scipy.special import log_softmax, softmax  # type: ignore[import-untyped]
 
+from mode.errors import ModeError
+
 #: Classes whose distances to all centres are held at once.
 _BLOCK = 4096
 
 #: Share of a caption's words that `partial_captions` keeps: a task's words describe a pair about that incompletely.
 KEPT_WORDS = 0.5
+
+#: Sums of weights that ought to be equal differ by no more than this.
+_ROUNDING = 1e-9
 
 #: The temperature is searched between these multiples of the mean squared distance to the nearest centre.
 _TEMPERATURE_RANGE = (1e-4, 1e4)
@@ -141,6 +146,45 @@ def uniform_weights(experts: Sequence[str]) -> dict[str, float]:
     return {expert: 1 / len(experts) for expert in experts}
 
 
+def keep_top(weights: Mapping[str, float], count: int) -> dict[str, float]:
+    """Only the experts with the largest weights, so many (all if there are fewer), scaled to sum 1; the others get 0.
+
+    Of equal weights the expert that is named first is kept.
+
+    Raises:
+        ModeError: `count` is below 1.
+
+    Example:
+        >>> keep_top({"a": 0.25, "b": 0.5, "c": 0.25}, 2)
+        {'a': 0.3333333333333333, 'b': 0.6666666666666666, 'c': 0.0}
+    """
+    if count < 1:
+        raise ModeError(f"top_k: {count}", "keep at least one expert")
+    return _keep(weights, sorted(weights, key=lambda expert: -weights[expert])[:count])
+
+
+def keep_share(weights: Mapping[str, float], share: float) -> dict[str, float]:
+    """The fewest experts whose weights sum to at least `share`, scaled to sum 1; the others get 0.
+
+    Raises:
+        ModeError: `share` is not in 0..1.
+
+    Example:
+        >>> keep_share({"a": 0.25, "b": 0.5, "c": 0.25}, 0.75)
+        {'a': 0.3333333333333333, 'b': 0.6666666666666666, 'c': 0.0}
+    """
+    if not 0 <= share <= 1:
+        raise ModeError(f"threshold: {share}", "it is a share of the summed weights, from 0 to 1")
+    kept: list[str] = []
+    total = 0.0
+    for expert in sorted(weights, key=lambda expert: -weights[expert]):
+        if kept and total >= share - _ROUNDING:
+            break
+        kept.append(expert)
+        total += weights[expert]
+    return _keep(weights, kept)
+
+
 def calibrate_temperature(distances: NDArray[np.floating], assigned: NDArray[np.integer]) -> float:
     """The temperature under which partial captions best predict which expert their pair belongs to.
 
@@ -184,7 +228,7 @@ def partial_captions(captions: Sequence[str], seed: int, kept: float = KEPT_WORD
 
     Example:
         >>> partial_captions(["a black dog runs over wet grass"], seed=0)
-        ['a black dog wet grass']
+        ['black dog runs']
     """
     random = np.random.default_rng(seed)
     partial = []
@@ -204,6 +248,11 @@ def _squared_distances(vectors: NDArray[np.floating], centres: NDArray[np.floati
     x, c = vectors.astype(np.float64), centres.astype(np.float64)
     squared = (x**2).sum(axis=1)[:, None] - 2 * (x @ c.T) + (c**2).sum(axis=1)[None, :]
     return np.asarray(squared.clip(min=0.0))
+
+
+def _keep(weights: Mapping[str, float], kept: Sequence[str]) -> dict[str, float]:
+    total = sum(weights[expert] for expert in kept)
+    return {expert: weight / total if expert in kept else 0.0 for expert, weight in weights.items()}
 
 
 def _named(experts: Sequence[str], weights: NDArray[np.float64]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which pairs an expert is trained on."""
+"""Which pairs a model is trained on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mode.errors import ModeError
+
+#: Keeps the draw of `held_out_images` apart from other draws with the same seed.
+_HELD_OUT = 1_000_003
 
 
 def expert_rows(coarse: NDArray[np.int32], cluster: int, outside_share: float, seed: int) -> NDArray[np.int64]:
@@ -34,3 +37,28 @@ def expert_rows(coarse: NDArray[np.int32], cluster: int, outside_share: float, s
     count = round(outside_share * len(outside))
     drawn = np.random.default_rng([seed, cluster]).choice(outside, size=count, replace=False, shuffle=False)
     return np.sort(np.concatenate([own, drawn])).astype(np.int64)
+
+
+def held_out_images(images: int, count: int, seed: int) -> NDArray[np.bool_]:
+    """The images whose pairs no model is trained on, with all their captions.
+
+    Args:
+        images: of the source.
+        count: how many are held out.
+        seed: the same numbers give the same images.
+
+    Returns:
+        bool [images], `count` of them true.
+
+    Raises:
+        ModeError: nothing would be left to train on.
+
+    Example:
+        >>> held_out_images(10, 3, seed=0).sum()
+        np.int64(3)
+    """
+    if count >= images:
+        raise ModeError(f"training.held_out: {count} of {images} images", "leave some to train on")
+    mask = np.zeros(images, bool)
+    mask[np.random.default_rng([seed, _HELD_OUT]).choice(images, size=count, replace=False, shuffle=False)] = True
+    return mask

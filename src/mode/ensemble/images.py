@@ -1,0 +1,80 @@
+"""Images however they are given: paths, encoded bytes, PIL images or arrays, in batches of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mode.data.images import UndecodableImage, decode
+from mode.errors import ModeError
+
+OneImage = str | Path | bytes | Image.Image | NDArray[np.uint8]
+Images = OneImage | Sequence[OneImage] | Tensor
+
+
+def batches_of_pixels(
+    images: Images, geometries: Mapping[str, Callable[[Image.Image], Tensor]], batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Decode images and cut them to size, a batch at a time.
+
+    Args:
+        images: one image or a sequence: a path, an encoded image (bytes), a PIL image, or uint8 [height, width, 3];
+            also uint8 [n, height, width, 3].
+        geometries: name -> RGB image to uint8 [3, size, size].
+        batch_size: images in a batch, at most.
+
+    Yields:
+        Geometry -> uint8 [batch, 3, size, size].
+
+    Raises:
+        ModeError: what cannot be an image, named by its path or number.
+    """
+    listed = as_list(images)
+    for start in range(0, len(listed), batch_size):
+        batch = [to_rgb(image, number) for number, image in enumerate(listed[start : start + batch_size], start)]
+        yield {name: torch.stack([pixels(image) for image in batch]) for name, pixels in geometries.items()}
+
+
+def as_list(images: Images) -> Sequence[OneImage]:
+    """One image as a list of one."""
+    if isinstance(images, Tensor):
+        raise ModeError(
+            f"images: a tensor of {images.dtype}", "give float [n, 3, size, size], as `preprocess` makes it, or arrays"
+        )
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return [images] if isinstance(images, str | Path | bytes | Image.Image) else images
+
+
+def to_rgb(image: OneImage, number: int) -> Image.Image:
+    """Any one image as a PIL image in RGB.
+
+    Raises:
+        ModeError: it is none; `number` names it where it has no path.
+    """
+    where = f"image {number}"
+    try:
+        if isinstance(image, str | Path):
+            where = str(image)
+            image = Path(image).read_bytes()
+        if isinstance(image, bytes):
+            image = decode(image)
+    except OSError as error:
+        raise ModeError(f"{where}: cannot be read: {error.strerror or error}") from None
+    except UndecodableImage as error:
+        raise ModeError(f"{where}: cannot be decoded: {error}") from None
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ModeError(
+                f"{where}: an array of {image.dtype} {list(image.shape)}", "an image is uint8 [height, width, 3]"
+            )
+        return Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ModeError(f"{where}: a {type(image).__name__} is no image", "give a path, bytes, a PIL image or an array")
+    return image.convert("RGB")

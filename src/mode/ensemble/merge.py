@@ -1,0 +1,129 @@
+"""Experts averaged into one model: parameters by routing weight, normalisation statistics estimated anew.
+
+Models that were trained on from the same seed lie close enough together for the average of their parameters to be a
+model as well (as in "model soups", Wortsman et al., ICML 2022). It costs one model's inference instead of all. What
+BatchNorm layers remember of their input is no parameter: it belongs to the activations of the model that it was
+measured in, and has to be measured again in the average.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mode.errors import ModeError
+from mode.training.model import Clip
+
+#: Images that statistics are estimated on, at most: what is kept of each expert's training images.
+STATISTICS_IMAGES = 512
+#: All that is kept, at most, in bytes.
+KEPT_BYTES = 16 * 2**20
+
+
+def merge_models(clips: Mapping[str, Clip], weights: Mapping[str, float], batches: Iterable[Tensor]) -> Clip:
+    """One model whose parameters are the weighted mean of several models'.
+
+    Args:
+        clips: name -> model; all of one architecture, on one device.
+        weights: name -> weight, of sum 1.
+        batches: normalised images float32 [n, 3, size, size] that the statistics of BatchNorm layers are estimated on;
+            not read if the models have none.
+
+    Returns:
+        A new model in evaluation mode, with the first one's tokenizer and preprocessing; its card is empty.
+
+    Raises:
+        ModeError: the models' parameters differ in name or shape, or there is no batch where statistics need one.
+    """
+    states = {name: clips[name].model.state_dict() for name in clips}
+    first = next(iter(clips))
+    shapes = {name: {key: tensor.shape for key, tensor in state.items()} for name, state in states.items()}
+    if different := [name for name in clips if shapes[name] != shapes[first]]:
+        raise ModeError(f"{different[0]} has other parameters than {first}", "only models of one seed can be merged")
+    with torch.no_grad():
+        merged = {
+            key: sum((weights[name] * states[name][key].float() for name in clips), torch.zeros(())).to(tensor.dtype)
+            if tensor.is_floating_point()
+            else tensor
+            for key, tensor in states[first].items()
+        }
+    model = copy.deepcopy(clips[first].model)
+    model.load_state_dict(merged)
+    if statistics_layers(model):
+        estimate_statistics(model, batches)
+    return Clip(model.eval(), clips[first].tokenizer, clips[first].model_cfg, clips[first].preprocess_cfg)
+
+
+def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the mean and variance of BatchNorm layers in the image tower to those of `batches`, each batch alike.
+
+    All layers see the present batch's statistics while they are estimated, as in training; so the batches should be of
+    some dozens of images at least.
+
+    Raises:
+        ModeError: there is no batch.
+    """
+    layers = statistics_layers(model)
+    before = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over batches
+        layer.train()
+    count = 0
+    with torch.no_grad():
+        for batch in batches:
+            model.encode_image(batch.to(next(model.parameters()).dtype))  # type: ignore[operator]
+            count += 1
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+        layer.eval()
+    if not count:
+        raise ModeError(
+            "the merged model's normalisation statistics need images, and none were kept with the ensemble",
+            "give some hundred unlabelled ones: adapt(..., merge='weights', images=[...])",
+        )
+
+
+def has_statistics(clips: Iterable[Clip]) -> bool:
+    """Whether a model has BatchNorm layers."""
+    return any(statistics_layers(clip.model) for clip in clips)
+
+
+def statistics_layers(model: nn.Module) -> list[_BatchNorm]:
+    """BatchNorm layers that remember statistics."""
+    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+
+
+def images_to_keep(experts: int, size: int) -> int:
+    """How many images of each expert are kept with an ensemble: as many as 16 MiB hold, at most 512."""
+    return max(1, min(STATISTICS_IMAGES, KEPT_BYTES // (experts * 3 * size**2)))
+
+
+def draw_images(kept: Mapping[str, NDArray[np.uint8]], weights: Mapping[str, float]) -> Tensor:
+    """Training images in the proportion of the routing weights.
+
+    Args:
+        kept: expert -> uint8 [k, 3, size, size] in random order.
+        weights: expert -> weight, of sum 1.
+
+    Returns:
+        uint8 [n, 3, size, size], the experts' images mixed evenly over the rows; n is the largest number of images of
+        one expert, less what rounding leaves out. Empty if nothing is kept.
+    """
+    most = max((len(images) for images in kept.values()), default=0)
+    parts, places = [], []
+    for expert, images in kept.items():
+        count = min(round(weights.get(expert, 0.0) * most), len(images))
+        parts.append(images[:count])
+        places.append((np.arange(count) + 0.5) / max(count, 1))
+    if not any(len(part) for part in parts):
+        return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    order = np.argsort(np.concatenate(places), kind="stable")
+    return torch.from_numpy(np.concatenate(parts)[order])

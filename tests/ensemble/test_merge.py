@@ -1,0 +1,131 @@
+"""Merging experts: parameters by hand, statistics against a direct computation, the exported folder in open_clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from mode.embedding.lsa import LsaEmbedder
+from mode.ensemble.merge import draw_images, estimate_statistics, images_to_keep, merge_models, statistics_layers
+from mode.ensemble.mixture import Mixture
+from mode.ensemble.moe import Moe
+from mode.errors import ModeError
+from mode.params import ImageParams, ModelParams, RoutingParams
+from mode.training.model import Clip, build_model
+
+CAPTIONS = ["red king", "white queen", "black rook", "ace of hearts", "two of spades", "ten of clubs"] * 3
+TEXT = {"context_length": 8, "width": 16, "heads": 2, "layers": 1}
+RESNET = {"embed_dim": 16, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8}, "text_cfg": TEXT}
+VIT = {**RESNET, "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8}}
+CLASSES = ["red king", "ace of hearts", "ten of clubs"]
+
+
+def clip_of(config: dict[str, object], seed: int) -> Clip:
+    return build_model(ModelParams(config=config, tokenizer="words"), ImageParams(size=32), CAPTIONS, seed)
+
+
+@pytest.fixture(scope="module")
+def resnets() -> dict[str, Clip]:
+    return {"expert-0": clip_of(RESNET, 0), "expert-1": clip_of(RESNET, 1)}
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Mixture:
+    embedder = LsaEmbedder.fit(CAPTIONS, 4, 0)
+    conditions = {"expert-0": embedder.encode(CAPTIONS[:3]), "expert-1": embedder.encode(CAPTIONS[3:6])}
+    return Mixture.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0)
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, 3, 32, 32), dtype=np.uint8)
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    return list(pixels(count).transpose(0, 2, 3, 1))
+
+
+def test_parameters_are_the_weighted_mean(resnets: dict[str, Clip]) -> None:
+    merged = merge_models(resnets, {"expert-0": 0.75, "expert-1": 0.25}, [torch.randn(8, 3, 32, 32)])
+    first, second = (dict(clip.model.named_parameters()) for clip in resnets.values())
+    for name, parameter in merged.model.named_parameters():
+        torch.testing.assert_close(parameter, 0.75 * first[name] + 0.25 * second[name])
+    assert not merged.model.training
+
+
+def test_a_model_merged_with_itself_is_itself() -> None:
+    clip = clip_of(VIT, 3)
+    merged = merge_models({"a": clip, "b": clip}, {"a": 0.3, "b": 0.7}, [])
+    batch = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(merged.model.encode_image(batch), clip.model.eval().encode_image(batch))
+
+
+def test_statistics_are_those_of_the_images(resnets: dict[str, Clip]) -> None:
+    """The first layer sees the images through one convolution: its statistics can be computed directly."""
+    clip = clip_of(RESNET, 4)
+    batches = [torch.randn(24, 3, 32, 32) + 1, torch.randn(24, 3, 32, 32)]
+    momentum = statistics_layers(clip.model)[0].momentum
+    estimate_statistics(clip.model, batches)
+    seen = [clip.model.visual.conv1(batch) for batch in batches]
+    mean = torch.stack([each.mean(dim=(0, 2, 3)) for each in seen]).mean(dim=0)
+    variance = torch.stack([each.var(dim=(0, 2, 3)) for each in seen]).mean(dim=0)
+    torch.testing.assert_close(clip.model.visual.bn1.running_mean, mean)
+    torch.testing.assert_close(clip.model.visual.bn1.running_var, variance)
+    layers = statistics_layers(clip.model)
+    assert all(layer.momentum == momentum and not layer.training for layer in layers)
+
+
+def test_without_images_a_resnet_cannot_be_merged_but_a_vit_can(mixture: Mixture, resnets: dict[str, Clip]) -> None:
+    with pytest.raises(ModeError, match="statistics need images"):
+        Moe(mixture, resnets, "cpu").adapt(CLASSES, merge="weights")
+    vits = Moe(mixture, {"expert-0": clip_of(VIT, 0), "expert-1": clip_of(VIT, 1)}, "cpu")
+    assert vits.adapt(CLASSES, merge="weights")(pictures(2)).shape == (2, 3)
+
+
+def test_a_merged_task_is_one_open_clip_model(mixture: Mixture, resnets: dict[str, Clip], tmp_path: Path) -> None:
+    moe = Moe(mixture, resnets, "cpu")
+    task = moe.adapt(CLASSES, merge="weights", images=pictures(40))
+    assert list(task.clips) == ["merged"]
+    assert task.weights == moe.adapt(CLASSES).weights
+    task.save(tmp_path / "merged")
+    network, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'merged'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'merged'}")
+    batch = torch.stack([transform(Image.fromarray(picture)) for picture in pictures(3)])
+    with torch.no_grad():
+        images = network.eval().encode_image(batch, normalize=True)
+        texts = network.encode_text(tokenizer(CLASSES), normalize=True)
+    expected = (network.logit_scale.exp() * images @ texts.T).softmax(dim=1)
+    torch.testing.assert_close(task(pictures(3)), expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ModeError, match="no single model"):
+        moe.adapt(CLASSES).save(tmp_path / "several")
+
+
+def test_the_kept_images_are_used_by_weight_and_survive_the_folder(
+    mixture: Mixture, resnets: dict[str, Clip], tmp_path: Path
+) -> None:
+    kept = {"expert-0": pixels(20, 1), "expert-1": pixels(20, 2)}
+    with_images = Mixture(mixture.conditions, mixture.embedder, mixture.routing, mixture.temperature, kept)
+    with_images.save(tmp_path / "ensemble")
+    loaded = Mixture.load(tmp_path / "ensemble")
+    task = Moe(loaded, resnets, "cpu").adapt(CLASSES, merge="weights")
+    drawn = draw_images(kept, task.weights).numpy().transpose(0, 2, 3, 1)
+    given = Moe(mixture, resnets, "cpu").adapt(CLASSES, merge="weights", images=list(drawn))
+    torch.testing.assert_close(task.scores(pictures(3)), given.scores(pictures(3)))
+
+
+def test_images_are_drawn_in_proportion_and_evenly_mixed() -> None:
+    kept = {"a": np.full((8, 3, 1, 1), 1, np.uint8), "b": np.full((8, 3, 1, 1), 2, np.uint8)}
+    assert draw_images(kept, {"a": 0.5, "b": 0.5})[:, 0, 0, 0].tolist() == [1, 2] * 4
+    assert sorted(draw_images(kept, {"a": 0.75, "b": 0.25})[:, 0, 0, 0].tolist()) == [1] * 6 + [2] * 2
+    assert draw_images(kept, {"a": 1.0, "b": 0.0})[:, 0, 0, 0].tolist() == [1] * 8
+    assert len(draw_images({}, {"a": 1.0})) == 0
+
+
+def test_how_many_images_are_kept() -> None:
+    assert images_to_keep(4, 32) == 512
+    assert images_to_keep(4, 224) == 27  # 16 MiB / (4 x 3 x 224^2)
+    assert images_to_keep(1000, 448) == 1
