@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mode.clustering.assignment import Assignment
     from mode.data.index import PairIndex
+    from mode.engine import Engine
     from mode.reporting.summary import Cluster
     from mode.training.plan import Role
 
@@ -197,9 +199,15 @@ def embedder(project: Project) -> None:
 
 def embed(project: Project, source: str) -> None:
     """Captions of a source to unit vectors, float16, in the index's row order."""
-    from mode.embedding.base import embed_index, load_embedder
+    from mode.embedding.base import StoredEmbedder, embed_index
 
-    embed_index(load_embedder(project.embedder), project.load_index(source), project.vectors(source))
+    params = project.params.embedding
+    here = os.environ.get("MODE_DEVICE") or params.device
+    # What a scheduler of this machine gave this process says nothing about the devices of another machine's workers.
+    device = params.device if "://" in _engine_setting() else here
+    stored = StoredEmbedder.at(project.embedder, device, params.batch_size)
+    with _engine(_gpus_for(here) if params.kind != "lsa" else 0, alone=here.startswith("cuda:")) as engine:
+        embed_index(stored.open(), project.load_index(source), project.vectors(source), engine=engine, encode=stored)
 
 
 def cluster(project: Project, source: str) -> None:
@@ -221,13 +229,12 @@ def cluster(project: Project, source: str) -> None:
 
 def assign(project: Project, source: str) -> None:
     """Every pair of a source to its nearest fine centre, hence to one coarse cluster."""
-    import numpy as np
+    import faiss
 
-    from mode.clustering.assignment import assign as assign_vectors
-    from mode.clustering.hierarchy import Clusters
+    from mode.clustering.assignment import assign_file
 
-    vectors = np.load(project.vectors(source), mmap_mode="r")
-    assign_vectors(vectors, Clusters.load(project.clusters(source))).save(project.assignment(source))
+    with _engine(faiss.get_num_gpus()) as engine:
+        assign_file(project.vectors(source), project.clusters(source), project.assignment(source), engine)
 
 
 def seed(project: Project) -> None:
