@@ -300,13 +300,8 @@ def dense_long(project: Project) -> None:
 
 def expert(project: Project, name: str) -> None:
     """One data expert: from the seed, on its cluster."""
-    from mode.clustering.assignment import Assignment
-    from mode.training.selection import expert_rows
-
     params = project.expert(name)
-    share = project.params.training.outside_share if params.outside_share is None else params.outside_share
-    assignment = Assignment.load(project.assignment(params.source))
-    rows = expert_rows(assignment.coarse, params.cluster, share, project.params.random_seed)
+    rows, _ = _rows_of_expert(project, name)
     _train(
         project,
         "expert",
@@ -317,6 +312,17 @@ def expert(project: Project, name: str) -> None:
         epochs=params.epochs,
         lr=params.lr,
     )
+
+
+def _rows_of_expert(project: Project, name: str) -> tuple[NDArray[np.int64], Assignment]:
+    """The pairs that an expert sees, and what they were chosen from."""
+    from mode.clustering.assignment import Assignment
+    from mode.training.selection import expert_rows
+
+    params = project.expert(name)
+    share = project.params.training.outside_share if params.outside_share is None else params.outside_share
+    assignment = Assignment.load(project.assignment(params.source))
+    return expert_rows(assignment.coarse, params.cluster, share, project.params.random_seed), assignment
 
 
 def ensemble(project: Project) -> None:
@@ -394,6 +400,24 @@ def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) 
     chosen = project.params.evaluation.model_copy(update={"device": device})
     project = Project(project.root, project.params.model_copy(update={"evaluation": chosen}))
     return _evaluate(project, models, [Path(task) for task in tasks])
+
+
+def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_shard: int, force: bool) -> None:
+    """The pairs that an expert is trained on, as webdataset tars in `folder`; see `mode.data.export`.
+
+    Raises:
+        ModeError: no such expert, its source is not assigned yet, or the folder holds something else.
+    """
+    from mode.data.export import export_pairs
+
+    project = Project(root, load_params(params))
+    expert = project.expert(name)
+    rows, assignment = _rows_of_expert(project, name)
+    about: dict[str, object] = {"expert": name, "source": expert.source, "cluster": expert.cluster}
+    columns = {"fine": assignment.fine, "coarse": assignment.coarse}
+    index = project.load_index(expert.source)
+    shards = export_pairs(index, rows, project.root, folder, columns, about, pairs_per_shard, force)
+    print(f"{name}: {len(rows):,} pairs in {shards:,} tars in {folder}")
 
 
 def add_source(root: Path, params: Path, name: str, shards: str, experts: int, fine: int | None) -> list[str]:

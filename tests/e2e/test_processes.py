@@ -1,4 +1,4 @@
-"""One stage in several processes: training under torchrun, embedding and assignment with Dask."""
+"""One project in several processes: training under torchrun, stages with Dask, shards for another trainer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 import yaml
 from safetensors.numpy import load_file
 
+from mode.cli import main
+from mode.clustering.assignment import Assignment
+from mode.data.index import PairIndex
 from mode.stages import run_stage
+from mode.training.selection import expert_rows
 from tests.e2e.conftest import SmallProject, environment, make_project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -153,3 +158,19 @@ def test_stages_with_dask_write_the_same_files(small: SmallProject) -> None:
         done = stage(small, "-m", "mode.cli", "stage", name, "base", MODE_ENGINE="dask", MODE_THREADS="2")
         assert "dask: 2 workers" in done.stderr
     assert [(small.root / file).read_bytes() for file in files] == before
+
+
+def test_an_exported_expert_is_what_it_is_trained_on(small: SmallProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small.root)
+    with pytest.raises(SystemExit) as ended:
+        main(["export-shards", "expert-1", "exported", "--pairs-per-shard", "100"])
+    assert not ended.value.code
+    tars = sorted(str(path) for path in (small.root / "exported").glob("*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False))
+    origins = [json.loads(sample["json"]) for sample in samples]
+    params, assignment = small.params(), Assignment.load(small.root / "data/assignment/base.parquet")
+    rows = expert_rows(assignment.coarse, 1, params["training"]["outside_share"], params["random_seed"])
+    assert [origin["pair"] for origin in origins] == rows.tolist()
+    assert {origin["coarse"] for origin in origins} == {0, 1}
+    captions = PairIndex.load(small.root / "data/index/base").captions(rows)
+    assert [sample["txt"].decode() for sample in samples] == captions
