@@ -80,6 +80,7 @@ class Schedule:
         retries: of every stage.
         held: locks that every stage is handed.
         runner: submits a stage and returns its future; the default is the Prefect task.
+        engine: where captions are embedded and assigned; empty: as the environment says.
     """
 
     def __init__(
@@ -91,10 +92,11 @@ class Schedule:
         retries: Retries,
         held: Iterable[int] = (),
         runner: Callable[..., PrefectFuture[Any]] | None = None,
+        engine: str = "",
     ) -> None:
         self.root, self.pipeline, self.pool = root, pipeline, pool
         self.stale = set(stale)
-        self.held = tuple(held)
+        self.held, self.engine = tuple(held), engine
         self.outcome = Outcome()
         self._submit = runner or run_stage.with_options(retries=retries.times, retry_delay_seconds=retries.delay).submit
         self._waiting = list(pipeline.needs)
@@ -158,6 +160,7 @@ class Schedule:
             threads=threads,
             held=(*self.held, slot.lock.descriptor) if slot else self.held,
             up_to_date=not self._may_change(stage),
+            engine=self.engine,
         )
         future.add_done_callback(partial(self._note_end, stage))
 

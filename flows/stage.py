@@ -53,7 +53,12 @@ def _is_retryable(_task: Task[..., Any], _run: TaskRun, _state: State[Any]) -> b
     retry_condition_fn=_is_retryable,
 )
 def run_stage(
-    stage: str, device: str, threads: int, held: tuple[int, ...] = (), up_to_date: bool = False
+    stage: str,
+    device: str,
+    threads: int,
+    held: tuple[int, ...] = (),
+    up_to_date: bool = False,
+    engine: str = "",
 ) -> State[Any]:
     """Run a stage of dvc.yaml, with its output as this task's log.
 
@@ -65,6 +70,7 @@ def run_stage(
         threads: CPU threads for a training where params.yaml leaves them open; 0: as many as it takes.
         held: locks to hand to it (file descriptors), so that they are kept until its last process has gone.
         up_to_date: DVC has said already that nothing is to do.
+        engine: where it spreads blocks of captions, if it does; empty: as the environment says.
     """
     if up_to_date:
         return Completed(name="Cached", message=f"{stage} is up to date")
@@ -74,6 +80,8 @@ def run_stage(
         settings |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     if threads:
         settings |= {"MODE_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    if engine:
+        settings["MODE_ENGINE"] = engine
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     try:
         lines = run_command(command, settings, held)

@@ -38,7 +38,8 @@ def run_part(root: Path, pick: Pick, machine: Machine, held: tuple[int, ...]) ->
     get_run_logger().info(
         "%d stages, %d not up to date: %s", len(part.needs), len(changing), ", ".join(changing) or "-"
     )
-    return Schedule(root, part, stale, pool, Retries(machine.retries, machine.retry_delay), held).run()
+    retries = Retries(machine.retries, machine.retry_delay)
+    return Schedule(root, part, stale, pool, retries, held, engine=machine.engine).run()
 
 
 def finish(root: Path, outcome: Outcome, essential: bool = False) -> State[Any]:

@@ -154,6 +154,25 @@ def order(
         stages.write_json(output, weights)
 
 
+@app.command("export-shards")
+def export_shards(
+    expert: Annotated[str, typer.Argument(help="The expert, such as `expert-0`.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the tars.")],
+    pairs_per_shard: Annotated[int, typer.Option(min=1, help="Pairs in one tar.")] = 10_000,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace another export in a folder that is not empty.")
+    ] = False,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Write the pairs that an expert is trained on as webdataset tars, for any other trainer.
+
+    Interrupted, it goes on when it is called again.
+    """
+    from mode import stages
+
+    stages.export_shards(Path.cwd(), params, expert, folder, pairs_per_shard, force)
+
+
 @app.command("add-source")
 def add_source(
     name: Annotated[str, typer.Argument(help="A name for the new source, such as `medical`.")],

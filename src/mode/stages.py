@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mode.clustering.assignment import Assignment
     from mode.data.index import PairIndex
+    from mode.engine import Engine
     from mode.evaluation.tasks import Task
     from mode.reporting.summary import Cluster
     from mode.training.plan import Role
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 BUILT_IN = "glyphs"
 #: Groups of sources in watch.yaml.
 WATCH_GROUPS = ("generated", "watched")
+#: Stages that several processes can do together.
+TRAININGS = ("seed", "dense", "dense-long", "expert")
 #: What a model card says of cost.
 COST = ("samples_seen", "flops", "seconds")
 
@@ -122,13 +126,42 @@ def run_stage(name: str, key: str | None, root: Path, params: Path) -> None:
     if name in KEYED_STAGES:
         if key is None:
             raise ModeError(f"stage {name} needs a key", f"mode stage {name} KEY, such as `base` or `expert-0`")
-        KEYED_STAGES[name](Project(root, load_params(params)), key)
-    elif name in STAGES:
-        if key is not None:
-            raise ModeError(f"stage {name} takes no key, but got '{key}'")
-        STAGES[name](Project(root, load_params(params)))
-    else:
+    elif name not in STAGES:
         raise ModeError(f"no stage is called '{name}'", f"there are: {', '.join([*KEYED_STAGES, *STAGES])}")
+    elif key is not None:
+        raise ModeError(f"stage {name} takes no key, but got '{key}'")
+    project = Project(root, load_params(params))
+    if _in_several_processes(project, name, [name, *([key] if key else []), "--params", str(params)]):
+        return
+    if key is not None:
+        KEYED_STAGES[name](project, key)
+    else:
+        STAGES[name](project)
+
+
+def _in_several_processes(project: Project, name: str, arguments: list[str]) -> bool:
+    """Run a training as the environment's MODE_PROCESSES says; False where this process is to do it itself.
+
+    Raises:
+        ModeError: `torchrun` started a stage that is no training: each process would do all of it.
+    """
+    processes = _number_from("MODE_PROCESSES") or 1
+    started = "WORLD_SIZE" in os.environ  # by torchrun, or by this very function
+    if started and name not in TRAININGS and os.environ["WORLD_SIZE"] != "1":
+        raise ModeError(f"stage {name} is no training", f"torchrun is for {', '.join(TRAININGS)}")
+    if started or processes == 1 or name not in TRAININGS:
+        return False
+    device = os.environ.get("MODE_DEVICE") or project.params.training.device
+    if device.startswith("cuda:"):
+        raise ModeError(
+            f"MODE_PROCESSES: {processes} processes, but one device, {device}", "training.device: auto gives each a GPU"
+        )
+    from mode.data.parallel import cores
+    from mode.training.launch import launch, share_threads
+
+    share_threads(processes, _number_from("MODE_THREADS") or project.params.training.threads or cores())
+    launch(processes, "mode.cli", ["stage", *arguments])
+    return True
 
 
 def data(project: Project, source: str) -> None:
@@ -198,9 +231,15 @@ def embedder(project: Project) -> None:
 
 def embed(project: Project, source: str) -> None:
     """Captions of a source to unit vectors, float16, in the index's row order."""
-    from mode.embedding.base import embed_index, load_embedder
+    from mode.embedding.base import StoredEmbedder, embed_index
 
-    embed_index(load_embedder(project.embedder), project.load_index(source), project.vectors(source))
+    params = project.params.embedding
+    here = os.environ.get("MODE_DEVICE") or params.device
+    # What a scheduler of this machine gave this process says nothing about the devices of another machine's workers.
+    device = params.device if "://" in _engine_setting() else here
+    stored = StoredEmbedder.at(project.embedder, device, params.batch_size)
+    with _engine(_gpus_for(here) if params.kind != "lsa" else 0, alone=here.startswith("cuda:")) as engine:
+        embed_index(stored.open(), project.load_index(source), project.vectors(source), engine=engine, encode=stored)
 
 
 def cluster(project: Project, source: str) -> None:
@@ -222,13 +261,12 @@ def cluster(project: Project, source: str) -> None:
 
 def assign(project: Project, source: str) -> None:
     """Every pair of a source to its nearest fine centre, hence to one coarse cluster."""
-    import numpy as np
+    import faiss
 
-    from mode.clustering.assignment import assign as assign_vectors
-    from mode.clustering.hierarchy import Clusters
+    from mode.clustering.assignment import assign_file
 
-    vectors = np.load(project.vectors(source), mmap_mode="r")
-    assign_vectors(vectors, Clusters.load(project.clusters(source))).save(project.assignment(source))
+    with _engine(faiss.get_num_gpus()) as engine:
+        assign_file(project.vectors(source), project.clusters(source), project.assignment(source), engine)
 
 
 def seed(project: Project) -> None:
@@ -263,13 +301,8 @@ def dense_long(project: Project) -> None:
 
 def expert(project: Project, name: str) -> None:
     """One data expert: from the seed, on its cluster."""
-    from mode.clustering.assignment import Assignment
-    from mode.training.selection import expert_rows
-
     params = project.expert(name)
-    share = project.params.training.outside_share if params.outside_share is None else params.outside_share
-    assignment = Assignment.load(project.assignment(params.source))
-    rows = expert_rows(assignment.coarse, params.cluster, share, project.params.random_seed)
+    rows, _ = _rows_of_expert(project, name)
     _train(
         project,
         "expert",
@@ -280,6 +313,17 @@ def expert(project: Project, name: str) -> None:
         epochs=params.epochs,
         lr=params.lr,
     )
+
+
+def _rows_of_expert(project: Project, name: str) -> tuple[NDArray[np.int64], Assignment]:
+    """The pairs that an expert sees, and what they were chosen from."""
+    from mode.clustering.assignment import Assignment
+    from mode.training.selection import expert_rows
+
+    params = project.expert(name)
+    share = project.params.training.outside_share if params.outside_share is None else params.outside_share
+    assignment = Assignment.load(project.assignment(params.source))
+    return expert_rows(assignment.coarse, params.cluster, share, project.params.random_seed), assignment
 
 
 def ensemble(project: Project) -> None:
@@ -424,6 +468,24 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     return {expert: weights[expert] for expert in training_order(weights)}
 
 
+def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_shard: int, force: bool) -> None:
+    """The pairs that an expert is trained on, as webdataset tars in `folder`; see `mode.data.export`.
+
+    Raises:
+        ModeError: no such expert, its source is not assigned yet, or the folder holds something else.
+    """
+    from mode.data.export import export_pairs
+
+    project = Project(root, load_params(params))
+    expert = project.expert(name)
+    rows, assignment = _rows_of_expert(project, name)
+    about: dict[str, object] = {"expert": name, "source": expert.source, "cluster": expert.cluster}
+    columns = {"fine": assignment.fine, "coarse": assignment.coarse}
+    index = project.load_index(expert.source)
+    shards = export_pairs(index, rows, project.root, folder, columns, about, pairs_per_shard, force)
+    print(f"{name}: {len(rows):,} pairs in {shards:,} tars in {folder}")
+
+
 def add_source(root: Path, params: Path, name: str, shards: str, experts: int, fine: int | None) -> list[str]:
     """Enter a source and its experts in params.yaml and watch.yaml; returns the experts' names.
 
@@ -474,6 +536,7 @@ def _train(
 ) -> None:
     """Train one model, from its last checkpoint if there is one, with its run in MLflow."""
     from mode.tracking import Tracker, role_of
+    from mode.training.distribution import ending_together
     from mode.training.interruption import Interrupted
     from mode.training.loop import configuration_hash, train
     from mode.training.plan import make_plan
@@ -500,7 +563,8 @@ def _train(
     checkpoints = project.checkpoints / name / configuration[:12]
     curve = _Curve(checkpoints / "curve.csv")
     noted_run = checkpoints / "mlflow_run"
-    if any(checkpoints.glob("*.safetensors")):
+    leads = os.environ.get("RANK", "0") == "0"  # under torchrun, the process that reports and writes
+    if leads and any(checkpoints.glob("*.safetensors")):
         print(f"{name} goes on from its checkpoint", flush=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
     tracked: dict[str, object] = {
@@ -525,38 +589,66 @@ def _train(
         if run.header.run_id and not noted_run.is_file():
             noted_run.write_text(run.header.run_id, encoding="utf-8")
 
-    leads = os.environ.get("RANK", "0") == "0"  # under torchrun, the process that reports
-    with run if leads else nullcontext():
-        try:
-            result = train(
-                plan,
-                index,
-                project.root,
-                model=params.model,
-                image=params.image,
-                training=training,
-                random_seed=params.random_seed,
-                checkpoint_dir=checkpoints,
-                on_metrics=on_metrics,
-            )
-        except Interrupted as interrupted:
-            print(interrupted, file=sys.stderr)
-            sys.exit(interrupted.exit_code)
+    with ending_together():
+        with run if leads else nullcontext():
+            try:
+                result = train(
+                    plan,
+                    index,
+                    project.root,
+                    model=params.model,
+                    image=params.image,
+                    training=training,
+                    random_seed=params.random_seed,
+                    checkpoint_dir=checkpoints,
+                    on_metrics=on_metrics,
+                )
+            except Interrupted as interrupted:
+                if leads:
+                    print(interrupted, file=sys.stderr)
+                sys.exit(interrupted.exit_code)
+            if leads:
+                result.clip.card["mlflow_run"] = run.run_id
+            result.save(project.model(name))
         if leads:
-            result.clip.card["mlflow_run"] = run.run_id
-        result.save(project.model(name))
-    if leads:
-        curve.move_to(project.model(name) / "curve.csv")
-        shutil.rmtree(project.checkpoints / name)
+            curve.move_to(project.model(name) / "curve.csv")
+            shutil.rmtree(project.checkpoints / name)
 
 
 def _on_this_machine(training: TrainingParams) -> TrainingParams:
     """`training` with the device, and where it names none the threads, that a scheduler gave this process."""
-    device, threads = os.environ.get("MODE_DEVICE"), os.environ.get("MODE_THREADS")
-    if threads is not None and not (threads.isdecimal() and int(threads) > 0):
-        raise ModeError(f"MODE_THREADS: '{threads}' is not a number of threads")
-    given = {"device": device, "threads": int(threads) if threads and training.threads is None else None}
+    threads = _number_from("MODE_THREADS")
+    given = {"device": os.environ.get("MODE_DEVICE"), "threads": threads if training.threads is None else None}
     return training.model_copy(update={key: value for key, value in given.items() if value})
+
+
+def _number_from(variable: str) -> int | None:
+    """A positive whole number from the environment; None if the variable is not set."""
+    text = os.environ.get(variable)
+    if text is not None and not (text.isdecimal() and int(text) > 0):
+        raise ModeError(f"{variable}: '{text}' is not a whole number above 0")
+    return int(text) if text else None
+
+
+def _engine_setting() -> str:
+    """Where blocks of very many pairs are computed. It changes no result, hence is no parameter."""
+    return os.environ.get("MODE_ENGINE") or "local"
+
+
+def _engine(gpus: int, alone: bool = False) -> AbstractContextManager[Engine]:
+    """The engine that the environment asks for: a process per GPU, or per thread; or one (`alone`)."""
+    from mode.data.parallel import cores
+    from mode.engine import open_engine
+
+    processes = 1 if alone else _number_from("MODE_THREADS") or cores()
+    return open_engine(_engine_setting(), processes, gpus)
+
+
+def _gpus_for(device: str) -> int:
+    """GPUs to spread a neural encoder over; 0 for the CPU, or if one GPU is named."""
+    import torch
+
+    return torch.cuda.device_count() if device in ("auto", "cuda") else 0
 
 
 def _all_rows(index: PairIndex) -> NDArray[np.int64]:

@@ -37,7 +37,15 @@ def test_form_can_be_sent_as_it_is(flow: Any) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"workers": 0}, {"devices": "gpu"}, {"devices": [-1]}, {"retries": -1}, {"threads": 2}, {"per_device": 1.5}],
+    [
+        {"workers": 0},
+        {"devices": "gpu"},
+        {"devices": [-1]},
+        {"retries": -1},
+        {"threads": 2},
+        {"per_device": 1.5},
+        {"engine": "spark"},
+    ],
 )
 def test_wrong_machine_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

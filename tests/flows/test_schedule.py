@@ -91,7 +91,9 @@ class Run:
         pipeline = Graph.of(options.get("pipeline", PIPELINE))
         stale = options.get("stale", set(pipeline.needs))
         pool = DevicePool(self.places, cores=4)
-        self.outcome: Outcome = Schedule(root, pipeline, stale, pool, Retries(), (), self.stages.submit).run()  # type: ignore[arg-type]
+        self.outcome: Outcome = Schedule(
+            root, pipeline, stale, pool, Retries(), (), self.stages.submit, engine="dask"
+        ).run()  # type: ignore[arg-type]
 
     @property
     def really_ran(self) -> list[str]:
@@ -125,6 +127,10 @@ def test_stage_alone_gets_all_threads_and_others_their_part(tmp_path: Path) -> N
     assert (ran["seed"]["device"], ran["seed"]["threads"]) == ("cpu", 4)
     assert {ran[stage]["threads"] for stage in ("dense", "expert@expert-0", "expert@expert-1")} == {2}
     assert (ran["data"]["device"], ran["data"]["threads"]) == ("", 0)
+
+
+def test_every_stage_is_told_the_engine(tmp_path: Path) -> None:
+    assert {how["engine"] for how in Run(tmp_path).stages.ran.values()} == {"dask"}
 
 
 def test_nothing_runs_when_all_is_up_to_date(tmp_path: Path) -> None:

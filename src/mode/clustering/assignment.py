@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,15 @@ from pyarrow import parquet
 from mode.clustering.hierarchy import Clusters, random_clusters
 from mode.clustering.nearest import NearestCentre
 from mode.clustering.rows import BLOCK, Rows
-from mode.data.files import write_aside
+from mode.data.files import sha256_of_folder, write_aside
+from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.progress import Progress
 
 #: Share of a vector's squared length below which |x|^2 - 2xc + |c|^2 has lost digits, and |x - c|^2 is computed anew.
 CANCELLATION = 1e-2
+#: Rows of a parquet row group: what `assign_file` holds back before it writes.
+ROW_GROUP = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,13 @@ class Assignment:
 
     def save(self, path: Path) -> None:
         """Write parquet with columns `pair` (row of the index), `fine`, `coarse`, `distance`."""
-        columns = {"fine": self.fine, "coarse": self.coarse, "distance": self.distance}
         with write_aside(path) as aside:
-            parquet.write_table(pa.table({"pair": np.arange(len(self)), **columns}), aside)
+            parquet.write_table(self._table(), aside, row_group_size=ROW_GROUP)
+
+    def _table(self, first: int = 0) -> pa.Table:
+        """The columns of `save`, for an assignment that begins with the pair `first`."""
+        pairs = np.arange(first, first + len(self), dtype=np.int64)
+        return pa.table({"pair": pairs, "fine": self.fine, "coarse": self.coarse, "distance": self.distance})
 
     @classmethod
     def load(cls, path: Path) -> Assignment:
@@ -51,6 +60,21 @@ class Assignment:
         except FileNotFoundError:
             raise ModeError(f"{path}: no such file", "run the assignment stage") from None
         return cls(*(table[name].to_numpy() for name in ("fine", "coarse", "distance")))
+
+    @classmethod
+    def empty(cls) -> Assignment:
+        """No pairs."""
+        return cls(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
+
+    @classmethod
+    def join(cls, parts: Iterable[Assignment]) -> Assignment:
+        """One after the other."""
+        fields = zip(*((part.fine, part.coarse, part.distance) for part in parts), strict=True)
+        return cls(*(np.concatenate(field) for field in fields))
+
+    def part(self, rows: slice) -> Assignment:
+        """Some of the pairs."""
+        return Assignment(self.fine[rows], self.coarse[rows], self.distance[rows])
 
 
 def assign(vectors: np.ndarray, clusters: Clusters, block: int = BLOCK) -> Assignment:
@@ -65,27 +89,119 @@ def assign(vectors: np.ndarray, clusters: Clusters, block: int = BLOCK) -> Assig
         ModeError: vectors and centres differ in their dimensions.
     """
     rows = Rows(vectors)
-    if rows.dimensions != clusters.fine_centres.shape[1]:
-        raise ModeError(
-            f"assignment: vectors of {rows.dimensions} dimensions, centres of {clusters.fine_centres.shape[1]}",
-            "embed and cluster again with the same embedder",
-        )
-    fine = np.empty(len(rows), dtype=np.int32)
-    distance = np.empty(len(rows), dtype=np.float32)
-    is_random = clusters.strategy == "random"
-    if is_random:
-        fine[:] = random_clusters(np.arange(len(rows)), clusters.coarse, clusters.seed)
-    nearest = NearestCentre(clusters.fine_centres)
+    _check_dimensions(rows.dimensions, clusters)
+    found = Assignment(
+        np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.float32)
+    )
+    search = _Search(clusters)
     with Progress("assign", total=len(rows), unit="pairs") as bar:
         for which, points in rows.blocks(block):
-            if is_random:
-                distance[which] = _distances(points, clusters.fine_centres[fine[which]])
-            else:
-                squared, numbers = nearest.search(points)
-                fine[which] = numbers[:, 0]
-                distance[which] = _refined(squared[:, 0], points, clusters.fine_centres, fine[which])
+            part = search.assign(points, which.start)
+            found.fine[which], found.coarse[which], found.distance[which] = part.fine, part.coarse, part.distance
             bar.update(len(points))
-    return Assignment(fine, clusters.coarse_of_fine[fine], distance)
+    return found
+
+
+def assign_file(vectors: Path, clusters: Path, out: Path, engine: Engine = in_this_process, block: int = BLOCK) -> None:
+    """As `assign`, from file to file, in constant memory; the file is the one that `Assignment.save` writes.
+
+    Args:
+        vectors: `.npy` file, float16 or float32 [N, d].
+        clusters: the folder of m centres.
+        out: the parquet file to write, as a whole or not at all.
+        engine: where blocks are searched (see `mode.engine`); its workers read `vectors` and `clusters` by these paths.
+        block: vectors searched together.
+
+    Raises:
+        ModeError: vectors and centres differ in their dimensions; or a worker sees other files than this process.
+    """
+    pairs, dimensions = np.load(vectors, mmap_mode="r").shape
+    _check_dimensions(dimensions, Clusters.load(clusters))
+    look = _StoredSearch(vectors, (pairs, dimensions), clusters, sha256_of_folder(clusters), block)
+    schema = Assignment.empty()._table().schema
+    with (
+        write_aside(out) as aside,
+        Progress("assign", total=pairs, unit="pairs") as bar,
+        parquet.ParquetWriter(aside, schema) as writer,
+    ):
+        first = 0
+        for part in _row_groups(engine(look, range(0, pairs, block)), bar):
+            writer.write_table(part._table(first), row_group_size=ROW_GROUP)
+            first += len(part)
+
+
+def _row_groups(parts: Iterable[Assignment], bar: Progress) -> Iterator[Assignment]:
+    """The same pairs, `ROW_GROUP` at a time; one empty part where there are none."""
+    waiting, written = Assignment.empty(), 0
+    for part in parts:
+        bar.update(len(part))
+        waiting = Assignment.join([waiting, part])
+        while len(waiting) >= ROW_GROUP:
+            yield waiting.part(slice(0, ROW_GROUP))
+            waiting, written = waiting.part(slice(ROW_GROUP, None)), written + 1
+    if len(waiting) or not written:
+        yield waiting
+
+
+@dataclass(frozen=True)
+class _StoredSearch:
+    """What finds the nearest centres of a block, wherever it is sent to: it goes by paths.
+
+    Attributes:
+        vectors, shape: the file, and what it has to hold.
+        clusters, content: the folder, and the digest of what it has to hold.
+        block: rows of a block.
+    """
+
+    vectors: Path
+    shape: tuple[int, int]
+    clusters: Path
+    content: str
+    block: int
+
+    def __call__(self, first: int) -> Assignment:
+        vectors = np.load(self.vectors, mmap_mode="r")
+        if vectors.shape != self.shape:
+            raise ModeError(f"{self.vectors}: another file on a worker", "all workers have to see the project folder")
+        rows = Rows(vectors[first : first + self.block])
+        (_, points), *_ = rows.blocks(self.block)
+        return _opened(self.clusters, self.content).assign(points, first)
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, content: str) -> _Search:
+    """Once in a process."""
+    clusters = Clusters.load(folder)
+    if sha256_of_folder(folder) != content:
+        raise ModeError(f"{folder}: other clusters on a worker", "all workers have to see the project folder")
+    return _Search(clusters)
+
+
+class _Search:
+    """Nearest centres of blocks."""
+
+    def __init__(self, clusters: Clusters) -> None:
+        self._clusters, self._nearest = clusters, NearestCentre(clusters.fine_centres)
+
+    def assign(self, points: np.ndarray, first: int) -> Assignment:
+        """The assignment of a block as `Rows` gives it, which begins with the row `first`."""
+        clusters = self._clusters
+        if clusters.strategy == "random":
+            fine = random_clusters(np.arange(first, first + len(points)), clusters.coarse, clusters.seed)
+            distance = _distances(points, clusters.fine_centres[fine])
+        else:
+            squared, numbers = self._nearest.search(points)
+            fine = numbers[:, 0].astype(np.int32)
+            distance = _refined(squared[:, 0], points, clusters.fine_centres, fine)
+        return Assignment(fine, clusters.coarse_of_fine[fine], distance)
+
+
+def _check_dimensions(dimensions: int, clusters: Clusters) -> None:
+    if dimensions != clusters.fine_centres.shape[1]:
+        raise ModeError(
+            f"assignment: vectors of {dimensions} dimensions, centres of {clusters.fine_centres.shape[1]}",
+            "embed and cluster again with the same embedder",
+        )
 
 
 def _refined(squared: np.ndarray, points: np.ndarray, centres: np.ndarray, fine: np.ndarray) -> np.ndarray:

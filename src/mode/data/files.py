@@ -59,6 +59,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_folder(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files in a folder and below it."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def _flush(path: Path) -> None:
     """Bring content to the disk: in a power cut the rename may otherwise outlive it."""
     for file in path.rglob("*") if path.is_dir() else [path]:

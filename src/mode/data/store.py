@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,10 @@ import torch
 from mode.data.augment import random_crop
 from mode.data.images import UndecodableImage, decode, resize_and_crop
 from mode.data.index import PairIndex
+from mode.data.reading import ImageFiles
 from mode.errors import ModeError
 from mode.params import ImageParams
 
-#: Files kept open: far below the usual limit of 1,024 a process.
-_OPEN_FILES = 128
 #: Files whose presence is checked at the start; beyond, a table's images are met one by one.
 _FILES_TO_CHECK = 10_000
 
@@ -48,7 +45,7 @@ class ImageStore:
         self.image = image
         self.bad = 0
         self._index, self._root = index, root
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._files = ImageFiles(index, root)
         images, files = (index.image, index.file) if rows is None else (index.image[rows], index.file[rows])
         self._check_files(np.unique(files))
         self._images = np.unique(images)  # sorted: an image's place in it is its place in memory
@@ -105,7 +102,7 @@ class ImageStore:
 
     def _read_into(self, pixels: np.ndarray, row: int, position: int | None, seed: int) -> bool:
         try:
-            picture = decode(self._read(row))
+            picture = decode(self._files.read(int(row)))
             if position is not None and self.image.crop_scale is not None:
                 pixels[...] = random_crop(picture, self.image.size, self.image.crop_scale, seed, int(position))
             else:
@@ -114,26 +111,11 @@ class ImageStore:
             return False
         return True
 
-    def _read(self, row: int) -> bytes:
-        file = int(self._index.file[row])
-        descriptor = self._open.get(file)
-        if descriptor is None:
-            descriptor = self._open[file] = os.open(self._root / self._index.path(file), os.O_RDONLY)
-            if len(self._open) > _OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-        self._open.move_to_end(file)
-        return os.pread(descriptor, int(self._index.length[row]), int(self._index.offset[row]))
-
     def _check_files(self, files: np.ndarray) -> None:
         for file in files[:_FILES_TO_CHECK]:
             path = self._root / self._index.path(file)
             if not path.is_file():
                 raise ModeError(f"{path}: missing, but the index names it", "put it back, or index the source again")
-
-    def __del__(self) -> None:
-        """Close what is open."""
-        for descriptor in getattr(self, "_open", {}).values():
-            os.close(descriptor)
 
 
 def replacements(good: np.ndarray) -> np.ndarray:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mode.data.files import write_aside
+from mode.data.files import sha256_of_folder, write_aside
 from mode.embedding.store import read_record
+from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.params import EmbeddingParams
 from mode.progress import Progress
@@ -98,18 +102,69 @@ def load_embedder(folder: Path, device: str = "auto", batch_size: int = 256) -> 
     raise ModeError(f"{folder}: an embedder of unknown kind '{kind}'", "it needs a newer version of mode")
 
 
-def embed_index(embedder: Embedder, index: PairIndex, out: Path, block: int = BLOCK) -> np.ndarray:
+@dataclass(frozen=True)
+class StoredEmbedder:
+    """Encodes with an embedder that `save` wrote, wherever this small object is sent to: it is opened there, once.
+
+    Attributes:
+        folder: the embedder's.
+        content: SHA-256 of the folder, without which a worker would not notice that it has another one.
+        device, batch_size: see `load_embedder`.
+    """
+
+    folder: Path
+    content: str
+    device: str = "auto"
+    batch_size: int = 256
+
+    @classmethod
+    def at(cls, folder: Path, device: str = "auto", batch_size: int = 256) -> StoredEmbedder:
+        """The embedder in this folder. Raises `ModeError` where there is none."""
+        read_record(folder)
+        return cls(folder, sha256_of_folder(folder), device, batch_size)
+
+    def open(self) -> Embedder:
+        """The embedder itself.
+
+        Raises:
+            ModeError: another one is there, or none.
+        """
+        return _opened(self)
+
+    def __call__(self, captions: Sequence[str]) -> np.ndarray:
+        """float16 [captions, dimensions]."""
+        return self.open().encode(captions).astype(np.float16)
+
+
+@lru_cache(maxsize=1)
+def _opened(stored: StoredEmbedder) -> Embedder:
+    embedder = load_embedder(stored.folder, stored.device, stored.batch_size)
+    if sha256_of_folder(stored.folder) != stored.content:
+        raise ModeError(f"{stored.folder}: another embedder on a worker", "all workers have to see the project folder")
+    return embedder
+
+
+def embed_index(
+    embedder: Embedder,
+    index: PairIndex,
+    out: Path,
+    block: int = BLOCK,
+    engine: Engine = in_this_process,
+    encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+) -> np.ndarray:
     """Embed every caption of an index.
 
     Blocks of captions are written to `<out>.partial` as they are done, with a record of how far it got, of the embedder
     and of the text embedded so far. An interrupted call goes on after the last block if all of that still agrees, and
-    starts anew if not. `out` appears when it is complete.
+    starts anew if not, whatever the engine of either. `out` appears when it is complete.
 
     Args:
         embedder: captions to vectors.
         index: the pairs.
         out: the `.npy` file to write.
         block: captions done together.
+        engine: where blocks are encoded (see `mode.engine`).
+        encode: what the engine is given; default `embedder.encode`. A `StoredEmbedder` is small enough to be sent.
 
     Returns:
         float16 [pairs, dimensions] in the index's row order, memory-mapped read-only from `out`.
@@ -123,25 +178,47 @@ def embed_index(embedder: Embedder, index: PairIndex, out: Path, block: int = BL
         done = 0
     if not done:
         np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(pairs, embedder.dimensions)).flush()
-    digest = hashlib.sha256()
+    ahead = _Ahead(index, block, done)
     with Progress("embed captions", total=pairs, unit="captions", done=done) as bar:
-        start = 0
-        for captions in index.iter_captions(block):
-            stop = start + len(captions)
-            digest.update("\n".join(captions).encode())
-            if start >= done:
-                # Opened anew for every block, so that finished ones do not stay in memory.
-                vectors = np.lib.format.open_memmap(partial, mode="r+")
-                vectors[start:stop] = embedder.encode(captions)
-                vectors.flush()
-                _write_record(record_file, {**plan, "done": stop, "text": digest.hexdigest()})
-                bar.update(len(captions))
-            start = stop
-    if start != pairs:
-        raise ModeError(f"{out}: the index gave {start} captions for {pairs} pairs", "build the index again")
+        for encoded in engine(encode or embedder.encode, ahead):
+            start, stop, text = ahead.written()
+            # Opened anew for every block, so that finished ones do not stay in memory.
+            vectors = np.lib.format.open_memmap(partial, mode="r+")
+            vectors[start:stop] = encoded
+            vectors.flush()
+            _write_record(record_file, {**plan, "done": stop, "text": text})
+            bar.update(stop - start)
+    if ahead.read != pairs:
+        raise ModeError(f"{out}: the index gave {ahead.read} captions for {pairs} pairs", "build the index again")
     partial.replace(out)
     record_file.unlink(missing_ok=True)
     return load_vectors(out)
+
+
+class _Ahead:
+    """Blocks of captions from the row `done` on, read ahead of what is written.
+
+    Attributes:
+        read: captions read so far, `done` ones included.
+    """
+
+    def __init__(self, index: PairIndex, block: int, done: int) -> None:
+        self._index, self._block, self._done = index, block, done
+        self._waiting: deque[tuple[int, int, str]] = deque()
+        self.read = 0
+
+    def __iter__(self) -> Iterator[list[str]]:
+        digest = hashlib.sha256()
+        for captions in self._index.iter_captions(self._block):
+            start, self.read = self.read, self.read + len(captions)
+            digest.update("\n".join(captions).encode())
+            if start >= self._done:
+                self._waiting.append((start, self.read, digest.hexdigest()))
+                yield captions
+
+    def written(self) -> tuple[int, int, str]:
+        """First row and end of the next block to be written, and the digest of all text up to its end."""
+        return self._waiting.popleft()
 
 
 def load_vectors(path: Path) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +42,19 @@ class Group:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
 
+    def agree(self, *numbers: int) -> bool:
+        """Whether all processes ask with the same whole numbers; all have to ask."""
+        if self.world == 1:
+            return True
+        highest, lowest = torch.tensor(numbers), torch.tensor(numbers)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+        return bool((highest == lowest).all())
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self.any(False)
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes, element by element; `values` on any device, the result on the CPU."""
         values = values.detach().double().cpu()
@@ -70,6 +85,25 @@ def process_group(device: str) -> Group:
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     return Group(dist.get_rank(), dist.get_world_size(), chosen)
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """No process leaves before the others: `torchrun` stops all as soon as one has ended.
+
+    The first of them has files to write when the others have nothing left to do. An error does not wait.
+    """
+    try:
+        yield
+    except SystemExit:  # told to stop: all are
+        _wait()
+        raise
+    _wait()
+
+
+def _wait() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))
 
 
 def _from_environment(name: str, default: int) -> int:

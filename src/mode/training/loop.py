@@ -146,6 +146,11 @@ def train(
             state = load_checkpoint(checkpoint, clip.model, optimizer, fingerprint)
         elif plan.parent is not None:
             load_branch_state(plan.parent / BRANCH_STATE, clip.model, optimizer, plan.first_step)
+        if not group.agree(state.step, int(fingerprint[:8], 16)):
+            raise ModeError(
+                f"{plan.name}: the {group.world} processes do not begin with the same data, parameters or checkpoint",
+                "all machines have to see the same project folder",
+            )
         towers: nn.Module = Towers(clip.model)
         if group.world > 1:
             towers = DistributedDataParallel(towers)
@@ -234,6 +239,7 @@ def train(
                         save_checkpoint(checkpoint, clip.model, optimizer, state, fingerprint)
                     last_checkpoint = time.monotonic()
                 if stop:
+                    group.wait()  # for the checkpoint: torchrun stops all when one has ended
                     raise Interrupted(
                         interruption.signal or 15,
                         f"{plan.name}: stopped after step {state.step:,} of {plan.last_step:,};"

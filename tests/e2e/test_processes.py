@@ -1,0 +1,176 @@
+"""One project in several processes: training under torchrun, stages with Dask, shards for another trainer."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+import yaml
+from safetensors.numpy import load_file
+
+from mode.cli import main
+from mode.clustering.assignment import Assignment
+from mode.data.index import PairIndex
+from mode.stages import run_stage
+from mode.training.selection import expert_rows
+from tests.e2e.conftest import SmallProject, environment, make_project
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+#: A ViT: batch norm on a CPU sees its own process's share only.
+VIT = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 12, "width": 16, "heads": 2, "layers": 1},
+}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mode.cli"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
+    """A project with a seed, so that experts can be trained."""
+    project = make_project(tmp_path_factory.mktemp("processes") / "project")
+    params = project.params()
+    params["glyphs"]["pairs"] = 600
+    params["model"] = {"config": VIT, "tokenizer": "words", "vocabulary": 500}
+    params["training"] |= {"epoch_samples": 320, "epochs": 7, "checkpoint_minutes": 1000}
+    project.set_params(params)
+    for stage in ("data", "index", "embedder", "embed", "cluster", "assign", "seed"):
+        key = None if stage in ("embedder", "seed") else "base"
+        run_stage(stage, key, project.root, project.root / "params.yaml")
+    yield project
+    shutil.rmtree(project.root, ignore_errors=True)
+
+
+def stage(project: SmallProject, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `python COMMAND` in the project; it has to succeed."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=project.root,
+        env={**environment(), "OMP_NUM_THREADS": "1", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done
+
+
+def curve(project: SmallProject, name: str) -> list[tuple[int, float]]:
+    with (project.root / "models" / name / "curve.csv").open() as file:
+        return [(int(row["samples"]), float(row["loss"])) for row in csv.DictReader(file)]
+
+
+def test_torchrun_gives_the_curve_of_one_process(small: SmallProject) -> None:
+    root = small.root
+    run_stage("expert", "expert-0", root, root / "params.yaml")
+    one, weights = curve(small, "expert-0"), load_file(root / "models/expert-0/open_clip_model.safetensors")
+    journals = len(list((root / "mlruns").rglob("*.jsonl")))
+
+    done = stage(small, *TORCHRUN, "stage", "expert", "expert-0")
+    card = json.loads((root / "models/expert-0/card.json").read_text())
+    assert card["provenance"]["processes"] == 2
+    # The same 32 samples a step and the same random choices; only the order in which float32 sums are taken differs.
+    two = curve(small, "expert-0")
+    assert [samples for samples, _ in two] == [samples for samples, _ in one] == [1280, 1920, 2240]
+    np.testing.assert_allclose([loss for _, loss in two], [loss for _, loss in one], atol=1e-4)
+    for name, tensor in load_file(root / "models/expert-0/open_clip_model.safetensors").items():
+        np.testing.assert_allclose(tensor, weights[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    # One process reports and writes.
+    assert done.stderr.count("expert-0: 1,280 of 1,280 samples") == 1
+    assert not (root / "checkpoints/expert-0").exists()
+    assert len(list((root / "mlruns").rglob("*.jsonl"))) == journals
+
+
+def test_interrupted_processes_go_on_as_one(small: SmallProject, capsys: pytest.CaptureFixture[str]) -> None:
+    root, number = small.root, signal.SIGINT
+    params = small.params()
+    # Long enough to be met while it runs, and a checkpoint that shows that it does.
+    params["training"]["checkpoint_minutes"] = 0.0001
+    params["experts"]["expert-1"]["epochs"] = 16
+    small.set_params(params)
+    command = [sys.executable, "-m", "mode.cli", "stage", "expert", "expert-1"]
+    training = subprocess.Popen(
+        command,
+        cwd=root,
+        env={**environment(), "MODE_PROCESSES": "2", "MODE_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list((root / "checkpoints/expert-1").glob("*/checkpoint.safetensors")):
+        assert training.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # As a terminal's Ctrl-C does: to the whole group. The processes that train hear of it from their parent.
+    os.killpg(training.pid, number)
+    _, said = training.communicate(timeout=60)
+    assert training.returncode == 128 + number, said
+    assert said.count("expert-1: stopped after step") == 1, said
+    assert "Traceback" not in said, said
+
+    params["training"]["checkpoint_minutes"] = 1000
+    small.set_params(params)
+    run_stage("expert", "expert-1", root, root / "params.yaml")
+    assert "expert-1 goes on from its checkpoint" in capsys.readouterr().out
+    resumed = curve(small, "expert-1")
+    run_stage("expert", "expert-1", root, root / "params.yaml")
+    whole = curve(small, "expert-1")
+    assert [samples for samples, _ in resumed] == [samples for samples, _ in whole]
+    np.testing.assert_allclose([loss for _, loss in resumed], [loss for _, loss in whole], atol=1e-4)
+
+
+def test_a_fault_in_several_processes_is_told_in_lines(small: SmallProject) -> None:
+    params = small.params()
+    params["training"]["batch_size"] = 33
+    params["training"]["epoch_samples"] = 330
+    (small.root / "odd.yaml").write_text(yaml.safe_dump(params))
+    done = subprocess.run(
+        [sys.executable, "-m", "mode.cli", "stage", "seed", "--params", "odd.yaml"],
+        cwd=small.root,
+        env={**environment(), "MODE_PROCESSES": "2", "MODE_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "training.batch_size (33) is not a multiple of processes x accumulate (2 x 1)" in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_stages_with_dask_write_the_same_files(small: SmallProject) -> None:
+    files = [Path("data/vectors/base.npy"), Path("data/assignment/base.parquet")]
+    before = [(small.root / file).read_bytes() for file in files]
+    for file, name in zip(files, ("embed", "assign"), strict=True):
+        (small.root / file).unlink()
+        done = stage(small, "-m", "mode.cli", "stage", name, "base", MODE_ENGINE="dask", MODE_THREADS="2")
+        assert "dask: 2 workers" in done.stderr
+    assert [(small.root / file).read_bytes() for file in files] == before
+
+
+def test_an_exported_expert_is_what_it_is_trained_on(small: SmallProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small.root)
+    with pytest.raises(SystemExit) as ended:
+        main(["export-shards", "expert-1", "exported", "--pairs-per-shard", "100"])
+    assert not ended.value.code
+    tars = sorted(str(path) for path in (small.root / "exported").glob("*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False))
+    origins = [json.loads(sample["json"]) for sample in samples]
+    params, assignment = small.params(), Assignment.load(small.root / "data/assignment/base.parquet")
+    rows = expert_rows(assignment.coarse, 1, params["training"]["outside_share"], params["random_seed"])
+    assert [origin["pair"] for origin in origins] == rows.tolist()
+    assert {origin["coarse"] for origin in origins} == {0, 1}
+    captions = PairIndex.load(small.root / "data/index/base").captions(rows)
+    assert [sample["txt"].decode() for sample in samples] == captions
