@@ -173,6 +173,57 @@ def export_shards(
     stages.export_shards(Path.cwd(), params, expert, folder, pairs_per_shard, force)
 
 
+ModelsOption = Annotated[str, typer.Option(help="Folder of trained models, or `models:/mode-ensemble@champion`.")]
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    classes: Annotated[str, typer.Option(help="Class names, separated by commas.")],
+    template: Annotated[
+        list[str] | None, typer.Option(help="A prompt with {c} for the class name; may be given several times.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the experts of the largest weights.")] = None,
+    models: ModelsOption = "models",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+) -> None:
+    """Classify images among one's own classes with the ensemble."""
+    import json
+
+    import mode
+    from mode.reporting.tables import print_predictions
+
+    names = [name.strip() for name in classes.split(",")]
+    task = mode.load(models, device=None if device == "auto" else device).adapt(names, template, top_k=top_k)
+    probabilities = task([str(image) for image in images]).tolist()
+    if as_json:
+        rows = [
+            {
+                "image": str(image),
+                "label": names[row.index(max(row))],
+                "probabilities": dict(zip(names, row, strict=True)),
+            }
+            for image, row in zip(images, probabilities, strict=True)
+        ]
+        typer.echo(json.dumps({"weights": task.weights, "predictions": rows}, indent=2))
+    else:
+        print_predictions([str(image) for image in images], names, probabilities, task.weights)
+
+
+@app.command("app")
+def web_page(
+    models: ModelsOption = "models",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    port: Annotated[int, typer.Option(help="On this machine only (127.0.0.1); 0: any free one.")] = 7860,
+) -> None:
+    """Open a web page to try the ensemble: drop an image, type classes, see what each expert says and its weight."""
+    import mode
+    from mode.app import serve
+
+    serve(mode.load(models, device=None if device == "auto" else device), port)
+
+
 @app.command("add-source")
 def add_source(
     name: Annotated[str, typer.Argument(help="A name for the new source, such as `medical`.")],

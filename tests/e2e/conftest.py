@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from playwright.sync_api import Page as Tab
+from playwright.sync_api import sync_playwright
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -104,3 +106,22 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small
 def new_project(tmp_path: Path) -> SmallProject:
     """A project in which nothing has run yet."""
     return make_project(tmp_path / "project")
+
+
+@pytest.fixture
+def tab() -> Iterator[Tab]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        tab = browser.new_page(viewport={"width": 1280, "height": 1000})
+        tab.set_default_timeout(120_000)
+        yield tab
+        browser.close()
+
+
+def keep(tab: Tab, name: str, tmp_path: Path) -> None:
+    """A screenshot, in the folder that `MODE_SCREENSHOTS` names."""
+    folder = Path(os.environ.get("MODE_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tab.screenshot(path=folder / f"{name}.png")

@@ -408,8 +408,8 @@ class TaskModel(JointEncoder):
 
         Example:
             >>> task = mode.load("models").adapt(["white chess king", "black chess king"])
-            >>> task(["king.png", Image.open("ace.png"), np.zeros((40, 30, 3), np.uint8)]).sum(dim=1)
-            tensor([1.0000, 1.0000, 1.0000])
+            >>> task(["king.png", Image.open("ace.png"), np.zeros((40, 30, 3), np.uint8)]).sum(dim=1).round().tolist()
+            [1.0, 1.0, 1.0]
         """
         return F.softmax(self.logit_scale.exp() * self.scores(images), dim=1)
 
@@ -422,7 +422,9 @@ class TaskModel(JointEncoder):
         rows = self._encode_images(images)
         return {
             name: F.softmax(
-                clip.model.logit_scale.exp().float() * (rows[name] @ self._columns[name].to(rows[name].device).T), dim=1
+                clip.model.logit_scale.detach().exp().float()
+                * (rows[name] @ self._columns[name].to(rows[name].device).T),
+                dim=1,
             )
             for name, clip in self.clips.items()
         }

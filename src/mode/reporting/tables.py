@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -163,6 +163,29 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
             table.add_row(escape(key), *("–" if value is None else f"{value:.6g}" for value in (left, right)), gap)
         console.print()
         console.print(table)
+
+
+def print_predictions(
+    images: Sequence[str],
+    classes: Sequence[str],
+    probabilities: Sequence[Sequence[float]],
+    weights: Mapping[str, float],
+    console: Console | None = None,
+) -> None:
+    """Print for each image its most probable classes, five at most, and below how the experts were weighed."""
+    console = console or _console()
+    shown = min(5, len(classes))
+    table = Table("image", header_style="bold", box=None)
+    for place in range(shown):
+        table.add_column("class" if place == 0 else "")
+        table.add_column("%", justify="right")
+    for image, row in zip(images, probabilities, strict=True):
+        best = sorted(range(len(classes)), key=lambda column: -row[column])[:shown]
+        cells = [cell for column in best for cell in (escape(classes[column]), percent(row[column]))]
+        table.add_row(escape(image), *cells)
+    console.print(table)
+    used = {expert: weight for expert, weight in weights.items() if weight > 0}
+    console.print("weights: " + ", ".join(f"{expert} {weight:.2f}" for expert, weight in used.items()), style="dim")
 
 
 def print_index_report(report: IndexReport, details: int = 20, console: Console | None = None) -> None:

@@ -18,8 +18,6 @@ from typing import Any
 
 import pytest
 import yaml
-from playwright.sync_api import Page as Tab
-from playwright.sync_api import sync_playwright
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -342,22 +340,3 @@ def page(project: ToyProject) -> Iterator[Page]:
     page = Page(project, "--no-mlflow")
     yield page
     page.stop()
-
-
-@pytest.fixture
-def tab() -> Iterator[Tab]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        tab = browser.new_page(viewport={"width": 1280, "height": 1000})
-        tab.set_default_timeout(120_000)
-        yield tab
-        browser.close()
-
-
-def keep(tab: Tab, name: str, tmp_path: Path) -> None:
-    """A screenshot, in the folder that `MODE_SCREENSHOTS` names."""
-    folder = Path(os.environ.get("MODE_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    tab.screenshot(path=folder / f"{name}.png")

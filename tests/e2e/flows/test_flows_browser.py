@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page as Tab
 
-from tests.e2e.flows.conftest import keep
+from tests.e2e.conftest import keep
 
 pytestmark = [
     pytest.mark.e2e,

@@ -15,8 +15,7 @@ from playwright.sync_api import Page as Tab
 from benchmarks.orchestration import lock_differences
 from mode.data.glyphs import write_glyph_shards
 from mode.params import GlyphParams
-from tests.e2e.conftest import REPOSITORY, SmallProject, make_project
-from tests.e2e.flows.conftest import keep
+from tests.e2e.conftest import REPOSITORY, SmallProject, keep, make_project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -1,0 +1,66 @@
+"""`mode app` in a real browser, on the models of a real run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page as Tab
+from playwright.sync_api import expect
+
+from mode.evaluation.tasks import open_task
+from tests.e2e.conftest import SmallProject, environment, keep
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium"),
+]
+
+
+@pytest.fixture
+def address(finished_project: SmallProject) -> Iterator[str]:
+    process = subprocess.Popen(
+        ["mode", "app", "--port", "0"],
+        cwd=finished_project.root,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("open "):
+            break
+    else:
+        raise AssertionError("".join(lines))
+    yield line.split()[1]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+def test_an_image_and_classes_give_an_answer(
+    finished_project: SmallProject, address: str, tab: Tab, tmp_path: Path
+) -> None:
+    picture = tmp_path / "glyph.png"
+    picture.write_bytes(open_task(finished_project.root / "data/tasks/chess").images[0].read())
+    tab.goto(address)
+    tab.locator("input[type=file]").set_input_files(picture)
+    tab.get_by_label("Classes, one a line").fill("white chess king\nblack chess queen\ndie face six")
+    tab.get_by_role("button", name="Ask the ensemble").click()
+    for expert in ("expert-0", "expert-1"):
+        expect(tab.get_by_text(expert, exact=True).first).to_be_visible(timeout=60_000)
+    said = re.compile("white chess king|black chess queen|die face six")
+    expect(tab.get_by_test_id("label-output-value")).to_have_text(said)
+    keep(tab, "app", tmp_path)
+
+    tab.get_by_label("Classes, one a line").fill("")
+    tab.get_by_role("button", name="Ask the ensemble").click()
+    expect(tab.get_by_text("needs at least one name")).to_be_visible(timeout=30_000)

@@ -1,0 +1,97 @@
+"""`mode predict` and the page of `mode app`, without a browser: what they say is what the ensemble says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import mode
+from mode.app import ask_ensemble, build
+from mode.cli import main
+from mode.errors import ModeError
+
+CLASSES = ["white chess king", "ace of hearts", "red queen"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    printed = capsys.readouterr()
+    return int(str(ended.value.code or 0)), printed.out, printed.err
+
+
+def test_predictions_as_json_are_those_of_the_library(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(
+        *(
+            capsys,
+            "predict",
+            "--classes",
+            " white chess king, ace of hearts ,red queen",
+            "--template",
+            "a picture of {c}",
+        ),
+        *("--json", "king.png", "ace.png"),
+    )
+    assert code == 0
+    given = json.loads(out)
+    task = mode.load("models").adapt(CLASSES, ["a picture of {c}"])
+    assert given["weights"] == pytest.approx(task.weights)
+    for row, name, expected in zip(
+        given["predictions"], ("king.png", "ace.png"), task(["king.png", "ace.png"]), strict=True
+    ):
+        assert row["image"] == name
+        assert list(row["probabilities"]) == CLASSES
+        assert list(row["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+        assert row["label"] == CLASSES[int(expected.argmax())]
+
+
+def test_predictions_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "predict", "--classes", ",".join(CLASSES), "--top-k", "1", "king.png")
+    assert code == 0
+    [line] = [line for line in out.splitlines() if "king.png" in line]
+    assert all(name in line for name in CLASSES)
+    assert out.count("expert-") == 1
+    assert "1.00" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--classes", "a,b", "nowhere.png"), "nowhere.png: cannot be read"),
+        (("--classes", "a,,b", "king.png"), "none of them empty"),
+        (("--classes", "a", "--template", "no place", "king.png"), "has no {c}"),
+        (("--classes", "a,b", "--models", "nowhere", "king.png"), "nowhere: no ensemble there"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    code, _, err = run(capsys, "predict", *arguments)
+    assert code == 1
+    [line] = err.strip().splitlines()
+    assert message in line
+
+
+def test_the_page_shows_each_experts_opinion(folder: Path) -> None:
+    moe = mode.load("models")
+    image = Image.open("king.png")
+    answer, rows = ask_ensemble(moe, image, CLASSES, ["{c}"])
+    task = moe.adapt(CLASSES, ["{c}"])
+    assert answer == pytest.approx(dict(zip(CLASSES, task(image)[0].tolist(), strict=True)))
+    assert [row[0] for row in rows] == ["expert-0", "expert-1"]
+    assert [row[1] for row in rows] == pytest.approx(list(task.weights.values()), abs=1e-3)
+    for row in rows:
+        own = task.opinions(image)[row[0]][0]
+        assert row[2] == CLASSES[int(own.argmax())]
+        assert row[3] == pytest.approx(100 * float(own.max()), abs=0.06)
+    with pytest.raises(ModeError, match="at least one name"):
+        ask_ensemble(moe, image, [], ["{c}"])
+
+
+def test_the_page_is_built_from_the_ensemble(folder: Path) -> None:
+    page = build(mode.load("models"))
+    labels = {component.get("props", {}).get("label") for component in page.get_config_file()["components"]}
+    assert {"Image", "Classes, one a line", "The ensemble's answer", "Each expert's opinion"} <= labels
