@@ -70,7 +70,7 @@ class Graph:
         early = set(wanted).union(*(self.before(stage) for stage in wanted))
         leading = [stage for stage in self.needs if stage in early - set(wanted)]
         rest = [stage for stage in self.needs if stage not in early]
-        return Graph.of({stage: self.needs[stage] for stage in [*leading, *wanted, *rest]})
+        return Graph({stage: self.needs[stage] for stage in [*leading, *wanted, *rest]})
 
 
 def read(root: Path) -> tuple[Graph, set[str]]:

@@ -58,4 +58,7 @@ def test_some_stages_first_with_what_they_need() -> None:
     )
     assert list(pipeline.first(["c", "a", "unknown"]).needs) == ["data", "seed", "c", "a", "dense", "b", "x"]
     assert pipeline.first(["c"]).needs == pipeline.needs
+    # Also where the others could begin earlier.
+    deep = Graph.of({"data": [], "vectors": ["data"], "clusters": ["vectors"], "dense": ["data"], "a": ["clusters"]})
+    assert list(deep.first(["a"]).needs) == ["data", "vectors", "clusters", "a", "dense"]
     assert list(pipeline.first([]).needs) == list(pipeline.needs)
