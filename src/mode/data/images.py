@@ -52,3 +52,10 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
 def to_array(image: Image.Image) -> np.ndarray:
     """RGB pixels as uint8 [3, height, width]."""
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """uint8 [3, height, width] as an encoded image."""
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(stream, "png")
+    return stream.getvalue()

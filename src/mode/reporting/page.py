@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from mode.reporting.cluster_map import draw_map
 from mode.reporting.plots import Curves, all_plots, series_colour, svg, theme
 from mode.reporting.summary import (
     Cluster,
@@ -76,6 +77,7 @@ def render_page(
         _section("comparison", "Comparison", _comparison(metrics)) if rows(metrics) else "",
         _pair(pictures, "accuracy", "cost"),
         _section("clusters", "Clusters", _clusters(clusters)) if clusters else "",
+        _section("map", "Map of the fine clusters", _map(clusters)) if draw_map(clusters) else "",
         _figure(pictures, "routing", tall=True),
         _pair(pictures, "gains-dense", "gains-dense-long", folded=len(zeroshot_tasks(metrics)) > 12),
         _section("tasks", "Task by task", _tasks(metrics)) if task_lines(metrics) else "",
@@ -191,9 +193,35 @@ def _clusters(clusters: Sequence[Cluster]) -> str:
             f'<article style="--c:{series_colour(position)}"><h3>{escape(cluster.name)}</h3>'
             f"<p>{cluster.size:,} pairs, {cluster.size / total:.0%} <small>{escape(where)}</small></p>"
             f'<div class="size"><i style="width:{100 * cluster.size / largest:.1f}%"></i></div>'
-            f'<ul class="words">{words}</ul></article>'
+            f'<ul class="words">{words}</ul>{_samples(cluster)}</article>'
         )
     return f'<p class="note">{escape(FIGURES["clusters"][1])}</p><div class="cards">{"".join(cards)}</div>'
+
+
+def _samples(cluster: Cluster) -> str:
+    """Some training images of a cluster."""
+    pictures = "".join(
+        f'<img src="data:image/{_kind(image)};base64,{base64.b64encode(image).decode()}" alt="" loading="lazy">'
+        for image in cluster.images
+    )
+    named = escape(f"training images of {cluster.name}")
+    return f'<div class="samples" role="img" aria-label="{named}">{pictures}</div>' if pictures else ""
+
+
+def _kind(image: bytes) -> str:
+    return "png" if image.startswith(b"\x89PNG") else "jpeg"
+
+
+def _map(clusters: Sequence[Cluster]) -> str:
+    legend = "".join(
+        f'<li><i style="background:{series_colour(position)}"></i>{escape(cluster.name)}</li>'
+        for position, cluster in enumerate(clusters)
+    )
+    note = (
+        "A point is a fine cluster, its area the captions in it; point at one to read its words."
+        " Near is alike (t-SNE of the centres); far says little."
+    )
+    return f'<p class="note">{note}</p><ul class="legend">{legend}</ul>{draw_map(clusters)}'
 
 
 def _provenance(metrics: Mapping[str, Any]) -> str:

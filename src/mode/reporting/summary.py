@@ -56,6 +56,22 @@ class Row:
 
 
 @dataclass(frozen=True)
+class FineCluster:
+    """A fine cluster on the map.
+
+    Attributes:
+        x, y: its place, 0..1.
+        size: captions that it was fitted on.
+        words: most telling first.
+    """
+
+    x: float
+    y: float
+    size: int
+    words: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Cluster:
     """A coarse cluster as the report shows it.
 
@@ -65,6 +81,8 @@ class Cluster:
         size: pairs assigned to it.
         words: most telling first.
         expert: the model trained on it, if one is.
+        fine: its fine clusters.
+        images: some of its training images, encoded (PNG, JPEG).
     """
 
     source: str
@@ -72,6 +90,8 @@ class Cluster:
     size: int
     words: list[str] = field(default_factory=list)
     expert: str | None = None
+    fine: list[FineCluster] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,73 @@
+"""A map of the fine clusters: near each other where their captions are alike, coloured by the expert that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mode.reporting.plots import series_colour
+from mode.reporting.summary import Cluster
+
+#: Below so many centres their two main axes say all; beyond so many t-SNE takes minutes, and they have to do.
+FEW, MANY = 8, 5_000
+#: Width and height of the drawing, its margin, and the radius of the largest cluster, in its own units.
+SIZE, MARGIN, LARGEST = (1000, 560), 26, 15.0
+WORDS = 6
+
+
+def places(centres: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
+    """Where to draw fine centres: t-SNE (van der Maaten and Hinton, 2008; scikit-learn's) from their main axes.
+
+    Args:
+        centres: float [m, d].
+        seed: of t-SNE; the same gives the same map.
+
+    Returns:
+        float64 [m, 2] in 0..1. Distances on the map are ordinal at best: near is alike, far says little.
+
+    Example:
+        >>> places(np.array([[0.0, 0.0], [0.0, 2.0], [0.0, 1.0]]), seed=0)[:, 0].tolist()
+        [0.0, 1.0, 0.5]
+    """
+    flat = np.asarray(centres, np.float64)
+    flat = flat - flat.mean(axis=0)
+    if FEW <= len(flat) <= MANY:
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, (len(flat) - 1) / 3)
+        flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(flat).astype(np.float64)
+    else:
+        left, scale, _ = np.linalg.svd(flat, full_matrices=False)
+        left = left * np.sign(left[np.abs(left).argmax(axis=0), range(left.shape[1])])  # the same on every machine
+        flat = np.pad(left * scale, ((0, 0), (0, 2)))[:, :2]
+    spread = np.ptp(flat, axis=0)
+    # A direction without any spread is drawn in the middle.
+    placed: NDArray[np.float64] = np.full_like(flat, 0.5)
+    np.divide(flat - flat.min(axis=0), spread, out=placed, where=spread > 1e-9)
+    return placed
+
+
+def draw_map(clusters: Sequence[Cluster]) -> str:
+    """The map as inline SVG, whose points tell their words when pointed at; empty without fine clusters.
+
+    Args:
+        clusters: with their `fine` clusters; the colours are those of their order.
+    """
+    largest = max((fine.size for cluster in clusters for fine in cluster.fine), default=0)
+    if not largest:
+        return ""
+    points = []
+    for position, cluster in enumerate(clusters):
+        for fine in cluster.fine:
+            x, y = (MARGIN + place * (side - 2 * MARGIN) for place, side in zip((fine.x, fine.y), SIZE, strict=True))
+            radius = max(2.5, LARGEST * (fine.size / largest) ** 0.5)  # area by size
+            said = f"{cluster.name}: {', '.join(fine.words[:WORDS]) or '(no words)'} ({fine.size:,} captions)"
+            points.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{series_colour(position)}" tabindex="0">'
+                f"<title>{escape(said)}</title></circle>"
+            )
+    named = escape(f"{len(points)} fine clusters of {len(clusters)} coarse ones")
+    return f'<svg class="map" viewBox="0 0 {SIZE[0]} {SIZE[1]}" role="img" aria-label="{named}">{"".join(points)}</svg>'
