@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -94,13 +94,16 @@ class _Dask:
         waiting: deque[Future] = deque()
         try:
             for item in items:
-                waiting.append(self._client.submit(function, item, pure=False))
-                if len(waiting) >= self._room():
+                with _one_line():
+                    waiting.append(self._client.submit(function, item, pure=False))
+                    full = len(waiting) >= self._room()
+                if full:
                     yield self._result(waiting.popleft())
             while waiting:
                 yield self._result(waiting.popleft())
         finally:
-            self._client.cancel(list(waiting), force=True)
+            with suppress(OSError):  # the scheduler is gone
+                self._client.cancel(list(waiting), force=True)
 
     def _room(self) -> int:
         """Blocks to have in flight: more as workers join."""
@@ -108,22 +111,29 @@ class _Dask:
         return AHEAD * max(2, sum(threads.values()))
 
     def _result(self, future: Future) -> Any:
-        from concurrent.futures import CancelledError
-
-        from distributed import KilledWorker
-        from distributed.comm import CommClosedError
-
-        try:
+        with _one_line():
             return future.result()
-        except ModeError:
-            raise
-        except KilledWorker:
-            raise ModeError("dask: a worker died over a block, and so did those that tried it again") from None
-        except (CancelledError, CommClosedError):
-            raise ModeError("dask: the scheduler is gone", "start it again; a stage goes on where it can") from None
-        except Exception as error:
-            lines = str(error).strip().splitlines()
-            raise ModeError(f"dask: a worker failed: {type(error).__name__}: {lines[0] if lines else ''}") from error
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What may go wrong in a cluster, as a `ModeError`; one that a worker raised stays as it is."""
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except ModeError:
+        raise
+    except KilledWorker:
+        raise ModeError("dask: a worker died over a block, and so did those that tried it again") from None
+    except (CancelledError, CommClosedError):
+        raise ModeError("dask: the scheduler is gone", "start it again; the embedding goes on where it was") from None
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise ModeError(f"dask: a worker failed: {type(error).__name__}: {lines[0] if lines else ''}") from error
 
 
 def _client(address: Any, setting: str) -> Client:

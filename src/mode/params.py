@@ -33,7 +33,8 @@ class SourceParams(Section):
 
     Attributes:
         shards: `glyphs` (the built-in data), or a folder of tars, a glob of tars, or a csv / tsv / parquet table of
-            (image path, caption).
+            (image path, caption); or tars by URL: one, a range `{000..999}`, a prefix, a glob; or a `.txt` that lists
+            paths and URLs.
         checksum: notice a changed shard by its content as well as by size and modification time (reads every byte).
         image_column, caption_column: columns of a table; ignored for tars.
         fine, coarse: numbers of clusters for this source; default those of `clustering`.

@@ -85,7 +85,7 @@ def test_not_a_manifest(tmp_path: Path, content: str) -> None:
         ("nowhere", "nowhere: no such file or folder"),
         ("shards/*.tgz", r"no file matches"),
         ("shards/{0..9}.tar", "no such file"),
-        ("shards/notes.txt", "notes.txt: neither a .tar nor a single table"),
+        ("shards/notes.txt", "notes.txt is no .tar"),
         ("shards/*", "neither a .tar nor a single table"),
         ("bad.parquet", "not a parquet file"),
         ("empty.csv", "no column 'image': it has no columns"),

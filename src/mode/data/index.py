@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from mode.data.account import FileReport, IndexReport
 from mode.data.files import write_aside
 from mode.data.manifest import Manifest
 from mode.data.parallel import cores, ordered_map
+from mode.data.places import describe_all, is_url
 from mode.data.scan import Scan, scan_tar
 from mode.data.tables import scan_table
 from mode.errors import ModeError
@@ -79,13 +80,17 @@ def build_index(
 
 
 def _check_shards(manifest: Manifest, root: Path) -> None:
-    missing = [shard.path for shard in manifest.shards if not (root / shard.path).is_file()]
+    paths = [shard.path for shard in manifest.shards]
+    missing = [path for path in paths if not is_url(path) and not (root / path).is_file()]
     if missing:
         raise ModeError(f"{missing[0]}: missing, with {len(missing) - 1} more of {len(manifest.shards)} shards")
-    for shard in manifest.shards:
-        size = (root / shard.path).stat().st_size
-        if size != shard.size:
-            raise ModeError(f"{shard.path}: {size} bytes, {shard.size} in the manifest", "run the manifest stage again")
+    for shard, found in zip(manifest.shards, describe_all(paths, root), strict=True):
+        if found.size != shard.size:
+            raise ModeError(
+                f"{shard.path}: {found.size} bytes, {shard.size} in the manifest", "run the manifest stage again"
+            )
+        if shard.etag is not None and found.etag != shard.etag:
+            raise ModeError(f"{shard.path}: not the object in the manifest", "run the manifest stage again")
 
 
 class Scanned(NamedTuple):
@@ -180,6 +185,11 @@ class PairIndex:
     def __len__(self) -> int:
         """Pairs."""
         return len(self.file)
+
+    @cached_property
+    def has_urls(self) -> bool:
+        """Whether images lie in objects, and not only in files of this machine."""
+        return bool(compute.any(compute.match_substring(self._paths, "://")).as_py())
 
     @property
     def files(self) -> list[str]:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mode.data.files import sha256_of, write_aside
+from mode.data.files import write_aside
+from mode.data.places import describe_all, digest_of, is_url, listed_urls, open_bytes
 from mode.errors import ModeError
 from mode.params import SourceParams
 
@@ -27,16 +28,18 @@ class Shard:
     """One file of a source.
 
     Attributes:
-        path: as the source gives it: relative to the project folder, or absolute.
+        path: as the source gives it: relative to the project folder, or absolute; or a URL.
         size: in bytes.
-        mtime_ns: time of the last change, in nanoseconds since 1970.
+        mtime_ns: time of the last change, in nanoseconds since 1970; 0 where a server does not say.
         checksum: SHA-256 in hexadecimal, or None where none was asked for.
+        etag: of an object, the server's name for its content.
     """
 
     path: str
     size: int
     mtime_ns: int
     checksum: str | None
+    etag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,11 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Write as JSON."""
         with write_aside(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            content = asdict(self)
+            for shard in content["shards"]:
+                if shard["etag"] is None:  # no file of this machine has one
+                    del shard["etag"]
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -81,12 +88,16 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
 
     Args:
         source: `shards` is a folder (searched with its subfolders for `*.tar`), a tar, a glob of tars (`**` crosses
-            folders), or a csv, tsv or parquet table.
+            folders), or a csv, tsv or parquet table; or a URL that fsspec knows: of a tar, a range of tars
+            (`{000..999}`), a glob or a prefix; or a `.txt` with a path or URL in each line.
         root: the project folder; relative paths start from it, and stay relative in the manifest.
 
     Raises:
-        ModeError: no such path, no tar in the folder, no match of the glob, or a table without the named columns.
+        ModeError: no such path, no tar in the folder, no match of the glob, or a table without the named columns; a
+            server that does not answer.
     """
+    if source.shards.endswith(".txt") or is_url(source.shards):
+        return Manifest("tars", _describe(_listed(source.shards, root), root, source.checksum))
     path = root / source.shards
     if path.is_dir():
         found = [str(Path(source.shards) / tar.relative_to(path)) for tar in path.rglob("*.tar") if tar.is_file()]
@@ -104,18 +115,45 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
 
     others = sorted(name for name in found if not name.endswith(".tar"))
     if not others:
-        return Manifest("tars", [_describe(name, root, source.checksum) for name in sorted(found)])
+        return Manifest("tars", _describe(sorted(found), root, source.checksum))
     if len(found) > 1 or not others[0].endswith(TABLE_SUFFIXES):
         raise ModeError(f"{others[0]}: neither a .tar nor a single table ({', '.join(TABLE_SUFFIXES)})")
     _check_columns(source, path if path.is_file() else root / others[0])
-    shards = [_describe(others[0], root, source.checksum)]
+    shards = _describe(others[:1], root, source.checksum)
     return Manifest("table", shards, source.image_column, source.caption_column)
 
 
-def _describe(name: str, root: Path, checksum: bool) -> Shard:
-    path = root / name
-    status = path.stat()
-    return Shard(name, status.st_size, status.st_mtime_ns, sha256_of(path) if checksum else None)
+def _describe(names: list[str], root: Path, checksum: bool) -> list[Shard]:
+    try:
+        found = describe_all(names, root)
+    except FileNotFoundError as error:
+        raise ModeError(f"{error.filename or error}: no such shard") from None
+    return [
+        Shard(name, each.size, each.mtime_ns, digest_of(name, root) if checksum else None, each.etag)
+        for name, each in zip(names, found, strict=True)
+    ]
+
+
+def _listed(shards: str, root: Path) -> list[str]:
+    """Tars by their URLs, or those that a list names, sorted."""
+    if not shards.endswith(".txt"):
+        return listed_urls(shards)
+    try:
+        file = open_bytes(shards, root)
+    except FileNotFoundError:
+        raise ModeError(f"{shards}: no such file", "paths are relative to the project folder") from None
+    try:
+        lines = [line.strip() for line in file.read(file.size, 0).decode().splitlines()]
+    except UnicodeDecodeError:
+        raise ModeError(f"{shards}: not UTF-8 text") from None
+    finally:
+        file.close()
+    named = [line for line in lines if line and not line.startswith("#")]
+    tars = sorted({each for line in named for each in (listed_urls(line) if is_url(line) else [line])})
+    wrong = [tar for tar in tars if not tar.endswith(".tar")]
+    if wrong or not tars:
+        raise ModeError(f"{shards}: {f'{wrong[0]} is no .tar' if wrong else 'names no tar'}", "one path or URL a line")
+    return tars
 
 
 def _check_columns(source: SourceParams, path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mode.data.images import UndecodableImage, decode
+from mode.data.places import AHEAD, ByteFile, open_bytes
 from mode.data.tar_layout import DamagedTar, Member, members
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -105,25 +106,24 @@ def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
     """Find the pairs of a tar in one pass over its headers; image bytes are passed over unless they are checked.
 
     Args:
-        path: of the tar, relative to `root` or absolute.
+        path: of the tar, relative to `root` or absolute; or a URL.
         check_images: decode every image.
     """
-    file = root / path
-    scan = Scan(path, size=file.stat().st_size)
-    descriptor = os.open(file, os.O_RDONLY)
+    file = open_bytes(path, root, AHEAD)
+    scan = Scan(path, size=file.size)
     try:
-        for key, record in _collect(descriptor, scan).items():
-            _account(descriptor, scan, key, record, check_images)
+        for key, record in _collect(file, scan).items():
+            _account(file, scan, key, record, check_images)
     finally:
-        os.close(descriptor)
+        file.close()
     return scan
 
 
-def _collect(descriptor: int, scan: Scan) -> dict[str, _Record]:
+def _collect(file: ByteFile, scan: Scan) -> dict[str, _Record]:
     """Members by key, keys with an image in the order of their images, so that pairs come in order of offset."""
     records: dict[str, _Record] = {}
     try:
-        for member in members(descriptor, scan.size):
+        for member in members(file, scan.size):
             key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (pathlib is slow here)
             suffix = suffix.lower()
             if key.rpartition("/")[2].startswith("."):  # what macOS adds ("._0001.jpg")
@@ -137,13 +137,13 @@ def _collect(descriptor: int, scan: Scan) -> dict[str, _Record]:
             elif suffix == ".txt":
                 record = records.setdefault(key, _Record())
                 if record.txt is None:
-                    record.txt = os.pread(descriptor, member.size, member.offset)
+                    record.txt = file.read(member.size, member.offset)
                 else:
                     record.repeats["txt"] += 1
             elif suffix == ".json":
                 record = records.setdefault(key, _Record())
                 if record.json is None:
-                    record.json = os.pread(descriptor, member.size, member.offset)
+                    record.json = file.read(member.size, member.offset)
                 else:
                     record.repeats["json"] += 1
     except DamagedTar as damage:
@@ -152,7 +152,7 @@ def _collect(descriptor: int, scan: Scan) -> dict[str, _Record]:
     return dict(sorted(records.items(), key=lambda item: item[1].image.offset if item[1].image else scan.size))
 
 
-def _account(descriptor: int, scan: Scan, key: str, record: _Record, check_images: bool) -> None:
+def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images: bool) -> None:
     for _ in range(max(record.repeats.values(), default=0)):
         scan.skip(key, DUPLICATE_KEY, "the first is kept")
     captions, fault = _captions_of(record)
@@ -167,19 +167,19 @@ def _account(descriptor: int, scan: Scan, key: str, record: _Record, check_image
     for number, caption in enumerate(captions):
         if not caption:
             scan.skip(key, EMPTY_CAPTION, f"number {number} of {len(captions)}" if len(captions) > 1 else "")
-    fault = _image_fault(descriptor, record.image, check_images)
+    fault = _image_fault(file, record.image, check_images)
     if fault:
         scan.skip(key, UNDECODABLE_IMAGE, fault)
     elif kept:
         scan.add(key, record.image.offset, record.image.size, kept)
 
 
-def _image_fault(descriptor: int, image: Member, check_images: bool) -> str:
+def _image_fault(file: ByteFile, image: Member, check_images: bool) -> str:
     if not 0 < image.size <= _LARGEST_IMAGE:
         return f"{image.size} bytes"
     if check_images:
         try:
-            decode(os.pread(descriptor, image.size, image.offset))
+            decode(file.read(image.size, image.offset))
         except UndecodableImage as error:
             return str(error)
     return ""

@@ -11,6 +11,7 @@ import torch
 from mode.data.augment import random_crop
 from mode.data.images import UndecodableImage, decode, resize_and_crop
 from mode.data.index import PairIndex
+from mode.data.places import describe_all, is_url
 from mode.data.reading import ImageFiles
 from mode.errors import ModeError
 from mode.params import ImageParams
@@ -76,10 +77,9 @@ class ImageStore:
         else:
             pixels = np.zeros((len(rows), 3, self.image.size, self.image.size), np.uint8)
             good = np.zeros(len(rows), bool)
-            for number, row in enumerate(rows):
-                good[number] = self._read_into(
-                    pixels[number], row, None if positions is None else positions[number], seed
-                )
+            for number, content in enumerate(self._files.read_many(rows.tolist())):
+                position = None if positions is None else int(positions[number])
+                good[number] = self._decode_into(pixels[number], content, position, seed)
         if not good.all():
             pixels = pixels[replacements(good)]
         return torch.from_numpy(pixels), good
@@ -93,18 +93,20 @@ class ImageStore:
         slots = np.searchsorted(self._images, images)
         if len(rows) and (slots[-1:] >= len(self._images) or not np.array_equal(self._images[slots], images)):
             raise IndexError("rows that this store was not made for")
-        for number in np.flatnonzero(self._states[slots] == _UNREAD):
-            slot = slots[number]
-            if self._states[slot] == _UNREAD:  # an image may be in the batch twice
-                good = self._read_into(self._pixels[slot], rows[number], None, 0)
-                self._states[slot] = _GOOD if good else _BAD
+        unread = np.flatnonzero(self._states[slots] == _UNREAD)
+        unread = unread[np.sort(np.unique(slots[unread], return_index=True)[1])]  # an image may be in the batch twice
+        for slot, content in zip(slots[unread], self._files.read_many(rows[unread].tolist()), strict=True):
+            good = self._decode_into(self._pixels[slot], content, None, 0)
+            self._states[slot] = _GOOD if good else _BAD
         return self._pixels[slots], self._states[slots] == _GOOD
 
-    def _read_into(self, pixels: np.ndarray, row: int, position: int | None, seed: int) -> bool:
+    def _decode_into(self, pixels: np.ndarray, content: bytes | OSError, position: int | None, seed: int) -> bool:
+        if isinstance(content, OSError):
+            return False
         try:
-            picture = decode(self._files.read(int(row)))
+            picture = decode(content)
             if position is not None and self.image.crop_scale is not None:
-                pixels[...] = random_crop(picture, self.image.size, self.image.crop_scale, seed, int(position))
+                pixels[...] = random_crop(picture, self.image.size, self.image.crop_scale, seed, position)
             else:
                 pixels[...] = resize_and_crop(picture, self.image.size)
         except (UndecodableImage, OSError, ValueError):  # ValueError: a pixel format that cannot be resized
@@ -112,10 +114,16 @@ class ImageStore:
         return True
 
     def _check_files(self, files: np.ndarray) -> None:
-        for file in files[:_FILES_TO_CHECK]:
-            path = self._root / self._index.path(file)
-            if not path.is_file():
-                raise ModeError(f"{path}: missing, but the index names it", "put it back, or index the source again")
+        paths = [self._index.path(file) for file in files[:_FILES_TO_CHECK]]
+        missing = [self._root / path for path in paths if not is_url(path) and not (self._root / path).is_file()]
+        try:
+            describe_all([path for path in paths if is_url(path)], self._root)
+        except FileNotFoundError as error:
+            raise ModeError(
+                f"{error.filename}: missing, but the index names it", "put it back, or index the source again"
+            ) from None
+        if missing:
+            raise ModeError(f"{missing[0]}: missing, but the index names it", "put it back, or index the source again")
 
 
 def replacements(good: np.ndarray) -> np.ndarray:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
+
+from mode.data.places import ByteFile
 
 _BLOCK = 512
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -31,23 +34,24 @@ class DamagedTar(Exception):
         self.offset = offset
 
 
-def members(tar: int, size: int) -> Iterator[Member]:
+def members(tar: int | ByteFile, size: int) -> Iterator[Member]:
     """Regular files of a tar, in order, reading headers only.
 
     Long names of GNU and pax tars are followed; folders, links and devices are passed over.
 
     Args:
-        tar: file descriptor.
+        tar: file descriptor, or anything that reads as `os.pread` does.
         size: of the tar in bytes.
 
     Raises:
         DamagedTar: after the members before the damage: a header whose checksum is wrong, a member that is cut off, or
             no end-of-archive marker.
     """
+    read = partial(os.pread, tar) if isinstance(tar, int) else tar.read
     position = 0
     extended: dict[str, str] = {}  # from pax and GNU headers, for the member that follows
     while True:
-        block = os.pread(tar, _BLOCK, position)
+        block = read(_BLOCK, position)
         if position and not block:
             raise DamagedTar("cut off: no end-of-archive marker", min(position, size))
         try:
@@ -65,9 +69,9 @@ def members(tar: int, size: int) -> Iterator[Member]:
         if content + length > size:
             raise DamagedTar(f"cut off inside '{header.name}'", position)
         if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-            extended |= _pax_records(os.pread(tar, length, content), position)
+            extended |= _pax_records(read(length, content), position)
         elif header.type == tarfile.GNUTYPE_LONGNAME:
-            extended["path"] = os.pread(tar, length, content).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            extended["path"] = read(length, content).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif header.type in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
             pass
         else:

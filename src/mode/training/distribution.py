@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ def process_group(device: str) -> Group:
     chosen = _existing(device)
     if world == 1:
         return Group(0, 1, chosen)
+    # open_clip's loss says it at the first step of every process.
+    warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional", FutureWarning)
     if not dist.is_initialized():
         # Once in a process: a second group would look up the closed addresses of the first in torchrun's store.
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")

@@ -1,0 +1,238 @@
+"""Where bytes come from: files of this machine, or objects that fsspec reaches (`https://`, `s3://`, `gs://` ...).
+
+A path is a URL if it has `://`; any other is relative to the project folder, or absolute. Local files are read with
+`pread`. Objects are read by ranges; an answer that fails is asked for again before it becomes an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from mode.errors import ModeError
+
+Result = TypeVar("Result")
+
+#: Seconds before a failed request is made again: five requests in all.
+PAUSES = (0.5, 1.0, 2.0, 4.0)
+#: Bytes that a scan asks for at once: more than the headers and texts between two images, less than waiting for another
+#: answer costs. Images that are larger are passed over.
+AHEAD = 512 * 2**10
+#: Objects that a server is asked about at once.
+_REQUESTS = 16
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class ByteFile(Protocol):
+    """Bytes of a file or object."""
+
+    size: int
+
+    def read(self, length: int, offset: int) -> bytes:
+        """As `os.pread`: `length` bytes from `offset`, fewer at the end of the file.
+
+        Raises:
+            OSError: the file is gone.
+            ModeError: a server does not answer, or answers with an error, again and again.
+        """
+
+    def close(self) -> None:
+        """No more reading."""
+
+
+class LocalFile:
+    """A file, by its descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, length: int, offset: int) -> bytes:
+        """See `ByteFile`."""
+        return os.pread(self._descriptor, length, offset)
+
+    def close(self) -> None:
+        """See `ByteFile`."""
+        os.close(self._descriptor)
+
+
+class RemoteFile:
+    """An object, by its URL.
+
+    Args:
+        url: any that fsspec knows.
+        size: in bytes; default: the server is asked.
+        ahead: bytes to ask for at least, which following reads are served from; 0 asks for what is wanted.
+    """
+
+    def __init__(self, url: str, size: int | None = None, ahead: int = 0) -> None:
+        self.url, self._ahead = url, ahead
+        self.size = describe(url, Path()).size if size is None else size
+        self._held, self._from = b"", 0
+
+    def read(self, length: int, offset: int) -> bytes:
+        """See `ByteFile`."""
+        length = max(0, min(length, self.size - offset))
+        if not self._from <= offset <= offset + length <= self._from + len(self._held):
+            end = min(offset + max(length, self._ahead), self.size)
+            content = _patiently(self.url, lambda: self._ask(offset, end)) if end > offset else b""
+            if not self._ahead:
+                return content
+            self._held, self._from = content, offset
+        return self._held[offset - self._from :][:length]
+
+    def _ask(self, start: int, end: int) -> bytes:
+        filesystem, path = _filesystem(self.url, os.getpid())
+        content: bytes = filesystem.cat_file(path, start=start, end=end)
+        if len(content) != end - start:
+            raise OSError(f"{len(content)} bytes instead of {end - start}: no ranges, or another object than before")
+        return content
+
+    def close(self) -> None:
+        """See `ByteFile`."""
+        self._held = b""
+
+
+class Description(NamedTuple):
+    """What identifies the content of a file without reading it.
+
+    Attributes:
+        size: in bytes.
+        mtime_ns: time of the last change in nanoseconds since 1970, 0 where a server does not say.
+        etag: a server's name for the content.
+    """
+
+    size: int
+    mtime_ns: int
+    etag: str | None
+
+
+def is_url(path: str) -> bool:
+    """Whether this is no path of this machine."""
+    return "://" in path
+
+
+def open_bytes(path: str, root: Path, ahead: int = 0) -> LocalFile | RemoteFile:
+    """Open a file of a source; see `RemoteFile` for `ahead`."""
+    return RemoteFile(path, ahead=ahead) if is_url(path) else LocalFile(root / path)
+
+
+def describe(path: str, root: Path) -> Description:
+    """Size and identity.
+
+    Raises:
+        OSError: there is no such file.
+        ModeError: the server does not say, or does not answer.
+    """
+    if not is_url(path):
+        status = (root / path).stat()
+        return Description(status.st_size, status.st_mtime_ns, None)
+    filesystem, inside = _filesystem(path, os.getpid())
+    info: dict[str, Any] = _patiently(path, lambda: filesystem.info(inside))
+    if info.get("size") is None:
+        raise ModeError(f"{path}: the server does not say how long it is", "shards have to be plain objects")
+    etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
+    changed = info.get("LastModified") or info.get("Last-Modified") or info.get("mtime")
+    changed = changed or info.get("updated") or info.get("created")
+    return Description(int(info["size"]), _nanoseconds(changed), str(etag) if etag else None)
+
+
+def describe_all(paths: Sequence[str], root: Path) -> list[Description]:
+    """`describe` of each; servers are asked about several at once."""
+    if not any(map(is_url, paths)):
+        return [describe(path, root) for path in paths]
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        return list(threads.map(lambda path: describe(path, root), paths))
+
+
+def digest_of(path: str, root: Path) -> str:
+    """SHA-256 of the content, 64 hexadecimal digits; reads all of it."""
+    file, digest = open_bytes(path, root, ahead=8 * 2**20), hashlib.sha256()
+    try:
+        for offset in range(0, file.size, 8 * 2**20):
+            digest.update(file.read(8 * 2**20, offset))
+    finally:
+        file.close()
+    return digest.hexdigest()
+
+
+def listed_urls(url: str) -> list[str]:
+    """The tars that a URL means: one, a range `{000..999}`, a glob, or all below a prefix.
+
+    Raises:
+        ModeError: none, or the server cannot list.
+    """
+    if found := _RANGE.search(url):
+        first, last = found.groups()
+        numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        return [each for number in numbers for each in listed_urls(url[: found.start()] + number + url[found.end() :])]
+    if url.endswith(".tar") and not any(sign in url for sign in "*?["):
+        return [url]
+    filesystem, path = _filesystem(url, os.getpid())
+    pattern = path if any(sign in path for sign in "*?[") else f"{path.rstrip('/')}/**/*.tar"
+    names: list[str] = []
+    with suppress(FileNotFoundError):
+        names = _patiently(url, lambda: filesystem.glob(pattern))
+    tars = sorted({filesystem.unstrip_protocol(name) for name in names if str(name).endswith(".tar")})
+    if not tars:
+        raise ModeError(
+            f"{url}: no .tar found there", "a web server cannot list: name {000..999}.tar, or a .txt of URLs"
+        )
+    return tars
+
+
+@cache
+def _filesystem(url: str, _process: int) -> tuple[Any, str]:
+    """File system and path of a URL, anew in each process: none can be taken along in a fork."""
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ModeError(f"{url}: {' '.join(str(error).split())}", "install what fsspec needs for it") from None
+    return filesystem, path
+
+
+def _patiently(url: str, request: Callable[[], Result]) -> Result:
+    """The answer to a request, which is made again if it fails in a way that may pass."""
+    for pause in (*PAUSES, None):
+        try:
+            return request()
+        except ModeError:
+            raise
+        except Exception as raised:  # whatever the file system's own library calls it
+            if isinstance(raised, FileNotFoundError) and _is_final(raised.__cause__):
+                raise FileNotFoundError(errno.ENOENT, "not there", url) from None
+            if pause is None:
+                error = raised.__cause__ or raised
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ModeError(f"{url}: {reason[:200]}", f"asked {len(PAUSES) + 1} times; try again later") from None
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _is_final(cause: object) -> bool:
+    """Whether a file that is not found is not there: fsspec's http calls every failed question for a size so."""
+    return cause is None or getattr(cause, "status", None) in (404, 410)
+
+
+def _nanoseconds(changed: object) -> int:
+    """Since 1970, of what a server says; 0 if it is no time."""
+    if isinstance(changed, str):
+        for parse in (parsedate_to_datetime, datetime.fromisoformat):
+            with suppress(ValueError):
+                return _nanoseconds(parse(changed))
+    if isinstance(changed, datetime):
+        return int((changed if changed.tzinfo else changed.replace(tzinfo=UTC)).timestamp()) * 10**9
+    return int(float(changed) * 1e9) if isinstance(changed, (int, float)) else 0
