@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mode.data.files import write_aside
 from mode.embedding.store import pick_device
 from mode.ensemble.images import Images, batches_of_pixels
-from mode.ensemble.merge import draw_images, has_statistics, merge_models
+from mode.ensemble.merge import draw_images, even_batches, has_statistics, merge_models
 from mode.ensemble.mixture import STAND_IN, Mixture
 from mode.ensemble.routing import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
@@ -355,15 +355,14 @@ class Moe(JointEncoder):
     ) -> Clip:
         """The experts' parameters averaged, with statistics of `images` or of the kept training images."""
         preprocess = Preprocess(next(iter(clips.values())))
-        pixels: list[Tensor] = []
+        pixels = torch.empty(0)
         if has_statistics(clips.values()):
-            if images is not None:
-                read = batches_of_pixels(images, {preprocess.geometry: preprocess.pixels}, self.batch_size)
-                pixels = [batch[preprocess.geometry] for batch in read]
+            if images is None:
+                pixels = draw_images(self.mixture.images, routed)
             else:
-                drawn = draw_images(self.mixture.images, routed)
-                pixels = list(torch.split(drawn, self.batch_size)) if len(drawn) else []
-        batches = (preprocess.normalise(batch.to(self.device)) for batch in pixels)
+                read = batches_of_pixels(images, {preprocess.geometry: preprocess.pixels}, self.batch_size)
+                pixels = torch.cat([pixels, *(batch[preprocess.geometry] for batch in read)])
+        batches = (preprocess.normalise(batch.to(self.device)) for batch in even_batches(pixels, self.batch_size))
         return merge_models(clips, per_model, batches)
 
 
