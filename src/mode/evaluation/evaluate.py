@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mode.embedding.store import pick_device
-from mode.ensemble.mixture import Mixture
+from mode.ensemble.mixture import Mixture, QueryWeights
+from mode.ensemble.moe import by_model, query_weights
 from mode.ensemble.routing import uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import encode_prompts, encode_tasks, side_by_side
@@ -86,7 +87,8 @@ def evaluate_tasks(
             metadata = {name: by_task[task.name] for name, by_task in columns.items()}
             mixtures = _mixtures(members, routing[task.name]) if mixture else {}
             if task.kind == "retrieval":
-                results["retrieval"]["tasks"][task.name] = retrieve(task, images, metadata, mixtures)
+                by_query = _by_query(mixture, members, task, mixtures, clips)
+                results["retrieval"]["tasks"][task.name] = retrieve(task, images, metadata, mixtures, by_query=by_query)
             else:
                 figures = classify(task, images, metadata, mixtures)
                 results["zeroshot"]["tasks"][task.name] = {name: primary(task, each) for name, each in figures.items()}
@@ -133,11 +135,21 @@ def _mixtures(members: Mapping[str, str], routed: Mapping[str, float]) -> dict[s
     """Weights per model from weights per expert: a model that stands in for several experts has the sum of theirs."""
     mixtures: dict[str, dict[str, float]] = {}
     for name, weights in ((UNIFORM, uniform_weights(tuple(members))), (ENSEMBLE, routed)):
-        per_model = dict.fromkeys(members.values(), 0.0)
-        for expert, model in members.items():
-            per_model[model] += weights[expert]
-        mixtures[name] = per_model
+        mixtures[name] = by_model(members, weights, 0.0)
     return mixtures
+
+
+def _by_query(
+    mixture: Mixture | None,
+    members: Mapping[str, str],
+    task: Task,
+    mixtures: Mapping[str, Mapping[str, float]],
+    clips: Mapping[str, Clip],
+) -> dict[str, QueryWeights]:
+    """The ensemble's weights of each query, if retrieval is routed so."""
+    if mixture is None or mixture.routing.retrieval != "query":
+        return {}
+    return {ENSEMBLE: query_weights(mixture, members, task.texts, mixtures[ENSEMBLE], clips)}
 
 
 def _means(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
