@@ -96,6 +96,7 @@ class Project:
     neighbourhoods: list[Problem]
     partial: tuple[Nearest, NDArray[np.int64]]
     scales: dict[str, float]
+    own_scales: dict[str, float]
     pair_temperature: float
 
 
@@ -109,11 +110,15 @@ class Rule:
     Attributes:
         weights: -> [experts], for the task as a whole, or [texts, experts].
         scores: `cosine`; `z`: standardised per query over the candidates; `scaled`: times a factor per expert that
-            makes its softmax most likely on held-out pairs; `mixed`: the softmax of that: probabilities are averaged.
+            makes its softmax most likely on held-out pairs; `mixed`: the softmax of that: probabilities are averaged;
+            `own`: likewise, with the factor that the expert learnt in training.
+        by_query: weights of each query's own: a text's; for an image those of the texts that it seems to show, p(expert
+            | image) = sum over texts of p(text | image) p(expert | text), the former as the task as a whole has it.
     """
 
     weights: Weights
     scores: str = "cosine"
+    by_query: bool = False
 
 
 def posterior(problem: Problem, temperature: float) -> Array:
@@ -221,9 +226,16 @@ RULES: dict[str, Rule] = {
     "share, standardised scores": Rule(whole(share), "z"),
     "calibrated, scores calibrated on pairs": Rule(whole(calibrated), "scaled"),
     "calibrated, mean of calibrated probabilities": Rule(whole(calibrated), "mixed"),
+    "calibrated, mean of the experts' probabilities": Rule(whole(calibrated), "own"),
     "calibrated per text": Rule(calibrated),
     "calibrated per text, standardised scores": Rule(calibrated, "z"),
     "calibrated per text, scores calibrated on pairs": Rule(calibrated, "scaled"),
+    "calibrated per text, mean of calibrated probabilities": Rule(calibrated, "mixed"),
+    "calibrated by query": Rule(calibrated, by_query=True),
+    "calibrated by query, standardised scores": Rule(calibrated, "z", by_query=True),
+    "calibrated by query, mean of calibrated probabilities": Rule(calibrated, "mixed", by_query=True),
+    "calibrated by query, mean of the experts' probabilities": Rule(calibrated, "own", by_query=True),
+    "share by query": Rule(share, by_query=True),
     "nearest expert per text": Rule(share),
     "nearest expert per text, standardised scores": Rule(share, "z"),
 }
@@ -236,17 +248,21 @@ def total(rule: Rule, project: Project, problem: Problem, by_text: bool = False)
         by_text: a text is the query: rows are texts, columns images. Else rows are images, columns texts.
     """
     weights = rule.weights(project, problem)
+    if rule.by_query and not by_text:
+        factor = statistics.fmean(project.own_scales.values())
+        weights = softmax(factor * total(Rule(whole(rule.weights)), project, problem), axis=1) @ weights
+    of_rows = by_text or rule.by_query
     result = np.zeros(0)
     for number, expert in enumerate(problem.nearest.experts):
         scores = problem.scores[expert].T if by_text else problem.scores[expert]
         if rule.scores == "z":
             scores = (scores - scores.mean(axis=1, keepdims=True)) / (scores.std(axis=1, keepdims=True) + 1e-9)
         elif rule.scores != "cosine":
-            scores = scores * project.scales[expert]
-        if rule.scores == "mixed":
+            scores = scores * (project.own_scales if rule.scores == "own" else project.scales)[expert]
+        if rule.scores in ("mixed", "own"):
             scores = softmax(scores, axis=1)
         weight = weights[..., number]
-        term = scores * (weight[:, None] if by_text and weight.ndim else weight)
+        term = scores * (weight[:, None] if of_rows and weight.ndim else weight)
         result = result + term if result.ndim > 1 else term
     return result
 
@@ -345,6 +361,7 @@ def open_project(root: Path) -> Project:
         neighbourhoods=neighbourhoods,
         partial=(class_distances(parts[useful], mixture.conditions), assigned),
         scales={name: _scale([(p.scores[name], p.labels) for p in neighbourhoods]) for name in mixture.experts},
+        own_scales={name: clips[name].model.logit_scale.exp().item() for name in mixture.experts},
         pair_temperature=1.0,
     )
     return Project(**{**vars(project), "pair_temperature": _pair_temperature(project)})

@@ -44,6 +44,8 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(training={"epochs": 5, "seed_epochs": 5}), "seed_epochs (5) must be smaller than epochs (5)"),
         (changed(training={"batch_size": 10, "accumulate": 3}), "batch_size (10) is not a multiple of accumulate (3)"),
         (changed(training={"betas": [0.9]}), "training.betas.1: missing"),
+        (changed(training={"held_out": -1}), "training.held_out: Input should be greater than or equal to 0"),
+        (changed(routing={"retrieval": "query", "kind": "paper"}), "retrieval 'query' needs kind 'calibrated'"),
         (changed(clustering={"fine": 4, "coarse": 8}), "coarse (8) exceeds fine (4)"),
         (changed(sources={"base": {"shards": "x", "fine": 2}}), "sources.base: coarse (4) exceeds fine (2)"),
         (changed(experts={"expert-0": {"cluster": 4}}), "experts.expert-0.cluster: 4, but source 'base' has 4"),

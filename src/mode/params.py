@@ -267,12 +267,21 @@ class RoutingParams(Section):
         divisor: of `published`: w / divisor goes into the softmax.
         bandwidth: lambda of `paper`.
         calibration_captions: training captions that set the temperature of `calibrated`.
+        retrieval: `together` (a retrieval task is routed by all its texts) or `query` (every text and image by itself;
+            needs `calibrated`).
     """
 
     kind: Literal["calibrated", "published", "paper"] = "calibrated"
     divisor: PositiveFloat = 8.0
     bandwidth: PositiveFloat = 1.0
     calibration_captions: PositiveInt = 4_096
+    retrieval: Literal["together", "query"] = "together"
+
+    @model_validator(mode="after")
+    def _query_needs_probabilities(self) -> RoutingParams:
+        if self.retrieval == "query" and self.kind != "calibrated":
+            raise ValueError(f"retrieval 'query' needs kind 'calibrated', not '{self.kind}'")
+        return self
 
 
 class EvaluationParams(Section):

@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 
 from mode.embedding.lsa import LsaEmbedder
-from mode.ensemble.merge import draw_images, estimate_statistics, images_to_keep, merge_models, statistics_layers
+from mode.ensemble.merge import (
+    draw_images,
+    estimate_statistics,
+    even_batches,
+    images_to_keep,
+    merge_models,
+    statistics_layers,
+)
 from mode.ensemble.mixture import Mixture
 from mode.ensemble.moe import Moe
 from mode.errors import ModeError
@@ -123,6 +130,23 @@ def test_images_are_drawn_in_proportion_and_evenly_mixed() -> None:
     assert sorted(draw_images(kept, {"a": 0.75, "b": 0.25})[:, 0, 0, 0].tolist()) == [1] * 6 + [2] * 2
     assert draw_images(kept, {"a": 1.0, "b": 0.0})[:, 0, 0, 0].tolist() == [1] * 8
     assert len(draw_images({}, {"a": 1.0})) == 0
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (64, [64]), (65, [33, 32]), (129, [43, 43, 43])])
+def test_batches_are_even(count: int, sizes: list[int]) -> None:
+    """No last batch of one image, whose variance is undefined."""
+    images = torch.arange(count)
+    batches = even_batches(images, 64)
+    assert [len(batch) for batch in batches] == sizes
+    assert [value for batch in batches for value in batch.tolist()] == images.tolist()
+    assert [len(batch) for batch in even_batches(images, 1)][:1] == [len(b) for b in even_batches(images, 32)][:1]
+
+
+def test_one_image_is_too_few(mixture: Mixture, resnets: dict[str, Clip]) -> None:
+    with pytest.raises(ModeError, match="statistics need images"):
+        Moe(mixture, resnets, "cpu").adapt(CLASSES, merge="weights", images=pictures(1))
+    task = Moe(mixture, resnets, "cpu", batch_size=16).adapt(CLASSES, merge="weights", images=pictures(33))
+    assert bool(torch.isfinite(task(pictures(2))).all())
 
 
 def test_how_many_images_are_kept() -> None:

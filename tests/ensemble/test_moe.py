@@ -199,6 +199,23 @@ def test_retrieval_is_routed_by_all_texts_or_by_the_task(project: Path, moe: Moe
     assert task.retrieve([], texts).shape == (0, 4)
 
 
+def test_retrieval_by_query(project: Path, moe: Moe) -> None:
+    """Every text by itself, and every image by the texts that it seems to show; against loops."""
+    images, texts = [png(0), png(1), png(2)], ["a white chess king", "ace of hearts", "zyxgfq", "red rook"]
+    names = ("expert-0", "expert-1")
+    alone = {name: towers(project, {name: 1.0}, images, [[text] for text in texts]) for name in names}
+    task = moe.mixture.weights([[text] for text in texts])
+    own = [moe.mixture.weights([[text]]) for text in texts]
+    assert own[2] == {"expert-0": 0.5, "expert-1": 0.5}  # no known word
+    by_text = torch.stack([sum(own[t][n] * alone[n][:, t] for n in names) for t in range(4)], dim=1)
+    found = moe.retrieve(images, texts, query="text")
+    torch.testing.assert_close(found, by_text, rtol=1e-4, atol=1e-6)
+    guess = F.softmax(scale_of(project, task) * sum(task[n] * alone[n] for n in names), dim=1)
+    weights = {n: guess @ torch.tensor([own[t][n] for t in range(4)]) for n in names}
+    by_image = sum(weights[n][:, None] * alone[n] for n in names)
+    torch.testing.assert_close(moe.retrieve(images, texts, query="image"), by_image, rtol=1e-4, atol=1e-6)
+
+
 class TestAsOpenClip:
     def test_inner_products_are_the_ensembles_scores(self, moe: Moe) -> None:
         pictures = [Image.open(io.BytesIO(png(seed))) for seed in range(3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from mode.embedding.lsa import LsaEmbedder
-from mode.ensemble.mixture import Mixture
+from mode.ensemble.mixture import Mixture, QueryWeights
 from mode.errors import ModeError
 from mode.evaluation import features, scores
 from mode.evaluation.evaluate import evaluate_tasks
@@ -195,6 +196,43 @@ def test_retrieval_equals_a_naive_full_matrix(seed: int, images: int, block: int
             text_hits = [(owners[np.argsort(-matrix[:, image])[:k]] == image).any() for image in range(images)]
             assert found[name][f"image_recall@{k}"] == pytest.approx(np.mean(image_hits))
             assert found[name][f"text_recall@{k}"] == pytest.approx(np.mean(text_hits))
+
+
+@pytest.mark.parametrize("block", [1, 17, 10_000])
+def test_retrieval_by_query_equals_a_naive_full_matrix(block: int) -> None:
+    random = np.random.default_rng(3)
+    owners = np.repeat(np.arange(9), random.integers(1, 4, 9))
+    task = Task("t", "retrieval", (), "recall", texts=("",) * len(owners), owners=owners)
+    image_vectors, text_vectors = vectors(5, ["a", "b", "other"], 9), vectors(6, ["a", "b", "other"], len(owners))
+    share = random.random(len(owners))
+    weights = QueryWeights({"a": 0.6, "b": 0.4}, {"a": share, "b": 1 - share}, factor=7.0)
+    found = retrieve(
+        task, image_vectors, text_vectors, {"ensemble": {"a": 0.6, "b": 0.4}}, block, {"ensemble": weights}
+    )
+    a, b = ((text_vectors[name] @ image_vectors[name].T).numpy() for name in ("a", "b"))
+    of_texts = share[:, None] * a + (1 - share)[:, None] * b
+    odds = np.exp(7 * (0.6 * a + 0.4 * b))
+    of_image = ((odds / odds.sum(axis=0)) * share[:, None]).sum(axis=0)
+    of_images = of_image * a + (1 - of_image) * b
+    for k in (1, 5, 10):
+        image_hits = [owners[text] in np.argsort(-of_texts[text])[:k] for text in range(len(owners))]
+        text_hits = [(owners[np.argsort(-of_images[:, image])[:k]] == image).any() for image in range(9)]
+        assert found["ensemble"][f"image_recall@{k}"] == pytest.approx(np.mean(image_hits))
+        assert found["ensemble"][f"text_recall@{k}"] == pytest.approx(np.mean(text_hits))
+    plain = retrieve(task, image_vectors, text_vectors, {"ensemble": {"a": 0.6, "b": 0.4}}, block)
+    assert plain["ensemble"] != found["ensemble"]
+
+
+def test_an_evaluation_routes_retrieval_as_the_mixture_says(
+    folders: Any, clips: dict[str, Clip], mixture: Mixture
+) -> None:
+    folder = folders.retrieval("captions", 30)
+    by_query = replace(mixture, routing=RoutingParams(retrieval="query"))
+    results = [
+        evaluate_tasks(clips, each, [folder], CPU)["retrieval"]["tasks"]["captions"] for each in (mixture, by_query)
+    ]
+    assert results[0]["uniform"] == results[1]["uniform"]
+    assert results[0]["ensemble"] != results[1]["ensemble"]
 
 
 def test_the_metric_of_a_task_is_its_figure(folders: Any) -> None:

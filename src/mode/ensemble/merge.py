@@ -9,7 +9,7 @@ measured in, and has to be measured again in the average.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from mode.training.model import Clip
 
 #: Images that statistics are estimated on, at most: what is kept of each expert's training images.
 STATISTICS_IMAGES = 512
+#: Images in a batch that they are estimated on, at least, if there are as many.
+SMALLEST_BATCH = 32
 #: All that is kept, at most, in bytes.
 KEPT_BYTES = 16 * 2**20
 
@@ -67,7 +69,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     some dozens of images at least.
 
     Raises:
-        ModeError: there is no batch.
+        ModeError: there are fewer than two images.
     """
     layers = statistics_layers(model)
     before = [layer.momentum for layer in layers]
@@ -76,15 +78,16 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over batches
         layer.train()
-    count = 0
+    images = 0
     with torch.no_grad():
         for batch in batches:
-            model.encode_image(batch.to(next(model.parameters()).dtype))  # type: ignore[operator]
-            count += 1
+            images += len(batch)
+            if images > 1:  # one alone has no variance
+                model.encode_image(batch.to(next(model.parameters()).dtype))  # type: ignore[operator]
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum
         layer.eval()
-    if not count:
+    if images < 2:
         raise ModeError(
             "the merged model's normalisation statistics need images, and none were kept with the ensemble",
             "give some hundred unlabelled ones: adapt(..., merge='weights', images=[...])",
@@ -104,6 +107,19 @@ def statistics_layers(model: nn.Module) -> list[_BatchNorm]:
 def images_to_keep(experts: int, size: int) -> int:
     """How many images of each expert are kept with an ensemble: as many as 16 MiB hold, at most 512."""
     return max(1, min(STATISTICS_IMAGES, KEPT_BYTES // (experts * 3 * size**2)))
+
+
+def even_batches(images: Tensor, size: int) -> Sequence[Tensor]:
+    """Batches of nearly the same size, at most `size` (or 32): a last batch of one image would have no variance.
+
+    Args:
+        images: [n, ...].
+        size: in a batch, at most.
+
+    Returns:
+        The batches in order; none of no image.
+    """
+    return torch.tensor_split(images, -(-len(images) // max(size, SMALLEST_BATCH))) if len(images) else ()
 
 
 def draw_images(kept: Mapping[str, NDArray[np.uint8]], weights: Mapping[str, float]) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from scipy.special import softmax  # type: ignore[import-untyped]
 
 from mode.data.files import write_aside
 from mode.embedding.base import Embedder, load_embedder
@@ -25,6 +26,7 @@ from mode.ensemble.routing import (
     class_distances,
     paper_weights,
     partial_captions,
+    posteriors,
     published_weights,
     uniform_weights,
 )
@@ -133,6 +135,25 @@ class Mixture:
             raise ModeError("the mixture is not calibrated", "make it with Mixture.fit, or load a saved one")
         return calibrated_weights(nearest, self.temperature)
 
+    def text_weights(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """p(expert | text) of every text by itself, for retrieval by query.
+
+        Args:
+            texts: m of them.
+
+        Returns:
+            Expert -> [m], the experts' of a text sum to 1; all alike where the embedder knows no word of it.
+
+        Raises:
+            ModeError: the rule is not `calibrated`: the others know no such probability.
+        """
+        if self.temperature is None:
+            raise ModeError(f"routing.kind '{self.routing.kind}' gives no weights by text", "use `calibrated`")
+        vectors = class_vectors(self.embedder, [[text] for text in texts])
+        weights = posteriors(class_distances(vectors, self.conditions), self.temperature)
+        weights[~vectors.any(axis=1)] = 1 / len(self.experts)
+        return dict(zip(self.experts, weights.T, strict=True))
+
     def members(self, available: Collection[str]) -> dict[str, str]:
         """Expert -> the model that answers for it: its own, or the seed where it is not trained yet.
 
@@ -215,6 +236,52 @@ def combine(scores: Mapping[str, NDArray[np.floating]], weights: Mapping[str, fl
     for term in terms[1:]:
         total = total + term
     return total
+
+
+@dataclass(frozen=True)
+class QueryWeights:
+    """Weights of every query of a retrieval task by itself.
+
+    A text has p(expert | text). What an image is about is not known before it is searched for, so it is guessed first,
+    with the weights of the task as a whole::
+
+        p(expert | image) = sum over texts of p(text | image) p(expert | text),
+        p(text | image)   = softmax over texts of factor x the ensemble's similarity
+
+    Attributes:
+        task: model -> weight in the task as a whole.
+        texts: model -> weight in each text, [texts].
+        factor: from cosine similarities to logits.
+    """
+
+    task: Mapping[str, float]
+    texts: Mapping[str, NDArray[np.floating]]
+    factor: float
+
+    def of_texts(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
+        """The ensemble's scores, texts looking for images.
+
+        Args:
+            first: number of the first text of these rows.
+            scores: model -> cosines [rows, images].
+        """
+        some = next(iter(scores.values()))
+        rows = slice(first, first + len(some))
+        return np.asarray(
+            np.sum([self.texts[name][rows, None] * scores[name] for name in self._models(scores)], axis=0), some.dtype
+        )
+
+    def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
+        """The ensemble's scores, images looking for texts; `scores`: model -> cosines [rows, texts]."""
+        del first
+        guess = softmax(self.factor * combine(scores, self.task), axis=1)
+        weights = {name: guess @ self.texts[name] for name in self._models(scores)}
+        some = next(iter(scores.values()))
+        return np.asarray(np.sum([weights[name][:, None] * scores[name] for name in weights], axis=0), some.dtype)
+
+    def _models(self, scores: Mapping[str, NDArray[np.floating]]) -> list[str]:
+        """Those with a weight in the task; a model without needs no scores."""
+        return [name for name in self.texts if self.task[name] > 0 and name in scores]
 
 
 def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDArray[np.float32]:

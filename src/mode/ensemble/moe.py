@@ -18,24 +18,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from mode.data.files import write_aside
 from mode.embedding.store import pick_device
 from mode.ensemble.images import Images, batches_of_pixels
-from mode.ensemble.merge import draw_images, has_statistics, merge_models
-from mode.ensemble.mixture import STAND_IN, Mixture
+from mode.ensemble.merge import draw_images, even_batches, has_statistics, merge_models
+from mode.ensemble.mixture import Mixture, QueryWeights
 from mode.ensemble.routing import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import Preprocess, encode_prompts
 from mode.training.model import CONFIG, Clip, load_model, write_model_files
 
 Precision = Literal["fp32", "bf16", "amp"]
+Weight = TypeVar("Weight", float, NDArray[np.float64])
 
 #: What a class name is put into where no templates are given; `{c}` is its place.
 TEMPLATES = ("{c}",)
@@ -66,6 +69,7 @@ class JointEncoder(nn.Module):
 
     Attributes:
         clips: name -> model, those with a weight.
+        per_model: name -> its weight.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class JointEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.clips = {name: clips[name] for name, weight in weights.items() if weight > 0}
-        self._weights = {name: weights[name] for name in self.clips}
+        self.per_model = {name: weights[name] for name in self.clips}
         self._networks = nn.ModuleList(clip.model for clip in self.clips.values())
         self.precision, self.batch_size = precision, batch_size
         self._preprocesses = {name: Preprocess(clip) for name, clip in self.clips.items()}
@@ -91,7 +95,7 @@ class JointEncoder(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """As open_clip's, float32 scalar: log of the models' weighted mean factor from cosines to logits."""
-        factors = [weight * self.clips[name].model.logit_scale.exp().float() for name, weight in self._weights.items()]
+        factors = [weight * self.clips[name].model.logit_scale.exp().float() for name, weight in self.per_model.items()]
         return torch.stack(factors).sum().log().detach()
 
     @property
@@ -145,7 +149,7 @@ class JointEncoder(nn.Module):
 
     def _joined(self, vectors: Any) -> Tensor:
         """Unit vectors of each model to the features of the class."""
-        roots = [weight**0.5 for weight in self._weights.values()]
+        roots = [weight**0.5 for weight in self.per_model.values()]
         return torch.cat([root * each for root, each in zip(roots, vectors, strict=True)], dim=-1)
 
     def _encode_pixels(self, clip: Clip, batch: Tensor) -> Tensor:
@@ -315,16 +319,21 @@ class Moe(JointEncoder):
             clips, per_model = {MERGED: self._merged(clips, per_model, routed, images)}, {MERGED: 1.0}
         return TaskModel(tuple(classes), prompts, routed, clips, per_model, self)
 
-    def retrieve(self, images: Images, texts: Sequence[str]) -> Tensor:
-        """Similarities of images and texts, routed by all the texts together.
+    def retrieve(
+        self, images: Images, texts: Sequence[str], query: Literal["together", "text", "image"] | None = None
+    ) -> Tensor:
+        """Similarities of images and texts.
 
         Args:
             images: n of them, see `TaskModel.forward`.
             texts: m of them.
+            query: what the experts are weighed by. `together`: by all the texts, once; `text`: for each text by itself,
+                to rank the images for a text; `image`: for each image by itself, to rank the texts for an image
+                (`QueryWeights`). Default: `together` or `text`, as `routing.retrieval` of the ensemble says.
 
         Returns:
-            float32 [n, m], weighted sums of cosine similarities: row i ranks the texts for image i, column j the images
-            for text j.
+            float32 [n, m], weighted sums of cosine similarities. Row i ranks the texts for image i, unless `query` is
+            `text`; column j ranks the images for text j, unless it is `image`.
 
         Example:
             >>> moe = mode.load("models")
@@ -333,7 +342,16 @@ class Moe(JointEncoder):
             >>> best_image_of_each_text.shape
             torch.Size([3])
         """
-        return self.adapt(texts).scores(images)
+        task = self.adapt(texts)
+        if query is None:
+            query = "text" if self.mixture.routing.retrieval == "query" else "together"
+        if query == "together":
+            return task.scores(images)
+        found = {name: scores.cpu().numpy() for name, scores in task.similarities(images).items()}
+        weights = query_weights(self.mixture, self.members, texts, task.per_model, self.clips)
+        if query == "image":
+            return torch.from_numpy(weights.of_images(0, found)).to(self.device)
+        return torch.from_numpy(weights.of_texts(0, {name: s.T for name, s in found.items()})).T.to(self.device)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As open_clip's: features of images and texts, and the factor from their inner products to logits."""
@@ -341,10 +359,7 @@ class Moe(JointEncoder):
 
     def _per_model(self, routed: Mapping[str, float]) -> dict[str, float]:
         """Weights by model: a model that stands in for several experts has the sum of theirs."""
-        weights = dict.fromkeys(self.members.values(), 0.0)
-        for expert, weight in routed.items():
-            weights[self.members[expert]] += weight
-        return weights
+        return by_model(self.members, routed, 0.0)
 
     def _merged(
         self,
@@ -355,15 +370,14 @@ class Moe(JointEncoder):
     ) -> Clip:
         """The experts' parameters averaged, with statistics of `images` or of the kept training images."""
         preprocess = Preprocess(next(iter(clips.values())))
-        pixels: list[Tensor] = []
+        pixels = torch.empty(0)
         if has_statistics(clips.values()):
-            if images is not None:
-                read = batches_of_pixels(images, {preprocess.geometry: preprocess.pixels}, self.batch_size)
-                pixels = [batch[preprocess.geometry] for batch in read]
+            if images is None:
+                pixels = draw_images(self.mixture.images, routed)
             else:
-                drawn = draw_images(self.mixture.images, routed)
-                pixels = list(torch.split(drawn, self.batch_size)) if len(drawn) else []
-        batches = (preprocess.normalise(batch.to(self.device)) for batch in pixels)
+                read = batches_of_pixels(images, {preprocess.geometry: preprocess.pixels}, self.batch_size)
+                pixels = torch.cat([pixels, *(batch[preprocess.geometry] for batch in read)])
+        batches = (preprocess.normalise(batch.to(self.device)) for batch in even_batches(pixels, self.batch_size))
         return merge_models(clips, per_model, batches)
 
 
@@ -417,17 +431,17 @@ class TaskModel(JointEncoder):
         """The ensemble's cosine similarities float32 [n, L], without scale or softmax; `images` as in `forward`."""
         return self._weighted(self._encode_images(images), self._columns)
 
+    def similarities(self, images: Images) -> dict[str, Tensor]:
+        """Each model's own cosine similarities, model -> float32 [n, L]; `images` as in `forward`."""
+        rows = self._encode_images(images)
+        return {name: rows[name] @ self._columns[name].to(self.device).T for name in self.clips}
+
     def opinions(self, images: Images) -> dict[str, Tensor]:
         """Each model's own probabilities, model -> float32 [n, L], with its own logit scale."""
-        rows = self._encode_images(images)
-        return {
-            name: F.softmax(
-                clip.model.logit_scale.detach().exp().float()
-                * (rows[name] @ self._columns[name].to(rows[name].device).T),
-                dim=1,
-            )
-            for name, clip in self.clips.items()
-        }
+        opinions = {}
+        for name, cosines in self.similarities(images).items():
+            opinions[name] = F.softmax(self.clips[name].model.logit_scale.detach().exp().float() * cosines, dim=1)
+        return opinions
 
     def labels(self, images: Images) -> list[str]:
         """The most probable class of each image."""
@@ -461,10 +475,38 @@ class TaskModel(JointEncoder):
     def _weighted(self, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Tensor:
         count = len(next(iter(columns.values())))
         total = torch.zeros(len(next(iter(rows.values()))), count, device=self.device)
-        for name, weight in self._weights.items():
+        for name, weight in self.per_model.items():
             if count:
                 total += weight * (rows[name] @ columns[name].to(self.device).T)
         return total
+
+
+def query_weights(
+    mixture: Mixture,
+    members: Mapping[str, str],
+    texts: Sequence[str],
+    task: Mapping[str, float],
+    clips: Mapping[str, Clip],
+) -> QueryWeights:
+    """Weights of every query of a retrieval task.
+
+    Args:
+        mixture: routes.
+        members: expert -> the model that answers for it.
+        texts: of the task.
+        task: model -> its weight in the task as a whole.
+        clips: name -> model.
+    """
+    factor = sum(weight * clips[name].model.logit_scale.exp().item() for name, weight in task.items())
+    return QueryWeights(task, by_model(members, mixture.text_weights(texts), np.zeros(len(texts))), factor)
+
+
+def by_model(members: Mapping[str, str], routed: Mapping[str, Weight], zero: Weight) -> dict[str, Weight]:
+    """Weights by model from weights by expert: a model that stands in for several experts has the sum of theirs."""
+    weights = dict.fromkeys(members.values(), zero)
+    for expert, weight in routed.items():
+        weights[members[expert]] = weights[members[expert]] + weight
+    return weights
 
 
 def find_folders(folder: Path) -> tuple[Path, dict[str, Path]]:
@@ -493,6 +535,3 @@ def _prompts(classes: Sequence[str], templates: Sequence[str] | None) -> list[li
     if bad := next((text for text in templates if "{c}" not in text), None):
         raise ModeError(f"templates: '{bad}' has no {{c}}", "it goes where the class name goes")
     return [[template.replace("{c}", name) for template in templates] for name in classes]
-
-
-__all__ = ["MERGED", "STAND_IN", "TEMPLATES", "JointEncoder", "Moe", "Precision", "TaskModel", "find_folders"]

@@ -138,7 +138,12 @@ def calibrated_weights(nearest: Nearest, temperature: float) -> dict[str, float]
     """
     if not len(nearest.distances):
         return uniform_weights(nearest.experts)
-    return _named(nearest.experts, softmax(-(nearest.distances**2) / temperature, axis=1).mean(axis=0))
+    return _named(nearest.experts, posteriors(nearest, temperature).mean(axis=0))
+
+
+def posteriors(nearest: Nearest, temperature: float) -> NDArray[np.float64]:
+    """p(expert | class), [classes, experts], rows of sum 1; `calibrated_weights` is their mean."""
+    return np.asarray(softmax(-(nearest.distances**2) / temperature, axis=1))
 
 
 def uniform_weights(experts: Sequence[str]) -> dict[str, float]:

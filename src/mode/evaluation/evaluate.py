@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mode.embedding.store import pick_device
-from mode.ensemble.mixture import STAND_IN, Mixture
+from mode.ensemble.mixture import STAND_IN, Mixture, QueryWeights
+from mode.ensemble.moe import by_model, query_weights
 from mode.ensemble.routing import uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import encode_prompts, encode_tasks, side_by_side
@@ -92,8 +93,11 @@ def evaluate_tasks(
             metadata = {name: by_task[task.name] for name, by_task in columns.items()}
             mixtures = _mixtures(members, routing[task.name]) if mixture else {}
             partial = partial_mixtures(members, routing[task.name]) if mixture and STAND_IN in clips else {}
-            score = retrieve if task.kind == "retrieval" else classify
-            figures = score(task, images, metadata, mixtures | partial)
+            if task.kind == "retrieval":
+                by_query = _by_query(mixture, members, task, mixtures, clips)
+                figures = retrieve(task, images, metadata, mixtures | partial, by_query=by_query)
+            else:
+                figures = classify(task, images, metadata, mixtures | partial)
             grown = {name: figures.pop(name) for name in partial}
             if task.kind == "retrieval":
                 results["retrieval"]["tasks"][task.name] = figures
@@ -149,11 +153,21 @@ def _mixtures(members: Mapping[str, str], routed: Mapping[str, float]) -> dict[s
     """Weights per model from weights per expert: a model that stands in for several experts has the sum of theirs."""
     mixtures: dict[str, dict[str, float]] = {}
     for name, weights in ((UNIFORM, uniform_weights(tuple(members))), (ENSEMBLE, routed)):
-        per_model = dict.fromkeys(members.values(), 0.0)
-        for expert, model in members.items():
-            per_model[model] += weights[expert]
-        mixtures[name] = per_model
+        mixtures[name] = by_model(members, weights, 0.0)
     return mixtures
+
+
+def _by_query(
+    mixture: Mixture | None,
+    members: Mapping[str, str],
+    task: Task,
+    mixtures: Mapping[str, Mapping[str, float]],
+    clips: Mapping[str, Clip],
+) -> dict[str, QueryWeights]:
+    """The ensemble's weights of each query, if retrieval is routed so."""
+    if mixture is None or mixture.routing.retrieval != "query":
+        return {}
+    return {ENSEMBLE: query_weights(mixture, members, task.texts, mixtures[ENSEMBLE], clips)}
 
 
 def _means(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from mode.ensemble.mixture import QueryWeights
 from mode.evaluation import metrics
-from mode.evaluation.scores import BLOCK, similarity_blocks
+from mode.evaluation.scores import BLOCK, Mixing, similarity_blocks
 from mode.evaluation.tasks import Task
 
 #: The k of recall@k.
@@ -22,6 +23,7 @@ def retrieve(
     texts: Mapping[str, Tensor],
     mixtures: Mapping[str, Mapping[str, float]],
     block: int = BLOCK,
+    by_query: Mapping[str, QueryWeights] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Recall of every model and mixture on a retrieval task.
 
@@ -35,14 +37,20 @@ def retrieve(
         texts: model -> unit vectors [texts, d], in the order of `task.texts`.
         mixtures: name -> weight per model.
         block: similarities of one model held at once.
+        by_query: name of a mixture -> weights of its queries, in place of those in `mixtures`.
 
     Returns:
         Model or mixture -> `image_recall@1`, `@5`, `@10`, `text_recall@1`, `@5`, `@10`, in 0..1.
     """
+    of_texts: dict[str, Mixing] = {**mixtures, **{name: weights.of_texts for name, weights in (by_query or {}).items()}}
+    of_images: dict[str, Mixing] = {
+        **mixtures,
+        **{name: weights.of_images for name, weights in (by_query or {}).items()},
+    }
     image_ranks, text_ranks = defaultdict(list), defaultdict(list)
-    for start, name, scores in similarity_blocks(texts, images, mixtures, block):
+    for start, name, scores in similarity_blocks(texts, images, of_texts, block):
         image_ranks[name].append(metrics.ranks(scores, task.owners[start : start + len(scores)]))
-    for start, name, scores in similarity_blocks(images, texts, mixtures, block):
+    for start, name, scores in similarity_blocks(images, texts, of_images, block):
         text_ranks[name].append(metrics.best_ranks(scores, task.owners, first_row=start))
     return {
         name: {

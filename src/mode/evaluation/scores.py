@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mode.ensemble.mixture import combine
 
+#: How models become a mixture: a weight per model, or a function of (first row, model -> similarities of the rows).
+Mixing = Mapping[str, float] | Callable[[int, Mapping[str, NDArray[Any]]], NDArray[Any]]
+
 #: Similarities of one model that are held at once (64 MB of float32).
 BLOCK = 2**24
 
@@ -18,7 +21,7 @@ BLOCK = 2**24
 def similarity_blocks(
     rows: Mapping[str, Tensor],
     columns: Mapping[str, Tensor],
-    mixtures: Mapping[str, Mapping[str, float]],
+    mixtures: Mapping[str, Mixing],
     block: int = BLOCK,
 ) -> Iterator[tuple[int, str, NDArray[Any]]]:
     """Similarities of every row with every column, by each model and each mixture of models.
@@ -26,7 +29,8 @@ def similarity_blocks(
     Args:
         rows: model -> unit vectors [r, d], d may differ by model.
         columns: model -> unit vectors [c, d].
-        mixtures: name -> weight per model; their scores are the weighted sums of the models' similarities.
+        mixtures: name -> weight per model, the scores being weighted sums of the models' similarities; or a function
+            that computes them.
         block: similarities of one model held at once; memory is that times the number of models and one.
 
     Yields:
@@ -40,5 +44,6 @@ def similarity_blocks(
         similarities = {name: (rows[name][start:stop] @ columns[name].T).cpu().numpy() for name in rows}
         for name, scores in similarities.items():
             yield start, name, scores
-        for name, weights in mixtures.items():
-            yield start, name, combine(similarities, weights).astype(np.float32, copy=False)
+        for name, mixing in mixtures.items():
+            scores = mixing(start, similarities) if callable(mixing) else combine(similarities, mixing)
+            yield start, name, scores.astype(np.float32, copy=False)
