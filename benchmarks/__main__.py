@@ -27,12 +27,12 @@ from typing import Any
 from benchmarks.harness import Input, Race, RaceFailed, Record, run_race
 
 #: Modules with RACES, in the order of the pipeline.
-GROUPS = ("index", "cluster", "assign", "load")
+GROUPS = ("index", "embed", "cluster", "assign", "load", "train", "evaluate", "predict", "nothing")
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = (
-    "mode-clip torch torchvision open_clip_torch faiss-gpu faiss-cpu numpy scipy scikit-learn pillow transformers"
-    " webdataset sentence-transformers clip-benchmark dvc"
-).split()
+    *("mode-clip", "torch", "torchvision", "open_clip_torch", "faiss-gpu", "faiss-cpu", "numpy", "scipy"),
+    *("scikit-learn", "pillow", "transformers", "webdataset", "sentence-transformers", "clip-benchmark", "dvc"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -216,7 +216,7 @@ def rows_of(name: str, record: dict[str, Any]) -> list[tuple[str, ...]]:
                 name if number == 0 else "",
                 side["name"] if side else "",
                 _seconds(side["median"]) if side else "",
-                f"{side['peak_mb']:,.0f} MB" if side else "",
+                f"{max(side['peak_mb'], side['children_mb']):,.0f} MB" if side else "",
                 figures_of(side["figures"]) if side else "",
                 verdicts[number] if number < len(verdicts) else "",
             )

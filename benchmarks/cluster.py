@@ -148,7 +148,7 @@ def _kernelmachine(given: Input) -> Run:
     points = torch.from_numpy(vectors)
 
     def run() -> dict[str, Any]:
-        np.random.seed(0)  # noqa: NPY002 (its initial centres come from there)
+        np.random.seed(0)
         fit = KMeans(num_clusters=clusters)
         labels = fit.fit(points, clusters, iter_limit=ITERATIONS, tqdm_flag=False, balanced=True)
         return {"labels": labels.numpy(), "iterations": ITERATIONS}
@@ -159,7 +159,9 @@ def _kernelmachine(given: Input) -> Run:
 def _lloyd(vectors: np.ndarray, clusters: int, assign: Any) -> dict[str, Any]:
     centres = vectors[np.random.default_rng(0).choice(len(vectors), clusters, replace=False)]
     labels = np.full(len(vectors), -1)
-    for iteration in range(1, ITERATIONS + 1):
+    iteration = 0
+    while iteration < ITERATIONS:
+        iteration += 1
         new = assign(centres)
         if (new == labels).all():
             break
@@ -211,7 +213,7 @@ def _make_on_disk(given: Input, count: int, dimensions: int) -> None:
 
 
 def _from_disk(given: Input, clusters: int, passes: int) -> Run:
-    """Fit on all vectors, and assign all of them: what the stages `cluster` and `assign` do with `sample` set to all."""
+    """Fit on all vectors and assign all of them: the stages `cluster` and `assign` with `sample` set to all."""
     from mode.clustering.assignment import assign
     from mode.clustering.hierarchy import fit_clusters
     from mode.params import ClusteringParams

@@ -281,11 +281,11 @@ def _serve(pipe: Connection, prepare: Callable[[Input], Run], given: Input, log:
         _reset_peak()
         pipe.send({"ready": True})
         while (message := pipe.recv()) == "run":
-            read, started = _bytes_read(), time.perf_counter()
+            read, started = bytes_read(), time.perf_counter()
             figures = run()
             seconds = time.perf_counter() - started
             seconds = figures.pop("seconds", seconds)
-            pipe.send({"seconds": seconds, "read": _bytes_read() - read, "figures": figures})
+            pipe.send({"seconds": seconds, "read": bytes_read() - read, "figures": figures})
         if message == "finish":
             children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
             pipe.send({"peak_mb": _memory("VmHWM"), "before_mb": before, "children_mb": children})
@@ -336,7 +336,7 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _bytes_read() -> int:
+def bytes_read() -> int:
     """Bytes that this process and its finished children have asked to read, from the page cache or the disk."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/io").read_text(encoding="ascii").split()[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from benchmarks.harness import Input, Race, Run, Side, Target, faster, figure
+from benchmarks.harness import Input, Race, Run, Side, Target, bytes_read, faster, figure
 from benchmarks.pictures import captions, make_pictures, photographs, tars_of, write_tars
 
 #: Pairs, and pairs in a tar.
@@ -28,9 +28,9 @@ def _ours(given: Input) -> Run:
     least = sum(_least_bytes(path) for path in tars_of(given.folder / "shards"))
 
     def run() -> dict[str, Any]:
-        before = _bytes_read()
+        before = bytes_read()
         report = build_index(manifest, given.folder, given.folder / "index", IndexParams(check_images=False), workers=1)
-        read = _bytes_read() - before
+        read = bytes_read() - before
         index = PairIndex.load(given.folder / "index")
         return {
             "pairs": report.pairs,
@@ -89,14 +89,6 @@ def _tarfile(given: Input) -> Run:
         return {"pairs": len(pairs), "characters": characters}
 
     return run
-
-
-def _bytes_read() -> int:
-    try:
-        with open("/proc/self/io", encoding="ascii") as file:
-            return int(file.readline().split()[1])
-    except OSError:
-        return 0
 
 
 RACES = (

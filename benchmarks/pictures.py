@@ -15,7 +15,7 @@ DISTINCT = 256
 
 
 def make_pictures(count: int = DISTINCT, seed: int = 0, extent: tuple[int, int] = (500, 375)) -> list[bytes]:
-    """JPEGs (quality 90) of smooth noise with a little grain: about as many bytes and as slow to decode as a photograph.
+    """JPEGs (quality 90) of smooth noise with a little grain: as large and as slow to decode as a photograph.
 
     Args:
         count: pictures.
