@@ -195,7 +195,9 @@ def show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("race", "side", "time", "peak memory", "quality", "target", title="Races", title_justify="left")
+    table = Table(
+        "race", "side", "median time", "peak memory", "quality", "target", title="Races", title_justify="left"
+    )
     for name, record in results["races"].items():
         for number, row in enumerate(rows_of(name, record)):
             table.add_row(*row, end_section=number == len(rows_of(name, record)) - 1)
@@ -215,7 +217,7 @@ def rows_of(name: str, record: dict[str, Any]) -> list[tuple[str, ...]]:
             (
                 name if number == 0 else "",
                 side["name"] if side else "",
-                _seconds(side["median"]) if side else "",
+                _time(side) if side else "",
                 f"{max(side['peak_mb'], side['children_mb']):,.0f} MB" if side else "",
                 figures_of(side["figures"]) if side else "",
                 verdicts[number] if number < len(verdicts) else "",
@@ -238,6 +240,10 @@ def figures_of(figures: dict[str, Any]) -> str:
         for key, value in figures.items()
         if isinstance(value, int | float)
     )
+
+
+def _time(side: dict[str, Any]) -> str:
+    return f"{_seconds(side['median'])} (CPU {_seconds(side['cpu_seconds'])})"
 
 
 def _seconds(value: float) -> str:

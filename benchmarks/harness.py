@@ -70,6 +70,8 @@ class Outcome:
 
     Attributes:
         seconds: of each timed run.
+        cpu_seconds: median processor time of a run, all threads and worker processes together: what is left of the
+            comparison on a machine that does other things as well.
         peak_mb: most resident memory of the process during its runs (imports and inputs included).
         before_mb: resident memory before the first run.
         children_mb: most resident memory of one of its own worker processes.
@@ -78,6 +80,7 @@ class Outcome:
     """
 
     seconds: list[float]
+    cpu_seconds: float
     peak_mb: float
     before_mb: float
     children_mb: float
@@ -245,6 +248,7 @@ class _Worker:
         memory = self._receive()
         return Outcome(
             seconds=[message["seconds"] for message in self._messages],
+            cpu_seconds=statistics.median(message["cpu"] for message in self._messages),
             read_mb=statistics.median(message["read"] for message in self._messages) / 1e6,
             figures=self._messages[-1]["figures"],
             **memory,
@@ -281,11 +285,10 @@ def _serve(pipe: Connection, prepare: Callable[[Input], Run], given: Input, log:
         _reset_peak()
         pipe.send({"ready": True})
         while (message := pipe.recv()) == "run":
-            read, started = bytes_read(), time.perf_counter()
+            read, cpu, started = bytes_read(), _cpu_seconds(), time.perf_counter()
             figures = run()
-            seconds = time.perf_counter() - started
-            seconds = figures.pop("seconds", seconds)
-            pipe.send({"seconds": seconds, "read": bytes_read() - read, "figures": figures})
+            done = {"seconds": time.perf_counter() - started, "cpu": _cpu_seconds() - cpu, "read": bytes_read() - read}
+            pipe.send({**done, "seconds": figures.pop("seconds", done["seconds"]), "figures": figures})
         if message == "finish":
             children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
             pipe.send({"peak_mb": _memory("VmHWM"), "before_mb": before, "children_mb": children})
@@ -334,6 +337,11 @@ def _reset_peak() -> None:
     """Forget how much memory the preparation took, where the system can (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def bytes_read() -> int:

@@ -140,7 +140,12 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: str, wo
             *("--precision", precision, "--grad-clip-norm", "1.0", "--lr", str(_LR), "--log-every-n-steps", "20"),
         ]
     )
-    args.device, args.rank, args.world_size, args.distributed, args.distill = given.device, 0, 1, False, False
+    # What its main sets after parsing.
+    for name, value in {
+        **{"device": given.device, "rank": 0, "world_size": 1, "local_rank": 0},
+        **{"distributed": False, "distill": False, "wandb": False, "tensorboard": False},
+    }.items():
+        setattr(args, name, value)
 
     def run() -> dict[str, Any]:
         network, _, preprocess = open_clip.create_model_and_transforms(
