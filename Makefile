@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test test-fast lint format lock ui clean
+.PHONY: help install demo test test-fast lint format lock ui bench clean
 
 help:  ## Show these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ lock: install  ## Resolve the dependencies anew; the lock holds hashes and no ad
 
 ui: install  ## Open Prefect and MLflow on loopback: start, watch and compare trainings; Ctrl-C stops all.
 	python -m flows.ui
+
+bench: install  ## Race every step against the best tool for it (20 minutes): benchmarks/results.json.
+	python -m benchmarks
 
 clean:  ## Remove what can be made again, but no trained model and no MLflow run.
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis checkpoints

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mode.data.tar_layout import DamagedTar, Member, members
+from mode.data.tar_layout import DamagedTar, Member, _plain_file, members
 
 names = st.lists(
     st.text("abcé日/._-", min_size=1, max_size=180).filter(lambda name: name.strip("/") == name),
@@ -38,6 +38,35 @@ def test_as_tarfile_reads_it(
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         expected = [(member.name, member.offset_data, member.size) for member in tar if member.isreg()]
     assert read(tmp_path / "a.tar", content) == expected
+
+
+@given(
+    name=st.text("abé/._-", min_size=1, max_size=120),
+    size=st.sampled_from([0, 1, 8**11 - 1, 8**11, 2**40]),
+    kind=st.sampled_from([b"0", b"\0", b"5", b"L", b"7"]),
+    tar_format=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
+    flips=st.lists(st.tuples(st.integers(0, 511), st.integers(1, 255)), max_size=2),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_the_quick_way_takes_is_what_tarfile_reads(
+    name: str, size: int, kind: bytes, tar_format: int, flips: list[tuple[int, int]]
+) -> None:
+    """It may leave any header to tarfile, but must not take one otherwise, nor one that tarfile refuses."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    try:
+        block = bytearray(member.tobuf(tar_format, "utf-8")[-512:])
+    except ValueError:  # too long or too large for the format
+        return
+    for place, mask in flips:
+        block[place] ^= mask
+    quick = _plain_file(bytes(block))
+    if quick is not None:
+        header = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+        assert quick == (header.name, header.size)
+        assert header.isreg()
+    elif not flips and kind == b"0" and size < 8**11 and len(name.encode()) <= 100:
+        raise AssertionError("an ordinary header was not taken")
 
 
 def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from mode.errors import ModeError
 
-#: Rows that are read, converted and searched together. Their float32 copy is what a pass keeps in memory.
-BLOCK = 65_536
+#: Rows that are read, converted and searched together. The float32 copies of two such blocks are what a pass keeps in
+#: memory.
+BLOCK = 32_768
 
 
 class Rows:
@@ -63,15 +65,24 @@ class Rows:
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
         """Which rows, and their vectors as float32 [b, d + 1] with a last column of zeros (see `NearestCentre`).
 
-        One buffer is used for all blocks: a block is valid until the next one is asked for.
+        While a block is worked on, a thread reads and converts the next one. Two buffers take turns: a block is valid
+        until the next one is asked for.
         """
-        buffer = np.zeros((min(size, len(self)), self.dimensions + 1), dtype=np.float32)
-        for start in range(0, len(self), size):
-            which = slice(start, min(start + size, len(self)))
-            block = buffer[: which.stop - which.start]
-            block[:, :-1] = self._vectors[which if self._chosen is None else self._chosen[which]]
-            self._release()
-            yield which, block
+        buffers = [np.zeros((min(size, len(self)), self.dimensions + 1), dtype=np.float32) for _ in range(2)]
+        parts = [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        with ThreadPoolExecutor(1, thread_name_prefix="rows") as pool:
+            reading = [pool.submit(self._read, which, buffers[0]) for which in parts[:1]]
+            for number, which in enumerate(parts):
+                block = reading.pop().result()
+                following, free = parts[number + 1 : number + 2], buffers[(number + 1) % 2]
+                reading += [pool.submit(self._read, each, free) for each in following]
+                yield which, block
+
+    def _read(self, which: slice, buffer: np.ndarray) -> np.ndarray:
+        block = buffer[: which.stop - which.start]
+        block[:, :-1] = self._vectors[which if self._chosen is None else self._chosen[which]]
+        self._release()
+        return block
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """These rows as float32 [b, d + 1], as `blocks` gives them."""

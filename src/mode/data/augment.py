@@ -30,9 +30,14 @@ def random_crop(picture: Image.Image, size: int, least: float, seed: int, positi
     Returns:
         uint8 [3, size, size].
     """
-    numbers = hash_numbers(np.arange(4 * _TRIES), seed, _CROP, position) / 2.0**64
-    box = _random_box(picture.size, least, numbers.reshape(_TRIES, 4))
+    box = random_box(picture.size, least, seed, position)
     return to_array(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box))
+
+
+def random_box(extent: tuple[int, int], least: float, seed: int, position: int) -> tuple[int, int, int, int]:
+    """The part that `random_crop` takes of an image of `extent` (width, height): left, top, right, bottom."""
+    numbers = hash_numbers(np.arange(4 * _TRIES), seed, _CROP, position) / 2.0**64
+    return _random_box(extent, least, numbers.reshape(_TRIES, 4))
 
 
 def _random_box(extent: tuple[int, int], least: float, numbers: np.ndarray) -> tuple[int, int, int, int]:

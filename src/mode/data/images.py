@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Corrupt metadata and large images below the limit: pixels are all that counts. Set once, since switching filters for
 # each image would cost a fifth of a small one's decoding and is not safe among threads.
@@ -26,6 +26,8 @@ def decode(content: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
+    except UnidentifiedImageError:  # its message names an address in memory
+        raise UndecodableImage("no image format that Pillow knows") from None
     except Exception as error:  # Pillow's plugins raise whatever their parser runs into
         raise UndecodableImage(" ".join(str(error).split()) or type(error).__name__) from None
     return image

@@ -95,7 +95,9 @@ def make_loader(
         ModeError: not one image of a batch can be read.
     """
     batches = _Batches(store, stream, start, stop, batch_size, rank, world)
-    ahead = _from_processes(batches, workers) if workers else _from_thread(batches)
+    # A forked process cannot use a GPU; where that decodes, a thread has nothing to do but to read.
+    in_processes = workers > 0 and store.device.type == "cpu"
+    ahead = _from_processes(batches, workers) if in_processes else _from_thread(batches)
     reported: set[int] = set()
     for batch in ahead:
         if len(batch.bad):

@@ -92,14 +92,22 @@ class Scan:
         self.problems.append(Problem(self.path, key, kind, detail))
 
 
-@dataclass
 class _Record:
     """What a tar holds under one key."""
 
-    image: Member | None = None
-    txt: bytes | None = None
-    json: bytes | None = None
-    repeats: Counter[str] = field(default_factory=Counter)
+    __slots__ = ("image", "json", "repeats", "txt")
+
+    def __init__(self) -> None:
+        self.image: Member | None = None
+        self.txt: bytes | None = None
+        self.json: bytes | None = None
+        self.repeats: Counter[str] | None = None  # members that are there again; hardly ever any
+
+    def repeat(self, kind: str) -> None:
+        """Count a member that the key has already."""
+        if self.repeats is None:
+            self.repeats = Counter()
+        self.repeats[kind] += 1
 
 
 def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
@@ -126,26 +134,28 @@ def _collect(file: ByteFile, scan: Scan) -> dict[str, _Record]:
         for member in members(file, scan.size):
             key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (pathlib is slow here)
             suffix = suffix.lower()
+            is_image = suffix in IMAGE_SUFFIXES
+            if not is_image and suffix not in (".txt", ".json"):
+                continue
             if key.rpartition("/")[2].startswith("."):  # what macOS adds ("._0001.jpg")
                 continue
-            if suffix in IMAGE_SUFFIXES:
-                record = records.setdefault(key, _Record())
+            record = records.get(key)
+            if record is None:
+                record = records[key] = _Record()
+            if is_image:
                 if record.image is None:
                     record.image = member
                 else:
-                    record.repeats["image"] += 1
+                    record.repeat("image")
             elif suffix == ".txt":
-                record = records.setdefault(key, _Record())
                 if record.txt is None:
                     record.txt = file.read(member.size, member.offset)
                 else:
-                    record.repeats["txt"] += 1
-            elif suffix == ".json":
-                record = records.setdefault(key, _Record())
-                if record.json is None:
-                    record.json = file.read(member.size, member.offset)
-                else:
-                    record.repeats["json"] += 1
+                    record.repeat("txt")
+            elif record.json is None:
+                record.json = file.read(member.size, member.offset)
+            else:
+                record.repeat("json")
     except DamagedTar as damage:
         scan.skip("", DAMAGED_TAR, str(damage))
         scan.lost_bytes = scan.size - damage.offset
@@ -153,8 +163,9 @@ def _collect(file: ByteFile, scan: Scan) -> dict[str, _Record]:
 
 
 def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images: bool) -> None:
-    for _ in range(max(record.repeats.values(), default=0)):
-        scan.skip(key, DUPLICATE_KEY, "the first is kept")
+    if record.repeats is not None:
+        for _ in range(max(record.repeats.values())):
+            scan.skip(key, DUPLICATE_KEY, "the first is kept")
     captions, fault = _captions_of(record)
     if record.image is None:
         if captions is not None:
@@ -190,6 +201,8 @@ def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
 
     A json's `texts` come first, since only they can be several; then the txt, then the json's `caption`.
     """
+    if record.txt is not None and not _may_state_texts(record.json):
+        return [clean_caption(record.txt.decode("utf-8-sig", "replace"))], ""
     content, fault = _parse(record.json)
     texts, caption = content.get("texts"), content.get("caption")
     if isinstance(texts, list) and texts:
@@ -199,6 +212,11 @@ def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
     if "caption" in content or "texts" in content:
         return [clean_caption(caption)], ""
     return None, fault
+
+
+def _may_state_texts(json_content: bytes | None) -> bool:
+    """Whether parsing could find `texts` there, which may be written with escapes, or in UTF-16."""
+    return json_content is not None and any(sign in json_content for sign in (b"texts", b"\\", b"\0"))
 
 
 def _parse(content: bytes | None) -> tuple[dict[str, Any], str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mode.data.augment import random_crop
-from mode.data.images import UndecodableImage, decode, resize_and_crop
+from mode.data.images import UndecodableImage
 from mode.data.index import PairIndex
+from mode.data.pixels import pixels_on_device, training_pixels
 from mode.data.places import describe_all, is_url
 from mode.data.reading import ImageFiles
 from mode.errors import ModeError
@@ -34,6 +34,7 @@ class ImageStore:
 
     Attributes:
         cached: whether decoded images are kept.
+        device: where images are decoded: a GPU if `image.decode` asks for it, there is one, and none are kept.
         bad: samples that `make_loader` replaced because their image could not be read or decoded.
 
     Raises:
@@ -52,7 +53,9 @@ class ImageStore:
         self._images = np.unique(images)  # sorted: an image's place in it is its place in memory
         shape = (len(self._images), 3, image.size, image.size)
         self.cached = image.crop_scale is None and 0 < int(np.prod(shape, dtype=np.int64)) <= cache_mb * 2**20
+        self.device = torch.device("cuda" if image.decode == "gpu" and torch.cuda.is_available() else "cpu")
         if self.cached:
+            self.device = torch.device("cpu")
             # Anonymous shared memory: what one forked worker decodes, all have; nothing is taken from /dev/shm.
             self._pixels = _shared(shape)
             self._states = _shared(shape[:1])
@@ -65,13 +68,19 @@ class ImageStore:
         Args:
             rows: int [batch], of the index.
             positions: int [batch], sample positions; given, and with `image.crop_scale` set, a random part is cut out
-                of each image, decided by `seed` and its position. Otherwise open_clip's inference transform.
+                of each image, decided by `seed` and its position. Otherwise open_clip's inference transform, as near as
+                `image.decode` says.
             seed: of the training.
 
         Returns:
-            uint8 [batch, 3, size, size], and bool [batch]: which could be read. A bad image is replaced by the next
-            good one of the batch (after the last comes the first); if none is good, all pixels are 0.
+            uint8 [batch, 3, size, size] on `device`, and bool [batch]: which could be read. A bad image is replaced by
+            the next good one of the batch (after the last comes the first); if none is good, all pixels are 0.
         """
+        if self.device.type != "cpu":
+            read = self._files.read_many(rows.tolist())
+            contents = [b"" if isinstance(content, OSError) else content for content in read]
+            on_device, good = pixels_on_device(contents, self.image, positions, seed, self.device)
+            return on_device if good.all() else on_device[torch.from_numpy(replacements(good))], good
         if self.cached:
             pixels, good = self._load_cached(rows)
         else:
@@ -104,11 +113,7 @@ class ImageStore:
         if isinstance(content, OSError):
             return False
         try:
-            picture = decode(content)
-            if position is not None and self.image.crop_scale is not None:
-                pixels[...] = random_crop(picture, self.image.size, self.image.crop_scale, seed, position)
-            else:
-                pixels[...] = resize_and_crop(picture, self.image.size)
+            pixels[...] = training_pixels(content, self.image, position, seed)
         except (UndecodableImage, OSError, ValueError):  # ValueError: a pixel format that cannot be resized
             return False
         return True

@@ -154,6 +154,9 @@ def train(
         towers: nn.Module = Towers(clip.model)
         if group.world > 1:
             towers = DistributedDataParallel(towers)
+        if training.compile:
+            # Texts are cut to the longest of a batch: one program for all lengths instead of one for each.
+            towers.compile(dynamic=True)
         loss = ClipLoss(
             local_loss=True, gather_with_grad=True, cache_labels=True, rank=group.rank, world_size=group.world
         )

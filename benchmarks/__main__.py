@@ -1,0 +1,271 @@
+"""Run the races, print one table, write `benchmarks/results.json`.
+
+python -m benchmarks                                   everything that can run here
+python -m benchmarks --only cluster,index --repeats 7  some groups or races
+python -m benchmarks --quick                           tiny sizes, to see whether it works
+python -m benchmarks --table                           the kept results as Markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Input, Race, RaceFailed, Record, run_race
+
+#: Modules with RACES, in the order of the pipeline.
+GROUPS = ("index", "embed", "cluster", "assign", "load", "train", "evaluate", "predict", "nothing")
+RESULTS = Path(__file__).with_name("results.json")
+PACKAGES = (
+    *("mode-clip", "torch", "torchvision", "open_clip_torch", "faiss-gpu", "faiss-cpu", "numpy", "scipy"),
+    *("scikit-learn", "pillow", "transformers", "webdataset", "sentence-transformers", "clip-benchmark", "dvc"),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """See the module. Returns the exit code: 1 if a race failed to run; a missed target is a result like any other."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help=f"groups ({', '.join(GROUPS)}) or races, separated by commas")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is kept unless --out is given")
+    parser.add_argument("--large", action="store_true", help="the largest sizes as well (hours, 10 GB of disk)")
+    parser.add_argument("--photos", type=Path, help="folder with tars of photographs, in place of made pictures")
+    parser.add_argument("--threads", type=int, help="of each process (default: all cores)")
+    parser.add_argument("--work", type=Path, help="folder for inputs, kept (default: a temporary one)")
+    parser.add_argument("--out", type=Path, help=f"where results go (default {RESULTS.name} in this folder)")
+    parser.add_argument("--table", action="store_true", help="print the kept results as Markdown and stop")
+    given = parser.parse_args(arguments)
+    out = given.out or (None if given.quick else RESULTS)
+    if given.table:
+        print(markdown(json.loads((given.out or RESULTS).read_text(encoding="utf-8"))))
+        return 0
+
+    races = _chosen(given.only, "quick" if given.quick else "large" if given.large else "full")
+    _set_threads(given.threads or cores())
+    work = given.work or Path(tempfile.mkdtemp(prefix="mode-benchmarks-"))
+    try:
+        return _run(races, work, given, out)
+    finally:
+        if given.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(races: list[tuple[str, Race]], work: Path, given: argparse.Namespace, out: Path | None) -> int:
+    size = "quick" if given.quick else "large" if given.large else "full"
+    kept: dict[str, Any] = _kept(out)
+    failed = 0
+    for group, race in races:
+        started = time.monotonic()
+        print(f"{race.name}: {race.step}", file=sys.stderr, flush=True)
+        record = Record(race.name, race.step, notes=race.notes)
+        if race.needs_gpu and not has_gpu():
+            record.not_run = "no GPU"
+        else:
+            folder = work / (race.inputs or group)
+            try:
+                record = run_race(
+                    race,
+                    Input(folder, size, given.photos, "cuda" if race.needs_gpu else "cpu"),
+                    given.repeats,
+                    lambda line: print(f"  {line}", file=sys.stderr, flush=True),
+                )
+            except RaceFailed as error:
+                record.not_run, failed = f"failed: {error}", failed + 1
+                print(f"  failed: {error}", file=sys.stderr, flush=True)
+        if given.work is None and race.name.startswith("cluster-disk"):
+            shutil.rmtree(work / race.inputs, ignore_errors=True)  # gigabytes that no other race needs
+        row = {"group": group, "when": _when(given), "wall_seconds": round(time.monotonic() - started, 1)}
+        kept["races"][race.name] = {**row, **json.loads(json.dumps(asdict(record), default=str))}
+        if out is not None:
+            _write(out, kept)  # after every race: an interrupted run has not been for nothing
+    show({**kept, "races": {race.name: kept["races"][race.name] for _, race in races}})
+    return 1 if failed else 0
+
+
+def _chosen(only: str, size: str) -> list[tuple[str, Race]]:
+    races = [
+        (group, race) for group in GROUPS for race in import_module(f"benchmarks.{group}").RACES if size in race.sizes
+    ]
+    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    known = {*GROUPS, *(race.name for _, race in races)}
+    if unknown := [name for name in wanted if name not in known]:
+        sys.exit(f"error: no race is called {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+    return [(group, race) for group, race in races if not wanted or group in wanted or race.name in wanted]
+
+
+def _set_threads(threads: int) -> None:
+    """For the libraries of the processes that are started from here."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_gpu() -> bool:
+    """Whether there is one (asked without importing torch)."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).stdout.startswith(b"GPU")
+
+
+def _when(given: argparse.Namespace) -> dict[str, Any]:
+    """What a result has to be read with."""
+    git = ["git", "-C", str(RESULTS.parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False
+    )
+    return {
+        "commit": commit.stdout.strip() or None,
+        "uncommitted_changes": [line for line in changed.stdout.split("\n") if line and "results.json" not in line]
+        != [],
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "repeats": given.repeats,
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "photos": given.photos is not None,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, cores, memory, system."""
+    model = platform.processor() or platform.machine()
+    memory = 0.0
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (OSError, ValueError):
+        pass
+    return {
+        "cpu": model,
+        "cores": cores(),
+        "memory_gb": round(memory, 1),
+        "system": platform.system(),
+        "gpu": has_gpu(),
+        "python": platform.python_version(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _kept(out: Path | None) -> dict[str, Any]:
+    """Results of earlier runs, which stay until their race is run again."""
+    races: dict[str, Any] = {}
+    if out is not None and out.is_file():
+        races = json.loads(out.read_text(encoding="utf-8"))["races"]
+    return {"machine": machine(), "versions": _versions(), "races": races}
+
+
+def _write(out: Path, kept: dict[str, Any]) -> None:
+    order = [race.name for group in GROUPS for race in import_module(f"benchmarks.{group}").RACES]
+    races = {name: kept["races"][name] for name in order if name in kept["races"]}
+    out.write_text(json.dumps({**kept, "races": races}, indent=1) + "\n", encoding="utf-8")
+
+
+def show(results: dict[str, Any]) -> None:
+    """One table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "race", "side", "median time", "peak memory", "quality", "target", title="Races", title_justify="left"
+    )
+    for name, record in results["races"].items():
+        for number, row in enumerate(rows_of(name, record)):
+            table.add_row(*row, end_section=number == len(rows_of(name, record)) - 1)
+    console = Console() if sys.stdout.isatty() else Console(width=180)
+    console.print(table)
+
+
+def rows_of(name: str, record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of a race: a row per side, targets beside them."""
+    if record["not_run"]:
+        return [(name, "", "", "", "", f"not run: {record['not_run']}")]
+    verdicts = [verdict(target) for target in record["targets"]]
+    rows = []
+    for number in range(max(len(record["sides"]), len(verdicts))):
+        side = record["sides"][number] if number < len(record["sides"]) else None
+        rows.append(
+            (
+                name if number == 0 else "",
+                side["name"] if side else "",
+                _time(side) if side else "",
+                f"{max(side['peak_mb'], side['children_mb']):,.0f} MB" if side else "",
+                figures_of(side["figures"]) if side else "",
+                verdicts[number] if number < len(verdicts) else "",
+            )
+        )
+    return rows
+
+
+def verdict(target: dict[str, Any]) -> str:
+    """A target, what was measured, and whether it is met."""
+    if target["value"] is None:
+        return f"{target['target']}: not measured"
+    return f"{target['target']}: {target['value']:.3g}, {'met' if target['met'] else 'MISSED'}"
+
+
+def figures_of(figures: dict[str, Any]) -> str:
+    """Figures as text."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value:,}"
+        for key, value in figures.items()
+        if isinstance(value, int | float)
+    )
+
+
+def _time(side: dict[str, Any]) -> str:
+    return f"{_seconds(side['median'])} (CPU {_seconds(side['cpu_seconds'])})"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.1f} s" if value >= 10 else f"{value:.2f} s" if value >= 0.1 else f"{value * 1e3:.1f} ms"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The kept results for docs/performance.md."""
+    where = results["machine"]
+    lines = [
+        f"Measured on {where['cores']} cores ({where['cpu']}), {where['memory_gb']} GB,"
+        f" {'a' if where['gpu'] else 'no'} GPU.",
+        "",
+        "| race | side | time | peak memory | quality | target: measured |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for name, record in results["races"].items():
+        lines += ["| " + " | ".join(row) + " |" for row in rows_of(name, record)]
+    whens = {(each["when"]["date"][:10], each["when"]["commit"]) for each in results["races"].values()}
+    lines += ["", "Runs: " + ", ".join(f"{date} at {commit}" for date, commit in sorted(whens, key=str)) + "."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Assignment: every vector to its nearest of 1,024 centres."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cluster import vectors_like_captions
+from benchmarks.harness import Input, Race, Run, Side, Target, faster
+
+#: Vectors, dimensions, centres.
+SIZES = {"quick": (3_000, 16, 32), "full": (400_000, 384, 1_024), "large": (400_000, 384, 1_024)}
+#: Vectors that the GEMM takes together: its products must not leave the cache's neighbourhood.
+_GEMM_BLOCK = 8_192
+
+
+def _make(given: Input) -> None:
+    count, dimensions, clusters = SIZES[given.size]
+    vectors = vectors_like_captions(count, dimensions)
+    np.save(given.folder / "vectors.npy", vectors.astype(np.float16))
+    chosen = np.random.default_rng(0).choice(count, clusters, replace=False)
+    np.save(given.folder / "centres.npy", vectors[chosen] * np.float32(0.9))
+
+
+def _ours(given: Input) -> Run:
+    from mode.clustering.assignment import assign
+    from mode.clustering.hierarchy import Clusters
+
+    vectors = np.load(given.folder / "vectors.npy", mmap_mode="r")
+    centres = np.load(given.folder / "centres.npy")
+    count = len(centres)
+    clusters = Clusters(
+        fine_centres=centres,
+        coarse_of_fine=(np.arange(count) % 4).astype(np.int32),
+        coarse_centres=centres[:4],
+        fine_sizes=np.ones(count, np.int64),
+        coarse_sizes=np.full(4, count // 4),
+        strategy="two-level",
+        seed=0,
+    )
+
+    def run() -> dict[str, Any]:
+        found = assign(vectors, clusters)
+        np.save(given.folder / "labels-mode.npy", found.fine)
+        return {}
+
+    return run
+
+
+def _faiss(given: Input) -> Run:
+    import faiss
+
+    vectors = np.load(given.folder / "vectors.npy", mmap_mode="r")
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(np.load(given.folder / "centres.npy"))
+    block = 65_536
+
+    def run() -> dict[str, Any]:
+        labels = np.empty(len(vectors), np.int32)
+        for start in range(0, len(vectors), block):
+            found = index.search(np.asarray(vectors[start : start + block], np.float32), 1)
+            labels[start : start + block] = found[1][:, 0]
+        np.save(given.folder / "labels-faiss.npy", labels)
+        return {}
+
+    return run
+
+
+def _gemm(given: Input) -> Run:
+    """One matrix product and argmax a block, float32, with the product alone timed too."""
+    import time
+
+    import torch
+
+    vectors = np.load(given.folder / "vectors.npy", mmap_mode="r")
+    centres = torch.from_numpy(np.load(given.folder / "centres.npy"))
+    half = centres.square().sum(dim=1) / 2
+    transposed = centres.T.contiguous()
+    product = torch.empty(_GEMM_BLOCK, len(centres))
+
+    def run() -> dict[str, Any]:
+        labels = np.empty(len(vectors), np.int32)
+        alone = 0.0
+        for start in range(0, len(vectors), _GEMM_BLOCK):
+            block = torch.from_numpy(vectors[start : start + _GEMM_BLOCK].astype(np.float32))
+            out = product[: len(block)]
+            started = time.perf_counter()
+            torch.mm(block, transposed, out=out)
+            alone += time.perf_counter() - started
+            labels[start : start + len(block)] = out.sub_(half).argmax(dim=1).numpy()
+        np.save(given.folder / "labels-gemm.npy", labels)
+        return {"gemm_alone_seconds": alone}
+
+    return run
+
+
+def _compare(folder: Path) -> dict[str, float]:
+    ours, faiss, gemm = (np.load(folder / f"labels-{name}.npy") for name in ("mode", "faiss", "gemm"))
+    # Where two differ, both centres must be as near, up to the rounding of float32.
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    centres = np.load(folder / "centres.npy").astype(np.float64)
+    worst = 0.0
+    for other in (faiss, gemm):
+        for row in np.flatnonzero(ours != other)[:10_000]:
+            x = vectors[row].astype(np.float64)
+            worst = max(
+                worst, float(abs(((x - centres[ours[row]]) ** 2).sum() - ((x - centres[other[row]]) ** 2).sum()))
+            )
+    return {
+        "differing_from_faiss": int((ours != faiss).sum()),
+        "differing_from_gemm": int((ours != gemm).sum()),
+        "worst_difference": worst,
+    }
+
+
+RACES = (
+    Race(
+        name="assign",
+        step="assign 400,000 x 384 float16 to 1,024 centres",
+        sides=(Side("mode", _ours), Side("faiss IndexFlatL2", _faiss), Side("GEMM and argmax (torch)", _gemm)),
+        targets=(
+            Target("at least 1x faiss", faster("mode", "faiss IndexFlatL2"), 1.0),
+            Target(
+                "at least 0.8 of the GEMM's own speed",
+                lambda sides: sides["GEMM and argmax (torch)"].figures["gemm_alone_seconds"] / sides["mode"].median,
+                0.8,
+            ),
+            Target(
+                "exact: where centres differ, squared distances differ by at most 1e-5",
+                lambda sides: sides["mode"].figures["worst_difference"],
+                1e-5,
+                at_most=True,
+            ),
+        ),
+        make=_make,
+        compare=_compare,
+    ),
+)

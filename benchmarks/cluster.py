@@ -1,0 +1,306 @@
+"""Clustering: 100,000 captions into 1,024 fine clusters, and millions of them from the disk."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Input, Outcomes, Race, Run, Side, Size, Target, figure, share_of_time
+
+#: Vectors, dimensions, clusters.
+SIZES = {"quick": (2_000, 16, 16), "full": (100_000, 384, 1_024), "large": (100_000, 384, 1_024)}
+#: The same, for the peers that compare every point with every place in every cluster.
+SMALL = {"quick": (512, 16, 8), "full": (4_096, 384, 64), "large": (8_192, 384, 128)}
+ITERATIONS = 20
+KERNELMACHINE = "kernelmachine balanced_kmeans"
+#: Environment variable: the folder of a checkout of it.
+CHECKOUT = "BALANCED_KMEANS"
+BALANCE = 1.1
+
+
+def vectors_like_captions(count: int, dimensions: int, seed: int = 0, topics: int = 3_000) -> np.ndarray:
+    """Unit vectors float32 [count, dimensions] that lie as embedded captions do: in topics of very different sizes.
+
+    Sizes of topics are log-normal (sigma 1: the largest is some twenty times the mean), as much variance lies within
+    topics as between them, and it falls with the number of the dimension, as that of an SVD does.
+    """
+    random = np.random.default_rng(seed)
+    spectrum = (np.arange(1, dimensions + 1) ** -0.5).astype(np.float32)
+    topics = max(2, min(topics, count // 8))
+    centres = _unit(random.standard_normal((topics, dimensions), dtype=np.float32) * spectrum)
+    shares = random.lognormal(0, 1, topics)
+    vectors = np.empty((count, dimensions), dtype=np.float32)
+    for start in range(0, count, 65_536):
+        stop = min(start + 65_536, count)
+        of_topic = random.choice(topics, stop - start, p=shares / shares.sum())
+        noise = _unit(random.standard_normal((stop - start, dimensions), dtype=np.float32) * spectrum)
+        vectors[start:stop] = _unit(centres[of_topic] + noise)
+    return vectors
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    normed: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return normed
+
+
+def quality(vectors: np.ndarray, labels: np.ndarray, clusters: int) -> dict[str, Any]:
+    """Inertia to the means of the clusters, the same formula for every side, and the largest cluster over the mean."""
+    sizes = np.bincount(labels, minlength=clusters)
+    order = np.argsort(labels, kind="stable")
+    sums = np.add.reduceat(
+        vectors[order].astype(np.float64), np.concatenate([[0], np.cumsum(sizes)[:-1]]).clip(max=len(order) - 1)
+    )
+    sums[sizes == 0] = 0
+    within = np.square(vectors, dtype=np.float64).sum() - (np.square(sums).sum(axis=1) / np.maximum(sizes, 1)).sum()
+    return {
+        "inertia": float(within / len(vectors)),
+        "imbalance": float(sizes.max() / sizes.mean()),
+        "empty": int((sizes == 0).sum()),
+    }
+
+
+def _make(given: Input) -> None:
+    count, dimensions, _ = SIZES[given.size]
+    np.save(given.folder / "vectors.npy", vectors_like_captions(count, dimensions))
+
+
+def _make_small(given: Input) -> None:
+    count, dimensions, _ = SMALL[given.size]
+    np.save(given.folder / "vectors.npy", vectors_like_captions(count, dimensions, seed=1))
+
+
+def _ours(given: Input, sizes: dict[str, tuple[int, int, int]]) -> Run:
+    from mode.clustering.kmeans import balanced_kmeans
+    from mode.clustering.rows import Rows
+
+    vectors = np.load(given.folder / "vectors.npy")
+    clusters = sizes[given.size][2]
+
+    def run() -> dict[str, Any]:
+        fit = balanced_kmeans(Rows(vectors), clusters, BALANCE, ITERATIONS, seed=0)
+        return {"labels": fit.labels, "iterations": fit.iterations}
+
+    return _judged(run, vectors, clusters)
+
+
+def _faiss(given: Input, sizes: dict[str, tuple[int, int, int]]) -> Run:
+    import faiss
+
+    vectors = np.load(given.folder / "vectors.npy")
+    clusters = sizes[given.size][2]
+
+    def run() -> dict[str, Any]:
+        fit = faiss.Kmeans(vectors.shape[1], clusters, niter=ITERATIONS, seed=1, max_points_per_centroid=len(vectors))
+        fit.train(vectors)
+        _, labels = fit.index.search(vectors, 1)  # training does not say where the points are; ours does
+        return {"labels": labels[:, 0], "iterations": ITERATIONS}
+
+    return _judged(run, vectors, clusters)
+
+
+def _sklearn(given: Input) -> Run:
+    """Lloyd from random points, as the others: its k-means++ alone takes longer than all other sides together."""
+    from sklearn.cluster import KMeans
+
+    vectors = np.load(given.folder / "vectors.npy")
+    clusters = SIZES[given.size][2]
+
+    def run() -> dict[str, Any]:
+        fit = KMeans(clusters, init="random", n_init=1, max_iter=ITERATIONS, random_state=0).fit(vectors)
+        return {"labels": fit.labels_, "iterations": fit.n_iter_}
+
+    return _judged(run, vectors, clusters)
+
+
+def _hungarian(given: Input) -> Run:
+    """Balanced k-means of Malinen and Fränti (2014): the best balanced assignment in every iteration."""
+    from scipy.optimize import linear_sum_assignment
+
+    vectors = np.load(given.folder / "vectors.npy")
+    clusters = SMALL[given.size][2]
+    capacity = int(BALANCE * len(vectors) / clusters)
+
+    def assign(centres: np.ndarray) -> np.ndarray:
+        costs = np.square(centres).sum(axis=1) - 2 * vectors @ centres.T
+        places = np.repeat(np.arange(clusters), capacity)
+        labels: np.ndarray = places[linear_sum_assignment(costs[:, places])[1]]
+        return labels
+
+    return _judged(partial(_lloyd, vectors, clusters, assign), vectors, clusters)
+
+
+def _kernelmachine(given: Input) -> Run:
+    """github.com/kernelmachine/balanced-kmeans, from a checkout: it is on no package registry."""
+    import sys
+    import types
+
+    import torch
+
+    sys.path.insert(0, os.environ[CHECKOUT])
+    # Its soft-DTW distance needs numba and a GPU, and is not used here.
+    sys.modules["kmeans_pytorch.soft_dtw_cuda"] = types.SimpleNamespace(SoftDTW=None)  # type: ignore[assignment]
+    from kmeans_pytorch import KMeans
+
+    vectors = np.load(given.folder / "vectors.npy")
+    clusters = SMALL[given.size][2]
+    points = torch.from_numpy(vectors)
+
+    def run() -> dict[str, Any]:
+        np.random.seed(0)
+        fit = KMeans(n_clusters=clusters, balanced=True)
+        labels = fit.fit(points, iter_limit=ITERATIONS, tqdm_flag=False)
+        return {"labels": labels.numpy(), "iterations": ITERATIONS}
+
+    return _judged(run, vectors, clusters)
+
+
+def _lloyd(vectors: np.ndarray, clusters: int, assign: Any) -> dict[str, Any]:
+    centres = vectors[np.random.default_rng(0).choice(len(vectors), clusters, replace=False)]
+    labels = np.full(len(vectors), -1)
+    iteration = 0
+    while iteration < ITERATIONS:
+        iteration += 1
+        new = assign(centres)
+        if (new == labels).all():
+            break
+        labels = new
+        sums = np.zeros_like(centres)
+        np.add.at(sums, labels, vectors)
+        sizes = np.bincount(labels, minlength=clusters)[:, None]
+        centres = np.where(sizes > 0, sums / np.maximum(sizes, 1), centres).astype(np.float32)
+    return {"labels": labels, "iterations": iteration}
+
+
+def _judged(fit: Run, vectors: np.ndarray, clusters: int) -> Run:
+    """Time the fit only; then judge its labels."""
+
+    def run() -> dict[str, Any]:
+        import time
+
+        started = time.perf_counter()
+        found = fit()
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": seconds,
+            "iterations": int(found["iterations"]),
+            **quality(vectors, np.asarray(found["labels"]), clusters),
+        }
+
+    return run
+
+
+#: Vectors, dimensions, clusters, passes of a fit from the disk, and the size of run that it belongs to.
+FROM_DISK: tuple[tuple[int, int, int, int, Size], ...] = (
+    (4_000, 16, 16, 3, "quick"),
+    (1_000_000, 384, 1_024, 3, "full"),
+    (3_000_000, 384, 1_024, 3, "full"),
+    (10_000_000, 384, 1_024, 3, "large"),
+)
+
+
+def _make_on_disk(given: Input, count: int, dimensions: int) -> None:
+    """float16 [count, dimensions]: a million different vectors again and again, each time with other grain."""
+    vectors = np.lib.format.open_memmap(given.folder / "vectors.npy", "w+", np.float16, (count, dimensions))
+    random = np.random.default_rng(0)
+    base = vectors_like_captions(min(count, 250_000), dimensions)
+    grain = np.float32(0.02)
+    for start in range(0, count, len(base)):
+        block = base[: min(len(base), count - start)]
+        vectors[start : start + len(block)] = block + grain * random.standard_normal(block.shape, dtype=np.float32)
+        vectors.flush()
+
+
+def _from_disk(given: Input, clusters: int, passes: int) -> Run:
+    """Fit on all vectors and assign all of them: the stages `cluster` and `assign` with `sample` set to all."""
+    from mode.clustering.assignment import assign
+    from mode.clustering.hierarchy import fit_clusters
+    from mode.params import ClusteringParams
+
+    vectors = np.load(given.folder / "vectors.npy", mmap_mode="r")
+    params = ClusteringParams(fine=clusters, coarse=4, sample=len(vectors), iterations=passes)
+
+    def run() -> dict[str, Any]:
+        found = fit_clusters(vectors, params, clusters, 4, seed=0)
+        assign(vectors, found)
+        return {
+            "pairs": len(vectors),
+            "iterations": found.statistics["iterations"],
+            "imbalance": found.statistics["imbalance"],
+            "inertia": found.statistics["inertia"] / len(vectors),
+        }
+
+    return run
+
+
+def _disk_race(pairs: int, dimensions: int, clusters: int, passes: int, size: Size) -> Race:
+    return Race(
+        name=f"cluster-disk-{pairs // 1_000}k",
+        step=f"fit and assign {pairs:,} x {dimensions} float16 from disk, m = {clusters:,}, {passes} passes",
+        sides=(Side("mode", partial(_from_disk, clusters=clusters, passes=passes)),),
+        targets=(Target("peak memory at most 2 GB", lambda sides: sides["mode"].peak_mb / 1e3, 2.0, at_most=True),),
+        make=partial(_make_on_disk, count=pairs, dimensions=dimensions),
+        inputs=f"cluster-{pairs}",
+        repeats=0,
+        sizes=("full", "large") if size == "full" else (size,),
+        notes="one run, no warm-up: it takes minutes, and every pass reads the file block by block anyway",
+    )
+
+
+def _slower(peer: str) -> Any:
+    def measure(sides: Outcomes) -> float:
+        return sides[peer].median / sides["mode"].median
+
+    return measure
+
+
+RACES = (
+    Race(
+        name="cluster",
+        step="fine clustering, 100,000 x 384, m = 1,024",
+        sides=(
+            Side("mode", partial(_ours, sizes=SIZES)),
+            Side("faiss.Kmeans, unbalanced", partial(_faiss, sizes=SIZES)),
+            Side("scikit-learn KMeans, unbalanced", _sklearn),
+        ),
+        targets=(
+            Target(
+                "balanced in at most 1.5x faiss's time", share_of_time("mode", "faiss.Kmeans, unbalanced"), 1.5, True
+            ),
+            Target("largest cluster at most 1.1x the mean", figure("mode", "imbalance"), 1.1, True),
+            Target(
+                "inertia at most 1.03x faiss's", figure("mode", "inertia", over="faiss.Kmeans, unbalanced"), 1.03, True
+            ),
+        ),
+        make=_make,
+        notes="all sides: the same points, 20 iterations at most; inertia is the mean squared distance",
+    ),
+    Race(
+        name="cluster-balanced",
+        step="the same against balanced k-means, on a size that those can hold: 4,096 x 384, m = 64",
+        sides=(
+            Side("mode", partial(_ours, sizes=SMALL)),
+            *((Side(KERNELMACHINE, _kernelmachine),) if CHECKOUT in os.environ else ()),
+            Side("Hungarian (scipy)", _hungarian),
+            Side("faiss.Kmeans, unbalanced", partial(_faiss, sizes=SMALL)),
+        ),
+        targets=(
+            Target("at least 50x the balanced peer", _slower(KERNELMACHINE), 50.0),
+            Target(
+                "inertia at most 1.03x the exact balanced one",
+                figure("mode", "inertia", over="Hungarian (scipy)"),
+                1.03,
+                True,
+            ),
+        ),
+        make=_make_small,
+        inputs="cluster-small",
+        notes=(
+            "kernelmachine's clusters are all of mean size; the Hungarian method finds the best assignment at the same"
+            f" 1.1; the former needs a checkout, named by the environment variable {CHECKOUT}"
+        ),
+    ),
+    *(_disk_race(*each) for each in FROM_DISK),
+)

@@ -1,0 +1,138 @@
+"""Evaluation of four experts, their uniform average and the routed ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Input, Race, Run, Side, Target, faster
+from benchmarks.pictures import captions
+
+#: Images per class, and tasks.
+SIZES = {"quick": (2, 2), "full": (16, 12), "large": (32, 52)}
+EXPERTS = ("expert-0", "expert-1", "expert-2", "expert-3")
+BATCH = 256
+#: Decoding threads of ours, worker processes of theirs.
+WORKERS = 2
+
+
+def _make(given: Input) -> None:
+    import shutil
+
+    from mode.clustering.hierarchy import fit_clusters
+    from mode.data.glyphs import write_glyph_tasks
+    from mode.embedding.base import build_embedder
+    from mode.ensemble.mixture import Mixture
+    from mode.params import ClusteringParams, EmbeddingParams, GlyphParams, RoutingParams, load_params
+    from mode.training.model import build_model, save_model
+
+    images, tasks = SIZES[given.size]
+    write_glyph_tasks(GlyphParams(test_images=images), given.folder / "tasks", seed=0, workers=1)
+    for folder in sorted((given.folder / "tasks").iterdir())[tasks:]:
+        shutil.rmtree(folder)
+    texts = captions(2_000)
+    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    for seed, name in enumerate(EXPERTS):
+        save_model(given.folder / "models" / name, build_model(params.model, params.image, texts, seed), {})
+    embedder = build_embedder(EmbeddingParams(dimensions=32), texts, seed=0)
+    clusters = fit_clusters(embedder.encode(texts), ClusteringParams(fine=16), 16, 4, seed=0)
+    conditions = {name: clusters.condition(number) for number, name in enumerate(EXPERTS)}
+    Mixture.fit(conditions, embedder, RoutingParams(), texts, 0).save(given.folder / "mixture")
+
+
+def _tasks(given: Input) -> list[Path]:
+    return sorted((given.folder / "tasks").iterdir())
+
+
+def _ours(given: Input) -> Run:
+    from mode.ensemble.mixture import Mixture
+    from mode.evaluation.evaluate import evaluate_tasks
+    from mode.params import EvaluationParams
+
+    params = EvaluationParams(batch_size=BATCH, workers=WORKERS, device="cpu")
+
+    def run() -> dict[str, Any]:
+        models = {name: given.folder / "models" / name for name in EXPERTS}
+        found = evaluate_tasks(models, Mixture.load(given.folder / "mixture"), _tasks(given), params)
+        figures = {
+            f"{task}/{name}": found["details"][task][name]["acc1"] for task in found["details"] for name in EXPERTS
+        }
+        _save(given.folder / "mode.json", figures)
+        return {
+            "images": sum(task["images"] for task in found["tasks"].values()),
+            "mean_acc1": sum(figures.values()) / len(figures),
+            "routed_acc1": found["zeroshot"]["mean"]["ensemble"],
+        }
+
+    return run
+
+
+def _clip_benchmark(given: Input) -> Run:
+    """The package's reader and metrics, once per model; in one process, so that its imports count only once."""
+    import builtins
+
+    import numpy as np
+    import open_clip
+    import torch
+    from clip_benchmark.datasets.builder import build_wds_dataset
+    from clip_benchmark.metrics import zeroshot_classification
+
+    # clip_benchmark 1.6 calls float() on an array of one element, which NumPy refuses since 2.4.
+    zeroshot_classification.float = lambda value: builtins.float(  # type: ignore[attr-defined]
+        value.item() if isinstance(value, np.ndarray) else value
+    )
+
+    def run() -> dict[str, Any]:
+        figures = {}
+        for name in EXPERTS:
+            folder = f"local-dir:{given.folder / 'models' / name}"
+            model, _, transform = open_clip.create_model_and_transforms(folder)
+            tokenizer = open_clip.get_tokenizer(folder)
+            model.eval()
+            for task in _tasks(given):
+                dataset = build_wds_dataset(task.name, transform, data_dir=str(task))
+                # One tar a task: it can feed one worker; a worker process would cost more than it decodes.
+                loader = torch.utils.data.DataLoader(dataset.batched(BATCH), batch_size=None)
+                found = zeroshot_classification.evaluate(
+                    model, loader, tokenizer, dataset.classes, dataset.templates, "cpu", amp=False
+                )
+                figures[f"{task.name}/{name}"] = found["acc1"]
+        _save(given.folder / "clip_benchmark.json", figures)
+        return {"mean_acc1": sum(figures.values()) / len(figures)}
+
+    return run
+
+
+def _save(path: Path, figures: dict[str, float]) -> None:
+    import json
+
+    path.write_text(json.dumps(figures), encoding="utf-8")
+
+
+def _compare(folder: Path) -> dict[str, float]:
+    import json
+
+    ours, theirs = (json.loads((folder / f"{name}.json").read_text()) for name in ("mode", "clip_benchmark"))
+    assert set(ours) == set(theirs)
+    return {"largest_difference": max(abs(ours[key] - theirs[key]) for key in ours)}
+
+
+RACES = (
+    Race(
+        name="evaluate",
+        step="evaluate 4 experts on 12 tasks (ours: uniform and routed as well)",
+        sides=(Side("mode", _ours), Side("clip_benchmark, once per model", _clip_benchmark)),
+        targets=(
+            Target("at least 3x", faster("mode", "clip_benchmark, once per model"), 3.0),
+            Target(
+                "identical figures: largest difference at most 1e-7",
+                lambda sides: sides["mode"].figures["largest_difference"],
+                1e-7,
+                at_most=True,
+            ),
+        ),
+        make=_make,
+        compare=_compare,
+        notes="the demo's model with random weights; loading the models is part of the time of both",
+    ),
+)

@@ -1,0 +1,70 @@
+"""Nothing to do: how long it takes to be told so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.harness import Input, Race, Run, Side, Target
+
+#: Stages of the toy project: as many as a mixture of sixteen experts has.
+STAGES = {"quick": 3, "full": 30, "large": 100}
+
+
+def _make(given: Input) -> None:
+    """A toy project whose stages depend on parameters, files and each other, all up to date."""
+    lines = ["stages:"]
+    for number in range(STAGES[given.size]):
+        source = f"out-{number - 1}.txt" if number else "source.txt"
+        lines += [
+            f"  stage-{number}:",
+            f"    cmd: cp {source} out-{number}.txt",
+            f"    deps: [{source}]",
+            "    params: [value]",
+            f"    outs: [out-{number}.txt]",
+        ]
+    (given.folder / "dvc.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (given.folder / "params.yaml").write_text("value: 1\n", encoding="utf-8")
+    (given.folder / "source.txt").write_text("content\n", encoding="utf-8")
+    for command in (["git", "init", "-q"], [*DVC, "init", "-q"], [*DVC, "config", "core.analytics", "false"], REPRO):
+        subprocess.run(command, cwd=given.folder, check=True)
+
+
+DVC = [sys.executable, "-m", "dvc"]
+REPRO = [*DVC, "repro"]
+
+
+def _repro(given: Input) -> Run:
+    def run() -> dict[str, Any]:
+        done = subprocess.run(REPRO, cwd=given.folder, check=True, capture_output=True, text=True)
+        return {"nothing_to_do": int("up to date" in done.stdout)}
+
+    return run
+
+
+def _help(_: Input) -> Run:
+    def run() -> dict[str, Any]:
+        done = subprocess.run([sys.executable, "-m", "mode.cli", "--help"], check=True, capture_output=True, text=True)
+        return {"lines": len(done.stdout.splitlines())}
+
+    return run
+
+
+RACES = (
+    Race(
+        name="repro-nothing",
+        step="`dvc repro` of 30 stages with nothing to do",
+        sides=(Side("dvc repro", _repro),),
+        targets=(Target("at most 3 s", lambda sides: sides["dvc repro"].median, 3.0, at_most=True),),
+        make=_make,
+        inputs="toy",
+    ),
+    Race(
+        name="help",
+        step="`mode --help`",
+        sides=(Side("mode --help", _help),),
+        targets=(Target("at most 0.5 s", lambda sides: sides["mode --help"].median, 0.5, at_most=True),),
+        inputs="help",
+    ),
+)
