@@ -275,20 +275,25 @@ class RoutingParams(Section):
         bandwidth: lambda of `paper`.
         calibration_captions: training captions that set the temperature of `calibrated`.
         retrieval: `together` (a retrieval task is routed by all its texts) or `query` (every text and image by itself;
-            needs `calibrated`).
+            needs `calibrated`); default `query` with `calibrated`, else `together`.
     """
 
     kind: Literal["calibrated", "published", "paper"] = "calibrated"
     divisor: PositiveFloat = 8.0
     bandwidth: PositiveFloat = 1.0
     calibration_captions: PositiveInt = 4_096
-    retrieval: Literal["together", "query"] = "together"
+    retrieval: Literal["together", "query"] | None = None
 
     @model_validator(mode="after")
     def _query_needs_probabilities(self) -> RoutingParams:
         if self.retrieval == "query" and self.kind != "calibrated":
             raise ValueError(f"retrieval 'query' needs kind 'calibrated', not '{self.kind}'")
         return self
+
+    @property
+    def by_query(self) -> bool:
+        """Whether every text and image of a retrieval task weighs the experts by itself."""
+        return self.kind == "calibrated" and self.retrieval != "together"
 
 
 class EvaluationParams(Section):

@@ -122,10 +122,10 @@ def test_the_answer_is_that_of_the_loaded_model(models: Path, address: str) -> N
     assert [row["label"] for row in answer["predictions"]] == task.labels([png(0), png(1)])
 
 
-def test_thousands_of_classes_are_answered(address: str) -> None:
-    status, answer = ask(address, [encoded(png(0))], classes=[f"king {number}" for number in range(3000)])
+def test_a_thousand_classes_are_answered(address: str) -> None:
+    status, answer = ask(address, [encoded(png(0))], classes=[f"king {number}" for number in range(1000)])
     assert status == 200
-    assert len(answer["predictions"][0]["probabilities"]) == 3000
+    assert len(answer["predictions"][0]["probabilities"]) == 1000
 
 
 def bomb() -> bytes:
@@ -143,7 +143,7 @@ def bomb() -> bytes:
         ([encoded(png(0))], {"classes": ["a", ""]}, "none of them empty"),
         ([encoded(png(0))], {"classes": ["a"], "templates": ["photo"]}, "has no {c}"),
         ([encoded(png(0))], {"classes": "dog"}, "classes"),
-        ([encoded(png(0))], {"classes": ["a"] * 10_001}, "10,001, more than 10,000"),
+        ([encoded(png(0))], {"classes": [f"king {n}" for n in range(3000)]}, "3,000, more than 1,000"),
         ([], {"classes": ["a"]}, "image: there is none"),
         (["?!"], {"classes": ["a"]}, "image 0: not base64"),
         ([encoded(b"text")], {"classes": ["a"]}, "image 0: not an image"),

@@ -191,7 +191,7 @@ def test_retrieval_is_routed_by_all_texts_or_by_the_task(project: Path, moe: Moe
     images, texts = [png(0), png(1)], ["a white chess king", "ace of hearts", "two of spades", "red rook"]
     routed = moe.mixture.weights([[text] for text in texts])
     expected = towers(project, routed, images, [[text] for text in texts])
-    torch.testing.assert_close(moe.retrieve(images, texts), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moe.retrieve(images, texts, query="together"), expected, rtol=1e-4, atol=1e-6)
     task = moe.adapt(["ace of hearts"])
     assert task.weights != pytest.approx(routed)
     expected = towers(project, task.weights, images, [[text] for text in texts])
@@ -208,7 +208,8 @@ def test_retrieval_by_query(project: Path, moe: Moe) -> None:
     own = [moe.mixture.weights([[text]]) for text in texts]
     assert own[2] == {"expert-0": 0.5, "expert-1": 0.5}  # no known word
     by_text = torch.stack([sum(own[t][n] * alone[n][:, t] for n in names) for t in range(4)], dim=1)
-    found = moe.retrieve(images, texts, query="text")
+    found = moe.retrieve(images, texts)
+    torch.testing.assert_close(found, moe.retrieve(images, texts, query="text"))
     torch.testing.assert_close(found, by_text, rtol=1e-4, atol=1e-6)
     guess = F.softmax(scale_of(project, task) * sum(task[n] * alone[n] for n in names), dim=1)
     weights = {n: guess @ torch.tensor([own[t][n] for t in range(4)]) for n in names}

@@ -41,7 +41,7 @@ def mixture() -> Mixture:
         "expert-0": embedder.encode(["red", "yellow white"]),
         "expert-1": embedder.encode(["blue", "dark grey", "green"]),
     }
-    return Mixture.fit(conditions, embedder, RoutingParams(), captions, seed=0)
+    return Mixture.fit(conditions, embedder, RoutingParams(retrieval="together"), captions, seed=0)
 
 
 def by_hand(clip: Clip, task: Task) -> np.ndarray:
@@ -227,7 +227,7 @@ def test_an_evaluation_routes_retrieval_as_the_mixture_says(
     folders: Any, clips: dict[str, Clip], mixture: Mixture
 ) -> None:
     folder = folders.retrieval("captions", 30)
-    by_query = replace(mixture, routing=RoutingParams(retrieval="query"))
+    by_query = replace(mixture, routing=RoutingParams())
     results = [
         evaluate_tasks(clips, each, [folder], CPU)["retrieval"]["tasks"]["captions"] for each in (mixture, by_query)
     ]

@@ -344,7 +344,7 @@ class Moe(JointEncoder):
         """
         task = self.adapt(texts)
         if query is None:
-            query = "text" if self.mixture.routing.retrieval == "query" else "together"
+            query = "text" if self.mixture.routing.by_query else "together"
         if query == "together":
             return task.scores(images)
         found = {name: scores.cpu().numpy() for name, scores in task.similarities(images).items()}

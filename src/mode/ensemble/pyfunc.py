@@ -21,8 +21,8 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from mode.ensemble.moe import Moe
-from mode.ensemble.request import read_request
+from mode.ensemble.moe import Moe, TaskModel
+from mode.ensemble.request import Request, read_request
 from mode.errors import ModeError
 
 
@@ -33,6 +33,7 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
         """Open the mixture and the experts among the artifacts."""
         folders = {name: Path(path) for name, path in context.artifacts.items()}
         self.moe = Moe.load(folders.pop("mixture"), folders)
+        self.latest: tuple[list[str], list[str], TaskModel] | None = None
 
     # Without type hints, for MLflow would take them for the signature; that is logged with the model.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
@@ -41,7 +42,7 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
             if "image" not in model_input:
                 raise ModeError("the input has no column `image`")
             request = read_request(list(model_input["image"]), params or {})
-            task = self.moe.adapt(request.classes, request.templates)
+            task = self._adapted(request)
             probabilities = task(request.images).cpu()
         except ModeError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
@@ -53,6 +54,15 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
                 "probabilities": probabilities.tolist(),
             }
         )
+
+    def _adapted(self, request: Request) -> TaskModel:
+        """The task of the request; that of the request before if its classes are the same, as they mostly are."""
+        latest = self.latest  # one reference, so that another thread cannot exchange half of it
+        if latest is not None and latest[:2] == (request.classes, request.templates):
+            return latest[2]
+        task = self.moe.adapt(request.classes, request.templates)
+        self.latest = request.classes, request.templates, task
+        return task
 
 
 set_model(EnsembleModel())

@@ -17,7 +17,7 @@ from mode.errors import ModeError
 #: Images in one request, bytes and pixels of one of them.
 MAX_IMAGES, MAX_BYTES, MAX_PIXELS = 256, 20 * 2**20, 50_000_000
 #: Classes, templates, the prompts that they make together, and characters of one of them.
-MAX_CLASSES, MAX_TEMPLATES, MAX_PROMPTS, MAX_CHARACTERS = 10_000, 100, 50_000, 1_000
+MAX_CLASSES, MAX_TEMPLATES, MAX_PROMPTS, MAX_CHARACTERS = 1_000, 100, 10_000, 1_000
 
 
 @dataclass(frozen=True)

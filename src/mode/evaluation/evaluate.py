@@ -165,7 +165,7 @@ def _by_query(
     clips: Mapping[str, Clip],
 ) -> dict[str, QueryWeights]:
     """The ensemble's weights of each query, if retrieval is routed so."""
-    if mixture is None or mixture.routing.retrieval != "query":
+    if mixture is None or not mixture.routing.by_query:
         return {}
     return {ENSEMBLE: query_weights(mixture, members, task.texts, mixtures[ENSEMBLE], clips)}
 
