@@ -186,11 +186,11 @@ def _file_differences(one: Path, other: Path, path: str) -> list[str]:
 
 
 def _computed(file: Path) -> object:
-    """Content of a file without what was measured; pages and plots, which show that, are not looked into."""
+    """Content of a file without what was measured; page, card and plots, which show that, are not looked into."""
     if file.suffix == ".json":
         lines = file.read_text().splitlines()
         return [line for line in lines if not MEASURED.search(line)]
-    return None if file.suffix in (".html", ".svg", ".png") else file.read_bytes()
+    return None if file.suffix in (".html", ".md", ".svg", ".png") else file.read_bytes()
 
 
 def main() -> None:

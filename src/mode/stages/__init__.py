@@ -1,0 +1,82 @@
+"""One function per stage of dvc.yaml: reads parameters and inputs, calls the library, writes outputs.
+
+    preparation  shards -> index -> vectors -> clusters -> assignment
+    training     seed, dense models, experts
+    evaluation   the ensemble and every figure
+    reports      plots, page, card, MLflow
+    project      where the files lie: no other room knows
+    machine      device, threads, processes, engine
+    sources      sources and experts that come and go
+
+Libraries are imported inside the functions, since a stage needs one room and the others cost seconds to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mode.errors import ModeError
+from mode.params import load_params
+from mode.stages.evaluation import ensemble, evaluate, evaluate_folders, evaluate_suite, order_experts
+from mode.stages.machine import in_several_processes
+from mode.stages.preparation import assign, cluster, data, embed, embedder, index, tasks
+from mode.stages.project import Project, write_json
+from mode.stages.reports import report
+from mode.stages.sources import add_source, remove_expert
+from mode.stages.training import dense, dense_long, expert, export_shards, seed
+
+__all__ = [
+    "add_source",
+    "evaluate_folders",
+    "evaluate_suite",
+    "export_shards",
+    "order_experts",
+    "remove_expert",
+    "run_stage",
+    "write_json",
+]
+
+
+def run_stage(name: str, key: str | None, root: Path, params: Path) -> None:
+    """Run one stage of dvc.yaml.
+
+    Raises:
+        ModeError: no such stage, a key too many or too few, or anything in the stage's input that the user can mend.
+    """
+    if name in KEYED_STAGES:
+        if key is None:
+            raise ModeError(f"stage {name} needs a key", f"mode stage {name} KEY, such as `base` or `expert-0`")
+    elif name not in STAGES:
+        raise ModeError(f"no stage is called '{name}'", f"there are: {', '.join([*KEYED_STAGES, *STAGES])}")
+    elif key is not None:
+        raise ModeError(f"stage {name} takes no key, but got '{key}'")
+    project = Project(root, load_params(params))
+    if in_several_processes(project, name, [name, *([key] if key else []), "--params", str(params)]):
+        return
+    if key is not None:
+        KEYED_STAGES[name](project, key)
+    else:
+        STAGES[name](project)
+
+
+KEYED_STAGES: dict[str, Callable[[Project, str], None]] = {
+    "data": data,
+    "index": index,
+    "embed": embed,
+    "cluster": cluster,
+    "assign": assign,
+    "expert": expert,
+}
+
+
+STAGES: dict[str, Callable[[Project], None]] = {
+    "tasks": tasks,
+    "embedder": embedder,
+    "seed": seed,
+    "dense": dense,
+    "dense-long": dense_long,
+    "ensemble": ensemble,
+    "evaluate": evaluate,
+    "report": report,
+}

@@ -1,0 +1,170 @@
+"""The ensemble, and how good everything is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mode.errors import ModeError
+from mode.params import load_params
+from mode.stages.project import Project, cards_of, sample_captions, trained_models, write_json
+from mode.stages.training import without_held_out
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mode.evaluation.tasks import Task
+
+#: What a model card says of cost.
+COST = ("samples_seen", "flops", "seconds")
+
+
+def ensemble(project: Project) -> None:
+    """The experts' conditions and a routing rule that is calibrated on training captions."""
+    from mode.clustering.hierarchy import Clusters
+    from mode.embedding.base import load_embedder
+    from mode.ensemble.mixture import Mixture
+
+    experts = project.params.experts
+    sources = list(dict.fromkeys(params.source for params in experts.values()))
+    clusters = {source: Clusters.load(project.clusters(source)) for source in sources}
+    conditions = {name: clusters[params.source].condition(params.cluster) for name, params in experts.items()}
+    routing, random_seed = project.params.routing, project.params.random_seed
+    captions = [
+        caption
+        for source in sources
+        for caption in sample_captions(project.load_index(source), routing.calibration_captions, random_seed)
+    ]
+    mixture = Mixture.fit(conditions, load_embedder(project.embedder), routing, captions, random_seed)
+    images = {name: _kept_images(project, name) for name in experts}
+    replace(mixture, images=images).save(project.ensemble)
+    temperature = f", temperature {mixture.temperature:.4g}" if mixture.temperature is not None else ""
+    print(f"{len(experts)} experts, {routing.kind} routing{temperature}")
+
+
+def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
+    """Some training images of an expert's cluster, for the statistics of merged models."""
+    import numpy as np
+
+    from mode.clustering.assignment import Assignment
+    from mode.data.store import ImageStore
+    from mode.ensemble.merge import images_to_keep
+
+    params, index = project.expert(expert), project.load_index(project.expert(expert).source)
+    image = project.params.image.model_copy(update={"crop_scale": None})
+    rows = np.flatnonzero(Assignment.load(project.assignment(params.source)).coarse == params.cluster)
+    rows = without_held_out(rows, index, project.params.training.held_out, project.params.random_seed)
+    count = min(len(rows), images_to_keep(len(project.params.experts), image.size))
+    drawn = np.random.default_rng([project.params.random_seed, params.cluster]).choice(rows, size=count, replace=False)
+    pixels, good = ImageStore(index, project.root, image, cache_mb=0, rows=drawn).load(drawn)
+    kept: NDArray[np.uint8] = pixels.numpy()[good]
+    return kept
+
+
+def evaluate(project: Project) -> None:
+    """Every model, the uniform average and the ensemble on every task."""
+    from mode.reporting.summary import headline
+
+    where = json.loads((project.tasks / "tasks.json").read_text(encoding="utf-8"))
+    metrics = _evaluate(project, project.models, [project.root / task for task in where])
+    write_json(project.reports / "metrics.json", metrics)
+    write_json(project.reports / "summary.json", headline(metrics))
+
+
+def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) -> dict[str, Any]:
+    """Figures of all models in `models` on any task folders; the schema is that of `reports/metrics.json`."""
+    return _evaluate(_on_device(params, device), models, [Path(task) for task in tasks])
+
+
+def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: str) -> dict[str, Any]:
+    """The same on those tasks of a standard suite that lie under `root`; `suite` in the result says which are missing.
+
+    Raises:
+        ModeError: no such suite, none of its tasks is there, or one of them is damaged.
+    """
+    from mode.evaluation.suites import open_suite
+
+    found = open_suite(suite, root)
+    metrics = _evaluate(_on_device(params, device), models, found.tasks)
+    metrics["suite"] = {"name": suite, "missing": list(found.missing)}
+    return metrics
+
+
+def _on_device(params: Path, device: str) -> Project:
+    """The project, to be evaluated on `device`."""
+    project = Project(Path.cwd(), load_params(params))
+    chosen = project.params.evaluation.model_copy(update={"device": device})
+    return Project(project.root, project.params.model_copy(update={"evaluation": chosen}))
+
+
+def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
+    """Experts by their routing weight for a task, largest first; needs the ensemble stage, and no trained expert.
+
+    Args:
+        root: of the project.
+        params: its parameter file.
+        task: name of one of the project's tasks, or a task folder.
+
+    Raises:
+        ModeError: no such task, or the ensemble's conditions are not there yet.
+    """
+    from mode.ensemble.mixture import Mixture
+    from mode.evaluation.growth import training_order
+    from mode.evaluation.tasks import open_task
+
+    project = Project(root, load_params(params))
+    listing = project.tasks / "tasks.json"
+    listed = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
+    folders = {Path(where).name: project.root / where for where in listed}
+    folder = folders.get(task, project.root / task)
+    if not folder.is_dir():
+        some = ", ".join([*folders][:8]) + (", ..." if len(folders) > 8 else "")
+        raise ModeError(f"no task is called '{task}'", f"a task folder, or one of: {some}" if some else "a task folder")
+    weights = Mixture.load(project.ensemble).weights(open_task(folder).prompts)
+    return {expert: weights[expert] for expert in training_order(weights)}
+
+
+def _evaluate(project: Project, models: Path, tasks: Sequence[Path] | Sequence[Task]) -> dict[str, Any]:
+    """Figures of all models, with what each cost and what they were made from."""
+    from mode.ensemble.mixture import Mixture
+    from mode.evaluation.evaluate import evaluate_tasks
+
+    trained = [name for name in trained_models(project) if (models / name).is_dir()]
+    mixture = Mixture.load(models / "ensemble") if (models / "ensemble").is_dir() else None
+    metrics = evaluate_tasks({name: models / name for name in trained}, mixture, tasks, project.params.evaluation)
+    cards = cards_of(models, trained)
+    metrics["cost"] = {name: card["total"] for name, card in cards.items()}
+    if mixture is not None and "seed" in cards:
+        members = [cards[name]["own"] for name in mixture.experts if name in cards]
+        together = {kind: cards["seed"]["total"][kind] + sum(own[kind] for own in members) for kind in COST}
+        metrics["cost"] |= {"uniform": together, "ensemble": together}
+    metrics["provenance"] = _provenance(project)
+    return metrics
+
+
+def _provenance(project: Project) -> dict[str, Any]:
+    """What made the figures: commit, parameters, versions, machine."""
+    import hashlib
+    import platform
+    import subprocess
+    from importlib.metadata import version
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(project.root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    parameters = json.dumps(project.params.model_dump(mode="json"), sort_keys=True)
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "src", "flows")),
+        "params_sha256": hashlib.sha256(parameters.encode()).hexdigest(),
+        "random_seed": project.params.random_seed,
+        "versions": {name: version(name) for name in ("mode-clip", "torch", "open_clip_torch")},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }

@@ -1,0 +1,120 @@
+"""From shards to assignments: the stages before any training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mode.params import SourceParams
+from mode.stages.machine import _engine_setting, _gpus_for, open_engine
+from mode.stages.project import BUILT_IN, Project, sample_captions, write_json
+from mode.stages.sources import keep_watch
+
+if TYPE_CHECKING:
+    pass
+
+
+def data(project: Project, source: str) -> None:
+    """Shards of a built-in source, and the manifest of any source; keeps watch.yaml in step with params.yaml."""
+    from mode.data.manifest import build_manifest
+
+    params = project.source(source)
+    folder = project.shards(source)
+    if params.shards == BUILT_IN:
+        from mode.data.glyphs import write_glyph_shards
+
+        write_glyph_shards(project.params.glyphs, folder, project.params.random_seed)
+        where = str(folder.relative_to(project.root))
+        manifest = build_manifest(SourceParams(shards=where, checksum=True), project.root)
+        # DVC knows these files by their content; the time at which they were made must not make them look changed.
+        manifest = replace(manifest, shards=[replace(shard, mtime_ns=0) for shard in manifest.shards])
+    else:
+        manifest = build_manifest(params, project.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.save(project.manifest(source))
+    keep_watch(project, source, generated=params.shards == BUILT_IN)
+    print(f"{source}: {len(manifest.shards):,} shards, {sum(shard.size for shard in manifest.shards) / 1e6:,.1f} MB")
+
+
+def tasks(project: Project) -> None:
+    """The built-in evaluation tasks, or a list of the given folders."""
+    from mode.data.files import write_aside
+
+    with write_aside(project.tasks) as folder:
+        folder.mkdir(parents=True)
+        if project.params.evaluation.tasks == BUILT_IN:
+            from mode.data.glyphs import write_glyph_tasks
+
+            write_glyph_tasks(project.params.glyphs, folder, project.params.random_seed)
+            listed = sorted(child.name for child in folder.iterdir())
+            where = [str((project.tasks / name).relative_to(project.root)) for name in listed]
+        else:
+            from mode.evaluation.tasks import open_task
+
+            where = list(project.params.evaluation.tasks)
+            for task in where:
+                open_task(project.root / task)  # an unusable folder must not be noticed after the training
+        write_json(folder / "tasks.json", where)
+    print(f"{len(where)} tasks")
+
+
+def index(project: Project, source: str) -> None:
+    """One pass over the shards of a source."""
+    from mode.data.index import build_index
+    from mode.data.manifest import Manifest
+
+    report = build_index(
+        Manifest.load(project.manifest(source)), project.root, project.index(source), project.params.index
+    )
+    bad = ", ".join(f"{count} {kind}" for kind, count in sorted(report.counts.items())) or "nothing bad"
+    print(f"{source}: {report.pairs:,} pairs of {report.images:,} images; {bad}")
+
+
+def embedder(project: Project) -> None:
+    """Fit the caption embedder, or fetch it, and keep it with the data."""
+    from mode.embedding.base import build_embedder
+
+    params = project.params.embedding
+    captions = sample_captions(project.load_index(params.fit_on), params.sample, project.params.random_seed)
+    build_embedder(params, captions, project.params.random_seed).save(project.embedder)
+
+
+def embed(project: Project, source: str) -> None:
+    """Captions of a source to unit vectors, float16, in the index's row order."""
+    from mode.embedding.base import StoredEmbedder, embed_index
+
+    params = project.params.embedding
+    here = os.environ.get("MODE_DEVICE") or params.device
+    # What a scheduler of this machine gave this process says nothing about the devices of another machine's workers.
+    device = params.device if "://" in _engine_setting() else here
+    stored = StoredEmbedder.at(project.embedder, device, params.batch_size)
+    with open_engine(_gpus_for(here) if params.kind != "lsa" else 0, alone=here.startswith("cuda:")) as engine:
+        embed_index(stored.open(), project.load_index(source), project.vectors(source), engine=engine, encode=stored)
+
+
+def cluster(project: Project, source: str) -> None:
+    """Fine and coarse clusters of a source, with the words that name them."""
+    import numpy as np
+
+    from mode.clustering.assignment import assign
+    from mode.clustering.hierarchy import fit_clusters
+    from mode.clustering.words import name_clusters
+
+    vectors = np.load(project.vectors(source), mmap_mode="r")
+    fine, coarse = project.params.clusters_of(source)
+    clusters = fit_clusters(vectors, project.params.clustering, fine, coarse, project.params.random_seed)
+    clusters = name_clusters(clusters, project.load_index(source), assign(vectors, clusters))
+    clusters.save(project.clusters(source))
+    for number, (size, words) in enumerate(zip(clusters.coarse_sizes, clusters.coarse_words, strict=True)):
+        print(f"{source} cluster {number}: {size:,} pairs: {', '.join(words)}")
+
+
+def assign(project: Project, source: str) -> None:
+    """Every pair of a source to its nearest fine centre, hence to one coarse cluster."""
+    import faiss
+
+    from mode.clustering.assignment import assign_file
+
+    with open_engine(faiss.get_num_gpus()) as engine:
+        assign_file(project.vectors(source), project.clusters(source), project.assignment(source), engine)

@@ -1,0 +1,121 @@
+"""Plots, the page, the model card, and what MLflow is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mode.stages.project import Project, cards_of, trained_models
+
+if TYPE_CHECKING:
+    from mode.reporting.summary import Cluster
+
+#: Training images of each cluster on the page.
+SAMPLE_IMAGES = 12
+
+
+def report(project: Project) -> None:
+    """Plots and the page; in MLflow each model's figures, the plots as artifacts, and the ensemble as a model."""
+    from mode.data.files import write_aside
+    from mode.reporting.card import model_card
+    from mode.reporting.files import write_plot_data
+    from mode.reporting.page import render_page
+    from mode.reporting.plots import save_plots
+
+    metrics = json.loads((project.reports / "metrics.json").read_text(encoding="utf-8"))
+    metrics["provenance"] |= _lock_hash(project)
+    clusters, curves = _reported_clusters(project), _curves(project)
+    figures = project.reports / "figures"
+    save_plots(figures, metrics, clusters, curves)
+    write_plot_data(project.reports / "plots", metrics, curves)
+    page = project.reports / "index.html"
+    with write_aside(page) as temporary:
+        temporary.write_text(render_page(metrics, clusters, curves), encoding="utf-8")
+    card = project.reports / "model-card.md"
+    parameters = project.params.model_dump(include={"model", "training", "embedding", "clustering", "routing"})
+    with write_aside(card) as temporary:
+        facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
+        temporary.write_text(model_card(metrics, clusters, facts, parameters), encoding="utf-8")
+    _record(project, metrics, [figures, page, card])
+    print(f"wrote {page.relative_to(project.root)}")
+
+
+def _facts(project: Project, source: str) -> dict[str, Any]:
+    """What the model card says of a source."""
+    report = json.loads((project.index(source) / "report.json").read_text(encoding="utf-8"))
+    return {"shards": project.source(source).shards, **{key: report[key] for key in ("images", "pairs", "bad")}}
+
+
+def _lock_hash(project: Project) -> dict[str, str]:
+    """What DVC recorded of everything up to the ensemble, as one hash: equal hashes are equal inputs and results."""
+    import hashlib
+
+    import yaml
+
+    path = project.root / "dvc.lock"
+    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {}) if path.is_file() else {}
+    upstream = {name: stage for name, stage in stages.items() if name not in ("evaluate", "report")}
+    if not upstream:
+        return {}
+    return {"dvc_lock_sha256": hashlib.sha256(json.dumps(upstream, sort_keys=True).encode()).hexdigest()}
+
+
+def _record(project: Project, metrics: dict[str, Any], artifacts: list[Path]) -> None:
+    """Tell MLflow how good every model is, and register the ensemble."""
+    from mode.ensemble.mixture import Mixture
+    from mode.tracking import Tracker
+
+    tracker = Tracker(project.runs)
+    trained = trained_models(project)
+    runs = tracker.log_results(
+        metrics,
+        {name: card.get("mlflow_run") for name, card in cards_of(project.models, trained).items()},
+        params=project.params.model_dump(include={"routing", "clustering", "embedding", "random_seed"}),
+        artifacts=artifacts,
+    )
+    needed = set(Mixture.load(project.ensemble).members(trained).values())
+    folders = {name: project.model(name) for name in sorted(needed)}
+    tracker.register_ensemble(project.ensemble, folders, run_id=runs.get("ensemble"))
+
+
+def _reported_clusters(project: Project) -> list[Cluster]:
+    """The coarse clusters of all sources that have an expert, with the map of their fine ones and sample images."""
+    import numpy as np
+
+    from mode.clustering.assignment import Assignment
+    from mode.clustering.hierarchy import Clusters
+    from mode.data.images import to_png
+    from mode.ensemble.mixture import Mixture
+    from mode.reporting.cluster_map import places
+    from mode.reporting.summary import Cluster, FineCluster
+
+    kept = Mixture.load(project.ensemble).images
+    experts = {(params.source, params.cluster): name for name, params in project.params.experts.items()}
+    sources = dict.fromkeys(source for source, _ in experts)
+    loaded = {source: Clusters.load(project.clusters(source)) for source in sources}
+    # One map for all sources: they are embedded alike.
+    centres = np.concatenate([clusters.fine_centres for clusters in loaded.values()])
+    where = iter(places(centres, project.params.random_seed))
+    reported = []
+    for source, clusters in loaded.items():
+        sizes = np.bincount(Assignment.load(project.assignment(source)).coarse, minlength=len(clusters.coarse_words))
+        fine: list[list[FineCluster]] = [[] for _ in clusters.coarse_words]
+        for owner, size, words in zip(clusters.coarse_of_fine, clusters.fine_sizes, clusters.fine_words, strict=True):
+            x, y = next(where)
+            fine[owner].append(FineCluster(float(x), float(y), int(size), list(words)))
+        for number, words in enumerate(clusters.coarse_words):
+            expert = experts.get((source, number))
+            images = [to_png(pixels) for pixels in kept.get(expert or "", [])[:SAMPLE_IMAGES]]
+            reported.append(Cluster(source, number, int(sizes[number]), list(words), expert, fine[number], images))
+    return reported
+
+
+def _curves(project: Project) -> dict[str, list[tuple[float, float]]]:
+    """Training loss of every model that is there: name -> (samples, loss)."""
+    curves = {}
+    for name in trained_models(project):
+        path = project.model(name) / "curve.csv"
+        lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+        curves[name] = [(float(samples), float(loss)) for samples, _, loss in (line.partition(",") for line in lines)]
+    return curves
