@@ -18,6 +18,8 @@ from mode.data.images import UndecodableImage, decode
 from mode.data.tar_layout import DamagedTar, Member, members
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+#: Attribute of a record that a member with this suffix fills.
+_KIND_OF_SUFFIX = {"txt": "txt", "json": "json", **{suffix[1:]: "image" for suffix in IMAGE_SUFFIXES}}
 
 #: What can be wrong, and what is then skipped: the rest of the tar, an image, or one caption.
 DAMAGED_TAR = "damaged-tar"
@@ -132,30 +134,20 @@ def _collect(descriptor: int, scan: Scan) -> dict[str, _Record]:
     records: dict[str, _Record] = {}
     try:
         for member in members(descriptor, scan.size):
-            key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (pathlib is slow here)
-            suffix = suffix.lower()
-            is_image = suffix in IMAGE_SUFFIXES
-            if not is_image and suffix not in (".txt", ".json"):
-                continue
-            if key.rpartition("/")[2].startswith("."):  # what macOS adds ("._0001.jpg")
+            key, _, suffix = member.name.rpartition(".")
+            kind = _KIND_OF_SUFFIX.get(suffix.lower())
+            # A name that begins with a dot is no pair's: macOS adds such ("._0001.jpg").
+            if kind is None or key.rpartition("/")[2][:1] in ("", "."):
                 continue
             record = records.get(key)
             if record is None:
                 record = records[key] = _Record()
-            if is_image:
-                if record.image is None:
-                    record.image = member
-                else:
-                    record.repeat("image")
-            elif suffix == ".txt":
-                if record.txt is None:
-                    record.txt = os.pread(descriptor, member.size, member.offset)
-                else:
-                    record.repeat("txt")
-            elif record.json is None:
-                record.json = os.pread(descriptor, member.size, member.offset)
+            if getattr(record, kind) is not None:
+                record.repeat(kind)
+            elif kind == "image":
+                record.image = member
             else:
-                record.repeat("json")
+                setattr(record, kind, os.pread(descriptor, member.size, member.offset))
     except DamagedTar as damage:
         scan.skip("", DAMAGED_TAR, str(damage))
         scan.lost_bytes = scan.size - damage.offset

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _BLOCK = 512
+_REGULAR_TYPE = tarfile.REGTYPE[0]
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
@@ -95,7 +96,7 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
     `TarInfo.frombuf` takes fifteen times as long, as it parses owner, times and device; it decides wherever this says
     `None`, hence also what is an error.
     """
-    if block[156:157] != b"0" or block[345:346] != b"\0" or len(block) != _BLOCK:
+    if len(block) != _BLOCK or block[156] != _REGULAR_TYPE or block[345]:
         return None
     try:
         checksum = int(block[148:156].partition(b"\0")[0], 8)
