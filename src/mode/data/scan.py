@@ -208,7 +208,9 @@ def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
 
 def _may_state_texts(json_content: bytes | None) -> bool:
     """Whether parsing could find `texts` there, which may be written with escapes, or in UTF-16."""
-    return json_content is not None and any(sign in json_content for sign in (b"texts", b"\\", b"\0"))
+    if json_content is None:
+        return False
+    return b"texts" in json_content or b"\\" in json_content or b"\0" in json_content
 
 
 def _parse(content: bytes | None) -> tuple[dict[str, Any], str]:
