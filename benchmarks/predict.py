@@ -39,8 +39,10 @@ def _models(given: Input) -> dict[str, Any]:
     from mode.training.model import build_model
 
     name = SIZES[given.size][0]
-    demo = load_params(Path(__file__).parents[1] / "params.yaml")
-    model, image = (demo.model, demo.image) if name == "demo" else (ModelParams(name=name), ImageParams(size=224))
+    model, image = ModelParams(name=name), ImageParams(size=224)
+    if name == "demo":
+        demo = load_params(Path(__file__).parents[1] / "params.yaml")
+        model, image = demo.model, demo.image
     return {expert: build_model(model, image, captions(500), seed) for seed, expert in enumerate(EXPERTS)}
 
 

@@ -115,6 +115,7 @@ def _ours(given: Input, model: str, batch: int, steps: int, precision: str, work
 def _theirs(given: Input, model: str, batch: int, steps: int, precision: str, workers: int) -> Run:
     """`open_clip_train`: its arguments, its webdataset pipeline, its `train_one_epoch`; the optimiser of its main."""
     import open_clip
+    import open_clip_train.data
     import torch
     from open_clip_train.data import get_wds_dataset
     from open_clip_train.params import parse_args
@@ -125,6 +126,9 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: str, wo
     from mode.training.model import build_model, save_model
 
     logging.disable(logging.WARNING)
+    # webdataset 1.0 marks the end of a tar by an empty sample, which open_clip 3.3 does not expect.
+    expander = open_clip_train.data.tar_file_expander
+    open_clip_train.data.tar_file_expander = partial(expander, eof_value=None)
     if given.size == "quick":
         batch, steps = 8, 2
     model_params, image, _ = _recipe(model, batch, batch * steps, precision, workers, given.device)

@@ -68,10 +68,16 @@ def remove_expert(text: str, name: str) -> str:
     return _dump(content)
 
 
+#: YAML's tag of null.
+_NULL = "tag:yaml.org,2002:null"
+
+
 def _yaml() -> YAML:
     yaml = YAML()
     yaml.width = 120
     yaml.preserve_quotes = True
+    # `key: null` stays as it is, in place of `key:` with nothing behind it.
+    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
     return yaml
 
 

@@ -79,7 +79,14 @@ def test_median_is_of_the_timed_runs() -> None:
 
 
 def test_table_says_what_was_missed_and_what_was_not_run() -> None:
-    side = {"name": "mode", "median": 0.05, "peak_mb": 120.0, "children_mb": 0.0, "figures": {"loss": 1.25}}
+    side = {
+        "name": "mode",
+        "median": 0.05,
+        "cpu_seconds": 2.0,
+        "peak_mb": 120.0,
+        "children_mb": 0.0,
+        "figures": {"loss": 1.25},
+    }
     record = {"not_run": None, "sides": [side], "targets": [{"target": "2x", "value": 1.5, "met": False}]}
     when = {"commit": "abc", "date": "2026-01-01 00:00 UTC"}
     results = {
@@ -87,7 +94,7 @@ def test_table_says_what_was_missed_and_what_was_not_run() -> None:
         "races": {"a": {**record, "when": when}, "b": {"not_run": "no GPU", "sides": [], "targets": [], "when": when}},
     }
     table = command.markdown(results)
-    assert "| a | mode | 50.0 ms | 120 MB | loss 1.25 | 2x: 1.5, MISSED |" in table
+    assert "| a | mode | 50.0 ms (CPU 2.00 s) | 120 MB | loss 1.25 | 2x: 1.5, MISSED |" in table
     assert "| b |  |  |  |  | not run: no GPU |" in table
 
 
@@ -102,7 +109,9 @@ def test_every_race_has_its_own_name_and_targets() -> None:
     assert all(race.targets for race in races)
 
 
-@pytest.mark.parametrize("only", ["index", "cluster,assign", "help,evaluate,load-all"])
+@pytest.mark.parametrize(
+    "only", ["index,assign,help", pytest.param("cluster-balanced,load-all,evaluate", marks=pytest.mark.e2e)]
+)
 def test_races_run_and_agree(only: str, tmp_path: Path) -> None:
     """At tiny sizes; times mean nothing there, but what comes out has to be the same on all sides."""
     out = tmp_path / "results.json"

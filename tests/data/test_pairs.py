@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from mode.data import store as store_module
 from mode.data.images import decode, resize_and_crop
 from mode.data.index import PairIndex
 from mode.data.pairs import Batch, ImageStore, PairStream, make_loader
+from mode.data.pixels import pixels_on_device
 from mode.data.store import replacements
 from mode.errors import ModeError
 from mode.params import ImageParams
@@ -180,3 +182,26 @@ def test_replacements_of_every_batch_of_five() -> None:
         assert replacements(good).tolist() == expected
     assert replacements(np.zeros(3, bool)).tolist() == [0, 1, 2]
     assert replacements(np.zeros(0, bool)).tolist() == []
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_batches_decoded_on_a_device_are_those_of_the_workers(
+    index: PairIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: bool
+) -> None:
+    """The way that batches go with `decode: gpu`, with the CPU in the place of the GPU."""
+
+    def on_cpu(contents: list[bytes], image: ImageParams, positions: np.ndarray, seed: int, _: torch.device) -> object:
+        return pixels_on_device(contents, image, positions, seed, torch.device("cpu"))
+
+    monkeypatch.setattr(store_module, "pixels_on_device", on_cpu)
+    if bad:
+        (tmp_path / index.path(index.file[-1])).write_bytes(b"")
+    image = CROPPED.model_copy(update={"decode": "gpu"})
+    stores = [ImageStore(index, tmp_path, each, cache_mb=0) for each in (image, CROPPED)]
+    assert stores[0].device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    stores[0].device = torch.device("cuda")
+    settings = {"start": 3, "stop": 25, "batch_size": 5, "workers": 2}
+    batches = [list(make_loader(store, stream_of(index), **settings)) for store in stores]
+    assert same(*batches)
+    assert stores[0].bad == stores[1].bad
+    assert (stores[0].bad > 0) == bad

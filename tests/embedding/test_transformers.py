@@ -38,9 +38,13 @@ def one_by_one(folder: Path, pooling: str, max_tokens: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
-@pytest.mark.parametrize(("max_tokens", "batch_size", "chunk"), [(77, 2, 3), (5, 1, 1), (8, 64, 16_384)])
-def test_equals_one_caption_at_a_time(bert, monkeypatch, pooling, max_tokens, batch_size, chunk):
+@pytest.mark.parametrize(
+    ("max_tokens", "batch_size", "chunk", "tokens"),
+    [(77, 2, 3, 1_024), (5, 1, 1, 1_024), (8, 64, 16_384, 1_024), (77, 64, 16_384, 20), (77, 64, 16_384, 1)],
+)
+def test_equals_one_caption_at_a_time(bert, monkeypatch, pooling, max_tokens, batch_size, chunk, tokens):
     monkeypatch.setattr(room, "CHUNK", chunk)
+    monkeypatch.setattr(room, "CPU_TOKENS", tokens)
     settings = {"pooling": pooling, "max_tokens": max_tokens, "batch_size": batch_size}
     params = EmbeddingParams(kind="transformers", name=str(bert), device="cpu", **settings)
     embedder = build_embedder(params, [], seed=0)

@@ -8,7 +8,6 @@ neighbours.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from mode.data.places import AHEAD, ByteFile, open_bytes
 from mode.data.tar_layout import DamagedTar, Member, members
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+#: Attribute of a record that a member with this suffix fills.
+_KIND_OF_SUFFIX = {"txt": "txt", "json": "json", **{suffix[1:]: "image" for suffix in IMAGE_SUFFIXES}}
 
 #: What can be wrong, and what is then skipped: the rest of the tar, an image, or one caption.
 DAMAGED_TAR = "damaged-tar"
@@ -132,30 +133,20 @@ def _collect(file: ByteFile, scan: Scan) -> dict[str, _Record]:
     records: dict[str, _Record] = {}
     try:
         for member in members(file, scan.size):
-            key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (pathlib is slow here)
-            suffix = suffix.lower()
-            is_image = suffix in IMAGE_SUFFIXES
-            if not is_image and suffix not in (".txt", ".json"):
-                continue
-            if key.rpartition("/")[2].startswith("."):  # what macOS adds ("._0001.jpg")
+            key, _, suffix = member.name.rpartition(".")
+            kind = _KIND_OF_SUFFIX.get(suffix.lower())
+            # A name that begins with a dot is no pair's: macOS adds such ("._0001.jpg").
+            if kind is None or key.rpartition("/")[2][:1] in ("", "."):
                 continue
             record = records.get(key)
             if record is None:
                 record = records[key] = _Record()
-            if is_image:
-                if record.image is None:
-                    record.image = member
-                else:
-                    record.repeat("image")
-            elif suffix == ".txt":
-                if record.txt is None:
-                    record.txt = file.read(member.size, member.offset)
-                else:
-                    record.repeat("txt")
-            elif record.json is None:
-                record.json = file.read(member.size, member.offset)
+            if getattr(record, kind) is not None:
+                record.repeat(kind)
+            elif kind == "image":
+                record.image = member
             else:
-                record.repeat("json")
+                setattr(record, kind, file.read(member.size, member.offset))
     except DamagedTar as damage:
         scan.skip("", DAMAGED_TAR, str(damage))
         scan.lost_bytes = scan.size - damage.offset
@@ -216,7 +207,9 @@ def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
 
 def _may_state_texts(json_content: bytes | None) -> bool:
     """Whether parsing could find `texts` there, which may be written with escapes, or in UTF-16."""
-    return json_content is not None and any(sign in json_content for sign in (b"texts", b"\\", b"\0"))
+    if json_content is None:
+        return False
+    return b"texts" in json_content or b"\\" in json_content or b"\0" in json_content
 
 
 def _parse(content: bytes | None) -> tuple[dict[str, Any], str]:

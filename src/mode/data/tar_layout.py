@@ -16,6 +16,7 @@ from typing import NamedTuple
 from mode.data.places import ByteFile
 
 _BLOCK = 512
+_REGULAR_TYPE = tarfile.REGTYPE[0]
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
@@ -99,7 +100,7 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
     `TarInfo.frombuf` takes fifteen times as long, as it parses owner, times and device; it decides wherever this says
     `None`, hence also what is an error.
     """
-    if block[156:157] != b"0" or block[345:346] != b"\0" or len(block) != _BLOCK:
+    if len(block) != _BLOCK or block[156] != _REGULAR_TYPE or block[345]:
         return None
     try:
         checksum = int(block[148:156].partition(b"\0")[0], 8)
@@ -107,14 +108,11 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
         name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     except ValueError:
         return None
-    # The checksum counts its own field as eight spaces.
-    total = _sum(block[:148]) + 8 * 32 + _sum(block[156:334]) + _sum(block[334:])
+    # The checksum is the sum of all bytes, its own field counted as eight spaces. Half of Adler-32 is 1 plus the sum
+    # modulo 65,521, which 256 bytes do not reach.
+    parts = (zlib.adler32(block[:148]), zlib.adler32(block[156:334]), zlib.adler32(block[334:]))
+    total = (parts[0] & 0xFFFF) + (parts[1] & 0xFFFF) + (parts[2] & 0xFFFF) - 3 + 8 * 32
     return (name, length) if total == checksum and length >= 0 else None
-
-
-def _sum(content: bytes) -> int:
-    """Sum of at most 256 bytes: half of Adler-32 is 1 plus that, modulo 65,521, which they do not reach."""
-    return (zlib.adler32(content) & 0xFFFF) - 1
 
 
 def _size(stated: str | int, position: int) -> int:

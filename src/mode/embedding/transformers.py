@@ -19,6 +19,8 @@ from mode.errors import ModeError
 
 #: Captions that are tokenised and sorted by length together.
 CHUNK = 16_384
+#: Tokens in one forward pass on a CPU, at most: what a layer makes of them then stays in the processor's cache.
+CPU_TOKENS = 1_024
 
 
 class TransformersEmbedder:
@@ -28,7 +30,8 @@ class TransformersEmbedder:
     vectors of its published code, `cls` the first token's state before that last layer.
 
     Captions are sorted by length within a chunk, so that a batch holds almost no padding, and returned in their order.
-    A batch holds `batch_size` captions whatever their length. On a GPU the encoder runs in bfloat16 autocast.
+    A batch holds at most `batch_size` captions, on a CPU also at most `CPU_TOKENS` tokens. On a GPU the encoder runs in
+    bfloat16 autocast.
 
     Args:
         model, tokenizer: as transformers loads them.
@@ -106,11 +109,19 @@ class TransformersEmbedder:
             chunk = list(captions[start : start + CHUNK])
             tokens = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens)
             by_length = np.argsort([-len(ids) for ids in tokens["input_ids"]], kind="stable")
-            for first in range(0, len(chunk), self.batch_size):
-                rows = by_length[first : first + self.batch_size]
+            first = 0
+            while first < len(chunk):
+                rows = by_length[first : first + self._captions_of_a_batch(len(tokens["input_ids"][by_length[first]]))]
+                first += len(rows)
                 batch = {key: [values[row] for row in rows] for key, values in tokens.items()}
                 vectors[start + rows] = self._encode_batch(batch).cpu().numpy()
         return vectors
+
+    def _captions_of_a_batch(self, longest: int) -> int:
+        """How many captions of at most so many tokens are encoded together."""
+        if self.device.type != "cpu":
+            return self.batch_size
+        return max(1, min(self.batch_size, CPU_TOKENS // max(1, longest)))
 
     def _encode_batch(self, batch: dict[str, list[list[int]]]) -> torch.Tensor:
         inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.device)
