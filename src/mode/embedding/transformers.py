@@ -20,7 +20,7 @@ from mode.errors import ModeError
 #: Captions that are tokenised and sorted by length together.
 CHUNK = 16_384
 #: Tokens in one forward pass on a CPU, at most: what a layer makes of them then stays in the processor's cache.
-CPU_TOKENS = 1_024
+CPU_TOKENS = 512
 
 
 class TransformersEmbedder:
