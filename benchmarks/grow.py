@@ -3,7 +3,8 @@
     python -m benchmarks.grow --shards DIR --later '^g' --tasks DIR/grocery_item DIR/fashion_article --seeds 0 1 2
 
 Splits shards by the pairs' keys: those that match `--later` become a source of their own. For each seed: the pipeline
-without them in a fresh clone, the evaluation, `mode add-source`, the pipeline again. Prints the accuracy of the
+without them in a fresh clone, the evaluation, `mode add-source`, the pipeline again. Seeds may be run one by one, or at
+the same time, with the same `--folder`: the table is of all that are done there. Prints the accuracy of the
 ensemble before and after, and checks that no old model, cluster or assignment changed and which stages ran.
 """
 
@@ -118,23 +119,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, required=True, help="for the clones and the split shards")
     options = parser.parse_args()
-    base, later = split(options.shards.resolve(), options.later, options.folder.resolve())
+    folder = options.folder.resolve()
+    base, later = folder / "base", folder / "later"
+    if not base.is_dir():
+        split(options.shards.resolve(), options.later, folder)
     tasks = [task.resolve() for task in options.tasks]
-    runs = []
     for seed in options.seeds:
-        root = clone(options.folder.resolve() / f"seed-{seed}")
-        before, after = grow(root, base, later, tasks, seed)
-        runs.append((figures(before), figures(after)))
-        weight = {task: weights.get("expert-4", 0.0) for task, weights in after["routing"].items()}
-        print(f"seed {seed}: weight of the new expert: {weight}", flush=True)
-    print("| task | without the new expert | with it |\n|---|---:|---:|")
-    for task in runs[0][0]:
-        cells = []
-        for when in (0, 1):
-            values = [100 * run[when][task] for run in runs]
-            deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{deviation} ({', '.join(f'{value:.1f}' for value in values)})")
-        print(f"| {task} | {cells[0]} | {cells[1]} |")
+        before, after = grow(clone(folder / f"seed-{seed}"), base, later, tasks, seed)
+        weights = {task: weights.get("expert-4", 0.0) for task, weights in after["routing"].items()}
+        content = {"before": figures(before), "after": figures(after), "weight of the new expert": weights}
+        (folder / f"seed-{seed}.json").write_text(json.dumps(content, indent=2) + "\n")
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
+    print(f"{len(runs)} seeds\n\n| task | without the new expert | with it | its weight |\n|---|---:|---:|---:|")
+    for task in runs[0]["before"]:
+        cells = [spread([100 * run[when][task] for run in runs]) for when in ("before", "after")]
+        weight = statistics.mean(run["weight of the new expert"][task.split(" ")[0]] for run in runs)
+        print(f"| {task} | {cells[0]} | {cells[1]} | {weight:.2f} |")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation, and the values themselves."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation} ({', '.join(f'{value:.1f}' for value in values)})"
 
 
 if __name__ == "__main__":
