@@ -121,8 +121,18 @@ def _like(parameter: Tensor, stored: Tensor) -> Tensor:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    with write_aside(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+    try:
+        with write_aside(path) as temporary:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        kept = "; the one before is kept, and the next run goes on from it" if path.is_file() else ""
+        raise ModeError(f"{path}: cannot be written: {_reason(error)}{kept}", "make room and run it again") from None
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """What the system said: safetensors wraps it."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or str(error).partition("I/O error: ")[2].partition(" (os error")[0] or str(error)
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -85,7 +85,13 @@ def process_group(device: str) -> Group:
     warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional", FutureWarning)
     if not dist.is_initialized():
         # Once in a process: a second group would look up the closed addresses of the first in torchrun's store.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        except RuntimeError as error:  # another one found a fault and was gone before this one had joined
+            reason = str(error).splitlines()[0]
+            raise ModeError(
+                f"process {_from_environment('RANK', 0)} could not join the others: {reason}", "see what they said"
+            ) from None
         atexit.register(dist.destroy_process_group)
     return Group(dist.get_rank(), dist.get_world_size(), chosen)
 
