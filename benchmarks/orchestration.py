@@ -7,7 +7,8 @@ Runs the demo in fresh clones, on a machine that should do nothing else, and pri
 - plain: every stage as `mode stage NAME`, one after another, with no DVC and MLflow left out;
 - dvc: `dvc repro`;
 - flow: the `pipeline` flow of a running page with 1 and with 2 workers; then once more with nothing to do;
-- experts: the time from the first expert's start to the last one's end in each of these.
+- experts: four experts by themselves, in finished projects: `dvc repro` of them one after another, and the `train-expert`
+  flow with 2 workers. A learning rate of their own makes them out of date.
 
 dvc.lock is compared between `dvc repro` and the flows. It holds hashes of models, whose cards hold seconds: files
 that differ only in what was measured count as equal, and everything else has to be equal byte for byte.
@@ -33,6 +34,8 @@ import yaml
 REPOSITORY = Path(__file__).parent.parent
 #: What a file may say that is measured, not computed.
 MEASURED = re.compile(r'"(seconds|threads|mlflow_run|commit|uncommitted_changes)"')
+
+RUNS = ["plain", "dvc", "flow-1", "flow-2", "experts"]
 
 #: `mode stage` with a tracker that does nothing.
 UNTRACKED = """
@@ -133,11 +136,12 @@ class Page:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read() or "null")
 
-    def run(self, **machine: Any) -> dict[str, float]:
-        """Seconds of a run of the pipeline, from the click to its last state, and of its experts."""
-        deployment = self.call("deployments/name/pipeline/pipeline")["id"]
+    def run(self, flow: str = "pipeline", workers: int = 2, **parameters: Any) -> dict[str, float]:
+        """Seconds of a run of a flow, from the click to its last state, and from its first expert to its last."""
+        deployment = self.call(f"deployments/name/{flow}/{flow}")["id"]
         started = time.monotonic()
-        body = {"parameters": {"machine": {"devices": "cpu", **machine}}, "state": {"type": "SCHEDULED"}}
+        machine = {"devices": "cpu", "workers": workers}
+        body = {"parameters": {"machine": machine, **parameters}, "state": {"type": "SCHEDULED"}}
         run = self.call(f"deployments/{deployment}/create_flow_run", body)["id"]
         while (state := self.call(f"flow_runs/{run}")["state"])["type"] in ("SCHEDULED", "PENDING", "RUNNING"):
             time.sleep(0.5)
@@ -159,6 +163,32 @@ def _moment(text: str) -> float:
     from datetime import datetime
 
     return datetime.fromisoformat(text).timestamp()
+
+
+def outdate_experts(root: Path) -> list[str]:
+    """Give each expert a learning rate of its own; returns their names."""
+    path = root / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    for expert in params["experts"].values():
+        expert["lr"] = 0.99 * params["training"]["lr"]
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    return list(params["experts"])
+
+
+def race_experts(sequential: Path, flowing: Path) -> dict[str, dict[str, float]]:
+    """Four experts one after another, and two at a time, in finished projects."""
+    stages = [f"expert@{name}" for name in outdate_experts(sequential)]
+    started = time.monotonic()
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *stages]
+    subprocess.run(command, cwd=sequential, env=environment(sequential), check=True, stdout=subprocess.DEVNULL)
+    figures = {"experts, one after another": {"all": time.monotonic() - started}}
+    names = outdate_experts(flowing)
+    page = Page(flowing)
+    try:
+        figures["experts, two at a time"] = page.run("train-expert", experts=names)
+    finally:
+        page.stop()
+    return figures
 
 
 def lock_differences(one: Path, other: Path) -> list[str]:
@@ -198,10 +228,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="where the clones go (default: a temporary folder, removed)")
     parser.add_argument("--output", type=Path, help="write the figures there, as JSON")
-    parser.add_argument("--only", nargs="+", choices=["plain", "dvc", "flow-1", "flow-2"], help="some of the runs")
+    parser.add_argument("--only", nargs="+", choices=RUNS, help="some of the runs")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="mode-orchestration-"))
-    wanted = options.only or ["plain", "dvc", "flow-1", "flow-2"]
+    wanted = options.only or RUNS
     figures: dict[str, dict[str, float]] = {}
     try:
         if "plain" in wanted:
@@ -224,6 +254,11 @@ def main() -> None:
                 page.stop()
             if "dvc" in wanted:
                 print("dvc.lock differs in:", lock_differences(folder / "dvc", root) or "nothing", flush=True)
+        if "experts" in wanted:  # in the projects that the others have left
+            figures |= race_experts(folder / "dvc", folder / "flow-2")
+            for name in list(figures)[-2:]:
+                print(name, figures[name], flush=True)
+            print("dvc.lock differs in:", lock_differences(folder / "dvc", folder / "flow-2") or "nothing", flush=True)
         if options.output:
             options.output.write_text(json.dumps(figures, indent=2) + "\n")
     finally:
