@@ -7,8 +7,8 @@ Runs the demo in fresh clones, on a machine that should do nothing else, and pri
 - plain: every stage as `mode stage NAME`, one after another, with no DVC and MLflow left out;
 - dvc: `dvc repro`;
 - flow: the `pipeline` flow of a running page with 1 and with 2 workers; then once more with nothing to do;
-- experts: four experts by themselves, in finished projects: `dvc repro` of them one after another, and the `train-expert`
-  flow with 2 workers. A learning rate of their own makes them out of date.
+- experts: four experts by themselves, in finished projects: `dvc repro` of them one after another, and the
+  `train-expert` flow with 2 workers. A learning rate of their own makes them out of date.
 
 dvc.lock is compared between `dvc repro` and the flows. It holds hashes of models, whose cards hold seconds: files
 that differ only in what was measured count as equal, and everything else has to be equal byte for byte.
