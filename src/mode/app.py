@@ -59,7 +59,9 @@ def build(moe: Moe) -> Blocks:
             with gr.Column():
                 answer = gr.Label(label="The ensemble's answer", num_top_classes=5)
                 opinions = gr.Dataframe(
-                    headers=["expert", "weight", "its answer", "how sure, %"], label="Each expert's opinion"
+                    headers=["expert", "weight", "its answer", "how sure, %"],
+                    label="Each expert's opinion",
+                    interactive=False,
                 )
         ask.click(
             lambda *given: _answer(gr, moe, *given), [image, classes, templates], [answer, opinions], api_name="ask"

@@ -119,7 +119,7 @@ def test_a_killed_expert_goes_on_and_ends_the_same(
     before = finished_project.params()
     changed = finished_project.params()
     # A training that DVC has not seen yet, and long enough to be met while it runs.
-    changed["experts"]["expert-0"] |= {"lr": lr, "epochs": 20}
+    changed["experts"]["expert-0"] |= {"lr": lr, "epochs": 13}
     finished_project.set_params(changed)
     try:
         dvc = finished_project.start(*stage)
@@ -132,6 +132,8 @@ def test_a_killed_expert_goes_on_and_ends_the_same(
         again = finished_project.run(*stage)
         assert "expert-0 goes on from its checkpoint" in again.stdout
         assert not checkpoints.exists()
+        if number == signal.SIGTERM:  # what a resumed training ends as is the same question either way
+            return
         resumed = load_file(weights_file)
         finished_project.run(*stage, "--force", "--no-run-cache")
         uninterrupted = load_file(weights_file)
@@ -194,10 +196,11 @@ def test_a_full_disk_ends_a_training_in_one_line_and_keeps_its_checkpoint(finish
     changed = finished_project.params()
     changed["experts"]["expert-0"] |= {"lr": 0.0013, "epochs": 20}
     finished_project.set_params(changed)
-    checkpoints = finished_project.root / "checkpoints/expert-0"
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    disk = finished_project.root / "checkpoints"
+    checkpoints = disk / "expert-0"
+    shutil.rmtree(disk, ignore_errors=True)
     try:
-        with small_disk(checkpoints, megabytes=64) as disk:
+        with small_disk(disk, megabytes=64):
             dvc = finished_project.start(*stage)
             wait_for_training(dvc.pid, checkpoints).send_signal(signal.SIGTERM)
             dvc.communicate(timeout=60)
@@ -220,7 +223,7 @@ def test_a_full_disk_ends_a_training_in_one_line_and_keeps_its_checkpoint(finish
         assert (finished_project.root / "models/expert-0/open_clip_model.safetensors").is_file()
     finally:
         finished_project.set_params(before)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(disk, ignore_errors=True)
         finished_project.run(*stage)  # from DVC's cache
 
 
@@ -263,7 +266,7 @@ def locked(database: Path, seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
     """A file system of its own of a few megabytes."""
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
@@ -271,7 +274,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         folder.rmdir()
         pytest.skip("needs the right to mount a file system")
     try:
-        yield folder
+        yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
