@@ -52,7 +52,7 @@ def test_an_image_and_classes_give_an_answer(
     picture = tmp_path / "glyph.png"
     picture.write_bytes(open_task(finished_project.root / "data/tasks/chess").images[0].read())
     tab.goto(address)
-    tab.locator("input[type=file]").set_input_files(picture)
+    tab.get_by_test_id("image").get_by_test_id("file-upload").set_input_files(picture)
     tab.get_by_label("Classes, one a line").fill("white chess king\nblack chess queen\ndie face six")
     tab.get_by_role("button", name="Ask the ensemble").click()
     for expert in ("expert-0", "expert-1"):
