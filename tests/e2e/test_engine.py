@@ -182,5 +182,5 @@ def test_a_stopped_stage_leaves_no_process_behind(tmp_path: Path, number: signal
     assert len(family) >= 2
     stage.send_signal(number)
     assert stage.wait(30) != 0
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=120)
     assert not alive, json.dumps([process.cmdline() for process in alive])

@@ -124,7 +124,7 @@ def test_a_killed_expert_goes_on_and_ends_the_same(
     try:
         dvc = finished_project.start(*stage)
         wait_for_training(dvc.pid, checkpoints).send_signal(number)
-        output, _ = dvc.communicate(timeout=60)
+        output, _ = dvc.communicate(timeout=180)
         assert dvc.returncode != 0
         assert not weights_file.exists(), output
         assert steps_done(checkpoints) > 0
@@ -158,7 +158,7 @@ def test_a_dvc_that_is_killed_takes_its_training_along(finished_project: SmallPr
         training = wait_for_training(dvc.pid, checkpoints)
         dvc.kill()
         dvc.wait()
-        training.wait(timeout=15)
+        training.wait(timeout=120)
         assert steps_done(checkpoints) > 0
     finally:
         finished_project.set_params(before)
@@ -203,7 +203,7 @@ def test_a_full_disk_ends_a_training_in_one_line_and_keeps_its_checkpoint(finish
         with small_disk(disk, megabytes=64):
             dvc = finished_project.start(*stage)
             wait_for_training(dvc.pid, checkpoints).send_signal(signal.SIGTERM)
-            dvc.communicate(timeout=60)
+            dvc.communicate(timeout=180)
             done, [path] = steps_done(checkpoints), list_of(checkpoints)
             kept = path.read_bytes()
 

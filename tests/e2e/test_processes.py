@@ -116,7 +116,7 @@ def test_interrupted_processes_go_on_as_one(small: SmallProject, capsys: pytest.
         time.sleep(0.01)
     # As a terminal's Ctrl-C does: to the whole group. The processes that train hear of it from their parent.
     os.killpg(training.pid, number)
-    _, said = training.communicate(timeout=60)
+    _, said = training.communicate(timeout=180)
     assert training.returncode == 128 + number, said
     assert said.count("expert-1: stopped after step") == 1, said
     assert "Traceback" not in said, said

@@ -87,7 +87,7 @@ def address(models: Path) -> Iterator[str]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        server.wait(timeout=180)
 
 
 def ask(address: str, images: list[Any], **params: Any) -> tuple[int, Any]:
@@ -95,7 +95,7 @@ def ask(address: str, images: list[Any], **params: Any) -> tuple[int, Any]:
     body = {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}, "params": params}
     request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=180) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -164,5 +164,5 @@ def test_no_column_and_no_json_are_400(address: str) -> None:
     for body in (b'{"dataframe_split": {"columns": ["picture"], "data": [["x"]]}}', b"{", b"{}"):
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=30)
+            urllib.request.urlopen(request, timeout=180)
         assert caught.value.code == 400

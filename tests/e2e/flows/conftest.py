@@ -285,7 +285,7 @@ class Page:
         """Ctrl-C, and wait for the end; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=60)
+        output, _ = self.process.communicate(timeout=180)
         self.output.append(output)
         return self.process.returncode
 
@@ -294,10 +294,12 @@ def terminal() -> dict[str, str]:
     """The environment of a terminal in the project: its own programs first, no settings of Prefect's."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_"))}
     folder = str(Path(sys.executable).parent)
-    return kept | {"PATH": f"{folder}{os.pathsep}{kept['PATH']}", "DVC_NO_ANALYTICS": "true"}
+    path = f"{folder}{os.pathsep}{kept['PATH']}"
+    # A machine that stands still for a moment must not get a training killed before its checkpoint.
+    return kept | {"PATH": path, "DVC_NO_ANALYTICS": "true", "MODE_STOP_SECONDS": "60"}
 
 
-def await_that(condition: Callable[[], object], seconds: float = 30, describe: Callable[[], str] = lambda: "") -> None:
+def await_that(condition: Callable[[], object], seconds: float = 180, describe: Callable[[], str] = lambda: "") -> None:
     """Wait until a condition holds; fail with a description if it does not."""
     deadline = time.monotonic() + seconds
     while not condition():

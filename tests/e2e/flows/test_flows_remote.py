@@ -72,7 +72,7 @@ def test_a_worker_elsewhere_trains_an_expert_that_the_ensemble_takes_in(
         assert page.await_end(run)["type"] == "COMPLETED", page.text(run)
     finally:
         worker.send_signal(signal.SIGINT)
-        worker.communicate(timeout=60)
+        worker.communicate(timeout=180)
     # Its inputs came from the remote; it trained that expert only.
     assert [event["stage"] for event in other.events("start")] == ["expert-1"]
     assert (other.root / "models/seed/model.txt").read_bytes() == (project.root / "models/seed/model.txt").read_bytes()

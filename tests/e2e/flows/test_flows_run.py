@@ -36,7 +36,7 @@ def test_flow_leaves_what_dvc_repro_leaves_and_runs_nothing_twice(
     events = project.events()
     assert most_side_by_side(events, ["dense", *EXPERTS]) == 2
     assert {event["device"] for event in events if event["what"] == "start" and event["stage"] in EXPERTS} == {"cpu"}
-    wait_until(lambda: set(page.tasks(run)) == set(by_flow), 30)
+    wait_until(lambda: set(page.tasks(run)) == set(by_flow), 180)
     assert "expert-2: step 30" in page.text(run)  # the stage's own output
 
     # The same by DVC alone, in a copy that has no results and no cache.
@@ -54,7 +54,7 @@ def test_flow_leaves_what_dvc_repro_leaves_and_runs_nothing_twice(
         return {name: task["state"]["name"] for name, task in page.tasks(again).items()}
 
     # Prefect's server notes the states of tasks a moment after they were sent.
-    wait_until(lambda: states() == dict.fromkeys(by_flow, "Cached"), 30, lambda: str(states()))
+    wait_until(lambda: states() == dict.fromkeys(by_flow, "Cached"), 180, lambda: str(states()))
     assert len(project.events()) == len(events)
     artifacts = {
         artifact["key"]: artifact["data"]

@@ -54,12 +54,12 @@ def test_cancel_stops_with_a_checkpoint_and_a_retry_goes_on(
 ) -> None:
     run = begin(project, page, wait_until)
     page.cancel(run)
-    wait_until(lambda: len(project.events("checkpoint")) == 2 and not project.processes(), 30, lambda: page.text(run))
+    wait_until(lambda: len(project.events("checkpoint")) == 2 and not project.processes(), 180, lambda: page.text(run))
     assert page.await_end(run)["type"] == "CANCELLED"
     check_stopped(project)
     project.release()
     page.retry(run)
-    wait_until(lambda: page.state(run)["type"] not in ("SCHEDULED", "CANCELLED"), 60)
+    wait_until(lambda: page.state(run)["type"] not in ("SCHEDULED", "CANCELLED"), 180)
     check_goes_on(project, page, run)
 
 
@@ -70,7 +70,7 @@ def test_killed_worker_stops_its_trainings_and_is_replaced(
     run = begin(project, page, wait_until)
     worker = page.worker()
     os.kill(worker, number)
-    wait_until(lambda: len(project.events("checkpoint")) == 2 and not project.processes(), 40, lambda: page.text(run))
+    wait_until(lambda: len(project.events("checkpoint")) == 2 and not project.processes(), 180, lambda: page.text(run))
     assert page.await_end(run)["type"] in ("CRASHED", "CANCELLED")
     check_stopped(project)
     project.release()
