@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Input, Race, RaceFailed, Record, run_race
+from benchmarks.harness import Input, Race, RaceFailed, Record, Size, run_race
 
 #: Modules with RACES, in the order of the pipeline.
 GROUPS = ("index", "embed", "cluster", "assign", "load", "train", "evaluate", "predict", "nothing")
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(races: list[tuple[str, Race]], work: Path, given: argparse.Namespace, out: Path | None) -> int:
-    size = "quick" if given.quick else "large" if given.large else "full"
+    size: Size = "quick" if given.quick else "large" if given.large else "full"
     kept: dict[str, Any] = _kept(out)
     failed = 0
     for group, race in races:
@@ -210,7 +210,7 @@ def rows_of(name: str, record: dict[str, Any]) -> list[tuple[str, ...]]:
     if record["not_run"]:
         return [(name, "", "", "", "", f"not run: {record['not_run']}")]
     verdicts = [verdict(target) for target in record["targets"]]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number in range(max(len(record["sides"]), len(verdicts))):
         side = record["sides"][number] if number < len(record["sides"]) else None
         rows.append(

@@ -142,7 +142,7 @@ def _kernelmachine(given: Input) -> Run:
     sys.path.insert(0, os.environ[CHECKOUT])
     # Its soft-DTW distance needs numba and a GPU, and is not used here.
     sys.modules["kmeans_pytorch.soft_dtw_cuda"] = types.SimpleNamespace(SoftDTW=None)  # type: ignore[assignment]
-    from kmeans_pytorch import KMeans
+    from kmeans_pytorch import KMeans  # type: ignore[import-not-found]
 
     vectors = np.load(given.folder / "vectors.npy")
     clusters = SMALL[given.size][2]

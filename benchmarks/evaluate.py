@@ -78,7 +78,7 @@ def _clip_benchmark(given: Input) -> Run:
     from clip_benchmark.metrics import zeroshot_classification
 
     # clip_benchmark 1.6 calls float() on an array of one element, which NumPy refuses since 2.4.
-    zeroshot_classification.float = lambda value: builtins.float(  # type: ignore[attr-defined]
+    zeroshot_classification.float = lambda value: builtins.float(
         value.item() if isinstance(value, np.ndarray) else value
     )
 

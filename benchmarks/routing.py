@@ -25,6 +25,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ class Problem:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Texts that the embedder knows a word of."""
-        return self.vectors.any(axis=1)
+        return np.asarray(self.vectors.any(axis=1))
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Rule:
 
 def posterior(problem: Problem, temperature: float) -> Array:
     """p(expert | text), [texts, experts]; uniform where the embedder knows no word."""
-    found = softmax(-(problem.nearest.distances**2) / temperature, axis=1)
+    found: Array = softmax(-(problem.nearest.distances**2) / temperature, axis=1)
     found[~problem.known] = 1 / found.shape[1]
     return found
 
@@ -172,14 +173,14 @@ def half(project: Project, problem: Problem) -> Array:
 
 def squared(project: Project, problem: Problem) -> Array:
     """The task's calibrated weights, squared: sharper."""
-    weights = whole(calibrated)(project, problem) ** 2
-    return weights / weights.sum()
+    weights = np.square(whole(calibrated)(project, problem))
+    return np.asarray(weights / weights.sum())
 
 
 def top(project: Project, problem: Problem) -> Array:
     """The expert with the largest calibrated weight, alone."""
     weights = whole(calibrated)(project, problem)
-    return (np.arange(len(weights)) == weights.argmax()).astype(float)
+    return np.asarray(np.arange(len(weights)) == weights.argmax(), dtype=float)
 
 
 def uniform(_: Project, problem: Problem) -> Array:
@@ -281,7 +282,7 @@ def figures(problem: Problem, scores: Callable[[bool], Array], wanted: str = "al
     text = metrics.best_ranks(scores(False), problem.owners)
     if wanted == "recall@1":
         return {"recall@1": (metrics.accuracy(image) + metrics.accuracy(text)) / 2}
-    found = {}
+    found: dict[str, float] = {}
     for k in (1, 10):
         found |= {f"image recall@{k}": metrics.accuracy(image, k), f"text recall@{k}": metrics.accuracy(text, k)}
     return found
@@ -292,7 +293,7 @@ def all_figures(project: Project, scores: Callable[[Problem, bool], Array]) -> d
     row: dict[str, float] = {}
     accuracies = {}
     for task, problem in project.tests.items():
-        for name, value in figures(problem, lambda by_text, p=problem: scores(p, by_text)).items():
+        for name, value in figures(problem, partial(scores, problem)).items():
             if name == "accuracy":
                 accuracies[task] = value
             else:
@@ -301,9 +302,9 @@ def all_figures(project: Project, scores: Callable[[Problem, bool], Array]) -> d
         row = {"zero-shot": statistics.fmean(accuracies.values())} | row
     if len(accuracies) <= 6:
         row |= accuracies
-    found = [figures(p, lambda by_text, p=p: scores(p, by_text))["accuracy"] for p in project.neighbourhoods]
+    found = [figures(problem, partial(scores, problem))["accuracy"] for problem in project.neighbourhoods]
     row["held-out tasks"] = statistics.fmean(found)
-    row["held-out retrieval"] = figures(project.held_out, lambda b: scores(project.held_out, b), "recall@1")["recall@1"]
+    row["held-out retrieval"] = figures(project.held_out, partial(scores, project.held_out), "recall@1")["recall@1"]
     return row
 
 
@@ -312,17 +313,20 @@ def compare(project: Project) -> dict[str, dict[str, float]]:
     rows = {}
     for name in OTHERS:
         if name in project.held_out.scores:
-            rows[name] = all_figures(project, lambda p, by_text, n=name: p.scores[n].T if by_text else p.scores[n])
-    experts = [
-        all_figures(project, lambda p, by_text, n=name: p.scores[n].T if by_text else p.scores[n])
-        for name in project.mixture.experts
-    ]
+            rows[name] = all_figures(project, partial(_alone, name))
+    experts = [all_figures(project, partial(_alone, name)) for name in project.mixture.experts]
     rows["an expert alone, mean"] = {key: statistics.fmean(row[key] for row in experts) for key in experts[0]}
     rows["best expert per task, by the test labels"] = _best_by_label(project, experts)
     for name, rule in RULES.items():
-        rows[name] = all_figures(project, lambda p, by_text, r=rule: total(r, project, p, by_text))
+        rows[name] = all_figures(project, partial(total, rule, project))
         print(f"  {name}", file=sys.stderr)
     return rows
+
+
+def _alone(name: str, problem: Problem, by_text: bool) -> Array:
+    """What one model says."""
+    scores = problem.scores[name]
+    return scores.T if by_text else scores
 
 
 def _best_by_label(project: Project, experts: list[dict[str, float]]) -> dict[str, float]:
@@ -411,7 +415,10 @@ def _held_out(
     for name, clip in clips.items():
         preprocess = Preprocess(clip)
         with torch.inference_mode():
-            parts = [F.normalize(clip.model.encode_image(preprocess.normalise(b)), dim=-1) for b in pixels.split(BATCH)]
+            parts = [
+                F.normalize(clip.model.encode_image(preprocess.normalise(b)), dim=-1)
+                for b in torch.split(pixels, BATCH)
+            ]
         texts = encode_texts(clip, captions, batch_size=BATCH, device="cpu", name=name)
         scores[name] = (torch.cat(parts) @ texts.T).numpy()
     vectors = mixture.embedder.encode(captions)

@@ -13,6 +13,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -56,9 +57,7 @@ def index_rates(shards: Path, folder: Path, images: int) -> PairIndex:
     few = Manifest("tars", everything.shards[: max(1, round(len(everything.shards) * images / 18_000))])
     for check in (True, False):
         out = folder / f"index-{check}"
-        seconds = cpu_seconds(
-            lambda out=out, check=check: build_index(few, folder, out, IndexParams(check_images=check), 1)
-        )
+        seconds = cpu_seconds(partial(build_index, few, folder, out, IndexParams(check_images=check), 1))
         index = PairIndex.load(out)
         show(f"index, check_images: {str(check).lower()}", index.images / seconds, "images/s")
     size = sum(path.stat().st_size for path in (folder / "index-False").iterdir())
@@ -78,9 +77,15 @@ def image_rates(index: PairIndex, folder: Path, size: int, count: int = 200) -> 
     images = np.unique(index.image, return_index=True)[1][:count]
     contents = [files.read(int(row)) for row in images]
     for what, chosen in (("as it is", contents), ("from 320", [enlarged(content, 320) for content in contents])):
-        seconds = cpu_seconds(lambda chosen=chosen: [resize_and_crop(decode(content), size) for content in chosen])
+        seconds = cpu_seconds(partial(decode_all, chosen, size))
         mean = np.mean([len(content) for content in chosen])
         show(f"decode and resize to {size}, {what}, {mean:,.0f} bytes", len(chosen) / seconds, "images/s")
+
+
+def decode_all(contents: list[bytes], size: int) -> None:
+    """Decode and resize, one after another."""
+    for content in contents:
+        resize_and_crop(decode(content), size)
 
 
 def enlarged(content: bytes, side: int) -> bytes:

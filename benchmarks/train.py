@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target
 from benchmarks.pictures import captions, make_pictures, photographs, write_tars
 
+Precision = Literal["fp32", "bf16", "amp"]
 OURS, THEIRS = "mode", "open_clip_train"
 #: The demo's model: an image of 32 x 32, 1.5 M parameters.
 DEMO = Path(__file__).parents[1] / "params.yaml"
@@ -43,7 +44,7 @@ def _index(given: Input) -> None:
     build_index(manifest, given.folder, given.folder / "index", IndexParams(check_images=False), workers=1)
 
 
-def _recipe(model: str, batch: int, samples: int, precision: str, workers: int, device: str) -> Any:
+def _recipe(model: str, batch: int, samples: int, precision: Precision, workers: int, device: str) -> Any:
     """Parameters of model, image and training: one pass over `samples` pairs, no image seen twice."""
     from mode.params import ImageParams, ModelParams, TrainingParams, load_params
 
@@ -65,7 +66,10 @@ def _recipe(model: str, batch: int, samples: int, precision: str, workers: int, 
     return ModelParams(name=model), ImageParams(size=224), training
 
 
-def _ours(given: Input, model: str, batch: int, steps: int, precision: str, workers: int) -> Run:
+def _ours(given: Input, model: str, batch: int, steps: int, precision: Precision, workers: int) -> Run:
+    from mode.processes import use_huge_pages
+
+    use_huge_pages()  # as `mode stage` does
     import numpy as np
     import torch
 
@@ -112,7 +116,7 @@ def _ours(given: Input, model: str, batch: int, steps: int, precision: str, work
     return run
 
 
-def _theirs(given: Input, model: str, batch: int, steps: int, precision: str, workers: int) -> Run:
+def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precision, workers: int) -> Run:
     """`open_clip_train`: its arguments, its webdataset pipeline, its `train_one_epoch`; the optimiser of its main."""
     import open_clip
     import open_clip_train.data
@@ -190,7 +194,8 @@ class _Losses:
     """open_clip's loss, and what it gave."""
 
     def __init__(self, loss: Any) -> None:
-        self.loss, self.seen = loss, []
+        self.loss = loss
+        self.seen: list[Any] = []
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         found = self.loss(*arguments, **named)

@@ -38,9 +38,10 @@ def stage(
 ) -> None:
     """Run one stage of the pipeline, as dvc.yaml does. `dvc repro STAGE` runs it with all it needs."""
     from mode import stages
-    from mode.processes import die_with_parent
+    from mode.processes import die_with_parent, use_huge_pages
 
     die_with_parent()
+    use_huge_pages()
     stages.run_stage(name, key, Path.cwd(), params)
 
 

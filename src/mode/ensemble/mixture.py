@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.special import softmax  # type: ignore[import-untyped]
+from scipy.special import softmax
 
 from mode.data.files import write_aside
 from mode.embedding.base import Embedder, load_embedder
