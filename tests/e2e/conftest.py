@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from playwright.sync_api import Page as Tab
 from playwright.sync_api import sync_playwright
 
 REPOSITORY = Path(__file__).parent.parent.parent
+
+# A shell ignores SIGINT for what it runs in the background, and whatever that starts inherits this; the tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Changes to the project's params.yaml that make everything small, and a checkpoint follow every step.
 SMALL: dict[str, dict[str, Any]] = {

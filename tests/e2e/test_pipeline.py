@@ -18,7 +18,6 @@ import numpy as np
 import psutil
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from safetensors.numpy import load_file
 
 from tests.e2e.conftest import SmallProject
@@ -171,11 +170,7 @@ def test_a_database_that_is_locked_for_a_minute_costs_no_figure(finished_project
     client = MlflowClient(f"sqlite:///{database}")
     experiment = client.get_experiment_by_name("mode").experiment_id  # type: ignore[union-attr]
 
-    def runs() -> dict[str, Run]:
-        found = client.search_runs([experiment], "attributes.run_name = 'expert-1'")
-        return {run.info.run_id: run for run in found}
-
-    before = runs()
+    began = int(time.time() * 1000)
     with locked(database, seconds=60):
         stage = ["dvc", "repro", "--single-item", "--force", "--no-run-cache", "expert@expert-1"]
         printed = finished_project.run(*stage)
@@ -183,7 +178,7 @@ def test_a_database_that_is_locked_for_a_minute_costs_no_figure(finished_project
     assert "goes on without the database for now" in output
     assert (finished_project.root / "models/expert-1/card.json").is_file()
     finished_project.run("mode", "stage", "report")  # opens MLflow, which sends what has waited
-    [run] = [run for name, run in runs().items() if name not in before] or [runs()[name] for name in before]
+    [run] = client.search_runs([experiment], f"attributes.run_name = 'expert-1' AND attributes.start_time >= {began}")
     assert run.info.status == "FINISHED"
     curve = (finished_project.root / "models/expert-1/curve.csv").read_text().splitlines()[1:]
     history = client.get_metric_history(run.info.run_id, "train/loss")

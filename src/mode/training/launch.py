@@ -23,7 +23,7 @@ STOPPED = (130, 143)
 def launch(processes: int, module: str, arguments: Sequence[str]) -> None:
     """Run `python -m MODULE ARGUMENTS` in several processes that find one another, and wait for all.
 
-    A SIGTERM or SIGINT is passed on; this process then ends with 143 or 130, as one training would.
+    A SIGTERM or SIGINT is passed on; this process then ends at once with 143 or 130, as one training would.
 
     Args:
         processes: how many; each trains on a GPU of its number if there are GPUs.
@@ -48,7 +48,11 @@ def launch(processes: int, module: str, arguments: Sequence[str]) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except SignalException as told:
-        sys.exit(128 + told.sigval)
+        # torch leaves the thread of its rendezvous running after a signal; an interpreter that shuts down around it
+        # can abort (exit code -6) in place of this code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + told.sigval)
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         if failure.exitcode in STOPPED:
