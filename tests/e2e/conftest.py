@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import sync_playwright
 
@@ -100,9 +101,18 @@ def make_project(root: Path) -> SmallProject:
 
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
-    """A project after its first `dvc repro`, shared by all tests: leave it as it was found."""
-    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
-    project.run("dvc", "repro")
+    """A project after its first `dvc repro`, shared by a process's tests: leave it as it was found."""
+    # Of all processes of this run, which copy what the first of them makes.
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    first, done = shared / "finished", shared / "finished.done"
+    with FileLock(shared / "finished.lock"):
+        if not done.exists():
+            shutil.rmtree(first, ignore_errors=True)
+            make_project(first).run("dvc", "repro")
+            done.touch()
+    project = SmallProject(tmp_path_factory.mktemp("pipeline") / "project")
+    shutil.copytree(first, project.root, symlinks=True)
     yield project
     shutil.rmtree(project.root, ignore_errors=True)
 
