@@ -892,14 +892,17 @@ def pointed_at(uri: str) -> Iterator[None]:
     """
     mlflow = import_mlflow()
     variables = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    tracking = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    registry = mlflow.get_registry_uri()
+    if registry == mlflow.get_tracking_uri():  # nobody named one: it goes on following the other address
+        registry = None
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
         yield
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(registry)
         for name, value in variables.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -291,14 +291,21 @@ def test_the_registered_model_answers_as_the_loaded_one(
     champion = client.get_model_version_by_alias("mode-ensemble", "champion")
     assert (str(champion.version), champion.run_id) == ("1", run.run_id)
 
+    import mlflow
+
     images, task = [png(0), png(1)], moe.adapt(CLASSES)
     assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"} & set(os.environ)
+    mlflow.set_tracking_uri(None)  # as in a process that has not met MLflow
+    mlflow.set_registry_uri(None)
     registered = mode.load("models:/mode-ensemble@champion", device="cpu", runs=tmp_path / "mlruns")
     torch.testing.assert_close(registered.adapt(CLASSES)(images), task(images))
     with pytest.raises(ModeError, match="models:/mode-ensemble@nobody"):
         mode.load("models:/mode-ensemble@nobody", runs=tmp_path / "mlruns")
-    import mlflow
 
+    # Nothing of this stays, in the environment or in MLflow.
+    assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"} & set(os.environ)
+    assert not mlflow.is_tracking_uri_set()
+    assert mlflow.get_registry_uri() == mlflow.get_tracking_uri()
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.setenv(name, tracker.uri)  # which MLflow would leave behind for other tests
     mlflow.set_tracking_uri(tracker.uri)
