@@ -76,8 +76,12 @@ class SmallProject:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a user who works in the project's virtual environment."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    """The environment of a user who works in the project's virtual environment, with no shell of choice.
+
+    DVC then starts stages with `/bin/sh`, as it does in a container; of the usual shells that one does least.
+    """
+    kept = {key: value for key, value in os.environ.items() if key != "SHELL"}
+    return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def make_project(root: Path) -> SmallProject:

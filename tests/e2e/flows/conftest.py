@@ -291,8 +291,8 @@ class Page:
 
 
 def terminal() -> dict[str, str]:
-    """The environment of a terminal in the project: its own programs first, no settings of Prefect's."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_"))}
+    """The environment of a terminal in the project: its own programs first, no settings of Prefect's, `/bin/sh`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_", "SHELL"))}
     folder = str(Path(sys.executable).parent)
     path = f"{folder}{os.pathsep}{kept['PATH']}"
     # A machine that stands still for a moment must not get a training killed before its checkpoint.
