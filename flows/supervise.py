@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -44,7 +45,10 @@ def main(command: list[str]) -> int:
         stop(signal.SIGTERM, None)
     if told:
         return STOPPED
-    child = subprocess.Popen(command, preexec_fn=die_with_parent)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
+    assert child.stdout is not None
+    relay = threading.Thread(target=_relay, args=(child.stdout.fileno(), sys.stdout.fileno()))
+    relay.start()
     code: int | None = None
     warned: set[int] = set()
     while True:
@@ -60,9 +64,18 @@ def main(command: list[str]) -> int:
             alive = [child.pid] if code is None else []
             _tell({*alive, *descendants(os.getpid())}, warned, kill=time.monotonic() - told > GRACE)
         time.sleep(0.05)
+    relay.join()
     if code == 0:
         return 0
     return STOPPED if told and (code is None or code < 0) else _shell_code(code)
+
+
+def _relay(source: int, target: int) -> None:
+    """Pass bytes on to the end, and drop them once the other side has closed."""
+    while chunk := os.read(source, 2**16):
+        with contextlib.suppress(BrokenPipeError):
+            while chunk:
+                chunk = chunk[os.write(target, chunk) :]
 
 
 def _next_ended() -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -105,8 +106,10 @@ class Progress:
     def _write_line(self) -> None:
         self._last_line = time.monotonic()
         of_total = f" of {self.total:,}" if self.total is not None else ""
-        self._stream.write(f"{self.description}: {self.done:,}{of_total} {self.unit}, {self.status()}\n")
-        self._stream.flush()
+        line = f"{self.description}: {self.done:,}{of_total} {self.unit}, {self.status()}\n"
+        with contextlib.suppress(BrokenPipeError):  # who read it has gone; a training has still to write its checkpoint
+            self._stream.write(line)
+            self._stream.flush()
 
 
 class _RateColumn(ProgressColumn):

@@ -85,6 +85,20 @@ def test_stage_whose_dvc_died_still_gets_to_write_its_checkpoint(tmp_path: Path)
     assert is_gone(stage)
 
 
+def test_output_is_passed_on_and_nobody_who_reads_it_stops_no_stage(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    talkative = STAGE.replace("while not told:", "while not told:\n    print('step', flush=True)")
+    command = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", talkative, str(checkpoint)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "step\n"
+    process.stdout.close()  # as when the flow has been killed
+    time.sleep(0.2)
+    process.terminate()
+    assert process.wait(20) == 143
+    assert checkpoint.read_text() == "checkpoint"
+
+
 def test_command_that_does_not_stop_is_killed(tmp_path: Path) -> None:
     note = tmp_path / "deaf"
     deaf = (

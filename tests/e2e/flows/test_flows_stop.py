@@ -42,7 +42,7 @@ def check_stopped(project: Any) -> None:
 
 def check_goes_on(project: Any, page: Any, run: str) -> None:
     """A run completes, from the checkpoints."""
-    assert page.await_end(run)["type"] == "COMPLETED", page.text(run)
+    assert page.await_end(run)["type"] == "COMPLETED", f"{page.state(run)} {page.text(run)} {page.logs()}"
     for expert in HELD:
         first, second = project.events("start", expert)
         assert first["position"] == 0
