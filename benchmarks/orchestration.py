@@ -43,6 +43,7 @@ import contextlib, sys
 from pathlib import Path
 from unittest.mock import MagicMock
 from mode import stages, tracking
+from mode.processes import use_huge_pages
 
 class Run(contextlib.nullcontext):
     header, run_id = MagicMock(run_id=None), None
@@ -55,6 +56,7 @@ class Tracker:
     def register_ensemble(self, *_, **__): pass
 
 tracking.Tracker = Tracker
+use_huge_pages()
 stages.run_stage(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None, Path.cwd(), Path("params.yaml"))
 """
 

@@ -118,6 +118,8 @@ def _ours(given: Input, model: str, batch: int, steps: int, precision: Precision
 
 def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precision, workers: int) -> Run:
     """`open_clip_train`: its arguments, its webdataset pipeline, its `train_one_epoch`; the optimiser of its main."""
+    import multiprocessing
+
     import open_clip
     import open_clip_train.data
     import torch
@@ -129,6 +131,7 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precisi
     from mode.data.index import PairIndex
     from mode.training.model import build_model, save_model
 
+    multiprocessing.set_start_method("fork", force=True)  # Linux's default, which its loader's workers rely on
     logging.disable(logging.WARNING)
     # webdataset 1.0 marks the end of a tar by an empty sample, which open_clip 3.3 does not expect.
     expander = open_clip_train.data.tar_file_expander
