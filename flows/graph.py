@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,6 @@ def read(root: Path) -> tuple[Graph, set[str]]:
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
-    from dvc.rwlock import RWLockFileCorruptedError
 
     try:
         with Repo(str(root)) as repo:
@@ -92,12 +92,33 @@ def read(root: Path) -> tuple[Graph, set[str]]:
             edges = {stage.addressing: [need.addressing for need in graph.successors(stage)] for stage in graph}
             pipeline = Graph.of({stage: edges[stage] for stage in _in_file_order(root, edges)})
             try:
+                _mend_rwlock(repo)
                 stale = set(repo.status())
-            except (LockError, RWLockFileCorruptedError):  # someone runs DVC by hand: let `dvc repro` decide
+            except LockError:  # someone runs DVC by hand: let `dvc repro` decide
                 stale = set(pipeline.needs)
     except DvcException as error:
         raise ModeError(f"DVC: {' '.join(str(error).split())}", "`dvc status` in the project says more") from None
     return pipeline, stale
+
+
+def _mend_rwlock(repo: Any) -> None:
+    """Drop DVC's list of who reads and writes what, if it is torn.
+
+    DVC rewrites that file in place. If it is killed in this very moment the file stays empty, and DVC refuses to run
+    from then on. Nobody is writing it while its lock is held here.
+    """
+    from dvc.lock import make_lock
+    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+
+    folder = Path(repo.tmp_dir)
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
+        try:
+            json.loads((folder / RWLOCK_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            pass
+        except ValueError:
+            (folder / RWLOCK_FILE).unlink()
 
 
 def results(root: Path) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -36,3 +39,36 @@ def test_chosen_rows_of_chosen_rows():
 def test_what_is_no_table_of_vectors_is_refused(wrong):
     with pytest.raises(ModeError, match="instead of floats"):
         Rows(wrong)
+
+
+#: Reads rows from all over a mapped file; prints by how many megabytes its memory grew at most.
+READER = """
+import sys
+import numpy as np
+from mode.clustering.rows import Rows
+
+def peak():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+vectors = np.load(sys.argv[1], mmap_mode="r")
+chosen = np.arange(0, len(vectors), 20)
+for _ in Rows(vectors, chosen[:2]).blocks():
+    pass
+before = peak()
+for _ in Rows(vectors, chosen).blocks():
+    pass
+Rows(vectors).take(chosen)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_rows_from_all_over_a_file_do_not_bring_all_of_it_into_memory(tmp_path):
+    megabytes = 512
+    vectors = np.ones((megabytes * 2**20 // 768, 384), dtype=np.float16)
+    np.save(tmp_path / "vectors.npy", vectors)
+    command = [sys.executable, "-c", READER, str(tmp_path / "vectors.npy")]
+    grown = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # Three float32 copies of a twentieth of the rows, and the pages around 1,024 of them.
+    assert grown < megabytes / 2

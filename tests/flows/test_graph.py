@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.graph import Graph
+from flows.graph import Graph, read
 from mode.errors import ModeError
 
 DIAMOND = {"report": ["a", "b"], "a": ["seed"], "b": ["seed"], "seed": []}
@@ -62,3 +66,27 @@ def test_some_stages_first_with_what_they_need() -> None:
     deep = Graph.of({"data": [], "vectors": ["data"], "clusters": ["vectors"], "dense": ["data"], "a": ["clusters"]})
     assert list(deep.first(["a"]).needs) == ["data", "vectors", "clusters", "a", "dense"]
     assert list(pipeline.first([]).needs) == list(pipeline.needs)
+
+
+def test_a_list_of_locks_that_a_killed_dvc_left_torn_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert dvc("init", "--no-scm", "-q").returncode == 0
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: touch a, outs: [a]}}")
+    torn = tmp_path / ".dvc/tmp/rwlock"
+    torn.write_text("")
+    assert "rwlock" in dvc("repro").stderr
+    pipeline, stale = read(tmp_path)
+    assert list(pipeline.needs) == ["a"]
+    assert stale == {"a"}
+    assert dvc("repro").returncode == 0
+
+    torn.write_text('{"write": {}, "read": {}}')
+    read(tmp_path)
+    assert torn.is_file()

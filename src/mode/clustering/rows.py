@@ -13,6 +13,8 @@ from mode.errors import ModeError
 #: Rows that are read, converted and searched together. The float32 copies of two such blocks are what a pass keeps in
 #: memory.
 BLOCK = 32_768
+#: Rows that are picked out of a mapped file before its pages are released: the system maps 64 kB around each.
+PICKED = 1_024
 
 
 class Rows:
@@ -80,16 +82,25 @@ class Rows:
 
     def _read(self, which: slice, buffer: np.ndarray) -> np.ndarray:
         block = buffer[: which.stop - which.start]
-        block[:, :-1] = self._vectors[which if self._chosen is None else self._chosen[which]]
-        self._release()
+        if self._chosen is None:
+            block[:, :-1] = self._vectors[which]
+            self._release()
+        else:
+            self._pick(self._chosen[which], block)
         return block
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """These rows as float32 [b, d + 1], as `blocks` gives them."""
         block = np.zeros((len(rows), self.dimensions + 1), dtype=np.float32)
-        block[:, :-1] = self._vectors[rows if self._chosen is None else self._chosen[rows]]
-        self._release()
+        self._pick(rows if self._chosen is None else self._chosen[rows], block)
         return block
+
+    def _pick(self, rows: np.ndarray, block: np.ndarray) -> None:
+        """Copy rows that lie anywhere, releasing their pages now and then."""
+        for start in range(0, len(rows), PICKED):
+            some = slice(start, start + PICKED)
+            block[some, :-1] = self._vectors[rows[some]]
+            self._release()
 
     def _release(self) -> None:
         if self._mapping is not None:
