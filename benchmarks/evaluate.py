@@ -45,6 +45,9 @@ def _tasks(given: Input) -> list[Path]:
 
 
 def _ours(given: Input) -> Run:
+    from mode.processes import use_huge_pages
+
+    use_huge_pages()  # as `mode evaluate` does
     from mode.ensemble.mixture import Mixture
     from mode.evaluation.evaluate import evaluate_tasks
     from mode.params import EvaluationParams

@@ -34,7 +34,7 @@ def _ours(given: Input, everything: bool, cached: bool = False) -> Run:
     """The loader of a training, one pass: batches of uint8 pixels and rows. A cache would keep them from then on."""
     from mode.processes import use_huge_pages
 
-    use_huge_pages()  # as `mode stage` does
+    use_huge_pages()  # as every command of `mode` does
     from mode.data.index import PairIndex
     from mode.data.pairs import ImageStore, PairStream, make_loader, normalise
     from mode.params import ImageParams

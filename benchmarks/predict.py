@@ -54,6 +54,9 @@ def _images(given: Input, batch: int) -> list[bytes]:
 
 
 def _ours(given: Input, batch: int, top: int | None) -> Run:
+    from mode.processes import use_huge_pages
+
+    use_huge_pages()  # as `mode.load` does
     import numpy as np
 
     from mode.ensemble.mixture import Mixture

@@ -69,7 +69,7 @@ def _recipe(model: str, batch: int, samples: int, precision: Precision, workers:
 def _ours(given: Input, model: str, batch: int, steps: int, precision: Precision, workers: int) -> Run:
     from mode.processes import use_huge_pages
 
-    use_huge_pages()  # as `mode stage` does
+    use_huge_pages()  # as every command of `mode` does
     import numpy as np
     import torch
 

@@ -23,6 +23,9 @@ def load(
 ) -> Moe:
     """Open a trained ensemble.
 
+    On a CPU, call it before torch makes its first large tensor: it asks for huge pages (`THP_MEM_ALLOC_ENABLE`), which
+    save a tenth of the time of a batch.
+
     Args:
         where: a folder of trained models (`models/`), the ensemble's own folder in it (`models/ensemble`), or a
             registered model (`models:/mode-ensemble@champion`, `models:/mode-ensemble/3`).
@@ -49,6 +52,9 @@ def load(
         torch.Size([1, 2])
     """
     # Imported here: `import mode` and `mode --help` must not wait for torch.
+    from mode.processes import use_huge_pages
+
+    use_huge_pages()
     from mode.ensemble.moe import Moe, find_folders
 
     if str(where).startswith("models:/"):

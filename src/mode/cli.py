@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mode.errors import ModeError
+from mode.processes import use_huge_pages
 
 app = typer.Typer(
     name="mode",
@@ -38,10 +39,9 @@ def stage(
 ) -> None:
     """Run one stage of the pipeline, as dvc.yaml does. `dvc repro STAGE` runs it with all it needs."""
     from mode import stages
-    from mode.processes import die_with_parent, use_huge_pages
+    from mode.processes import die_with_parent
 
     die_with_parent()
-    use_huge_pages()
     stages.run_stage(name, key, Path.cwd(), params)
 
 
@@ -257,6 +257,7 @@ def remove_expert(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a fault that the user can mend is one line on standard error and exit code 1."""
+    use_huge_pages()
     try:
         app(arguments, standalone_mode=True)
     except ModeError as error:

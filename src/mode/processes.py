@@ -25,9 +25,9 @@ def adopt_orphans() -> None:
 def use_huge_pages() -> None:
     """Have torch ask for huge pages for tensors of 2 MB and more, unless the environment decides otherwise.
 
-    A training on a CPU allocates its activations anew in every step; in pages of 4 kB the faults take up to a tenth of
-    its time (docs/performance.md). Has to come before torch's first large tensor. Where Linux is told never to give
-    huge pages (`/sys/kernel/mm/transparent_hugepage/enabled`), it changes nothing.
+    On a CPU activations are allocated anew in every step; in pages of 4 kB the faults take up to a tenth of the time of
+    training and prediction (docs/performance.md). Has to come before torch's first large tensor. Where Linux is told
+    never to give huge pages (`/sys/kernel/mm/transparent_hugepage/enabled`), it changes nothing.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
