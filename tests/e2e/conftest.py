@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: Changes to the project's params.yaml that make everything small, and a checkpoint follow every step.
+#: Changes to the project's params.yaml that make everything small.
 SMALL: dict[str, dict[str, Any]] = {
     "glyphs": {"pairs": 1500, "shard_pairs": 500, "test_images": 1},
     "embedding": {"dimensions": 16},
@@ -35,7 +35,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "seed_epochs": 3,
         "batch_size": 32,
         "warmup": 2,
-        "checkpoint_minutes": 0.0001,
         "threads": 1,
     },
     "routing": {"calibration_captions": 256},

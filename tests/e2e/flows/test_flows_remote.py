@@ -54,6 +54,7 @@ def test_a_worker_elsewhere_trains_an_expert_that_the_ensemble_takes_in(
     project: Any, page: Any, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
     project.fresh()
+    shutil.rmtree(project.root / "models", ignore_errors=True)  # of other tests on the shared project
     project.dvc("remote", "add", "--force", "--default", "store", str(tmp_path / "store"))
     other = elsewhere(project, tmp_path / "other")
     project.dvc("repro", "-q", "seed")
