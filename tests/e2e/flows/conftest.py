@@ -260,9 +260,9 @@ class Page:
         )
 
     def tasks(self, run: str) -> dict[str, dict[str, Any]]:
-        """Task runs by name."""
+        """Task runs by name, but for those that the server lists a moment before they have a state."""
         found = self.call("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
-        return {task["name"]: task for task in found}
+        return {task["name"]: task for task in found if task["state"]}
 
     def text(self, run: str) -> str:
         """All log lines of a run."""
