@@ -37,7 +37,7 @@ def lock_of(project: SmallProject) -> dict[str, Any]:
 
 
 def test_experts_by_task_leave_what_dvc_repro_leaves(
-    flowing: tuple[SmallProject, Any], finished_project: SmallProject
+    flowing: tuple[SmallProject, Any], finished_project: SmallProject, wait_until: Callable[..., None]
 ) -> None:
     project, page = flowing
     run = page.start("pipeline", order="by_task", task="dice", machine={"workers": 2})
@@ -49,8 +49,9 @@ def test_experts_by_task_leave_what_dvc_repro_leaves(
     metrics = json.loads((project.root / "reports/metrics.json").read_text())
     assert order == pytest.approx(metrics["routing"]["dice"])
     assert list(order) == metrics["growth"]["tasks"]["dice"]["order"]
-    tasks = page.tasks(run)
-    starts = {name: task["start_time"] for name, task in tasks.items()}
+    timed = {"dense", "dense-long", *(f"expert@{expert}" for expert in order)}
+    wait_until(lambda: timed <= set(page.tasks(run)), 60)
+    starts = {name: task["start_time"] for name, task in page.tasks(run).items()}
     first, second = (starts[f"expert@{expert}"] for expert in order)
     assert first <= second < max(starts["dense"], starts["dense-long"])
 
