@@ -86,9 +86,9 @@ class TestFeatures:
         assert plain.geometry == mean.geometry != size.geometry
         assert len({plain.key, mean.key, size.key}) == 3
 
-    @pytest.mark.parametrize("batch_size", [1, 7, 12, 13, 100])
+    @pytest.mark.parametrize("batch_size", [1, 7, 12, 13, features._AT_ONCE, features._AT_ONCE + 1, 100])
     def test_batches_run_across_tasks(self, folders: Any, clips: dict[str, Clip], batch_size: int) -> None:
-        """Sizes 1, 12 and 6: a batch ends inside a task, at its end, or covers several."""
+        """A batch ends inside a task, at its end, or covers several; a thread decodes less than a batch, or all."""
         tasks = [open_task(folders.classification(f"t{n}", [i % 6 for i in range(n)], seed=n)) for n in (1, 12, 6)]
         found = list(encode_tasks(tasks, clips, batch_size=batch_size, workers=2, device="cpu"))
         assert [task.name for task, _ in found] == ["t1", "t12", "t6"]

@@ -34,6 +34,9 @@ from mode.training.model import Clip
 #: Batches that are decoded ahead of the models.
 _AHEAD = 2
 
+#: Images that a thread decodes before it hands them over: handing over a small one takes nearly as long as decoding it.
+_AT_ONCE = 16
+
 Result = TypeVar("Result")
 
 
@@ -169,7 +172,8 @@ def side_by_side(
     """Call a function for every model: at the same time on a CPU's cores, one after another on a GPU.
 
     Two small models on two cores take about half the time of one after the other on both, where torch's threads wait
-    for each other in every operation. The calling thread's number of torch threads is divided among them.
+    for each other in every operation. The calling thread's number of torch threads is divided among them; it keeps such
+    a share itself meanwhile, since more threads than cores wait for each other in its own small operations as well.
 
     Args:
         models: names.
@@ -183,11 +187,12 @@ def side_by_side(
     if workers <= 1:
         yield lambda function: {name: function(name) for name in models}
         return
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
+        torch.set_num_threads(threads // workers)  # of this thread, and of those begun from now on: the pool's
         try:
             yield lambda function: dict(zip(models, pool.map(function, models), strict=True))
         finally:
-            torch.set_num_threads(threads)  # what the pool has set is the default of threads begun later
+            torch.set_num_threads(threads)
 
 
 def _encode_images(
@@ -219,9 +224,9 @@ def _decoded_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Geometry -> uint8 [batch, 3, size, size], in order, decoded by threads ahead of the consumer."""
 
-    def pixels(image: ImageBytes) -> dict[str, Tensor]:
-        rgb = _decode_rgb(image)
-        return {geometry: resize_and_crop(rgb) for geometry, resize_and_crop in geometries.items()}
+    def decoded(some: Sequence[ImageBytes]) -> dict[str, Tensor]:
+        rgb = [_decode_rgb(image) for image in some]
+        return {geometry: torch.stack([pixels(image) for image in rgb]) for geometry, pixels in geometries.items()}
 
     remaining = iter(images)
     ahead: deque[list[Future[dict[str, Tensor]]]] = deque()
@@ -229,11 +234,12 @@ def _decoded_batches(
         try:
             while True:
                 while len(ahead) <= _AHEAD and (batch := list(islice(remaining, batch_size))):
-                    ahead.append([pool.submit(pixels, image) for image in batch])
+                    parts = (batch[start : start + _AT_ONCE] for start in range(0, len(batch), _AT_ONCE))
+                    ahead.append([pool.submit(decoded, part) for part in parts])
                 if not ahead:
                     return
-                decoded = [future.result() for future in ahead.popleft()]
-                yield {geometry: torch.stack([image[geometry] for image in decoded]) for geometry in geometries}
+                done = [future.result() for future in ahead.popleft()]
+                yield {geometry: torch.cat([part[geometry] for part in done]) for geometry in geometries}
         finally:
             pool.shutdown(cancel_futures=True)
 
