@@ -309,8 +309,8 @@ def _update_prices(assigned: _Assigned, state: _State, capacity: float) -> None:
 def _nth_regret(clusters: np.ndarray, regret: np.ndarray, nth: np.ndarray) -> np.ndarray:
     """For each cluster the `nth` smallest (from 1, rounded up) of the regrets given for it; 0 if none is given.
 
-    Cluster and regret are sorted as one number, which takes a third of the time of sorting by two keys: floats of one sign
-    have the order of their bits.
+    Cluster and regret are sorted as one number, in a third of the time of sorting by two keys: floats of one sign have
+    the order of their bits.
 
     Args:
         clusters: int32 [n].
