@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from mode.data.images import to_png
 from mode.reporting.page import render_page
+from mode.reporting.plots import save_plots
 from mode.reporting.summary import Cluster, FineCluster, percent
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
@@ -116,16 +118,19 @@ def test_a_page_of_little_is_a_page(metrics: dict[str, Any]) -> None:
     Page(render_page(metrics))
 
 
-def test_the_same_run_gives_the_same_page(few: dict[str, Any], clusters: list[Cluster]) -> None:
-    assert render_page(few, clusters) == render_page(few, clusters)
+def test_the_same_run_gives_the_same_page(few: dict[str, Any], clusters: list[Cluster], tmp_path: Path) -> None:
+    """Also if it is given the light drawings."""
+    saved = [path for path in save_plots(tmp_path, few, clusters) if path.suffix == ".svg"]
+    light = {path.stem: path.read_text(encoding="utf-8") for path in saved}
+    assert render_page(few, clusters, light=light) == render_page(few, clusters)
 
 
-def test_sample_images_and_the_map_are_inside_the_page(metrics: dict[str, Any]) -> None:
+def test_sample_images_and_the_map_are_inside_the_page(few: dict[str, Any]) -> None:
     image = to_png(np.full((3, 4, 4), 200, np.uint8))
     fine = [FineCluster(0.2, 0.3, 10, ["dog", "run"]), FineCluster(0.8, 0.1, 5, ["cat"])]
-    page = render_page(metrics, [Cluster("base", 0, 15, ["dog"], "expert-0", fine, [image, image])])
+    page = render_page(few, [Cluster("base", 0, 15, ["dog"], "expert-0", fine, [image, image])])
     assert page.count(f'src="data:image/png;base64,{base64.b64encode(image).decode()}"') == 2
     assert "expert-0: dog, run (10 captions)" in page
-    without = render_page(metrics, [Cluster("base", 0, 15, ["dog"], "expert-0")])
+    without = render_page(few, [Cluster("base", 0, 15, ["dog"], "expert-0")])
     assert 'id="map"' not in without
     assert 'class="samples"' not in without

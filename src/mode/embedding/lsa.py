@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfTransformer
 
 from mode.embedding.store import embedder_folder
 from mode.embedding.words import Vocabulary
@@ -63,6 +61,10 @@ class LsaEmbedder:
         Raises:
             ModeError: no caption has a word that is not a stop word.
         """
+        # Only here: an embedder that is read needs none of it, and importing it takes most of a second.
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfTransformer
+
         vocabulary = Vocabulary.learn(captions)
         if not len(vocabulary):
             raise ModeError(

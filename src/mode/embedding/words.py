@@ -12,10 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-#: Function words, which say nothing about what a picture shows (scikit-learn's list).
-STOP_WORDS: frozenset[str] = frozenset(ENGLISH_STOP_WORDS)
 _NOT_A_WORD = r"[^\p{L}\p{N}_]+"
 
 
@@ -35,19 +32,23 @@ class Vocabulary:
 
     @classmethod
     def learn(cls, captions: Sequence[str], most: int = 50_000, captions_at_least: int = 2) -> Vocabulary:
-        """The words of `captions` that are no stop words, in alphabetical order.
+        """The words of `captions` that are no stop words (scikit-learn's list of English ones), in alphabetical order.
+
+        Function words say nothing about what a picture shows.
 
         Args:
             captions: texts to learn from.
             most: words kept; those in most captions are (ties: alphabetical).
             captions_at_least: rarer words are dropped, unless all are that rare.
         """
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # only to learn, and slow to import
+
         tokens, rows = _split(captions)
         encoded = tokens.dictionary_encode()
         words = np.array(encoded.dictionary.to_pylist(), dtype=object)
         seen = _count(rows, encoded.indices.to_numpy(zero_copy_only=False), (len(captions), len(words)))
         in_captions = seen.getnnz(axis=0)
-        telling = np.array([len(word) > 1 and word not in STOP_WORDS for word in words], dtype=bool)
+        telling = np.array([len(word) > 1 and word not in ENGLISH_STOP_WORDS for word in words], dtype=bool)
         kept = np.flatnonzero(telling & (in_captions >= captions_at_least))
         if not len(kept):
             kept = np.flatnonzero(telling)

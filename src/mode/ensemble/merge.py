@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mode.errors import ModeError
-from mode.training.model import Clip
+
+if TYPE_CHECKING:
+    from mode.training.model import Clip
 
 #: Images that statistics are estimated on, at most: what is kept of each expert's training images.
 STATISTICS_IMAGES = 512
@@ -59,7 +63,7 @@ def merge_models(clips: Mapping[str, Clip], weights: Mapping[str, float], batche
     model.load_state_dict(merged)
     if statistics_layers(model):
         estimate_statistics(model, batches)
-    return Clip(model.eval(), clips[first].tokenizer, clips[first].model_cfg, clips[first].preprocess_cfg)
+    return replace(clips[first], model=model.eval(), card={})
 
 
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:

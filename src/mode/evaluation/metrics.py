@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 Scores = NDArray[np.floating]
 Ranks = NDArray[np.int64]
@@ -119,6 +118,8 @@ def roc_auc(scores: Scores, targets: NDArray[np.integer]) -> float:
         >>> roc_auc(np.array([[0.5, 0.3], [0.1, 0.4], [0.0, 0.1], [0.2, 0.7]]), np.array([0, 0, 1, 1]))
         0.75
     """
+    from sklearn.metrics import roc_auc_score  # few tasks need it, and importing it takes most of a second
+
     _check_finite(scores)
     return float(roc_auc_score(targets, scores[:, 1] - scores[:, 0]))
 

@@ -63,6 +63,7 @@ def render_page(
     clusters: Sequence[Cluster] = (),
     curves: Curves | None = None,
     title: str = "Mixture of Data Experts",
+    light: Mapping[str, str] | None = None,
 ) -> str:
     """The whole page as HTML.
 
@@ -71,8 +72,9 @@ def render_page(
         clusters: coarse clusters of all sources.
         curves: training loss by model.
         title: of the page.
+        light: SVG text by plot, where the light drawings are there already (`save_plots` writes them).
     """
-    pictures = _pictures(metrics, clusters, curves)
+    pictures = _pictures(metrics, clusters, curves, light)
     sections = [
         _section("comparison", "Comparison", _comparison(metrics)) if rows(metrics) else "",
         _pair(pictures, "accuracy", "cost"),
@@ -270,20 +272,23 @@ def _pair(pictures: Mapping[str, str], *names: str, folded: bool = False) -> str
     )
 
 
-def _pictures(metrics: Mapping[str, Any], clusters: Sequence[Cluster], curves: Curves | None) -> dict[str, str]:
+def _pictures(
+    metrics: Mapping[str, Any], clusters: Sequence[Cluster], curves: Curves | None, light: Mapping[str, str] | None
+) -> dict[str, str]:
     """`<picture>` elements by plot, each with a light and a dark drawing."""
-    drawn: list[dict[str, str]] = []
-    for dark in (False, True):
+
+    def draw(dark: bool) -> dict[str, str]:
         with theme(dark):
-            drawn.append({name: _data_url(svg(plot)) for name, plot in all_plots(metrics, clusters, curves).items()})
-    light, night = drawn
+            plots = all_plots(metrics, clusters, curves)
+            return {name: svg(plot) for name, plot in plots.items() if name != "clusters"}  # the page has them as text
+
+    day, night = draw(dark=False) if light is None else light, draw(dark=True)
     return {
         name: (
-            f'<picture><source media="(prefers-color-scheme: dark)" srcset="{night[name]}">'
-            f'<img src="{light[name]}" alt="{escape(FIGURES[name][0])}: {escape(FIGURES[name][1])}"></picture>'
+            f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_url(night[name])}">'
+            f'<img src="{_data_url(day[name])}" alt="{escape(FIGURES[name][0])}: {escape(FIGURES[name][1])}"></picture>'
         )
-        for name in light
-        if name != "clusters"  # the page has them as text
+        for name in night
     }
 
 

@@ -277,8 +277,8 @@ def save_plots(
     with theme(dark=False):
         for name, figure in all_plots(metrics, clusters, curves).items():
             written += [folder / f"{name}.png", folder / f"{name}.svg"]
-            figure.savefig(written[-2], dpi=150, facecolor="white")
             written[-1].write_text(svg(figure), encoding="utf-8")
+            figure.savefig(written[-2], dpi=150, facecolor="white")
     return written
 
 

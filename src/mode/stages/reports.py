@@ -27,11 +27,12 @@ def report(project: Project) -> None:
     metrics["provenance"] |= _lock_hash(project)
     clusters, curves = _reported_clusters(project), _curves(project)
     figures = project.reports / "figures"
-    save_plots(figures, metrics, clusters, curves)
+    drawn = [path for path in save_plots(figures, metrics, clusters, curves) if path.suffix == ".svg"]
+    light = {path.stem: path.read_text(encoding="utf-8") for path in drawn}
     write_plot_data(project.reports / "plots", metrics, curves)
     page = project.reports / "index.html"
     with write_aside(page) as temporary:
-        temporary.write_text(render_page(metrics, clusters, curves), encoding="utf-8")
+        temporary.write_text(render_page(metrics, clusters, curves, light=light), encoding="utf-8")
     card = project.reports / "model-card.md"
     parameters = project.params.model_dump(include={"model", "training", "embedding", "clustering", "routing"})
     with write_aside(card) as temporary:
