@@ -24,7 +24,7 @@ demo: install  ## Run the whole pipeline on the built-in data and print the resu
 
 test: install  ## Run all tests: fast ones first, then those with the real DVC, MLflow and browser.
 	pytest -m "not e2e" --numprocesses 2
-	pytest -m e2e --numprocesses 2 --dist loadfile
+	pytest -m e2e --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: install  ## Run the tests that need no other tool.
 	pytest -m "not e2e" --numprocesses 2

@@ -102,10 +102,10 @@ def make_project(root: Path) -> SmallProject:
     return project
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
-    """A project after its first `dvc repro`, shared by a process's tests: leave it as it was found."""
-    # Of all processes of this run, which copy what the first of them makes.
+    """A project after its first `dvc repro`, shared by the tests of a file: leave it as it was found."""
+    # Made once for all files and processes of this run, which copy it.
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     first, done = shared / "finished", shared / "finished.done"

@@ -1,0 +1,198 @@
+"""Trainings under the real DVC that are killed, or whose database or disk is not there for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from tests.e2e.conftest import SmallProject
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+#: Minutes between two checkpoints, for a training that is to be met while it runs.
+EVERY_STEP = 0.0001
+
+
+def test_a_killed_expert_goes_on_and_ends_the_same(finished_project: SmallProject) -> None:
+    weights_file = finished_project.root / "models/expert-0/open_clip_model.safetensors"
+    checkpoints = finished_project.root / "checkpoints/expert-0"
+    stage = ["dvc", "repro", "--single-item", "expert@expert-0"]
+    before = finished_project.params()
+    changed = finished_project.params()
+    # A training that DVC has not seen yet, and long enough to be met while it runs.
+    changed["experts"]["expert-0"] |= {"lr": 0.0011, "epochs": 13}
+    changed["training"]["checkpoint_minutes"] = EVERY_STEP
+    finished_project.set_params(changed)
+    try:
+        dvc = finished_project.start(*stage)
+        wait_for_training(dvc.pid, checkpoints).kill()
+        output, _ = dvc.communicate(timeout=180)
+        assert dvc.returncode != 0
+        assert not weights_file.exists(), output
+        assert steps_done(checkpoints) > 0
+
+        again = finished_project.run(*stage)
+        assert "expert-0 goes on from its checkpoint" in again.stdout
+        assert not checkpoints.exists()
+        resumed = load_file(weights_file)
+        finished_project.run(*stage, "--force", "--no-run-cache")
+        uninterrupted = load_file(weights_file)
+        assert resumed.keys() == uninterrupted.keys()
+        for name, tensor in resumed.items():
+            np.testing.assert_array_equal(tensor, uninterrupted[name], err_msg=name)
+    finally:
+        finished_project.set_params(before)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        finished_project.run(*stage)  # from DVC's cache
+
+
+def test_a_dvc_that_is_killed_takes_its_training_along(finished_project: SmallProject) -> None:
+    checkpoints = finished_project.root / "checkpoints/expert-1"
+    stage = ["dvc", "repro", "--single-item", "expert@expert-1"]
+    before = finished_project.params()
+    changed = finished_project.params()
+    changed["experts"]["expert-1"]["epochs"] = 500  # still at work when its dvc is killed
+    changed["training"]["checkpoint_minutes"] = EVERY_STEP
+    finished_project.set_params(changed)
+    try:
+        dvc = finished_project.start(*stage)
+        training = wait_for_training(dvc.pid, checkpoints)
+        dvc.kill()
+        dvc.wait()
+        training.wait(timeout=120)
+        assert steps_done(checkpoints) > 0
+    finally:
+        finished_project.set_params(before)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        finished_project.run(*stage)  # from DVC's cache
+
+
+def test_a_database_that_is_locked_for_a_minute_costs_no_figure(finished_project: SmallProject) -> None:
+    database = finished_project.root / "mlruns/mlflow.db"
+    client = MlflowClient(f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name("mode").experiment_id  # type: ignore[union-attr]
+
+    began = int(time.time() * 1000)
+    with locked(database, seconds=60):
+        stage = ["dvc", "repro", "--single-item", "--force", "--no-run-cache", "expert@expert-1"]
+        printed = finished_project.run(*stage)
+    output = printed.stdout + printed.stderr
+    assert "goes on without the database for now" in output
+    assert (finished_project.root / "models/expert-1/card.json").is_file()
+    finished_project.run("mode", "stage", "report")  # opens MLflow, which sends what has waited
+    [run] = client.search_runs([experiment], f"attributes.run_name = 'expert-1' AND attributes.start_time >= {began}")
+    assert run.info.status == "FINISHED"
+    curve = (finished_project.root / "models/expert-1/curve.csv").read_text().splitlines()[1:]
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert {point.step for point in history} >= {int(line.partition(",")[0]) for line in curve}
+
+
+def test_a_full_disk_ends_a_training_in_one_line_and_keeps_its_checkpoint(finished_project: SmallProject) -> None:
+    stage = ["dvc", "repro", "--single-item", "expert@expert-0"]
+    before = finished_project.params()
+    changed = finished_project.params()
+    changed["experts"]["expert-0"] |= {"lr": 0.0013, "epochs": 20}
+    changed["training"]["checkpoint_minutes"] = EVERY_STEP
+    finished_project.set_params(changed)
+    disk = finished_project.root / "checkpoints"
+    checkpoints = disk / "expert-0"
+    shutil.rmtree(disk, ignore_errors=True)
+    try:
+        with small_disk(disk, megabytes=64):
+            dvc = finished_project.start(*stage)
+            wait_for_training(dvc.pid, checkpoints).send_signal(signal.SIGTERM)
+            dvc.communicate(timeout=180)
+            done, [path] = steps_done(checkpoints), list_of(checkpoints)
+            kept = path.read_bytes()
+
+            # Less room than a second checkpoint needs beside the first.
+            free = os.statvfs(disk)
+            (disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize - len(kept) // 2))
+            failed = finished_project.run(*stage, check=False)
+            assert failed.returncode != 0
+            [line] = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+            assert "No space left on device" in line
+            assert str(checkpoints) in line
+            assert path.read_bytes() == kept
+            assert steps_done(checkpoints) == done
+
+            (disk / "ballast").unlink()
+            assert "expert-0 goes on from its checkpoint" in finished_project.run(*stage).stdout
+        assert (finished_project.root / "models/expert-0/open_clip_model.safetensors").is_file()
+    finally:
+        finished_project.set_params(before)
+        shutil.rmtree(disk, ignore_errors=True)
+        finished_project.run(*stage)  # from DVC's cache
+
+
+@contextlib.contextmanager
+def locked(database: Path, seconds: float) -> Iterator[None]:
+    """Hold SQLite's exclusive lock for so long, and no shorter than the block."""
+    held = threading.Event()
+
+    def hold() -> None:
+        with contextlib.closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            held.set()
+            time.sleep(seconds)
+            connection.execute("ROLLBACK")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    yield
+    thread.join()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """A file system of its own of a few megabytes."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        folder.rmdir()
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def wait_for_training(dvc: int, checkpoints: Path) -> psutil.Process:
+    """The stage's process, as soon as it has left a checkpoint."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for child in psutil.Process(dvc).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # dvc also starts git, which is gone in a moment
+                if {"mode", "stage"} <= {Path(word).name for word in child.cmdline()} and list_of(checkpoints):
+                    return child
+        time.sleep(0.005)
+    raise AssertionError("no training came up")
+
+
+def list_of(checkpoints: Path) -> list[Path]:
+    """Checkpoint files that are whole: one that is being written lies a folder deeper."""
+    return list(checkpoints.glob("*/checkpoint.safetensors"))
+
+
+def steps_done(checkpoints: Path) -> int:
+    """The step that the checkpoint goes on from."""
+    [path] = list_of(checkpoints)
+    with safe_open(path, "numpy") as file:
+        return int(json.loads(file.metadata()["state"])["step"]) - 30  # three epochs of ten steps were the seed's
