@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help=f"groups ({', '.join(GROUPS)}) or races, separated by commas")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is kept unless --out is given")
-    parser.add_argument("--large", action="store_true", help="the largest sizes as well (hours, 10 GB of disk)")
+    parser.add_argument("--large", action="store_true", help="larger sizes (hours)")
     parser.add_argument("--photos", type=Path, help="folder with tars of photographs, in place of made pictures")
     parser.add_argument("--threads", type=int, help="of each process (default: all cores)")
     parser.add_argument("--work", type=Path, help="folder for inputs, kept (default: a temporary one)")
@@ -73,8 +73,8 @@ def _run(races: list[tuple[str, Race]], work: Path, given: argparse.Namespace, o
         started = time.monotonic()
         print(f"{race.name}: {race.step}", file=sys.stderr, flush=True)
         record = Record(race.name, race.step, notes=race.notes)
-        if race.needs_gpu and not has_gpu():
-            record.not_run = "no GPU"
+        if why := _missing(race, work):
+            record.not_run = why
         else:
             folder = work / (race.inputs or group)
             try:
@@ -95,6 +95,16 @@ def _run(races: list[tuple[str, Race]], work: Path, given: argparse.Namespace, o
             _write(out, kept)  # after every race: an interrupted run has not been for nothing
     show({**kept, "races": {race.name: kept["races"][race.name] for _, race in races}})
     return 1 if failed else 0
+
+
+def _missing(race: Race, work: Path) -> str | None:
+    """What the race needs and this machine lacks."""
+    if race.needs_gpu and not has_gpu():
+        return "no GPU"
+    work.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(work).free < race.needs_gb * 1e9:
+        return f"needs {race.needs_gb:.1f} GB of disk (--work names another folder)"
+    return None
 
 
 def _chosen(only: str, size: str) -> list[tuple[str, Race]]:

@@ -197,7 +197,7 @@ FROM_DISK: tuple[tuple[int, int, int, int, Size], ...] = (
     (4_000, 16, 16, 3, "quick"),
     (1_000_000, 384, 1_024, 3, "full"),
     (3_000_000, 384, 1_024, 3, "full"),
-    (10_000_000, 384, 1_024, 3, "large"),
+    (10_000_000, 384, 1_024, 3, "full"),
 )
 
 
@@ -243,6 +243,7 @@ def _disk_race(pairs: int, dimensions: int, clusters: int, passes: int, size: Si
         targets=(Target("peak memory at most 2 GB", lambda sides: sides["mode"].peak_mb / 1e3, 2.0, at_most=True),),
         make=partial(_make_on_disk, count=pairs, dimensions=dimensions),
         inputs=f"cluster-{pairs}",
+        needs_gb=pairs * dimensions * 2 / 1e9,
         repeats=0,
         sizes=("full", "large") if size == "full" else (size,),
         notes="one run, no warm-up: it takes minutes, and every pass reads the file block by block anyway",

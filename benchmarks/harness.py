@@ -134,6 +134,7 @@ class Race:
         make: writes the inputs into the folder, in a process of its own; races with the same `inputs` share them.
         inputs: name of the inputs' folder; default the group's.
         needs_gpu: it is not run on a CPU.
+        needs_gb: free disk for its inputs, in 10^9 bytes; it is not run where there is less.
         repeats: timed runs of each side at most; default as asked for. For runs that take minutes.
         compare: figures about all sides' results together, from what they wrote into the folder.
     """
@@ -145,6 +146,7 @@ class Race:
     make: Callable[[Input], None] | None = None
     inputs: str = ""
     needs_gpu: bool = False
+    needs_gb: float = 0.0
     repeats: int | None = None
     compare: Callable[[Path], dict[str, float]] | None = None
     sizes: tuple[Size, ...] = ("quick", "full", "large")

@@ -103,6 +103,13 @@ def test_unknown_races_are_refused() -> None:
         command.main(["--only", "nonsense", "--quick"])
 
 
+def test_a_race_for_which_there_is_no_room_is_not_run(tmp_path: Path) -> None:
+    sides = (Side("ours", _counting),)
+    assert command._missing(Race("toy", "toys", sides, needs_gb=1e-6), tmp_path / "work") is None
+    why = command._missing(Race("toy", "toys", sides, needs_gb=1e9), tmp_path)
+    assert why == "needs 1000000000.0 GB of disk (--work names another folder)"
+
+
 def test_every_race_has_its_own_name_and_targets() -> None:
     races = [race for size in ("quick", "full", "large") for _, race in command._chosen("", size)]
     assert len({race.name for race in races}) == len({id(race) for race in races})
