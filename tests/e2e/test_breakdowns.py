@@ -1,4 +1,4 @@
-"""Trainings under the real DVC that are killed, or whose database or disk is not there for them."""
+"""Breakdowns under the real DVC: trainings that are killed, a database that is locked, a disk that is full."""
 
 from __future__ import annotations
 
