@@ -166,6 +166,19 @@ def test_price_of_an_overfull_cluster_rises_by_what_sheds_its_surplus():
     assert state.prices.tolist() == [1.0, 4.0]
 
 
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 2**31))
+def test_nth_regret_is_that_of_a_sorted_list(points, clusters, seed):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, clusters, points).astype(np.int32)
+    regret = random.choice(np.array([0.0, -0.0, 1e-30, 0.5, 2.0, 3e20], np.float32), points)
+    nth = random.normal(0, 4, clusters)
+    found = kmeans._nth_regret(labels, regret, nth)
+    for cluster in range(clusters):
+        given_for_it = sorted(regret[labels == cluster])
+        place = int(np.clip(np.ceil(nth[cluster]), 1, max(1, len(given_for_it)))) - 1
+        assert found[cluster] == (given_for_it[place] if given_for_it else 0)
+
+
 def test_place_fills_rooms_cheapest_first():
     costs = np.array([[1.0, 9.0], [0.5, 2.0], [3.0, 4.0]])
     candidates = np.array([[0, 1], [0, 1], [1, 0]])
