@@ -277,7 +277,7 @@ class TestLoad:
 
 
 def test_the_registered_model_answers_as_the_loaded_one(
-    project: Path, moe: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, moe: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     tracker = Tracker(tmp_path / "mlruns")
     members = models(project, "expert-0", "expert-1")
@@ -315,6 +315,7 @@ def test_the_registered_model_answers_as_the_loaded_one(
     answer = loaded.predict(frame, params={"classes": list(CLASSES), "templates": ["{c}"]})
     assert list(answer["label"]) == task.labels(images)
     assert np.array(list(answer["probabilities"])) == pytest.approx(task(images).numpy(), rel=1e-5)
+    assert not [each for each in recwarn if "type hints" in str(each.message)]
     with pytest.raises(mlflow.MlflowException, match="image 0: not base64") as caught:
         loaded.predict(pd.DataFrame({"image": ["?"]}), params={"classes": ["a"]})
     assert caught.value.get_http_status_code() == 400

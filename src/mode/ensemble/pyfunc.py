@@ -29,6 +29,9 @@ from mode.errors import ModeError
 class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
     """Label, its probability and all probabilities (in the classes' order) for each image."""
 
+    # Or MLflow says at every log and load, in colour whatever the terminal, that `predict` should have type hints.
+    _skip_type_hint_validation = True
+
     def load_context(self, context: Any) -> None:
         """Open the mixture and the experts among the artifacts."""
         folders = {name: Path(path) for name, path in context.artifacts.items()}
