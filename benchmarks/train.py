@@ -12,7 +12,7 @@ from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target
 from benchmarks.pictures import captions, make_pictures, photographs, write_tars
 
 Precision = Literal["fp32", "bf16", "amp"]
-OURS, THEIRS = "mode", "open_clip_train"
+OURS, COMPILED, THEIRS = "mode", "mode, compiled", "open_clip_train"
 #: The demo's model: an image of 32 x 32, 1.5 M parameters.
 DEMO = Path(__file__).parents[1] / "params.yaml"
 #: What a recipe sets to a number that does not matter here.
@@ -66,7 +66,12 @@ def _recipe(model: str, batch: int, samples: int, precision: Precision, workers:
     return ModelParams(name=model), ImageParams(size=224), training
 
 
-def _ours(given: Input, model: str, batch: int, steps: int, precision: Precision, workers: int) -> Run:
+def _ours(
+    given: Input, model: str, batch: int, steps: int, precision: Precision, workers: int, compiled: bool | None = None
+) -> Run:
+    """One training; with `compiled` given, timed from its first report on (step 20), when all compiling is over."""
+    import time
+
     from mode.processes import use_huge_pages
 
     use_huge_pages()  # as every command of `mode` does
@@ -82,11 +87,18 @@ def _ours(given: Input, model: str, batch: int, steps: int, precision: Precision
         batch, steps = 8, 2
     index = PairIndex.load(given.folder / "index")
     model_params, image, training = _recipe(model, batch, batch * steps, precision, workers, given.device)
+    training = training.model_copy(update={"compile": bool(compiled)})
     rows = np.arange(len(index))
     plan = make_plan("seed", "seed", rows, training, len(index), source="base")
     waits: list[float] = []
+    reports: list[tuple[int, float]] = []  # step, time
+
+    def report(step: int, figures: dict[str, float]) -> None:
+        waits.append(figures["train/data_wait"])
+        reports.append((step, time.perf_counter()))
 
     def run() -> dict[str, Any]:
+        reports.clear()
         result = train(
             plan,
             index,
@@ -96,21 +108,23 @@ def _ours(given: Input, model: str, batch: int, steps: int, precision: Precision
             training=training,
             random_seed=0,
             checkpoint_dir=given.folder / "checkpoints",
-            on_metrics=lambda _, figures: waits.append(figures["train/data_wait"]),
+            on_metrics=report,
         )
-        seconds = result.clip.card["own"]["seconds"]
+        seconds, samples = result.clip.card["own"]["seconds"], plan.samples
+        if compiled is not None:
+            seconds, samples = reports[-1][1] - reports[0][1], (reports[-1][0] - reports[0][0]) * batch
         flops = flops_per_pair(result.clip)
         figures = {
             "seconds": seconds,
-            "samples_per_second": plan.samples / seconds,
+            "samples_per_second": samples / seconds,
             "loss": result.clip.card["loss"],
             "gflop_per_pair": flops / 1e9,
-            "gflop_per_second": flops * plan.samples / seconds / 1e9,
+            "gflop_per_second": flops * samples / seconds / 1e9,
             "data_wait": waits[-1],
         }
         if given.device == "cuda":
             figures["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-            figures["utilisation"] = flops * plan.samples / seconds / _peak_flops()
+            figures["utilisation"] = flops * samples / seconds / _peak_flops()
         return figures
 
     return run
@@ -254,6 +268,31 @@ def _race(name: str, step: str, goal: float, *, gpu: bool = False, **settings: A
     )
 
 
+def _compile_race(name: str, step: str, *, gpu: bool = False, **settings: Any) -> Race:
+    """What `torch.compile` brings; no speed is asked for."""
+    return Race(
+        name=name,
+        step=step,
+        sides=(
+            Side(OURS, partial(_ours, **settings, compiled=False)),
+            Side(COMPILED, partial(_ours, **settings, compiled=True)),
+        ),
+        targets=(
+            Target(
+                "the same loss within 1%",
+                lambda sides: abs(sides[COMPILED].figures["loss"] / sides[OURS].figures["loss"] - 1),
+                0.01,
+                at_most=True,
+            ),
+        ),
+        make=_make_pictures if gpu else _make_glyphs,
+        inputs="train-pictures-gpu" if gpu else "train-glyphs",
+        needs_gpu=gpu,
+        sizes=("full", "large"),
+        notes="timed from step 20 on, when all compiling is over",
+    )
+
+
 RACES = (
     _race(
         "train-demo",
@@ -294,6 +333,25 @@ RACES = (
         model="ViT-B-16",
         batch=512,
         steps=40,
+        precision="bf16",
+        workers=12,
+    ),
+    _compile_race(
+        "train-compile",
+        "the demo's model with and without torch.compile, batch 128, fp32, 0 workers, 100 steps",
+        model="demo",
+        batch=128,
+        steps=100,
+        precision="fp32",
+        workers=0,
+    ),
+    _compile_race(
+        "train-compile-gpu",
+        "ViT-B/32 on a GPU with and without torch.compile, batch 1,024, bf16, 12 workers, 100 steps",
+        gpu=True,
+        model="ViT-B-32",
+        batch=1_024,
+        steps=100,
         precision="bf16",
         workers=12,
     ),
