@@ -45,7 +45,7 @@ lock: install  ## Resolve the dependencies anew; the lock holds hashes and no ad
 ui: install  ## Open Prefect and MLflow on loopback: start, watch and compare trainings; Ctrl-C stops all.
 	python -m flows.ui
 
-bench: install  ## Race every step against the best tool for it (45 minutes): benchmarks/results.json.
+bench: install  ## Race every step against the best tool for it (40 minutes): benchmarks/results.json.
 	python -m benchmarks
 
 clean:  ## Remove what can be made again, but no trained model and no MLflow run.
