@@ -31,15 +31,7 @@ EVERY_STEP = 0.0001
 
 def test_a_killed_expert_goes_on_and_ends_the_same(finished_project: SmallProject) -> None:
     weights_file = finished_project.root / "models/expert-0/open_clip_model.safetensors"
-    checkpoints = finished_project.root / "checkpoints/expert-0"
-    stage = ["dvc", "repro", "--single-item", "expert@expert-0"]
-    before = finished_project.params()
-    changed = finished_project.params()
-    # A training that DVC has not seen yet, and long enough to be met while it runs.
-    changed["experts"]["expert-0"] |= {"lr": 0.0011, "epochs": 13}
-    changed["training"]["checkpoint_minutes"] = EVERY_STEP
-    finished_project.set_params(changed)
-    try:
+    with another_training(finished_project, "expert-0", lr=0.0011, epochs=13) as (stage, checkpoints):
         dvc = finished_project.start(*stage)
         wait_for_training(dvc.pid, checkpoints).kill()
         output, _ = dvc.communicate(timeout=180)
@@ -56,31 +48,17 @@ def test_a_killed_expert_goes_on_and_ends_the_same(finished_project: SmallProjec
         assert resumed.keys() == uninterrupted.keys()
         for name, tensor in resumed.items():
             np.testing.assert_array_equal(tensor, uninterrupted[name], err_msg=name)
-    finally:
-        finished_project.set_params(before)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        finished_project.run(*stage)  # from DVC's cache
 
 
 def test_a_dvc_that_is_killed_takes_its_training_along(finished_project: SmallProject) -> None:
-    checkpoints = finished_project.root / "checkpoints/expert-1"
-    stage = ["dvc", "repro", "--single-item", "expert@expert-1"]
-    before = finished_project.params()
-    changed = finished_project.params()
-    changed["experts"]["expert-1"]["epochs"] = 500  # still at work when its dvc is killed
-    changed["training"]["checkpoint_minutes"] = EVERY_STEP
-    finished_project.set_params(changed)
-    try:
+    # So many epochs that it is still at work when its dvc is killed.
+    with another_training(finished_project, "expert-1", epochs=500) as (stage, checkpoints):
         dvc = finished_project.start(*stage)
         training = wait_for_training(dvc.pid, checkpoints)
         dvc.kill()
         dvc.wait()
         training.wait(timeout=120)
         assert steps_done(checkpoints) > 0
-    finally:
-        finished_project.set_params(before)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        finished_project.run(*stage)  # from DVC's cache
 
 
 def test_a_database_that_is_locked_for_a_minute_costs_no_figure(finished_project: SmallProject) -> None:
@@ -104,16 +82,8 @@ def test_a_database_that_is_locked_for_a_minute_costs_no_figure(finished_project
 
 
 def test_a_full_disk_ends_a_training_in_one_line_and_keeps_its_checkpoint(finished_project: SmallProject) -> None:
-    stage = ["dvc", "repro", "--single-item", "expert@expert-0"]
-    before = finished_project.params()
-    changed = finished_project.params()
-    changed["experts"]["expert-0"] |= {"lr": 0.0013, "epochs": 20}
-    changed["training"]["checkpoint_minutes"] = EVERY_STEP
-    finished_project.set_params(changed)
-    disk = finished_project.root / "checkpoints"
-    checkpoints = disk / "expert-0"
-    shutil.rmtree(disk, ignore_errors=True)
-    try:
+    with another_training(finished_project, "expert-0", lr=0.0013, epochs=20) as (stage, checkpoints):
+        disk = checkpoints.parent
         with small_disk(disk, megabytes=64):
             dvc = finished_project.start(*stage)
             wait_for_training(dvc.pid, checkpoints).send_signal(signal.SIGTERM)
@@ -135,10 +105,27 @@ def test_a_full_disk_ends_a_training_in_one_line_and_keeps_its_checkpoint(finish
             (disk / "ballast").unlink()
             assert "expert-0 goes on from its checkpoint" in finished_project.run(*stage).stdout
         assert (finished_project.root / "models/expert-0/open_clip_model.safetensors").is_file()
+
+
+@contextlib.contextmanager
+def another_training(project: SmallProject, expert: str, **changes: float) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """An expert's stage, which DVC has not seen with these parameters, and the folder of its checkpoints.
+
+    It writes one after every step. At the end the project is as it was.
+    """
+    stage = ("dvc", "repro", "--single-item", f"expert@{expert}")
+    folder = project.root / "checkpoints"
+    before, changed = project.params(), project.params()
+    changed["experts"][expert] |= changes
+    changed["training"]["checkpoint_minutes"] = EVERY_STEP
+    shutil.rmtree(folder, ignore_errors=True)
+    project.set_params(changed)
+    try:
+        yield stage, folder / expert
     finally:
-        finished_project.set_params(before)
-        shutil.rmtree(disk, ignore_errors=True)
-        finished_project.run(*stage)  # from DVC's cache
+        project.set_params(before)
+        shutil.rmtree(folder, ignore_errors=True)
+        project.run(*stage)  # from DVC's cache
 
 
 @contextlib.contextmanager
