@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target
+from benchmarks.harness import Input, Race, Run, Side, Target, faster
 from benchmarks.pictures import captions, make_pictures, photographs, write_tars
 
 Precision = Literal["fp32", "bf16", "amp"]
@@ -67,9 +67,16 @@ def _recipe(model: str, batch: int, samples: int, precision: Precision, workers:
 
 
 def _ours(
-    given: Input, model: str, batch: int, steps: int, precision: Precision, workers: int, compiled: bool | None = None
+    given: Input,
+    model: str,
+    batch: int,
+    steps: int,
+    precision: Precision,
+    workers: int,
+    compiled: bool = False,
+    steady: bool = False,
 ) -> Run:
-    """One training; with `compiled` given, timed from its first report on (step 20), when all compiling is over."""
+    """One training; `steady`: timed from its first report on (step 20), when all compiling is over."""
     import time
 
     from mode.processes import use_huge_pages
@@ -87,7 +94,7 @@ def _ours(
         batch, steps = 8, 2
     index = PairIndex.load(given.folder / "index")
     model_params, image, training = _recipe(model, batch, batch * steps, precision, workers, given.device)
-    training = training.model_copy(update={"compile": bool(compiled)})
+    training = training.model_copy(update={"compile": compiled})
     rows = np.arange(len(index))
     plan = make_plan("seed", "seed", rows, training, len(index), source="base")
     waits: list[float] = []
@@ -111,7 +118,7 @@ def _ours(
             on_metrics=report,
         )
         seconds, samples = result.clip.card["own"]["seconds"], plan.samples
-        if compiled is not None:
+        if steady:
             seconds, samples = reports[-1][1] - reports[0][1], (reports[-1][0] - reports[0][0]) * batch
         flops = flops_per_pair(result.clip)
         figures = {
@@ -242,12 +249,15 @@ def _peak_flops() -> float:
     return 2 * 8_192**3 * 20 / seconds
 
 
-def _speed(sides: Outcomes) -> float:
-    return sides[THEIRS].median / sides[OURS].median
+def _inputs(model: str, gpu: bool) -> dict[str, Any]:
+    """Pairs to train on: glyphs for the demo's model, pictures for the others, more of them on a GPU."""
+    if model == "demo":
+        return {"make": _make_glyphs, "inputs": "train-glyphs", "needs_gpu": gpu}
+    return {"make": _make_pictures, "inputs": "train-pictures" + ("-gpu" if gpu else ""), "needs_gpu": gpu}
 
 
 def _race(name: str, step: str, goal: float, *, gpu: bool = False, **settings: Any) -> Race:
-    targets = [Target(f"at least {goal}x open_clip_train", _speed, goal)]
+    targets = [Target(f"at least {goal}x open_clip_train", faster(OURS, THEIRS), goal)]
     if gpu:
         targets += [
             Target("model FLOP utilisation at least 0.45", lambda sides: sides[OURS].figures["utilisation"], 0.45),
@@ -260,9 +270,7 @@ def _race(name: str, step: str, goal: float, *, gpu: bool = False, **settings: A
         step=step,
         sides=(Side(OURS, partial(_ours, **settings)), Side(THEIRS, partial(_theirs, **settings))),
         targets=tuple(targets),
-        make=_make_glyphs if settings["model"] == "demo" else _make_pictures,
-        inputs="train-glyphs" if settings["model"] == "demo" else "train-pictures" + ("-gpu" if gpu else ""),
-        needs_gpu=gpu,
+        **_inputs(settings["model"], gpu),
         sizes=("full", "large") if settings["model"] != "demo" else ("quick", "full", "large"),
         notes="one pass over the pairs, every image decoded; loading the model is not timed",
     )
@@ -274,8 +282,8 @@ def _compile_race(name: str, step: str, *, gpu: bool = False, **settings: Any) -
         name=name,
         step=step,
         sides=(
-            Side(OURS, partial(_ours, **settings, compiled=False)),
-            Side(COMPILED, partial(_ours, **settings, compiled=True)),
+            Side(OURS, partial(_ours, **settings, steady=True)),
+            Side(COMPILED, partial(_ours, **settings, compiled=True, steady=True)),
         ),
         targets=(
             Target(
@@ -285,24 +293,22 @@ def _compile_race(name: str, step: str, *, gpu: bool = False, **settings: Any) -
                 at_most=True,
             ),
         ),
-        make=_make_pictures if gpu else _make_glyphs,
-        inputs="train-pictures-gpu" if gpu else "train-glyphs",
-        needs_gpu=gpu,
+        **_inputs(settings["model"], gpu),
         sizes=("full", "large"),
         notes="timed from step 20 on, when all compiling is over",
     )
 
+
+_DEMO: dict[str, Any] = {"model": "demo", "batch": 128, "precision": "fp32", "workers": 0}
+_VIT_ON_GPU: dict[str, Any] = {"gpu": True, "model": "ViT-B-32", "batch": 1_024, "precision": "bf16", "workers": 12}
 
 RACES = (
     _race(
         "train-demo",
         "train the demo's model, batch 128, fp32, 0 workers, 40 steps",
         1.3,
-        model="demo",
-        batch=128,
         steps=40,
-        precision="fp32",
-        workers=0,
+        **_DEMO,
     ),
     _race(
         "train-vit-b-32",
@@ -318,12 +324,8 @@ RACES = (
         "train-vit-b-32-gpu",
         "train ViT-B/32 at 224 on a GPU, batch 1,024, bf16, 12 workers, 40 steps",
         1.2,
-        gpu=True,
-        model="ViT-B-32",
-        batch=1_024,
         steps=40,
-        precision="bf16",
-        workers=12,
+        **_VIT_ON_GPU,
     ),
     _race(
         "train-vit-b-16-gpu",
@@ -339,20 +341,13 @@ RACES = (
     _compile_race(
         "train-compile",
         "the demo's model with and without torch.compile, batch 128, fp32, 0 workers, 100 steps",
-        model="demo",
-        batch=128,
         steps=100,
-        precision="fp32",
-        workers=0,
+        **_DEMO,
     ),
     _compile_race(
         "train-compile-gpu",
         "ViT-B/32 on a GPU with and without torch.compile, batch 1,024, bf16, 12 workers, 100 steps",
-        gpu=True,
-        model="ViT-B-32",
-        batch=1_024,
         steps=100,
-        precision="bf16",
-        workers=12,
+        **_VIT_ON_GPU,
     ),
 )
