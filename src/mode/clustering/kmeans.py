@@ -78,7 +78,7 @@ def balanced_kmeans(
         rows: N points.
         clusters: k.
         balance: the largest cluster, as a multiple of the mean, at least 1.
-        iterations: passes over the points, at most.
+        iterations: of Lloyd's algorithm, at most; one more pass assigns the points.
         seed: of the initial centres.
         restarts: fits from different initial centres, of which the best is taken.
         progress: told of each pass.
