@@ -19,12 +19,12 @@ WORKERS = 2
 def _make(given: Input) -> None:
     import shutil
 
+    from mode.clip.model import build_model, save_model
     from mode.clustering.hierarchy import fit_clusters
-    from mode.data.glyphs import write_glyph_tasks
+    from mode.data.glyphs.dataset import write_glyph_tasks
     from mode.embedding.base import build_embedder
     from mode.ensemble.mixture import Mixture
     from mode.params import ClusteringParams, EmbeddingParams, GlyphParams, RoutingParams, load_params
-    from mode.training.model import build_model, save_model
 
     images, tasks = SIZES[given.size]
     write_glyph_tasks(GlyphParams(test_images=images), given.folder / "tasks", seed=0, workers=1)

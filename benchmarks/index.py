@@ -20,8 +20,8 @@ def _make(given: Input) -> None:
 
 def _ours(given: Input) -> Run:
     """`build_index`, with nothing left out: the parquet file is written, bad members are accounted for."""
-    from mode.data.index import PairIndex, build_index
-    from mode.data.manifest import build_manifest
+    from mode.data.shards.index import PairIndex, build_index
+    from mode.data.shards.manifest import build_manifest
     from mode.params import IndexParams, SourceParams
 
     manifest = build_manifest(SourceParams(shards="shards"), given.folder)
@@ -43,7 +43,7 @@ def _ours(given: Input) -> Run:
 
 def _least_bytes(path: str) -> int:
     """Headers of all members, and the content of those that are no image."""
-    from mode.data.tar_layout import members
+    from mode.data.shards.tar import members
 
     descriptor = os.open(path, os.O_RDONLY)
     try:

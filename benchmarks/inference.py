@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 import mode
+from mode.clip.preprocess import Preprocess
 from mode.ensemble.moe import Moe
 from mode.evaluation import metrics
-from mode.evaluation.features import Preprocess
 from mode.evaluation.tasks import Task, open_tasks
 
 #: Name of a row -> arguments of `Moe.adapt`.

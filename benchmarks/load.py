@@ -18,8 +18,8 @@ WORKERS = 2
 
 
 def _make(given: Input) -> None:
-    from mode.data.index import build_index
-    from mode.data.manifest import build_manifest
+    from mode.data.shards.index import build_index
+    from mode.data.shards.manifest import build_manifest
     from mode.params import IndexParams, SourceParams
 
     pairs, per_tar, _ = SIZES[given.size]
@@ -35,8 +35,8 @@ def _ours(given: Input, everything: bool, cached: bool = False) -> Run:
     from mode.processes import use_huge_pages
 
     use_huge_pages()  # as every command of `mode` does
-    from mode.data.index import PairIndex
-    from mode.data.pairs import ImageStore, PairStream, make_loader, normalise
+    from mode.data.loading.loader import ImageStore, PairStream, make_loader, normalise
+    from mode.data.shards.index import PairIndex
     from mode.params import ImageParams
 
     batch = SIZES[given.size][2]

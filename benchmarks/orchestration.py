@@ -42,7 +42,8 @@ UNTRACKED = """
 import contextlib, sys
 from pathlib import Path
 from unittest.mock import MagicMock
-from mode import stages, tracking
+from mode import stages
+from mode.tracking import runs
 from mode.processes import use_huge_pages
 
 class Run(contextlib.nullcontext):
@@ -55,7 +56,7 @@ class Tracker:
     def log_results(self, *_, **__): return {}
     def register_ensemble(self, *_, **__): pass
 
-tracking.Tracker = Tracker
+runs.Tracker = Tracker
 use_huge_pages()
 stages.run_stage(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None, Path.cwd(), Path("params.yaml"))
 """

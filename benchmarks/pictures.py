@@ -38,7 +38,7 @@ def make_pictures(count: int = DISTINCT, seed: int = 0, extent: tuple[int, int] 
 
 def photographs(folder: Path, count: int) -> list[bytes]:
     """The first JPEGs of a folder's tars."""
-    from mode.data.tar_layout import members
+    from mode.data.shards.tar import members
 
     found: list[bytes] = []
     for path in sorted(folder.rglob("*.tar")):
@@ -55,8 +55,8 @@ def photographs(folder: Path, count: int) -> list[bytes]:
 
 def captions(count: int, seed: int = 0) -> list[str]:
     """Captions of the built-in data: 1 to 12 words, a tenth of them noise; some run together into longer ones."""
-    from mode.data.families import FAMILIES
-    from mode.data.glyphs import caption
+    from mode.data.glyphs.dataset import caption
+    from mode.data.glyphs.families import FAMILIES
     from mode.params import GlyphParams
 
     random = np.random.default_rng(seed)

@@ -35,8 +35,8 @@ def _make(given: Input) -> None:
 
 
 def _models(given: Input) -> dict[str, Any]:
+    from mode.clip.model import build_model
     from mode.params import ImageParams, ModelParams, load_params
-    from mode.training.model import build_model
 
     name = SIZES[given.size][0]
     model, image = ModelParams(name=name), ImageParams(size=224)

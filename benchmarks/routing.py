@@ -35,8 +35,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from mode.data.index import PairIndex
-from mode.data.store import ImageStore
+from mode.clip.encode import encode_prompts, encode_texts
+from mode.clip.model import Clip, load_model
+from mode.clip.preprocess import Preprocess
+from mode.data.loading.store import ImageStore
+from mode.data.shards.index import PairIndex
 from mode.ensemble.mixture import Mixture, class_vectors
 from mode.ensemble.routing import (
     Nearest,
@@ -47,10 +50,9 @@ from mode.ensemble.routing import (
     published_weights,
 )
 from mode.evaluation import metrics
-from mode.evaluation.features import Preprocess, encode_prompts, encode_tasks, encode_texts
+from mode.evaluation.features import encode_tasks
 from mode.evaluation.tasks import open_tasks
 from mode.params import Params, load_params
-from mode.training.model import Clip, load_model
 from mode.training.selection import held_out_images
 
 #: Held-out tasks: how many, and captions in each.

@@ -22,17 +22,17 @@ import torch
 from pyarrow import compute as pc
 from pyarrow import parquet
 
+from mode.clip.model import build_model
 from mode.clustering.assignment import Assignment, assign
 from mode.clustering.hierarchy import Clusters
 from mode.data.images import decode, resize_and_crop
-from mode.data.index import PairIndex, build_index
-from mode.data.manifest import Manifest, build_manifest
-from mode.data.reading import ImageFiles
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import Manifest, build_manifest
+from mode.data.shards.reading import ImageFiles
 from mode.embedding.lsa import LsaEmbedder
 from mode.engine import open_engine
 from mode.params import ImageParams, IndexParams, ModelParams, SourceParams
 from mode.training.flops import flops_per_pair
-from mode.training.model import build_model
 
 #: SimCSE's encoder, BERT base, of which only the shape matters here.
 BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

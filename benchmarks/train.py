@@ -20,7 +20,7 @@ _LR = 1e-4
 
 
 def _make_glyphs(given: Input) -> None:
-    from mode.data.glyphs import write_glyph_shards
+    from mode.data.glyphs.dataset import write_glyph_shards
     from mode.params import GlyphParams
 
     pairs = 64 if given.size == "quick" else 5_120
@@ -36,8 +36,8 @@ def _make_pictures(given: Input) -> None:
 
 
 def _index(given: Input) -> None:
-    from mode.data.index import build_index
-    from mode.data.manifest import build_manifest
+    from mode.data.shards.index import build_index
+    from mode.data.shards.manifest import build_manifest
     from mode.params import IndexParams, SourceParams
 
     manifest = build_manifest(SourceParams(shards="shards"), given.folder)
@@ -85,7 +85,7 @@ def _ours(
     import numpy as np
     import torch
 
-    from mode.data.index import PairIndex
+    from mode.data.shards.index import PairIndex
     from mode.training.flops import flops_per_pair
     from mode.training.loop import train
     from mode.training.plan import make_plan
@@ -149,8 +149,8 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precisi
     from open_clip_train.scheduler import const_lr
     from open_clip_train.train import train_one_epoch
 
-    from mode.data.index import PairIndex
-    from mode.training.model import build_model, save_model
+    from mode.clip.model import build_model, save_model
+    from mode.data.shards.index import PairIndex
 
     multiprocessing.set_start_method("fork", force=True)  # Linux's default, which its loader's workers rely on
     logging.disable(logging.WARNING)

@@ -13,7 +13,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.schedule import Outcome
 from mode.reporting.tables import markdown
-from mode.tracking import page_addresses
+from mode.tracking.store import page_addresses
 
 #: MLflow's page; `make ui` sets it for the flows that its worker starts.
 MLFLOW_ADDRESS = "MODE_MLFLOW_URL"

@@ -30,7 +30,7 @@ from flows.locks import Lock, holder
 from flows.workspace import dead_runs, forget_run
 from mode.errors import ModeError
 from mode.processes import die_with_parent
-from mode.tracking import page_addresses
+from mode.tracking.store import page_addresses
 
 HOST = "127.0.0.1"
 POOL = "mode"
@@ -293,7 +293,7 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
 
 
 def _start_mlflow(services: Services) -> None:
-    from mode.tracking import Tracker
+    from mode.tracking.runs import Tracker
 
     tracker = Tracker(services.root / "mlruns")
     tracker.prepare()  # before anyone else opens a fresh database

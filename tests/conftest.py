@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mode.clip.model import build_model, save_model
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.merge import images_to_keep
 from mode.ensemble.mixture import Mixture
 from mode.params import ImageParams, ModelParams, RoutingParams
-from mode.training.model import build_model, save_model
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

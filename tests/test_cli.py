@@ -118,7 +118,7 @@ def test_watch_yaml_follows_where_the_shards_lie(project: Path, capsys: pytest.C
 def test_verify_fails_on_a_damaged_shard_and_passes_on_a_good_one(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mode.data.glyphs import write_glyph_shards
+    from mode.data.glyphs.dataset import write_glyph_shards
     from mode.params import GlyphParams
 
     write_glyph_shards(GlyphParams(pairs=20, shard_pairs=10), project / "shards", 0)
@@ -150,7 +150,7 @@ def test_help_does_not_import_heavy_libraries() -> None:
 
 
 def test_a_source_is_added_and_removed_with_its_expert(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mode.data.glyphs import write_glyph_shards
+    from mode.data.glyphs.dataset import write_glyph_shards
     from mode.params import GlyphParams
 
     before = (project / "params.yaml").read_text()
@@ -178,7 +178,7 @@ def test_a_source_without_shards_changes_no_file(project: Path, capsys: pytest.C
 
 
 def test_experts_are_ordered_by_a_tasks_words(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mode.data.glyphs import write_glyph_tasks
+    from mode.data.glyphs.dataset import write_glyph_tasks
     from mode.embedding.lsa import LsaEmbedder
     from mode.ensemble.mixture import Mixture
     from mode.params import GlyphParams, RoutingParams

@@ -58,7 +58,7 @@ def load(
     from mode.ensemble.moe import Moe, find_folders
 
     if str(where).startswith("models:/"):
-        from mode.tracking import registered_folders
+        from mode.tracking.registry import registered_folders
 
         mixture, models = registered_folders(str(where), Path(runs))
     else:

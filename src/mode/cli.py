@@ -64,7 +64,7 @@ def verify(
     details: Annotated[int, typer.Option("--list", help="Bad members to name, at most.")] = 20,
 ) -> None:
     """Read shards as the index does and account for what is bad; exit code 1 if anything is."""
-    from mode.data.verify import verify as verify_shards
+    from mode.data.shards.verify import verify as verify_shards
     from mode.reporting.tables import print_index_report
 
     report = verify_shards(shards, Path.cwd(), check_images=images)
@@ -117,7 +117,7 @@ def compare(
 ) -> None:
     """Compare two MLflow runs: the parameters that differ, and the metrics side by side."""
     from mode.reporting.tables import print_comparison
-    from mode.tracking import Tracker
+    from mode.tracking.runs import Tracker
 
     print_comparison(Tracker(runs).compare(run_a, run_b))
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mode.data.index import PairIndex, build_index
-from mode.data.manifest import build_manifest
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import build_manifest
 from mode.params import IndexParams, SourceParams
 
 Files = Iterable[tuple[str, bytes]]

@@ -9,8 +9,8 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from mode.data.augment import augment_batch, normalise, random_crop
 from mode.data.images import UndecodableImage, decode, resize_and_crop
+from mode.data.loading.augment import augment_batch, normalise, random_crop
 from mode.params import ImageParams
 
 

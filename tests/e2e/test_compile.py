@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mode.data.glyphs import write_glyph_shards
-from mode.data.index import PairIndex, build_index
-from mode.data.manifest import build_manifest
+from mode.data.glyphs.dataset import write_glyph_shards
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import build_manifest
 from mode.params import GlyphParams, ImageParams, IndexParams, ModelParams, SourceParams, TrainingParams
 from mode.training.loop import train
 from mode.training.plan import make_plan

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from mode.cli import main
 from mode.clustering.assignment import Assignment
-from mode.data.index import PairIndex
+from mode.data.shards.index import PairIndex
 from mode.stages import run_stage
 from mode.training.selection import expert_rows
 from tests.e2e.conftest import SmallProject, environment, make_project

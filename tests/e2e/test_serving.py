@@ -23,11 +23,11 @@ import pytest
 from PIL import Image
 
 import mode
+from mode.clip.model import build_model, save_model
 from mode.embedding.base import build_embedder
 from mode.ensemble.mixture import Mixture
 from mode.params import EmbeddingParams, ImageParams, ModelParams, RoutingParams
-from mode.tracking import Tracker
-from mode.training.model import build_model, save_model
+from mode.tracking.runs import Tracker
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mode.clip.model import Clip, build_model
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.merge import (
     draw_images,
@@ -23,7 +24,6 @@ from mode.ensemble.mixture import Mixture
 from mode.ensemble.moe import Moe
 from mode.errors import ModeError
 from mode.params import ImageParams, ModelParams, RoutingParams
-from mode.training.model import Clip, build_model
 
 CAPTIONS = ["red king", "white queen", "black rook", "ace of hearts", "two of spades", "ten of clubs"] * 3
 TEXT = {"context_length": 8, "width": 16, "heads": 2, "layers": 1}

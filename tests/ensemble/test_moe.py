@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 import mode
+from mode.clip.model import build_model, load_model, save_model
 from mode.embedding.base import build_embedder
 from mode.ensemble.mixture import Mixture
 from mode.ensemble.moe import Moe, find_folders
 from mode.errors import ModeError
 from mode.params import EmbeddingParams, ImageParams, ModelParams, RoutingParams
-from mode.tracking import Tracker
-from mode.training.model import build_model, load_model, save_model
+from mode.tracking.runs import Tracker
 
 CAPTIONS = [f"{colour} chess {piece}" for colour in ("white", "black", "red") for piece in ("king", "queen", "rook")]
 CAPTIONS += [f"playing card {rank} of {suit}" for rank in ("ace", "two", "ten") for suit in ("hearts", "spades")]

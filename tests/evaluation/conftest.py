@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mode.clip.model import Clip, build_model
 from mode.params import ImageParams, ModelParams
-from mode.training.model import Clip, build_model
 
 CLASSES = ("red", "green", "blue", "dark grey", "white", "yellow")
 COLOURS = ((200, 30, 30), (30, 180, 40), (40, 50, 200), (60, 60, 60), (240, 240, 240), (220, 210, 30))

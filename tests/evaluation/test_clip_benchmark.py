@@ -14,13 +14,13 @@ import torch
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
+from mode.clip.model import Clip, save_model
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.mixture import Mixture
 from mode.ensemble.moe import Moe
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.tasks import open_task
 from mode.params import EvaluationParams, RoutingParams
-from mode.training.model import Clip, save_model
 
 CPU = EvaluationParams(device="cpu", batch_size=32)
 

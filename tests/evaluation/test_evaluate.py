@@ -16,17 +16,19 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from mode.clip.encode import encode_prompts, encode_texts
+from mode.clip.model import Clip, save_model
+from mode.clip.preprocess import Preprocess
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.mixture import Mixture, QueryWeights
 from mode.errors import ModeError
 from mode.evaluation import features, scores
 from mode.evaluation.evaluate import evaluate_tasks
-from mode.evaluation.features import Preprocess, encode_prompts, encode_tasks, encode_texts, side_by_side
+from mode.evaluation.features import encode_tasks, side_by_side
 from mode.evaluation.retrieval import retrieve
 from mode.evaluation.tasks import Task, open_task
 from mode.evaluation.zeroshot import classify, primary
 from mode.params import EvaluationParams, RoutingParams
-from mode.training.model import Clip, save_model
 
 CPU = EvaluationParams(device="cpu", batch_size=16)
 

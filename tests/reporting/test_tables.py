@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mode.data.account import FileReport, IndexReport
-from mode.data.scan import Problem
+from mode.data.shards.account import FileReport, IndexReport
+from mode.data.shards.scan import Problem
 from mode.reporting.summary import EXPERTS_MEAN, percent
 from mode.reporting.tables import columns, markdown, print_comparison, print_index_report, print_results
-from mode.tracking import Comparison
+from mode.tracking.runs import Comparison
 
 
 @pytest.fixture

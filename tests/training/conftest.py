@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mode.data.index import PairIndex, build_index
-from mode.data.manifest import build_manifest
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import build_manifest
 from mode.params import ImageParams, IndexParams, ModelParams, SourceParams
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220), "yellow": (230, 220, 40)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from mode.data.index import PairIndex
+from mode.data.shards.index import PairIndex
 from mode.params import ImageParams, ModelParams, TrainingParams
 from mode.training.loop import train
 from mode.training.plan import make_plan

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mode.data.index import PairIndex
+from mode.clip.model import load_model
+from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.params import ImageParams, ModelParams, TrainingParams
 from mode.training.interruption import Interrupted
 from mode.training.loop import TrainResult, train
-from mode.training.model import load_model
 from mode.training.plan import make_plan
 
 IMAGE = ImageParams(size=32, flip=True, shift=2)
@@ -185,7 +185,7 @@ sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from mode.data.index import PairIndex
+from mode.data.shards.index import PairIndex
 from mode.params import ModelParams
 from test_loop import Bench
 bench = Bench(Path({str(bench.project)!r}), PairIndex.load(Path({str(bench.project / "index")!r})),

@@ -5,9 +5,10 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
+from mode.clip.encode import encode_text, takes_short_texts, without_padding
+from mode.clip.model import Clip, build_model
 from mode.params import ImageParams, ModelParams
-from mode.training.model import Clip, build_model
-from mode.training.objective import Towers, backward, encode_text, takes_short_texts, without_padding
+from mode.training.objective import Towers, backward
 
 IMAGE = ImageParams(size=32)
 CAPTIONS = ["a red dog", "a blue dog sleeps", "the end", "one two three four five six seven eight nine"]

@@ -14,9 +14,9 @@ from pyarrow import parquet
 from mode.clustering.hierarchy import Clusters, random_clusters
 from mode.clustering.nearest import NearestCentre
 from mode.clustering.rows import BLOCK, Rows
-from mode.data.files import sha256_of_folder, write_aside
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
+from mode.files import sha256_of_folder, write_aside
 from mode.progress import Progress
 
 #: Share of a vector's squared length below which |x|^2 - 2xc + |c|^2 has lost digits, and |x - c|^2 is computed anew.

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from mode.clustering.kmeans import KMeansFit, balanced_kmeans
 from mode.clustering.rows import Rows
-from mode.data.files import write_aside
 from mode.errors import ModeError
+from mode.files import write_aside
 from mode.params import ClusteringParams
 from mode.progress import Progress
 

@@ -14,7 +14,7 @@ from mode.embedding.words import Vocabulary
 from mode.errors import ModeError
 
 if TYPE_CHECKING:
-    from mode.data.index import PairIndex
+    from mode.data.shards.index import PairIndex
 
 #: Captions that are counted, at most, spread evenly over the index.
 SAMPLE = 500_000

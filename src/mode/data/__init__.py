@@ -1,1 +1,1 @@
-"""Shards of image-caption pairs: manifest, byte-offset index, the stream that training reads, and the built-in data."""
+"""Image-caption pairs: `shards` (where they lie), `loading` (what training reads), `glyphs` (the built-in data)."""

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mode.data.files import sha256_of_folder, write_aside
 from mode.embedding.store import read_record
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
+from mode.files import sha256_of_folder, write_aside
 from mode.params import EmbeddingParams
 from mode.progress import Progress
 
 if TYPE_CHECKING:
-    from mode.data.index import PairIndex
+    from mode.data.shards.index import PairIndex
 
 #: Captions that are embedded, written and recorded as done together.
 BLOCK = 65_536

@@ -14,7 +14,8 @@ import numpy as np
 import open_clip
 import torch
 
-from mode.embedding.store import embedder_folder, pick_device, read_record
+from mode.clip.device import pick_device
+from mode.embedding.store import embedder_folder, read_record
 from mode.errors import ModeError
 
 

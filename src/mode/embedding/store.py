@@ -6,13 +6,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mode.data.files import write_aside
 from mode.errors import ModeError
-
-if TYPE_CHECKING:
-    import torch
+from mode.files import write_aside
 
 _RECORD = "embedder.json"
 
@@ -33,22 +30,3 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         raise ModeError(f"{folder}: no embedder there", "run the stage that builds it") from None
     return record
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        ModeError: a GPU is asked for and there is none.
-    """
-    import torch  # here, because `lsa` needs none and importing it takes seconds
-
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        raise ModeError(f"device '{device}': unknown", "use auto, cpu, cuda or cuda:1") from None
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ModeError(f"device '{device}': there are {torch.cuda.device_count()} GPUs", "use auto or cpu")
-    return picked

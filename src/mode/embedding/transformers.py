@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-from mode.embedding.store import embedder_folder, pick_device, read_record
+from mode.clip.device import pick_device
+from mode.embedding.store import embedder_folder, read_record
 from mode.errors import ModeError
 
 #: Captions that are tokenised and sorted by length together.

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mode.errors import ModeError
 
 if TYPE_CHECKING:
-    from mode.training.model import Clip
+    from mode.clip.model import Clip
 
 #: Images that statistics are estimated on, at most: what is kept of each expert's training images.
 STATISTICS_IMAGES = 512

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 
-from mode.data.files import write_aside
 from mode.embedding.base import Embedder, load_embedder
 from mode.ensemble.routing import (
     calibrate_temperature,
@@ -31,6 +30,7 @@ from mode.ensemble.routing import (
     uniform_weights,
 )
 from mode.errors import ModeError
+from mode.files import write_aside
 from mode.params import RoutingParams
 
 #: The model that stands in for an expert that is not trained yet: the one it branches from.

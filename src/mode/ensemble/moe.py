@@ -27,15 +27,16 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from mode.data.files import write_aside
-from mode.embedding.store import pick_device
+from mode.clip.device import pick_device
+from mode.clip.encode import encode_prompts
+from mode.clip.model import CONFIG, Clip, load_model, write_model_files
+from mode.clip.preprocess import Preprocess
 from mode.ensemble.images import Images, batches_of_pixels
 from mode.ensemble.merge import draw_images, even_batches, has_statistics, merge_models
 from mode.ensemble.mixture import Mixture, QueryWeights
 from mode.ensemble.routing import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
-from mode.evaluation.features import Preprocess, encode_prompts
-from mode.training.model import CONFIG, Clip, load_model, write_model_files
+from mode.files import write_aside
 
 Precision = Literal["fp32", "bf16", "amp"]
 Weight = TypeVar("Weight", float, NDArray[np.float64])

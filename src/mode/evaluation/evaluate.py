@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mode.embedding.store import pick_device
+from mode.clip.device import pick_device
+from mode.clip.encode import encode_prompts
+from mode.clip.model import Clip, load_model
 from mode.ensemble.mixture import STAND_IN, Mixture, QueryWeights
 from mode.ensemble.moe import by_model, query_weights
 from mode.ensemble.routing import uniform_weights
 from mode.errors import ModeError
-from mode.evaluation.features import encode_prompts, encode_tasks, side_by_side
+from mode.evaluation.features import encode_tasks, side_by_side
 from mode.evaluation.growth import growth_of, mean_growth, partial_mixtures
 from mode.evaluation.retrieval import retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.evaluation.zeroshot import classify, primary
 from mode.params import EvaluationParams
-from mode.training.model import Clip, load_model
 
 #: Names of the two mixtures in the results.
 UNIFORM, ENSEMBLE = "uniform", "ensemble"

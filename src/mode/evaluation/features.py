@@ -7,29 +7,25 @@ Batches run across the borders of tasks, so that many small tasks cost what one 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import Compose
-from torchvision.transforms.functional import pil_to_tensor
 
+from mode.clip.encode import unit_vectors
+from mode.clip.model import Clip
+from mode.clip.preprocess import Preprocess
 from mode.data.images import UndecodableImage, decode
 from mode.errors import ModeError
 from mode.evaluation.tasks import ImageBytes, Task
 from mode.progress import Progress
-from mode.training.model import Clip
 
 #: Batches that are decoded ahead of the models.
 _AHEAD = 2
@@ -38,39 +34,6 @@ _AHEAD = 2
 _AT_ONCE = 16
 
 Result = TypeVar("Result")
-
-
-class Preprocess:
-    """A model's inference transform in two steps: pixels that can be shared and kept as bytes, then the normalisation.
-
-    Together they give bit by bit what `open_clip.create_model_and_transforms(...)[2]` gives on an RGB image.
-
-    Attributes:
-        geometry: a key that is equal for models whose pixels are the same.
-        key: a key that is equal for models whose normalised input is the same.
-    """
-
-    def __init__(self, clip: Clip) -> None:
-        known = {field.name for field in fields(PreprocessCfg)}
-        given = {"size": clip.model.visual.image_size, **clip.preprocess_cfg}
-        config = PreprocessCfg(**{name: value for name, value in given.items() if name in known})
-        shape = [config.size, config.mode, config.interpolation, config.resize_mode, config.fill_color]
-        self.geometry = json.dumps(shape)
-        self.key = json.dumps([self.geometry, config.mean, config.std])
-        # open_clip's last two steps turn pixels into floats and normalise them; the ones before work on the image.
-        self._resize_and_crop = Compose(image_transform_v2(config, is_train=False).transforms[:-2])
-        self._mean = torch.tensor(config.mean).view(3, 1, 1)
-        self._std = torch.tensor(config.std).view(3, 1, 1)
-
-    def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB image resized and cropped: uint8 [3, size, size]."""
-        pixels: Tensor = pil_to_tensor(self._resize_and_crop(image))
-        return pixels
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Uint8 [batch, 3, size, size] -> float32 of the same shape, on the same device."""
-        device = pixels.device
-        return pixels.float().div_(255).sub_(self._mean.to(device)).div_(self._std.to(device))
 
 
 def encode_tasks(
@@ -122,49 +85,6 @@ def encode_tasks(
                 encoded -= done
 
 
-def encode_texts(clip: Clip, texts: Sequence[str], *, batch_size: int, device: str, name: str = "model") -> Tensor:
-    """Texts to unit vectors.
-
-    Args:
-        clip: in evaluation mode, on `device`.
-        texts: n of them.
-        batch_size: texts in one forward pass.
-        device: of the model.
-        name: of the model, in messages.
-
-    Returns:
-        float32 [n, d] on `device`.
-    """
-    batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-    vectors = [_unit_vectors(clip.model.encode_text, clip.tokenizer(list(batch)).to(device), name) for batch in batches]
-    return torch.cat(vectors) if vectors else torch.empty(0, 0, device=device)
-
-
-def encode_prompts(
-    clip: Clip, prompts: Sequence[Sequence[str]], *, batch_size: int, device: str, name: str = "model"
-) -> Tensor:
-    """One unit vector per class: the mean of the unit vectors of its prompts, normalised again (as open_clip does it).
-
-    Args:
-        clip: in evaluation mode, on `device`.
-        prompts: those of each of L classes, at least one each; they are encoded in batches across classes.
-        batch_size: texts in one forward pass.
-        device: of the model.
-        name: of the model, in messages.
-
-    Returns:
-        float32 [L, d] on `device`.
-    """
-    sums: Tensor | None = None
-    texts = ((number, text) for number, group in enumerate(prompts) for text in group)
-    while batch := list(islice(texts, batch_size)):
-        vectors = encode_texts(clip, [text for _, text in batch], batch_size=batch_size, device=device, name=name)
-        if sums is None:
-            sums = torch.zeros(len(prompts), vectors.shape[1], device=device)
-        sums.index_add_(0, torch.tensor([number for number, _ in batch], device=device), vectors)
-    return F.normalize(sums, dim=-1) if sums is not None else torch.empty(0, 0, device=device)
-
-
 @contextmanager
 def side_by_side(
     models: Collection[str], device: str
@@ -198,7 +118,7 @@ def side_by_side(
 def _encode_images(
     models: Mapping[str, Clip], preprocesses: Mapping[str, Preprocess], inputs: Mapping[str, Tensor], name: str
 ) -> Tensor:
-    return _unit_vectors(models[name].model.encode_image, inputs[preprocesses[name].key], name)
+    return unit_vectors(models[name].model.encode_image, inputs[preprocesses[name].key], name)
 
 
 def _normalised(pixels: Mapping[str, Tensor], preprocesses: Mapping[str, Preprocess], device: str) -> dict[str, Tensor]:
@@ -206,14 +126,6 @@ def _normalised(pixels: Mapping[str, Tensor], preprocesses: Mapping[str, Preproc
     on_device = {geometry: batch.to(device, non_blocking=True) for geometry, batch in pixels.items()}
     distinct = {preprocess.key: preprocess for preprocess in preprocesses.values()}
     return {key: preprocess.normalise(on_device[preprocess.geometry]) for key, preprocess in distinct.items()}
-
-
-def _unit_vectors(encode: Callable[[Tensor], Any], batch: Tensor, name: str) -> Tensor:
-    with torch.inference_mode():
-        vectors = F.normalize(encode(batch).float(), dim=-1)
-    if not bool(torch.isfinite(vectors).all()):
-        raise ModeError(f"model '{name}' gives NaN or infinite vectors", "its training failed: train it again")
-    return vectors
 
 
 def _decoded_batches(

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mode.data.tar_layout import DamagedTar, members
+from mode.data.shards.tar import DamagedTar, members
 from mode.errors import ModeError
 
 #: What the one figure of a classification task may be; `mean_acc1_acc5` is (top-1 + top-5) / 2.

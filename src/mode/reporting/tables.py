@@ -24,8 +24,8 @@ from mode.reporting.summary import (
 )
 
 if TYPE_CHECKING:
-    from mode.data.account import IndexReport
-    from mode.tracking import Comparison
+    from mode.data.shards.account import IndexReport
+    from mode.tracking.runs import Comparison
 
 #: With more tasks than this the terminal shows the means only; the page has them all.
 TASKS_ON_TERMINAL = 12

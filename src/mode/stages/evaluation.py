@@ -52,7 +52,7 @@ def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
     import numpy as np
 
     from mode.clustering.assignment import Assignment
-    from mode.data.store import ImageStore
+    from mode.data.loading.store import ImageStore
     from mode.ensemble.merge import images_to_keep
 
     params, index = project.expert(expert), project.load_index(project.expert(expert).source)

@@ -34,7 +34,7 @@ def in_several_processes(project: Project, name: str, arguments: list[str]) -> b
         raise ModeError(
             f"MODE_PROCESSES: {processes} processes, but one device, {device}", "training.device: auto gives each a GPU"
         )
-    from mode.data.parallel import cores
+    from mode.parallel import cores
     from mode.training.launch import launch, share_threads
 
     share_threads(processes, _number_from("MODE_THREADS") or project.params.training.threads or cores())
@@ -64,8 +64,8 @@ def _engine_setting() -> str:
 
 def open_engine(gpus: int, alone: bool = False) -> AbstractContextManager[Engine]:
     """The engine that the environment asks for: a process per GPU, or per thread; or one (`alone`)."""
-    from mode.data.parallel import cores
     from mode.engine import open_engine
+    from mode.parallel import cores
 
     processes = 1 if alone else _number_from("MODE_THREADS") or cores()
     return open_engine(_engine_setting(), processes, gpus)

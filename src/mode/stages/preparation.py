@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def data(project: Project, source: str) -> None:
     """Shards of a built-in source, and the manifest of any source; keeps watch.yaml in step with params.yaml."""
-    from mode.data.manifest import build_manifest
+    from mode.data.shards.manifest import build_manifest
 
     params = project.source(source)
     folder = project.shards(source)
     if params.shards == BUILT_IN:
-        from mode.data.glyphs import write_glyph_shards
+        from mode.data.glyphs.dataset import write_glyph_shards
 
         write_glyph_shards(project.params.glyphs, folder, project.params.random_seed)
         where = str(folder.relative_to(project.root))
@@ -39,12 +39,12 @@ def data(project: Project, source: str) -> None:
 
 def tasks(project: Project) -> None:
     """The built-in evaluation tasks, or a list of the given folders."""
-    from mode.data.files import write_aside
+    from mode.files import write_aside
 
     with write_aside(project.tasks) as folder:
         folder.mkdir(parents=True)
         if project.params.evaluation.tasks == BUILT_IN:
-            from mode.data.glyphs import write_glyph_tasks
+            from mode.data.glyphs.dataset import write_glyph_tasks
 
             write_glyph_tasks(project.params.glyphs, folder, project.params.random_seed)
             listed = sorted(child.name for child in folder.iterdir())
@@ -61,8 +61,8 @@ def tasks(project: Project) -> None:
 
 def index(project: Project, source: str) -> None:
     """One pass over the shards of a source."""
-    from mode.data.index import build_index
-    from mode.data.manifest import Manifest
+    from mode.data.shards.index import build_index
+    from mode.data.shards.manifest import Manifest
 
     report = build_index(
         Manifest.load(project.manifest(source)), project.root, project.index(source), project.params.index

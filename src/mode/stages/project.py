@@ -12,7 +12,7 @@ from mode.errors import ModeError
 from mode.params import ExpertParams, Params, SourceParams
 
 if TYPE_CHECKING:
-    from mode.data.index import PairIndex
+    from mode.data.shards.index import PairIndex
 
 #: The data set that needs no file of one's own.
 BUILT_IN = "glyphs"
@@ -90,7 +90,7 @@ class Project:
         return self.params.experts[name]
 
     def load_index(self, source: str) -> PairIndex:
-        from mode.data.index import PairIndex
+        from mode.data.shards.index import PairIndex
 
         return PairIndex.load(self.index(source))
 
@@ -117,7 +117,7 @@ def sample_captions(index: PairIndex, count: int, random_seed: int) -> list[str]
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON aside and move it into place."""
-    from mode.data.files import write_aside
+    from mode.files import write_aside
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as temporary:

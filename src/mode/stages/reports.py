@@ -17,7 +17,7 @@ SAMPLE_IMAGES = 12
 
 def report(project: Project) -> None:
     """Plots and the page; in MLflow each model's figures, the plots as artifacts, and the ensemble as a model."""
-    from mode.data.files import write_aside
+    from mode.files import write_aside
     from mode.reporting.card import model_card
     from mode.reporting.files import write_plot_data
     from mode.reporting.page import render_page
@@ -65,7 +65,7 @@ def _lock_hash(project: Project) -> dict[str, str]:
 def _record(project: Project, metrics: dict[str, Any], artifacts: list[Path]) -> None:
     """Tell MLflow how good every model is, and register the ensemble."""
     from mode.ensemble.mixture import Mixture
-    from mode.tracking import Tracker
+    from mode.tracking.runs import Tracker
 
     tracker = Tracker(project.runs)
     trained = trained_models(project)

@@ -23,7 +23,7 @@ def add_source(root: Path, params: Path, name: str, shards: str, experts: int, f
         ModeError: the name is taken, or there are no shards; then no file is changed.
     """
     from mode import edit
-    from mode.data.manifest import build_manifest
+    from mode.data.shards.manifest import build_manifest
 
     project = Project(root, load_params(params))
     if shards != BUILT_IN:
@@ -53,7 +53,7 @@ def remove_expert(root: Path, params: Path, name: str) -> None:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    from mode.data.files import write_aside
+    from mode.files import write_aside
 
     with write_aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

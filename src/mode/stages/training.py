@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mode.clustering.assignment import Assignment
-    from mode.data.index import PairIndex
+    from mode.data.shards.index import PairIndex
     from mode.training.plan import Role
 
 
@@ -81,12 +81,12 @@ def rows_of_expert(project: Project, name: str) -> tuple[NDArray[np.int64], Assi
 
 
 def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_shard: int, force: bool) -> None:
-    """The pairs that an expert is trained on, as webdataset tars in `folder`; see `mode.data.export`.
+    """The pairs that an expert is trained on, as webdataset tars in `folder`; see `mode.data.shards.export`.
 
     Raises:
         ModeError: no such expert, its source is not assigned yet, or the folder holds something else.
     """
-    from mode.data.export import export_pairs
+    from mode.data.shards.export import export_pairs
 
     project = Project(root, load_params(params))
     expert = project.expert(name)
@@ -111,7 +111,8 @@ def _train(
     expert_epochs: Sequence[int | None] = (),
 ) -> None:
     """Train one model, from its last checkpoint if there is one, with its run in MLflow."""
-    from mode.tracking import Tracker, role_of
+    from mode.tracking.figures import role_of
+    from mode.tracking.runs import Tracker
     from mode.training.distribution import ending_together
     from mode.training.interruption import Interrupted
     from mode.training.loop import configuration_hash, train

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mode.data.files import write_aside
 from mode.errors import ModeError
+from mode.files import write_aside
 
 CHECKPOINT, BRANCH_STATE = "checkpoint.safetensors", "branch_state.safetensors"
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mode.training.model import Clip
+from mode.clip.model import Clip
 
 
 def flops_per_pair(clip: Clip) -> int:

@@ -28,10 +28,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from mode.data.files import sha256_of, write_aside
-from mode.data.index import PairIndex
-from mode.data.pairs import Batch, ImageStore, PairStream, augment_batch, make_loader, normalise
+from mode.clip.encode import takes_short_texts, without_padding
+from mode.clip.model import WEIGHTS, Clip, build_model, load_model, write_model_files
+from mode.data.loading.loader import Batch, ImageStore, PairStream, augment_batch, make_loader, normalise
+from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
+from mode.files import sha256_of, write_aside
 from mode.params import ImageParams, ModelParams, TrainingParams
 from mode.progress import Progress
 from mode.training.checkpoint import (
@@ -46,8 +48,7 @@ from mode.training.checkpoint import (
 from mode.training.distribution import Group, process_group
 from mode.training.flops import flops_per_pair
 from mode.training.interruption import Interrupted, Interruption
-from mode.training.model import WEIGHTS, Clip, build_model, load_model, write_model_files
-from mode.training.objective import Towers, backward, takes_short_texts, without_padding
+from mode.training.objective import Towers, backward
 from mode.training.plan import TrainPlan
 
 #: Settings that say where and how fast a training runs, not what comes out of it: they may change between checkpoint

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 import open_clip
 import torch
 from open_clip.loss import ClipLoss
-from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+
+from mode.clip.encode import encode_text
 
 Features = tuple[Tensor, Tensor, Tensor]
 
@@ -39,39 +40,6 @@ class Towers(nn.Module):
             F.normalize(text_features.float(), dim=-1),
             self.model.logit_scale.exp(),
         )
-
-
-def takes_short_texts(model: open_clip.CLIP) -> bool:
-    """Whether `encode_text` gives the same features without the padding after a text's last token.
-
-    So it is in open_clip's standard text tower: a token sees only those before it, and the features are taken at the
-    last one, so that what follows costs time and changes nothing.
-    """
-    return type(model) is open_clip.CLIP and model.attn_mask is not None and model.text_pool_type in ("argmax", "eos")
-
-
-def without_padding(tokens: Tensor) -> Tensor:
-    """Cut token ids [b, context] after the last `<eos>`, which has the highest id of each text."""
-    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1] if len(tokens) else tokens
-
-
-def encode_text(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """Features [b, d], not normalised, of texts as they are or cut by `without_padding`.
-
-    open_clip's `encode_text` takes texts of full length only; for those the two are equal.
-    """
-    if not takes_short_texts(model):
-        features: Tensor = model.encode_text(tokens)
-        return features
-    length, dtype = tokens.shape[1], model.transformer.get_cast_dtype()
-    hidden = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:length].to(dtype)
-    hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
-    features = text_global_pool(model.ln_final(hidden), tokens, model.text_pool_type, model.text_eos_id)
-    if isinstance(model.text_projection, nn.Linear):
-        features = model.text_projection(features)
-    elif model.text_projection is not None:
-        features = features @ model.text_projection
-    return features
 
 
 def backward(

@@ -13,7 +13,7 @@ import yaml
 from playwright.sync_api import Page as Tab
 
 from benchmarks.orchestration import lock_differences
-from mode.data.glyphs import write_glyph_shards
+from mode.data.glyphs.dataset import write_glyph_shards
 from mode.params import GlyphParams
 from tests.e2e.conftest import REPOSITORY, SmallProject, keep, make_project
 

@@ -1,0 +1,221 @@
+"""A CLIP: made from parameters, written as a folder that plain open_clip opens, and read back.
+
+A model folder holds `open_clip_config.json` (model and preprocessing), `open_clip_model.safetensors`, the files of a
+Hugging Face tokenizer where the model has one, and `card.json`: what it was trained on and what it cost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mode.clip.tokenizer import fit_words
+from mode.errors import ModeError
+from mode.files import write_aside
+from mode.params import ImageParams, ModelParams
+
+CONFIG, WEIGHTS, CARD = "open_clip_config.json", "open_clip_model.safetensors", "card.json"
+
+Tokenize = Callable[[list[str]], Tensor]
+
+
+@dataclass
+class Clip:
+    """A model with all that is needed to feed it.
+
+    Attributes:
+        model: open_clip's `CLIP` (or `CustomTextCLIP`); `encode_image`, `encode_text`, `logit_scale`.
+        tokenizer: texts -> token ids, int64 [texts, context].
+        model_cfg: open_clip's configuration of the model.
+        preprocess_cfg: open_clip's configuration of the image transform (size, mean, std, ...).
+        card: what the model was trained on and what it cost; empty for a new model.
+    """
+
+    model: open_clip.CLIP
+    tokenizer: Tokenize
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def build_model(
+    model: ModelParams,
+    image: ImageParams,
+    captions: Iterable[str] | None,
+    seed: int,
+    precision: str = "fp32",
+) -> Clip:
+    """Make a new model with random weights.
+
+    Args:
+        model: an open_clip name, a configuration file, or a configuration.
+        image: its size replaces that of the configuration.
+        captions: what the vocabulary of `tokenizer: words` is learnt from; else unused.
+        seed: of the random weights.
+        precision: `fp32`, `amp` (weights as `fp32`) or `bf16` (weights in bfloat16, norms in float32).
+
+    Raises:
+        ModeError: the name is unknown, or open_clip cannot build the configuration.
+    """
+    model_cfg = _configuration(model)
+    model_cfg["vision_cfg"]["image_size"] = image.size
+    preprocess_cfg = {
+        "size": image.size,
+        "mode": "RGB",
+        "mean": list(image.mean),
+        "std": list(image.std),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if model.tokenizer == "words":
+            if captions is None:
+                raise ModeError("model.tokenizer: `words` needs captions to learn its vocabulary from")
+            words = fit_words(captions, model.vocabulary)
+            words.save_pretrained(str(folder))
+            model_cfg["text_cfg"]["vocab_size"] = len(words)
+            # Any name makes open_clip look for tokenizer files, and it then looks in the model's own folder.
+            model_cfg["text_cfg"]["hf_tokenizer_name"] = "words"
+        _write_config(folder, model_cfg, preprocess_cfg)
+        with torch.random.fork_rng(devices=[]), _open_clip_errors(f"model {model.name or 'config'}"):
+            torch.manual_seed(seed)
+            network = open_clip.create_model(
+                f"local-dir:{folder}", precision=precision, load_weights=False, pretrained_text=False, output_dict=True
+            )
+            tokenizer = (
+                open_clip.get_tokenizer(f"local-dir:{folder}")
+                if model.tokenizer == "words"
+                else _standard_tokenizer(model_cfg["text_cfg"])
+            )
+    return Clip(network, tokenizer, model_cfg, preprocess_cfg)
+
+
+def save_model(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
+    """Write a model folder, aside first and then moved into place."""
+    with write_aside(folder) as temporary:
+        write_model_files(temporary, clip, card)
+
+
+def write_model_files(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
+    """Write the files of a model into `folder`, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_config(folder, clip.model_cfg, clip.preprocess_cfg)
+    if hasattr(clip.tokenizer, "save_pretrained"):
+        clip.tokenizer.save_pretrained(str(folder))
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()}, folder / WEIGHTS
+    )
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu", precision: str = "fp32") -> Clip:
+    """Read a model folder; the same model as `open_clip.create_model_and_transforms("local-dir:FOLDER")`.
+
+    Args:
+        folder: written by `save_model`, or any folder that open_clip opens (the card is then empty).
+        device: where the weights go.
+        precision: as in `build_model`.
+
+    Raises:
+        ModeError: the folder, its configuration or its weights are missing or damaged.
+    """
+    config = folder / CONFIG
+    if not config.is_file():
+        raise ModeError(f"{folder}: not a model folder: it has no {CONFIG}", "train it first, or check the path")
+    if not (folder / WEIGHTS).is_file():
+        raise ModeError(f"{folder}: not a model folder: it has no {WEIGHTS}", "train it first, or check the path")
+    with _open_clip_errors(str(folder)):
+        written = json.loads(config.read_text(encoding="utf-8"))
+        network = open_clip.create_model(
+            f"local-dir:{folder}", device=device, precision=precision, pretrained_text=False, output_dict=True
+        )
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        card = folder / CARD
+        return Clip(
+            network,
+            tokenizer,
+            written["model_cfg"],
+            written["preprocess_cfg"],
+            json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {},
+        )
+
+
+def _configuration(model: ModelParams) -> dict[str, Any]:
+    """A copy of open_clip's configuration of the model."""
+    if model.config is not None:
+        found: Any = json.loads(json.dumps(model.config))
+    elif model.name is not None and model.name.endswith(".json"):
+        try:
+            found = json.loads(Path(model.name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModeError(f"model.name: {model.name}: cannot be read as a model configuration: {error}") from None
+        found = found.get("model_cfg", found) if isinstance(found, dict) else found
+    else:
+        found = open_clip.get_model_config(model.name)
+        if found is None:
+            raise ModeError(
+                f"model.name: open_clip knows no model '{model.name}'",
+                "`python -c 'import open_clip; print(open_clip.list_models())'` lists them",
+            )
+    missing = [
+        key for key in ("embed_dim", "vision_cfg", "text_cfg") if not isinstance(found, dict) or key not in found
+    ]
+    if missing:
+        raise ModeError(
+            f"model: the configuration lacks {', '.join(missing)}", "see open_clip's model_configs for examples"
+        )
+    return dict(found)
+
+
+def _standard_tokenizer(text_cfg: dict[str, Any]) -> Any:
+    """What open_clip pairs with a text tower: CLIP's own byte-pair encoding, or the Hugging Face one that it names."""
+    context = text_cfg.get("context_length", 77)
+    if text_cfg.get("hf_tokenizer_name"):
+        return HFTokenizer(
+            text_cfg["hf_tokenizer_name"],
+            context_length=context,
+            tokenizer_mode=text_cfg.get("tokenizer_mode"),
+            **text_cfg.get("tokenizer_kwargs", {}),
+        )
+    tokenizer = SimpleTokenizer(context_length=context, **text_cfg.get("tokenizer_kwargs", {}))
+    if text_cfg.get("vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
+        raise ModeError(
+            f"model: text_cfg.vocab_size is {text_cfg['vocab_size']},"
+            f" but CLIP's tokenizer has {tokenizer.vocab_size} ids",
+            "leave vocab_size out, or set model.tokenizer: words",
+        )
+    return tokenizer
+
+
+def _write_config(folder: Path, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> None:
+    content = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _open_clip_errors(where: str) -> Iterator[None]:
+    """Turn what open_clip raises on a bad configuration or file into one clear line, and silence its notices."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        yield
+    except ModeError:
+        raise
+    except Exception as error:
+        raise ModeError(f"{where}: open_clip cannot open it: {' '.join(str(error).split())}") from error
+    finally:
+        logging.getLogger().setLevel(level)

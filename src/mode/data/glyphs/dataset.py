@@ -1,0 +1,176 @@
+"""The built-in data set: pictures of characters with captions, and zero-shot tasks in a font that training never sees.
+
+It needs no download, comes in any size, and its clusters and routing weights are things one can look at: chess pieces,
+playing cards, alphabets, arrows.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mode.data.glyphs.drawing import TASK_FONTS, TRAINING_FONTS, draw
+from mode.data.glyphs.families import FAMILIES, Family, name_of
+from mode.files import write_aside
+from mode.parallel import cores, ordered_map
+from mode.params import GlyphParams
+from mode.progress import Progress
+
+#: What a caption looks like: {n} is the character's name, {k} its kind, {i} and {p} the colours of ink and paper.
+CAPTIONS = (
+    "{n}",
+    "{n}",
+    "{n}",
+    "a picture of {n}",
+    "the symbol {n}",
+    "drawing of {n}",
+    "{n} icon",
+    "clip art, {n}",
+    "the character {n} printed large",
+    "{n}, a {k}",
+    "{k}: {n}",
+    "{n} - {k} symbols and signs",
+    "a {k} called {n}",
+    "{n} in {i}",
+    "{n} on {p} background",
+    "{i} on {p}: {n}",
+    "picture of the {k} {n} in {i} on {p}",
+)
+
+#: Captions of the web that say nothing about their picture; {d} is a number.
+NOISE = (
+    "click here to view image {d}",
+    "img_{d}.jpg",
+    "free shipping on orders over {d}",
+    "page {d} of our photo gallery",
+    "untitled document {d}",
+    "download hd wallpaper {d}",
+    "posted by admin, {d} comments",
+    "loading, please wait",
+)
+
+#: Prompts of the tasks, in CLIP_benchmark's notation.
+TASK_TEMPLATES = ("{c}", "a picture of {c}", "the symbol {c}", "{c}, a KIND")
+
+#: Pictures drawn at once: large enough for numpy, small enough for the cache.
+_BATCH = 256
+
+# Independent streams of random numbers for training shards and tasks.
+_TRAINING, _TASKS = 0, 1
+
+
+def write_glyph_shards(params: GlyphParams, out: Path, seed: int, workers: int | None = None) -> None:
+    """Write the training pairs as a folder of tars, `key.jpg` with `key.txt`.
+
+    Every character of `FAMILIES` is as likely as any other. The bytes depend on `params` and `seed` alone (and on the
+    versions of the font and JPEG libraries).
+
+    Args:
+        params: numbers of pairs, sizes, shares of noise.
+        out: folder to write, as a whole or not at all; replaced if it is there.
+        seed: of all random choices.
+        workers: processes; default one per core.
+    """
+    shards = range(-(-params.pairs // params.shard_pairs))
+    with write_aside(out) as folder, Progress("draw glyphs", total=params.pairs, unit="pairs") as bar:
+        folder.mkdir()
+        write = partial(_write_shard, params=params, folder=folder, seed=seed)
+        for pairs in ordered_map(write, shards, min(cores() if workers is None else workers, len(shards))):
+            bar.update(pairs)
+
+
+def write_glyph_tasks(params: GlyphParams, out: Path, seed: int, workers: int | None = None) -> None:
+    """Write one zero-shot task per family into `out`, each a folder in CLIP_benchmark's webdataset layout.
+
+    Drawn in DejaVu Sans Bold, which training never sees; `params.test_images` per class. Deterministic as the shards.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write = partial(_write_task, params=params, out=out, seed=seed)
+    numbers = range(len(FAMILIES))
+    with Progress("draw tasks", total=len(FAMILIES), unit="tasks") as bar:
+        for _ in ordered_map(write, numbers, cores() if workers is None else workers):
+            bar.update(1)
+
+
+def caption(character: str, kind: str, colours: tuple[str, str], params: GlyphParams, rng: np.random.Generator) -> str:
+    """A caption as the web might have it: varied, at times with a word missing, at times about something else.
+
+    Args:
+        character: what the picture shows.
+        kind: of the character, such as `chess piece`.
+        colours: names of ink and paper.
+    """
+    if rng.random() < params.noise_share:
+        return NOISE[rng.integers(len(NOISE))].format(d=rng.integers(1, 10_000))
+    ink, paper = colours
+    text = CAPTIONS[rng.integers(len(CAPTIONS))].format(n=name_of(character), k=kind, i=ink, p=paper)
+    text = _with_articles(text)
+    words = text.split()
+    if len(words) > 1 and rng.random() < params.dropped_word_share:
+        del words[rng.integers(len(words))]
+    return " ".join(words)
+
+
+def _with_articles(text: str) -> str:
+    """`a arrow` becomes `an arrow`."""
+    return re.sub(r"\ba (?=[aeio])", "an ", text)
+
+
+def _write_shard(shard: int, params: GlyphParams, folder: Path, seed: int) -> int:
+    """Draw one shard; its random numbers depend on its number only, so that shards can be drawn in any order."""
+    rng = np.random.default_rng([seed, _TRAINING, shard])
+    kinds = {character: family.kind for family in FAMILIES for character in family.characters}
+    alphabet = list(kinds)
+    first = shard * params.shard_pairs
+    count = min(params.shard_pairs, params.pairs - first)
+    with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for start in range(first, first + count, _BATCH):
+            numbers = range(start, min(start + _BATCH, first + count))
+            characters = [alphabet[number] for number in rng.integers(len(alphabet), size=len(numbers))]
+            pictures = draw(characters, TRAINING_FONTS, params.image_size, rng)
+            for number, character, jpeg, colours in zip(
+                numbers, characters, pictures.jpegs, pictures.colours, strict=True
+            ):
+                text = caption(character, kinds[character], colours, params, rng)
+                _add(tar, f"{number:08d}.jpg", jpeg)
+                _add(tar, f"{number:08d}.txt", text.encode())
+    return count
+
+
+def _write_task(number: int, params: GlyphParams, out: Path, seed: int) -> None:
+    family = FAMILIES[number]
+    rng = np.random.default_rng([seed, _TASKS, number])
+    characters = family.characters
+    labels = np.repeat(np.arange(len(characters)), params.test_images)
+    pictures = draw([characters[label] for label in labels], TASK_FONTS, params.image_size, rng)
+    with write_aside(out / family.name) as folder:
+        (folder / "test").mkdir(parents=True)
+        with tarfile.open(folder / "test" / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, (label, jpeg) in enumerate(zip(labels, pictures.jpegs, strict=True)):
+                _add(tar, f"{key:06d}.jpg", jpeg)
+                _add(tar, f"{key:06d}.cls", str(label).encode())
+        (folder / "test" / "nshards.txt").write_text("1", encoding="utf-8")
+        (folder / "dataset_type.txt").write_text("classification", encoding="utf-8")
+        _write_lines(folder / "classnames.txt", map(name_of, characters))
+        _write_lines(folder / "zeroshot_classification_templates.txt", templates(family))
+
+
+def templates(family: Family) -> list[str]:
+    """Prompts for the classes of a family; one names the kind, as CLIP's "a type of pet" does."""
+    return [_with_articles(template.replace("KIND", family.kind)) for template in TASK_TEMPLATES]
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # time 0, no owner: the same bytes wherever and whenever
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

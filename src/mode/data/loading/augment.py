@@ -1,0 +1,107 @@
+"""What training does to images: random crops of one, flips and shifts of a whole batch, normalisation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mode.data.images import to_array
+from mode.data.loading.hashing import hash_numbers
+from mode.params import ImageParams
+
+#: Width by height of a random crop, as torchvision's RandomResizedCrop has it.
+_ASPECT = (3 / 4, 4 / 3)
+_TRIES = 10
+
+# Independent uses of the random numbers of one sample position.
+_FLIP, _SHIFT_X, _SHIFT_Y, _CROP = range(4)
+
+
+def random_crop(picture: Image.Image, size: int, least: float, seed: int, position: int) -> np.ndarray:
+    """Cut a random part out of an image and resize it, as torchvision's RandomResizedCrop (bicubic) does.
+
+    Args:
+        picture: any mode.
+        size: pixels a side of the result.
+        least: smallest share of the area, 0 to 1.
+        seed, position: decide the part: the sample at a position is cut alike whenever it is read.
+
+    Returns:
+        uint8 [3, size, size].
+    """
+    box = random_box(picture.size, least, seed, position)
+    return to_array(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box))
+
+
+def random_box(extent: tuple[int, int], least: float, seed: int, position: int) -> tuple[int, int, int, int]:
+    """The part that `random_crop` takes of an image of `extent` (width, height): left, top, right, bottom."""
+    numbers = hash_numbers(np.arange(4 * _TRIES), seed, _CROP, position) / 2.0**64
+    return _random_box(extent, least, numbers.reshape(_TRIES, 4))
+
+
+def _random_box(extent: tuple[int, int], least: float, numbers: np.ndarray) -> tuple[int, int, int, int]:
+    width, height = extent
+    low, high = np.log(_ASPECT)
+    for area_draw, aspect_draw, x_draw, y_draw in numbers:
+        area = width * height * (least + (1 - least) * area_draw)
+        aspect = np.exp(low + (high - low) * aspect_draw)
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(x_draw * (width - w + 1)), int(y_draw * (height - h + 1))
+            return left, top, left + w, top + h
+    # Nothing fits a very long image: its middle, as near to the allowed shapes as it goes.
+    w, h = min(width, round(height * _ASPECT[1])), min(height, round(width / _ASPECT[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def augment_batch(images: torch.Tensor, image: ImageParams, *, seed: int, position: int) -> torch.Tensor:
+    """Flip half of the images and shift each at random, edges repeated, as `image.flip` and `image.shift` say.
+
+    Args:
+        images: uint8 [batch, 3, size, size], on any device.
+        image: what to do.
+        seed: of the training.
+        position: sample position of the first image (`Batch.first`); the others follow. What happens to an image
+            depends on its position only, not on how batches are cut or spread over processes.
+
+    Returns:
+        uint8 [batch, 3, size, size] on the same device; `images` itself if there is nothing to do.
+    """
+    if not (image.flip or image.shift) or not len(images):
+        return images
+    count, _, height, width = images.shape
+    positions = np.arange(position, position + count)
+    span = np.uint64(2 * image.shift + 1)
+    shift_x = (hash_numbers(positions, seed, _SHIFT_X) % span).astype(np.int64) - image.shift
+    shift_y = (hash_numbers(positions, seed, _SHIFT_Y) % span).astype(np.int64) - image.shift
+    x = np.clip(np.arange(width) + shift_x[:, None], 0, width - 1)
+    y = np.clip(np.arange(height) + shift_y[:, None], 0, height - 1)
+    if image.flip:
+        flipped = hash_numbers(positions, seed, _FLIP) % np.uint64(2) == 1
+        x[flipped] = x[flipped, ::-1]
+    # One index per pixel of the plane, shared by the channels.
+    plane = torch.from_numpy(y[:, :, None] * width + x[:, None, :]).reshape(count, 1, -1).to(images.device)
+    return images.flatten(2).gather(2, plane.expand(-1, images.shape[1], -1)).view_as(images)
+
+
+def normalise(
+    images: torch.Tensor,
+    image: ImageParams,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Pixels to what the model expects: (value / 255 - mean) / std per channel, as open_clip's transform computes it.
+
+    Args:
+        images: uint8 [batch, 3, height, width].
+        image: `mean` and `std`.
+        dtype: of the result; the arithmetic is in float32.
+        device: of the result; default that of `images`.
+    """
+    images = images.to(device) if device is not None else images
+    mean = torch.tensor(image.mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(image.std, device=images.device).view(1, 3, 1, 1)
+    return images.float().div_(255).sub_(mean).div_(std).to(dtype)

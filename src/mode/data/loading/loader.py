@@ -1,0 +1,138 @@
+"""Batches of pairs for training: the stream's order, the store's images, read ahead."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mode.data.loading.augment import augment_batch, normalise
+from mode.data.loading.store import ImageStore, replacements
+from mode.data.loading.stream import PairStream
+from mode.errors import ModeError
+
+__all__ = ["Batch", "ImageStore", "PairStream", "augment_batch", "make_loader", "normalise"]
+
+_log = logging.getLogger(__name__)
+
+#: Batches that are read ahead without worker processes.
+_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process trains on in one step.
+
+    Attributes:
+        rows: int64 [b], rows of the index; where an image was bad, the row that replaces it, so that captions and
+            images agree.
+        images: uint8 [b, 3, size, size].
+        first: sample position of the first image, for `augment_batch`.
+        position: sample position after the whole batch of all processes: where to go on.
+        bad: int64, rows whose image could not be read.
+    """
+
+    rows: np.ndarray
+    images: torch.Tensor
+    first: int
+    position: int
+    bad: np.ndarray
+
+
+class _Batches(Dataset[Batch]):
+    """Batches by number; any of them can be asked for at any time, in any process."""
+
+    def __init__(
+        self, store: ImageStore, stream: PairStream, start: int, stop: int, batch_size: int, rank: int, world: int
+    ) -> None:
+        self.store, self.stream = store, stream
+        self.start, self.stop, self.batch_size = start, stop, batch_size
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return -(-(self.stop - self.start) // self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        begin = self.start + number * self.batch_size
+        end = min(begin + self.batch_size, self.stop)
+        first = begin + (end - begin) * self.rank // self.world
+        last = begin + (end - begin) * (self.rank + 1) // self.world
+        rows = self.stream.rows_at(first, last - first)
+        images, good = self.store.load(rows, np.arange(first, last), self.stream.seed)
+        return Batch(rows[replacements(good)], images, first, end, rows[~good])
+
+
+def make_loader(
+    store: ImageStore,
+    stream: PairStream,
+    *,
+    start: int,
+    stop: int,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """Batches of the sample positions `start .. stop`, the last one smaller if they do not divide.
+
+    The batches are the same whatever `workers`, and the same whether one began at `start` or came there.
+
+    Args:
+        store: where images come from; its `bad` counts what was replaced.
+        stream: which pairs, in which order.
+        batch_size: of one step, all processes together.
+        workers: processes that read and decode; 0 reads ahead in one thread of this process, which is faster where
+            decoded images are kept.
+        rank, world: this process and how many train together; process r has the r-th slice of each batch.
+
+    Raises:
+        ModeError: not one image of a batch can be read.
+    """
+    batches = _Batches(store, stream, start, stop, batch_size, rank, world)
+    # A forked process cannot use a GPU; where that decodes, a thread has nothing to do but to read.
+    in_processes = workers > 0 and store.device.type == "cpu"
+    ahead = _from_processes(batches, workers) if in_processes else _from_thread(batches)
+    reported: set[int] = set()
+    for batch in ahead:
+        if len(batch.bad):
+            _report(store, batch, reported)
+        yield batch
+
+
+def _from_thread(batches: _Batches) -> Iterator[Batch]:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="images")
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for number in range(len(batches)):
+            waiting.append(pool.submit(batches.__getitem__, number))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _from_processes(batches: _Batches, workers: int) -> Iterator[Batch]:
+    # Forked, so that all share the store's memory; whole batches, in order.
+    yield from DataLoader(
+        batches, batch_size=None, num_workers=min(workers, len(batches)), multiprocessing_context="fork"
+    )
+
+
+def _report(store: ImageStore, batch: Batch, reported: set[int]) -> None:
+    store.bad += len(batch.bad)
+    if len(batch.bad) == len(batch.rows):
+        raise ModeError(
+            f"{store.place_of(batch.bad[0])}: cannot be read, nor any other of {len(batch.bad)} images of a batch",
+            "did the shards change? index the source again",
+        )
+    for row in set(batch.bad.tolist()) - reported:
+        _log.warning("%s: image cannot be read, another takes its place", store.place_of(row))
+        reported.add(row)

@@ -1,0 +1,152 @@
+"""Images of an index by row, decoded once where memory allows."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mode.data.images import UndecodableImage
+from mode.data.loading.pixels import pixels_on_device, training_pixels
+from mode.data.shards.index import PairIndex
+from mode.data.shards.places import describe_all, is_url
+from mode.data.shards.reading import ImageFiles
+from mode.errors import ModeError
+from mode.params import ImageParams
+
+#: Files whose presence is checked at the start; beyond, a table's images are met one by one.
+_FILES_TO_CHECK = 10_000
+
+_UNREAD, _GOOD, _BAD = 0, 1, 2
+
+
+class ImageStore:
+    """Reads, decodes and resizes images; keeps them if all that are wanted fit into memory.
+
+    Args:
+        index: where the images lie.
+        root: folder that relative paths of the index start from.
+        image: size, and whether training cuts random parts (then nothing can be kept).
+        cache_mb: memory for decoded images in MiB; 0 keeps none.
+        rows: those that will be asked for, which the memory is reckoned for; default all of the index.
+
+    Attributes:
+        cached: whether decoded images are kept.
+        device: where images are decoded: a GPU if `image.decode` asks for it, there is one, and none are kept.
+        bad: samples that `make_loader` replaced because their image could not be read or decoded.
+
+    Raises:
+        ModeError: a file that holds images is missing.
+    """
+
+    def __init__(
+        self, index: PairIndex, root: Path, image: ImageParams, cache_mb: int, rows: np.ndarray | None = None
+    ) -> None:
+        self.image = image
+        self.bad = 0
+        self._index, self._root = index, root
+        self._files = ImageFiles(index, root)
+        images, files = (index.image, index.file) if rows is None else (index.image[rows], index.file[rows])
+        self._check_files(np.unique(files))
+        self._images = np.unique(images)  # sorted: an image's place in it is its place in memory
+        shape = (len(self._images), 3, image.size, image.size)
+        self.cached = image.crop_scale is None and 0 < int(np.prod(shape, dtype=np.int64)) <= cache_mb * 2**20
+        self.device = torch.device("cuda" if image.decode == "gpu" and torch.cuda.is_available() else "cpu")
+        if self.cached:
+            self.device = torch.device("cpu")
+            # Anonymous shared memory: what one forked worker decodes, all have; nothing is taken from /dev/shm.
+            self._pixels = _shared(shape)
+            self._states = _shared(shape[:1])
+
+    def load(
+        self, rows: np.ndarray, positions: np.ndarray | None = None, seed: int = 0
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Images of pairs.
+
+        Args:
+            rows: int [batch], of the index.
+            positions: int [batch], sample positions; given, and with `image.crop_scale` set, a random part is cut out
+                of each image, decided by `seed` and its position. Otherwise open_clip's inference transform, as near as
+                `image.decode` says.
+            seed: of the training.
+
+        Returns:
+            uint8 [batch, 3, size, size] on `device`, and bool [batch]: which could be read. A bad image is replaced by
+            the next good one of the batch (after the last comes the first); if none is good, all pixels are 0.
+        """
+        if self.device.type != "cpu":
+            read = self._files.read_many(rows.tolist())
+            contents = [b"" if isinstance(content, OSError) else content for content in read]
+            on_device, good = pixels_on_device(contents, self.image, positions, seed, self.device)
+            return on_device if good.all() else on_device[torch.from_numpy(replacements(good))], good
+        if self.cached:
+            pixels, good = self._load_cached(rows)
+        else:
+            pixels = np.zeros((len(rows), 3, self.image.size, self.image.size), np.uint8)
+            good = np.zeros(len(rows), bool)
+            for number, content in enumerate(self._files.read_many(rows.tolist())):
+                position = None if positions is None else int(positions[number])
+                good[number] = self._decode_into(pixels[number], content, position, seed)
+        if not good.all():
+            pixels = pixels[replacements(good)]
+        return torch.from_numpy(pixels), good
+
+    def place_of(self, row: int) -> str:
+        """Where a pair's image lies, for people: file, and offset in it."""
+        return f"{self._index.path(self._index.file[row])} at byte {self._index.offset[row]}"
+
+    def _load_cached(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = self._index.image[rows]
+        slots = np.searchsorted(self._images, images)
+        if len(rows) and (slots[-1:] >= len(self._images) or not np.array_equal(self._images[slots], images)):
+            raise IndexError("rows that this store was not made for")
+        unread = np.flatnonzero(self._states[slots] == _UNREAD)
+        unread = unread[np.sort(np.unique(slots[unread], return_index=True)[1])]  # an image may be in the batch twice
+        for slot, content in zip(slots[unread], self._files.read_many(rows[unread].tolist()), strict=True):
+            good = self._decode_into(self._pixels[slot], content, None, 0)
+            self._states[slot] = _GOOD if good else _BAD
+        return self._pixels[slots], self._states[slots] == _GOOD
+
+    def _decode_into(self, pixels: np.ndarray, content: bytes | OSError, position: int | None, seed: int) -> bool:
+        if isinstance(content, OSError):
+            return False
+        try:
+            pixels[...] = training_pixels(content, self.image, position, seed)
+        except (UndecodableImage, OSError, ValueError):  # ValueError: a pixel format that cannot be resized
+            return False
+        return True
+
+    def _check_files(self, files: np.ndarray) -> None:
+        paths = [self._index.path(file) for file in files[:_FILES_TO_CHECK]]
+        missing = [self._root / path for path in paths if not is_url(path) and not (self._root / path).is_file()]
+        try:
+            describe_all([path for path in paths if is_url(path)], self._root)
+        except FileNotFoundError as error:
+            raise ModeError(
+                f"{error.filename}: missing, but the index names it", "put it back, or index the source again"
+            ) from None
+        if missing:
+            raise ModeError(f"{missing[0]}: missing, but the index names it", "put it back, or index the source again")
+
+
+def replacements(good: np.ndarray) -> np.ndarray:
+    """For each place of a batch itself if it is good, else the next good one, cyclically; int64 [batch].
+
+    If none is good, every place stands for itself.
+
+    Example:
+        >>> replacements(np.array([True, False, False, True, False])).tolist()
+        [0, 3, 3, 3, 0]
+    """
+    places = np.flatnonzero(good)
+    if not len(places):
+        return np.arange(len(good))
+    following = np.searchsorted(places, np.arange(len(good)))
+    return places[following % len(places)]
+
+
+def _shared(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros (uint8) that processes forked from this one share."""
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape, dtype=np.int64))), np.uint8).reshape(shape)

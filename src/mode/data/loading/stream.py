@@ -1,0 +1,74 @@
+"""The endless, repeatable order in which training sees pairs."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from mode.data.loading.hashing import hash_numbers
+from mode.errors import ModeError
+
+
+class PairStream:
+    """Passes over images, each in a new random order, each time with one of the image's captions.
+
+    A pass visits every image exactly once. What stands at a sample position depends on the seed and that position
+    alone: a run that resumes at any position, with any number of workers, sees what an uninterrupted one sees.
+
+    Args:
+        rows: int64 [pairs], index rows to draw from: a whole source, or the pairs of one cluster.
+        images: int64 [pairs], for each of `rows` the number of its image; rows that share it are captions of one image.
+        seed: of orders and captions.
+
+    Attributes:
+        images_per_pass: number of distinct images.
+
+    Raises:
+        ModeError: there are no rows.
+
+    Example:
+        >>> stream = PairStream(np.array([3, 4, 7]), np.array([1, 1, 2]), seed=0)
+        >>> stream.images_per_pass
+        2
+        >>> bool(np.array_equal(stream.rows_at(1, 3), stream.rows_at(0, 4)[1:]))
+        True
+    """
+
+    def __init__(self, rows: np.ndarray, images: np.ndarray, seed: int) -> None:
+        if len(rows) != len(images):
+            raise ValueError(f"{len(rows)} rows, but images of {len(images)}")
+        if not len(rows):
+            raise ModeError("no pairs to train on", "the cluster is empty: fewer clusters, or more data")
+        self.seed = seed
+        order = np.lexsort((rows, images))
+        self._rows = np.asarray(rows, np.int64)[order]
+        self._images, self._first, self._captions = np.unique(
+            np.asarray(images, np.int64)[order], return_index=True, return_counts=True
+        )
+        self.images_per_pass = len(self._images)
+        # Two passes: a batch may straddle their boundary.
+        self._order_of_pass = lru_cache(maxsize=2)(self._shuffle)
+
+    def rows_at(self, start: int, count: int) -> np.ndarray:
+        """Index rows at sample positions `start .. start + count`, int64 [count].
+
+        The first position of a pass costs a shuffle of all images, the others next to nothing.
+        """
+        parts = []
+        while count > 0:
+            number, within = divmod(start, self.images_per_pass)
+            part = self._order_of_pass(number)[within : within + count]
+            parts.append(self._rows_of(number, part))
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _shuffle(self, number: int) -> np.ndarray:
+        order: np.ndarray = np.random.default_rng([self.seed, number]).permutation(self.images_per_pass)
+        return order
+
+    def _rows_of(self, number: int, images: np.ndarray) -> np.ndarray:
+        """A caption of each image, chosen anew in each pass."""
+        chosen = hash_numbers(self._images[images], self.seed, number) % self._captions[images].astype(np.uint64)
+        rows: np.ndarray = self._rows[self._first[images] + chosen.astype(np.int64)]
+        return rows

@@ -1,0 +1,129 @@
+"""The account of a source: how many pairs each file has, and what had to be skipped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mode.data.shards.scan import Problem, Scan
+from mode.errors import ModeError
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One shard or table.
+
+    Attributes:
+        path: as the manifest gives it.
+        images, pairs: good ones.
+        bad: problems by kind; a damaged tar is one, however many pairs it cost.
+        read_bytes, lost_bytes: before and after the place where a damaged tar breaks off.
+    """
+
+    path: str
+    images: int
+    pairs: int
+    bad: dict[str, int]
+    read_bytes: int
+    lost_bytes: int = 0
+
+
+@dataclass
+class IndexReport:
+    """All files of a source.
+
+    Attributes:
+        files: in the manifest's order.
+        problems: what was skipped, in the same order.
+    """
+
+    files: list[FileReport] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, scan: Scan) -> None:
+        """Enter one file."""
+        bad = Counter(problem.kind for problem in scan.problems)
+        self.files.append(
+            FileReport(
+                scan.path, scan.image_count, len(scan.keys), dict(bad), scan.size - scan.lost_bytes, scan.lost_bytes
+            )
+        )
+        self.problems.extend(scan.problems)
+
+    @property
+    def images(self) -> int:
+        """Good images."""
+        return sum(file.images for file in self.files)
+
+    @property
+    def pairs(self) -> int:
+        """Good pairs."""
+        return sum(file.pairs for file in self.files)
+
+    @property
+    def bad(self) -> int:
+        """Problems of any kind."""
+        return len(self.problems)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Problems by kind; kinds that did not occur are absent."""
+        return dict(sum((Counter(file.bad) for file in self.files), Counter()))
+
+    def bad_pairs(self, file: FileReport) -> int:
+        """Pairs that a file should have had and has not.
+
+        A problem is one pair, except a damaged tar: nobody knows what it held, so its unread bytes count as many pairs
+        as that many bytes hold on average in this source.
+        """
+        read = sum(each.read_bytes for each in self.files)
+        lost = round(file.lost_bytes * self.pairs / read) if read else 0
+        return sum(file.bad.values()) + max(lost - 1, 0)
+
+    @property
+    def bad_share(self) -> float:
+        """Bad pairs of all pairs, 0 to 1; 0 for nothing at all."""
+        bad = sum(self.bad_pairs(file) for file in self.files if file.bad)
+        return bad / (bad + self.pairs) if bad else 0.0
+
+    def worst(self, count: int = 3) -> list[FileReport]:
+        """The files with most bad pairs, worst first; none that are without fault."""
+        bad = [file for file in self.files if file.bad]
+        return sorted(bad, key=self.bad_pairs, reverse=True)[:count]
+
+    def check(self, max_bad_share: float) -> None:
+        """Stop where too much is bad.
+
+        Raises:
+            ModeError: naming the worst files; or there is not one good pair.
+        """
+        if self.bad_share > max_bad_share or not self.pairs:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items())) or "nothing in it"
+            worst = "; ".join(f"{file.path}: {self.bad_pairs(file)} of {self.expected(file)}" for file in self.worst())
+            found = f"{self.bad_share:.1%} of the pairs are bad, {max_bad_share:.1%} are allowed" if self.pairs else ""
+            raise ModeError(
+                f"{found or 'not one good pair'} ({kinds})" + (f"; worst: {worst}" if worst else ""),
+                "`mode verify SHARDS` lists them; index.max_bad_share sets the limit",
+            )
+
+    def expected(self, file: FileReport) -> int:
+        """Good and bad pairs of a file."""
+        return file.pairs + self.bad_pairs(file)
+
+    def save(self, folder: Path) -> None:
+        """Write `report.json` (counts) and `quarantine.csv` (one line per problem)."""
+        content = {
+            "images": self.images,
+            "pairs": self.pairs,
+            "bad": self.counts,
+            "bad_share": round(self.bad_share, 6),
+            "files": [asdict(file) for file in self.files],
+        }
+        (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with (folder / "quarantine.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Problem._fields)
+            writer.writerows(self.problems)

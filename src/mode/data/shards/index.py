@@ -1,0 +1,223 @@
+"""Where every pair lies: one row per (image, caption), so that reading an image is one `pread`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute, parquet
+
+from mode.data.shards.account import FileReport, IndexReport
+from mode.data.shards.manifest import Manifest
+from mode.data.shards.places import describe_all, is_url
+from mode.data.shards.scan import Scan, scan_tar
+from mode.data.shards.tables import scan_table
+from mode.errors import ModeError
+from mode.files import write_aside
+from mode.parallel import cores, ordered_map
+from mode.params import IndexParams
+from mode.progress import Progress
+
+__all__ = ["FileReport", "IndexReport", "PairIndex", "Scanned", "build_index", "scan_shards"]
+
+#: Columns of index.parquet; rows are ordered by file, offset and caption_number.
+SCHEMA = pa.schema(
+    [
+        ("file", pa.int32()),  # number of the file that holds the image, see files.parquet
+        ("key", pa.string()),
+        ("image", pa.int64()),  # number of the image in this source, 0 ..
+        ("caption_number", pa.int16()),  # among the captions of this image, 0 ..
+        ("caption", pa.string()),
+        ("offset", pa.int64()),  # of the encoded image in its file, bytes
+        ("length", pa.int32()),  # of the encoded image, bytes
+    ]
+)
+
+#: Below these many bytes of shards, starting processes takes longer than reading them in this one.
+_WORTH_PROCESSES = 64 * 2**20
+#: The same where image bytes are passed over.
+_WORTH_PROCESSES_UNREAD = 512 * 2**20
+
+
+def build_index(
+    manifest: Manifest, root: Path, out: Path, params: IndexParams, workers: int | None = None
+) -> IndexReport:
+    """Index a source: find its pairs, set aside what is none.
+
+    Writes the folder `out`: `index.parquet` (see `SCHEMA`), `files.parquet` (number and path of each file that holds
+    images), `quarantine.csv` (file, key, kind and detail of everything skipped) and `report.json` (counts per file).
+
+    Args:
+        manifest: the source's shards.
+        root: folder that relative paths start from.
+        out: folder to write, as a whole or not at all.
+        params: whether to decode every image, and the share of bad pairs at which to stop.
+        workers: processes; default one per core if there is enough to read.
+
+    Raises:
+        ModeError: a shard is missing or not the one in the manifest; too many pairs are bad; there is no pair.
+    """
+    _check_shards(manifest, root)
+    report = IndexReport()
+    with write_aside(out) as folder:
+        folder.mkdir()
+        paths: list[str] = []
+        with parquet.ParquetWriter(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
+            for scanned in scan_shards(manifest, root, params, workers):
+                writer.write_table(_to_table(scanned, len(paths), report.images))
+                paths += scanned.files
+                report.add(scanned.scan)
+        report.check(params.max_bad_share)
+        parquet.write_table(
+            pa.table({"file": pa.array(range(len(paths)), pa.int32()), "path": paths}), folder / "files.parquet"
+        )
+        report.save(folder)
+    return report
+
+
+def _check_shards(manifest: Manifest, root: Path) -> None:
+    paths = [shard.path for shard in manifest.shards]
+    missing = [path for path in paths if not is_url(path) and not (root / path).is_file()]
+    if missing:
+        raise ModeError(f"{missing[0]}: missing, with {len(missing) - 1} more of {len(manifest.shards)} shards")
+    for shard, found in zip(manifest.shards, describe_all(paths, root), strict=True):
+        if found.size != shard.size:
+            raise ModeError(
+                f"{shard.path}: {found.size} bytes, {shard.size} in the manifest", "run the manifest stage again"
+            )
+        if shard.etag is not None and found.etag != shard.etag:
+            raise ModeError(f"{shard.path}: not the object in the manifest", "run the manifest stage again")
+
+
+class Scanned(NamedTuple):
+    """A scan with the files that hold its images.
+
+    Attributes:
+        scan: of a tar or a table.
+        files: paths: the tar itself, or each image of a table.
+        file_of_pair: int32 [pairs], which of `files` holds the image.
+    """
+
+    scan: Scan
+    files: list[str]
+    file_of_pair: np.ndarray
+
+
+def scan_shards(manifest: Manifest, root: Path, params: IndexParams, workers: int | None = None) -> Iterator[Scanned]:
+    """Scan a source's shards in order; see `build_index` for the arguments."""
+    if workers is None:
+        workers = cores() if _worth_processes(manifest, params) else 1
+    if manifest.kind == "table":
+        scan, paths = scan_table(manifest, root, params.check_images, workers)
+        yield Scanned(scan, paths, np.asarray(scan.images, np.int32))
+        return
+    scan_one = partial(scan_tar, root=root, check_images=params.check_images)
+    shards = [shard.path for shard in manifest.shards]
+    with Progress("index", total=len(shards), unit="shards") as bar:
+        bad = 0
+        for scan in ordered_map(scan_one, shards, min(workers, len(shards))):
+            yield Scanned(scan, [scan.path], np.zeros(len(scan.keys), np.int32))
+            bad += len(scan.problems)
+            bar.update(bad=str(bad))
+
+
+def _worth_processes(manifest: Manifest, params: IndexParams) -> bool:
+    size = sum(shard.size for shard in manifest.shards)
+    if not params.check_images:
+        return size > _WORTH_PROCESSES_UNREAD
+    return manifest.kind == "table" or size > _WORTH_PROCESSES
+
+
+def _to_table(scanned: Scanned, first_file: int, first_image: int) -> pa.Table:
+    scan = scanned.scan
+    columns = [
+        scanned.file_of_pair + first_file,
+        [key.encode("utf-8", "backslashreplace").decode() for key in scan.keys],
+        np.asarray(scan.images, np.int64) + first_image,
+        scan.caption_numbers,
+        scan.captions,
+        scan.offsets,
+        scan.lengths,
+    ]
+    return pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
+
+
+class PairIndex:
+    """The index of one source in memory: flat arrays, which forked workers share without growing.
+
+    Attributes:
+        file: int32 [pairs], number of the file that holds the image; `files[number]` is its path.
+        image: int64 [pairs], number of the image; the captions of an image are neighbouring rows.
+        offset: int64 [pairs], length: int32 [pairs]: bytes of the encoded image in its file.
+        images: number of distinct images.
+
+    Example:
+        index = PairIndex.load(Path("data/base/index"))
+        index.caption(0), index.files[index.file[0]]
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            columns = parquet.read_table(folder / "index.parquet", columns=["file", "image", "offset", "length"])
+            self._paths = parquet.read_table(folder / "files.parquet", columns=["path"])["path"].combine_chunks()
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise ModeError(f"{folder}: not an index: {' '.join(str(error).split())}", "run its stage again") from None
+        self.file: np.ndarray = columns["file"].to_numpy()
+        self.image: np.ndarray = columns["image"].to_numpy()
+        self.offset: np.ndarray = columns["offset"].to_numpy()
+        self.length: np.ndarray = columns["length"].to_numpy()
+        self.images = int(self.image[-1]) + 1 if len(self.image) else 0
+
+    @classmethod
+    def load(cls, folder: Path) -> PairIndex:
+        """Open the folder that `build_index` wrote; captions are read when first asked for.
+
+        Raises:
+            ModeError: the folder is no index.
+        """
+        return cls(folder)
+
+    def __len__(self) -> int:
+        """Pairs."""
+        return len(self.file)
+
+    @cached_property
+    def has_urls(self) -> bool:
+        """Whether images lie in objects, and not only in files of this machine."""
+        return bool(compute.any(compute.match_substring(self._paths, "://")).as_py())
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of all files that hold images, by number; relative ones start from the project folder."""
+        paths: list[str] = self._paths.to_pylist()
+        return paths
+
+    def path(self, file: int) -> str:
+        """Path of one file by its number, without a list of all."""
+        return str(self._paths[int(file)])
+
+    def caption(self, row: int) -> str:
+        """Caption of one pair."""
+        return str(self._captions[int(row)])
+
+    def captions(self, rows: np.ndarray | Sequence[int]) -> list[str]:
+        """Captions of pairs, in the order asked for."""
+        taken: list[str] = self._captions.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
+        return taken
+
+    def iter_captions(self, batch: int = 65_536) -> Iterator[list[str]]:
+        """All captions in row order, `batch` at a time, read from the disk as one goes."""
+        with parquet.ParquetFile(self._folder / "index.parquet") as file:
+            for block in file.iter_batches(batch, columns=["caption"]):
+                yield block.column(0).to_pylist()
+
+    @cached_property
+    def _captions(self) -> pa.Array:
+        """One Arrow array: one buffer of text, no Python objects that workers would copy by counting references."""
+        column = parquet.read_table(self._folder / "index.parquet", columns=["caption"])["caption"]
+        return column.cast(pa.large_string()).combine_chunks()

@@ -1,0 +1,179 @@
+"""What a source consists of: its shards with size, time and, if asked, checksum.
+
+Shards may be terabytes outside the project. The manifest is the small file that stands for them: if a shard changes, so
+does the manifest, and with it everything that is made from the source.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mode.data.shards.places import describe_all, digest_of, is_url, listed_urls, open_bytes
+from mode.errors import ModeError
+from mode.files import write_aside
+from mode.params import SourceParams
+
+#: Tables of (image path, caption) and what separates their columns.
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a source.
+
+    Attributes:
+        path: as the source gives it: relative to the project folder, or absolute; or a URL.
+        size: in bytes.
+        mtime_ns: time of the last change, in nanoseconds since 1970; 0 where a server does not say.
+        checksum: SHA-256 in hexadecimal, or None where none was asked for.
+        etag: of an object, the server's name for its content.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    checksum: str | None
+    etag: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The shards of one source, in order.
+
+    Attributes:
+        kind: `tars`, or `table`: one csv, tsv or parquet file of (image path, caption).
+        shards: the tars sorted by path, or the one table (the images that it names are not listed).
+        image_column, caption_column: of a table.
+    """
+
+    kind: Literal["tars", "table"]
+    shards: list[Shard]
+    image_column: str = "image"
+    caption_column: str = "caption"
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        with write_aside(path) as temporary:
+            content = asdict(self)
+            for shard in content["shards"]:
+                if shard["etag"] is None:  # no file of this machine has one
+                    del shard["etag"]
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read what `save` wrote.
+
+        Raises:
+            ModeError: the file is missing or is not a manifest.
+        """
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            shards = [Shard(**shard) for shard in content.pop("shards")]
+            return cls(shards=shards, **content)
+        except FileNotFoundError:
+            raise ModeError(f"{path}: no such manifest") from None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ModeError(f"{path}: not a manifest", "delete it and run its stage again") from None
+
+
+def build_manifest(source: SourceParams, root: Path) -> Manifest:
+    """List the shards of a source.
+
+    Args:
+        source: `shards` is a folder (searched with its subfolders for `*.tar`), a tar, a glob of tars (`**` crosses
+            folders), or a csv, tsv or parquet table; or a URL that fsspec knows: of a tar, a range of tars
+            (`{000..999}`), a glob or a prefix; or a `.txt` with a path or URL in each line.
+        root: the project folder; relative paths start from it, and stay relative in the manifest.
+
+    Raises:
+        ModeError: no such path, no tar in the folder, no match of the glob, or a table without the named columns; a
+            server that does not answer.
+    """
+    if source.shards.endswith(".txt") or is_url(source.shards):
+        return Manifest("tars", _describe(_listed(source.shards, root), root, source.checksum))
+    path = root / source.shards
+    if path.is_dir():
+        found = [str(Path(source.shards) / tar.relative_to(path)) for tar in path.rglob("*.tar") if tar.is_file()]
+        if not found:
+            raise ModeError(f"{source.shards}: no .tar in this folder", "sources.<name>.shards names a folder of tars")
+    elif glob.has_magic(source.shards):
+        names = glob.glob(source.shards, root_dir=root, recursive=True)  # noqa: PTH207 (pathlib takes no absolute ones)
+        found = [name for name in names if (root / name).is_file()]
+        if not found:
+            raise ModeError(f"{source.shards}: no file matches", "brace ranges such as {0..9} are not globs")
+    elif path.is_file():
+        found = [source.shards]
+    else:
+        raise ModeError(f"{source.shards}: no such file or folder", "paths are relative to the project folder")
+
+    others = sorted(name for name in found if not name.endswith(".tar"))
+    if not others:
+        return Manifest("tars", _describe(sorted(found), root, source.checksum))
+    if len(found) > 1 or not others[0].endswith(TABLE_SUFFIXES):
+        raise ModeError(f"{others[0]}: neither a .tar nor a single table ({', '.join(TABLE_SUFFIXES)})")
+    _check_columns(source, path if path.is_file() else root / others[0])
+    shards = _describe(others[:1], root, source.checksum)
+    return Manifest("table", shards, source.image_column, source.caption_column)
+
+
+def _describe(names: list[str], root: Path, checksum: bool) -> list[Shard]:
+    try:
+        found = describe_all(names, root)
+    except FileNotFoundError as error:
+        raise ModeError(f"{error.filename or error}: no such shard") from None
+    return [
+        Shard(name, each.size, each.mtime_ns, digest_of(name, root) if checksum else None, each.etag)
+        for name, each in zip(names, found, strict=True)
+    ]
+
+
+def _listed(shards: str, root: Path) -> list[str]:
+    """Tars by their URLs, or those that a list names, sorted."""
+    if not shards.endswith(".txt"):
+        return listed_urls(shards)
+    try:
+        file = open_bytes(shards, root)
+    except FileNotFoundError:
+        raise ModeError(f"{shards}: no such file", "paths are relative to the project folder") from None
+    try:
+        lines = [line.strip() for line in file.read(file.size, 0).decode().splitlines()]
+    except UnicodeDecodeError:
+        raise ModeError(f"{shards}: not UTF-8 text") from None
+    finally:
+        file.close()
+    named = [line for line in lines if line and not line.startswith("#")]
+    tars = sorted({each for line in named for each in (listed_urls(line) if is_url(line) else [line])})
+    wrong = [tar for tar in tars if not tar.endswith(".tar")]
+    if wrong or not tars:
+        raise ModeError(f"{shards}: {f'{wrong[0]} is no .tar' if wrong else 'names no tar'}", "one path or URL a line")
+    return tars
+
+
+def _check_columns(source: SourceParams, path: Path) -> None:
+    columns = _columns_of(path)
+    for column in (source.image_column, source.caption_column):
+        if column not in columns:
+            has = ", ".join(f"'{name}'" for name in columns) or "no columns"
+            raise ModeError(f"{source.shards}: no column '{column}': it has {has}", "set image_column, caption_column")
+
+
+def _columns_of(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        from pyarrow import ArrowInvalid, parquet  # only a parquet table needs it, and importing it is slow
+
+        try:
+            return list(parquet.read_schema(path).names)
+        except ArrowInvalid:
+            raise ModeError(f"{path}: not a parquet file") from None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file, delimiter=SEPARATORS[path.suffix]), [])
+    except UnicodeDecodeError:
+        raise ModeError(f"{path}: not UTF-8 text") from None

@@ -1,0 +1,71 @@
+"""The ensemble in MLflow's model format.
+
+MLflow keeps this file with a logged model and runs it when the model is loaded ("models from code", so that nothing is
+pickled); the library never imports it. `mode.tracking.runs.Tracker.register_ensemble` logs it.
+
+A request has one column, `image` (base64), and the parameters `classes` and `templates`; the answer has a row for each
+image::
+
+    {"dataframe_split": {"columns": ["image"], "data": [["iVBORw0KGgo..."]]},
+     "params": {"classes": ["white chess king", "black chess king"], "templates": ["{c}"]}}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel
+
+from mode.ensemble.moe import Moe, TaskModel
+from mode.ensemble.request import Request, read_request
+from mode.errors import ModeError
+
+
+class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
+    """Label, its probability and all probabilities (in the classes' order) for each image."""
+
+    # Or MLflow says at every log and load, in colour whatever the terminal, that `predict` should have type hints.
+    _skip_type_hint_validation = True
+
+    def load_context(self, context: Any) -> None:
+        """Open the mixture and the experts among the artifacts."""
+        folders = {name: Path(path) for name, path in context.artifacts.items()}
+        self.moe = Moe.load(folders.pop("mixture"), folders)
+        self.latest: tuple[list[str], list[str], TaskModel] | None = None
+
+    # Without type hints, for MLflow would take them for the signature; that is logged with the model.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+        """See the module; what is wrong with a request becomes MLflow's 400."""
+        try:
+            if "image" not in model_input:
+                raise ModeError("the input has no column `image`")
+            request = read_request(list(model_input["image"]), params or {})
+            task = self._adapted(request)
+            probabilities = task(request.images).cpu()
+        except ModeError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        best = probabilities.max(dim=1)
+        return pd.DataFrame(
+            {
+                "label": [task.classes[column] for column in best.indices.tolist()],
+                "probability": best.values.tolist(),
+                "probabilities": probabilities.tolist(),
+            }
+        )
+
+    def _adapted(self, request: Request) -> TaskModel:
+        """The task of the request; that of the request before if its classes are the same, as they mostly are."""
+        latest = self.latest  # one reference, so that another thread cannot exchange half of it
+        if latest is not None and latest[:2] == (request.classes, request.templates):
+            return latest[2]
+        task = self.moe.adapt(request.classes, request.templates)
+        self.latest = request.classes, request.templates, task
+        return task
+
+
+set_model(EnsembleModel())

@@ -1,0 +1,427 @@
+"""Runs: `Tracker` makes them, finds them again and compares them; a `Run` logs into its journal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from filelock import FileLock
+
+from mode.errors import ModeError
+from mode.tracking.figures import Role, metric_name, metrics_of, models_in, role_of
+from mode.tracking.journal import Header, Journal
+from mode.tracking.registry import CHAMPION, REGISTERED_MODEL, fingerprint, register, registered
+from mode.tracking.store import Store, database_uri, import_mlflow, is_of_the_store, is_temporary, one_line
+
+Result = TypeVar("Result")
+#: MLflow's limit for one parameter's value, in characters.
+PARAM_LENGTH = 6_000
+#: Seconds that the last flush of a cancelled run may take: a cancelled training has to be gone soon.
+FAREWELL_SECONDS = 3.0
+#: What a run's page says of its role.
+ROLE_NOTES: dict[Role, str] = {
+    "seed": "The dense model that every expert and every dense baseline continues from.",
+    "dense": "A dense baseline: continues from the seed on all pairs. `dense-long` sees as many samples as seed and all"
+    " experts together.",
+    "expert": "A data expert: continues from the seed on one cluster of pairs, and a few from outside it.",
+    "ensemble": "The experts together: `ensemble` weighs them per task by the words of its classes, `uniform` all"
+    " alike, as a control.",
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side.
+
+    Attributes:
+        names: of the two runs.
+        runs: their ids.
+        params: parameters in which they differ; `None` where a run has no such parameter.
+        metrics: latest value of every metric that either has; `None` where a run has none.
+    """
+
+    names: tuple[str, str]
+    runs: tuple[str, str]
+    params: dict[str, tuple[str | None, str | None]]
+    metrics: dict[str, tuple[float | None, float | None]]
+
+
+class Tracker:
+    """The project's MLflow database and artifacts.
+
+    Args:
+        folder: where both lie; made if missing.
+        experiment: MLflow experiment that holds the runs.
+        flush_seconds: time between two batches of a run in progress.
+        patience: seconds to wait for a locked database where waiting is all there is to do (at the end of a run).
+
+    Example:
+        >>> tracker = Tracker(Path("mlruns"))                                       # doctest: +SKIP
+        >>> with tracker.run("expert-0", role="expert", expert="expert-0") as run:  # doctest: +SKIP
+        ...     run.log(128, {"train/loss": 4.1})
+    """
+
+    def __init__(
+        self, folder: Path, experiment: str = "mode", *, flush_seconds: float = 10.0, patience: float = 300.0
+    ) -> None:
+        self.folder = folder.absolute()
+        self.experiment = experiment
+        self.flush_seconds = flush_seconds
+        self.patience = patience
+
+    @property
+    def uri(self) -> str:
+        """MLflow's tracking (and registry) address of the database."""
+        return database_uri(self.folder)
+
+    @property
+    def pending(self) -> Path:
+        """The folder of journals."""
+        return self.folder / "pending"
+
+    def prepare(self) -> None:
+        """Create database and experiment, and send what earlier, killed runs have left behind.
+
+        Call it once before models are trained side by side: processes that open a fresh database at once collide.
+
+        Raises:
+            ModeError: the database stayed locked for longer than `patience`, or the folder cannot be written.
+        """
+        self._patiently(lambda: self._store, "open the database")
+        self.send_pending()
+
+    def run(
+        self,
+        name: str,
+        role: Role,
+        *,
+        expert: str | None = None,
+        source: str | None = None,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+        description: str = "",
+        run_id: str | None = None,
+    ) -> Run:
+        """A run, to be used as a context.
+
+        Its status becomes FINISHED, FAILED (an exception) or KILLED (Ctrl-C, SIGTERM turned into `SystemExit`).
+
+        Args:
+            name: the model's, as in `metrics.json`.
+            role: what it is to the method; a tag.
+            expert, source: which expert, trained on which source; tags.
+            params: nested dictionaries are flattened (`training.lr`).
+            tags: more of them.
+            description: Markdown for the run's page; default what its role means.
+            run_id: continue this run: steps that it has already are dropped, and a parameter that differs from what
+                it was is noted in a tag. A run that is no longer there is replaced by a new one.
+        """
+        own = {"role": role, "model": name, "expert": expert, "source": source, **(tags or {})}
+        header = Header(
+            name=name,
+            tags={key: value for key, value in own.items() if value},
+            params={key: str(value)[:PARAM_LENGTH] for key, value in flatten(params or {}).items()},
+            description=description or ROLE_NOTES[role],
+            run_id=run_id,
+        )
+        return Run(self, header)
+
+    def log_results(
+        self,
+        results: Mapping[str, Any],
+        runs: Mapping[str, str | None],
+        *,
+        params: Mapping[str, object] | None = None,
+        descriptions: Mapping[str, str] | None = None,
+        artifacts: Iterable[Path] = (),
+    ) -> dict[str, str | None]:
+        """Add evaluation and cost to every model's run.
+
+        Ensembles are not trained, so they get a run here; the same evaluation of the same experts finds it again.
+        A value that a run has already is not logged twice.
+
+        Args:
+            results: the content of `metrics.json`.
+            runs: run id of each trained model (its `card.json` says); `None`: it gets a new run. A model that is not in
+                here means its latest run.
+            params: for the runs of ensembles.
+            descriptions: Markdown per model.
+            artifacts: files and folders for the run of `ensemble`: figures and the report.
+
+        Returns:
+            Run id of every model in `results`; `None` for one whose figures wait in a journal.
+        """
+        trained = {model: role_of(model) for model in models_in(results) if role_of(model) != "ensemble"}
+        known = {model: runs[model] if model in runs else self._latest({"model": model}) for model in trained}
+        experts = {model: known[model] for model, role in trained.items() if role == "expert"}
+        identity = hashlib.sha256(json.dumps(experts, sort_keys=True).encode()).hexdigest()[:16]
+        ids: dict[str, str | None] = {}
+        for model in models_in(results):
+            role = role_of(model)
+            run_id = known[model] if model in known else self._latest({"model": model, "members": identity})
+            run = self.run(
+                model,
+                role,
+                expert=model if role == "expert" else None,
+                params=params if role == "ensemble" else None,
+                tags={"members": identity} if role == "ensemble" else None,
+                description=(descriptions or {}).get(model, ""),
+                run_id=run_id,
+            )
+            run.header.results = True
+            with run:
+                run.log(0, metrics_of(results, model))
+            ids[model] = run.run_id
+        if ids.get("ensemble"):
+            self.log_artifacts(str(ids["ensemble"]), artifacts)
+        return ids
+
+    def log_artifacts(self, run_id: str, paths: Iterable[Path]) -> None:
+        """Copy files and folders to a run. Raises `ModeError` as `prepare` does."""
+        client = self._store.client
+        for path in paths:
+            if path.is_dir():
+                action = partial(client.log_artifacts, run_id, str(path), artifact_path=path.name)
+            else:
+                action = partial(client.log_artifact, run_id, str(path))
+            self._patiently(action, f"store {path.name}")
+
+    def register_ensemble(
+        self,
+        mixture: Path,
+        models: Mapping[str, Path],
+        *,
+        run_id: str | None = None,
+        alias: str | None = CHAMPION,
+    ) -> str:
+        """Register the ensemble as a new version of the model `mode-ensemble`.
+
+        It is logged with its own copy of all experts, so it can be served from elsewhere
+        (`mlflow models serve -m models:/mode-ensemble@champion`); `mode.tracking.pyfunc` documents the request. The
+        same ensemble is not registered twice.
+
+        Args:
+            mixture: folder of the saved mixture.
+            models: expert -> model folder; with `seed`, if an expert is not trained yet.
+            run_id: the run it belongs to; default a new one, `ensemble`.
+            alias: name that moves to this version; `None` for none.
+
+        Returns:
+            The version.
+
+        Raises:
+            ModeError: a folder is missing, or as `prepare`.
+        """
+        if missing := [str(folder) for folder in (mixture, *models.values()) if not folder.is_dir()]:
+            raise ModeError(f"{', '.join(missing)}: no such folder", "train and evaluate first")
+        content = fingerprint([mixture, *models.values()])
+        store = self._patiently(lambda: self._store, "open the database")
+        version = self._patiently(lambda: registered(store, content), "look for the registered model")
+        if version is None:
+            log_it = partial(register, store, mixture, dict(models), content, run_id)
+            version = self._patiently(log_it, "register the ensemble")
+        if alias:
+            name = alias
+            self._patiently(lambda: store.client.set_registered_model_alias(REGISTERED_MODEL, name, version), "set it")
+        return version
+
+    def compare(self, first: str, second: str) -> Comparison:
+        """What differs between two runs, each given as an id, the beginning of one, or a run name (its latest run).
+
+        Raises:
+            ModeError: no run, or more than one, is called that.
+        """
+        runs = [self._store.find(reference) for reference in (first, second)]
+        one, other = runs
+        params = {
+            key: (one.data.params.get(key), other.data.params.get(key))
+            for key in sorted(one.data.params.keys() | other.data.params.keys())
+        }
+        metrics = {
+            key: (one.data.metrics.get(key), other.data.metrics.get(key))
+            for key in sorted(one.data.metrics.keys() | other.data.metrics.keys())
+        }
+        return Comparison(
+            names=(one.info.run_name, other.info.run_name),
+            runs=(one.info.run_id, other.info.run_id),
+            params={key: pair for key, pair in params.items() if pair[0] != pair[1]},
+            metrics=metrics,
+        )
+
+    def send_pending(self) -> int:
+        """Send the journals of runs that are no longer in progress.
+
+        A run whose journal does not say how it ended was killed, and is marked so.
+
+        Returns:
+            Journals sent; those that cannot be sent now stay.
+        """
+        sent = 0
+        # One sender at a time, so that a run being resumed sees all that its predecessor has logged.
+        with FileLock(self.folder / "pending.lock", timeout=min(self.patience, 30.0)):
+            leftovers = [journal for path in self.pending.glob("*.jsonl") if (journal := Journal.adopt(path))]
+            try:
+                for journal in sorted(leftovers, key=lambda journal: journal.header.started):
+                    try:
+                        if not journal.over:
+                            journal.end("KILLED")
+                        journal.send(self._store)
+                        journal.remove()
+                        sent += 1
+                    except Exception as error:
+                        log.warning("MLflow: %s kept for later: %s", journal.path, one_line(error))
+                        if is_temporary(error):
+                            break
+            finally:
+                for journal in leftovers:
+                    journal.lock.release()
+        return sent
+
+    @cached_property
+    def _store(self) -> Store:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.pending.mkdir(exist_ok=True)
+        # A fresh database is created once: processes that open it at the same time would race.
+        with FileLock(self.folder / "mlflow.lock", timeout=self.patience):
+            return Store(self.uri, self.experiment, self.folder / "artifacts")
+
+    def _latest(self, tags: Mapping[str, str]) -> str | None:
+        """Id of the latest run with these tags; none if the database does not answer."""
+        try:
+            return self._store.latest(tags)
+        except Exception as error:
+            if not is_of_the_store(error):
+                raise
+            log.warning("MLflow: cannot look for the run of %s: %s", tags["model"], one_line(error))
+            return None
+
+    def _patiently(self, action: Callable[[], Result], what: str) -> Result:
+        """Do `action`, again and again while the database is locked."""
+        deadline = time.monotonic() + self.patience
+        said = False
+        while True:
+            try:
+                return action()
+            except Exception as error:
+                if not is_of_the_store(error):
+                    raise
+                if not is_temporary(error) or time.monotonic() >= deadline:
+                    raise ModeError(
+                        f"MLflow: cannot {what} in {self.folder}: {one_line(error)}",
+                        "does another program hold mlflow.db?" if is_temporary(error) else "",
+                    ) from error
+                if not said:
+                    log.warning("MLflow: %s: the database is locked, waiting up to %.0f s", what, self.patience)
+                    said = True
+            time.sleep(1.0)
+
+
+class Run:
+    """A run in progress; made by `Tracker.run`."""
+
+    def __init__(self, tracker: Tracker, header: Header) -> None:
+        self.tracker, self.header = tracker, header
+        self._ending = threading.Event()
+        self._settled = threading.Event()  # the id is known, or never will be
+        self._thread = threading.Thread(target=self._send_until_ended, name=f"mlflow-{header.name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        import_mlflow()  # here and not in the thread: imports of two threads at once can meet half-made modules
+        try:
+            self.tracker.pending.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal.create(self.tracker.pending, self.header)
+        except OSError as error:
+            raise ModeError(f"MLflow: cannot write in {self.tracker.folder}: {error.strerror}") from error
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = status_of(error)
+        self._journal.end(status)
+        self._ending.set()
+        patience = FAREWELL_SECONDS if status == "KILLED" else self.tracker.patience
+        self._thread.join(min(patience, 10.0))
+        if self._thread.is_alive() and patience > 10.0:
+            log.warning("MLflow: %s: waiting for the database, up to %.0f s", self.header.name, patience)
+            self._thread.join(patience - 10.0)
+        if not self._journal.sent:
+            log.warning("MLflow: metrics of %s wait in %s and are sent later", self.header.name, self._journal.path)
+        if not self._thread.is_alive():  # else it goes on while the process lives, and nobody else may send
+            self._journal.lock.release()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id; waits for it, and is `None` if the database stays locked (the run appears there later)."""
+        self._settled.wait(self.tracker.patience if self._thread.is_alive() else 0.0)
+        return self.header.run_id if self.header.after is not None else None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics at a step (samples seen). Costs one line in a file; the database gets it within seconds."""
+        if metrics:
+            self._journal.append(step, {metric_name(name): float(value) for name, value in metrics.items()})
+
+    def _send_until_ended(self) -> None:
+        complained = False
+        self._try(self.tracker.send_pending)
+        while not self._journal.sent:
+            error = self._try(self._send)
+            if error is not None and not is_temporary(error) and not isinstance(error, OSError):
+                log.warning("MLflow: %s is not recorded any further: %s", self.header.name, one_line(error))
+                self._settled.set()
+                return
+            if error is not None and not complained:
+                log.warning("MLflow: %s goes on without the database for now: %s", self.header.name, one_line(error))
+            complained = error is not None
+            if not self._ending.wait(self.tracker.flush_seconds):
+                continue
+            if error is not None:
+                time.sleep(0.5)
+
+    def _send(self) -> None:
+        self._journal.send(self.tracker._store)
+        self._settled.set()
+        if self._journal.sent:
+            self._journal.remove()
+
+    @staticmethod
+    def _try(action: Callable[[], object]) -> BaseException | None:
+        try:
+            action()
+        except Exception as error:
+            return error
+        return None
+
+
+def status_of(error: BaseException | None) -> str:
+    """MLflow's name for how a run ended: exits by signal or Ctrl-C are KILLED, exceptions FAILED."""
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        return "FINISHED"
+    stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (130, 143))
+    return "KILLED" if stopped else "FAILED"
+
+
+def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested dictionaries as one, keys joined by dots.
+
+    >>> flatten({"training": {"lr": 0.1}, "random_seed": 0})
+    {'training.lr': 0.1, 'random_seed': 0}
+    """
+    flat: dict[str, object] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

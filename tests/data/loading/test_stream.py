@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mode.data.loading.hashing import hash_numbers
+from mode.data.loading.stream import PairStream
+from mode.errors import ModeError
+
+# Numbers of captions per image; images are numbered with gaps, as in a cluster of a larger source.
+captions_per_image = st.lists(st.integers(1, 4), min_size=1, max_size=12)
+
+
+def stream_of(counts: list[int], seed: int = 0) -> tuple[PairStream, np.ndarray, np.ndarray]:
+    images = np.repeat(np.arange(len(counts)) * 3 + 5, counts)
+    rows = np.arange(len(images)) * 2 + 100
+    return PairStream(rows, images, seed), rows, images
+
+
+@given(counts=captions_per_image, seed=st.integers(0, 2**32), number=st.integers(0, 5))
+def test_each_pass_has_every_image_exactly_once(counts: list[int], seed: int, number: int) -> None:
+    stream, rows, images = stream_of(counts, seed)
+    assert stream.images_per_pass == len(counts)
+    seen = stream.rows_at(number * len(counts), len(counts))
+    image_of = dict(zip(rows.tolist(), images.tolist(), strict=True))
+    assert sorted(image_of[row] for row in seen.tolist()) == sorted(set(images.tolist()))
+
+
+@given(counts=captions_per_image, start=st.integers(0, 60), count=st.integers(0, 60), split=st.integers(0, 60))
+def test_any_part_of_the_stream_is_the_same_however_it_is_read(
+    counts: list[int], start: int, count: int, split: int
+) -> None:
+    whole = stream_of(counts)[0].rows_at(0, 120)
+    stream = stream_of(counts)[0]
+    assert np.array_equal(stream.rows_at(start, count), whole[start : start + count])
+    split = min(split, count)
+    parts = [stream.rows_at(start, split), stream.rows_at(start + split, count - split)]
+    assert np.array_equal(np.concatenate(parts), whole[start : start + count])
+
+
+def test_order_of_rows_given_does_not_matter() -> None:
+    images = np.array([4, 4, 2, 9, 9, 9])
+    rows = np.array([0, 1, 2, 3, 4, 5])
+    mixed = np.array([5, 0, 3, 1, 4, 2])
+    expected = PairStream(rows, images, 1).rows_at(0, 30)
+    assert np.array_equal(PairStream(rows[mixed], images[mixed], 1).rows_at(0, 30), expected)
+
+
+def test_passes_seeds_and_captions_vary() -> None:
+    stream, _, _ = stream_of([1] * 50)
+    assert not np.array_equal(stream.rows_at(0, 50), stream.rows_at(50, 50))
+    assert not np.array_equal(stream.rows_at(0, 50), stream_of([1] * 50, seed=1)[0].rows_at(0, 50))
+    rows = stream_of([4])[0].rows_at(0, 4000)
+    shares = np.bincount((rows - 100) // 2, minlength=4) / 4000
+    assert np.abs(shares - 0.25).max() < 0.04  # six standard deviations
+
+
+def test_nothing_to_draw_from() -> None:
+    with pytest.raises(ModeError, match="no pairs"):
+        PairStream(np.empty(0, np.int64), np.empty(0, np.int64), 0)
+    with pytest.raises(ValueError, match="2 rows, but images of 1"):
+        PairStream(np.arange(2), np.arange(1), 0)
+
+
+def test_hash_is_splitmix64() -> None:
+    # The first outputs of the generator seeded with 0, as its author's C code prints them.
+    assert hash_numbers(np.arange(3)).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+def test_hash_depends_on_every_key_and_looks_uniform() -> None:
+    numbers = np.arange(20_000)
+    a, b, c = hash_numbers(numbers, 1, 2), hash_numbers(numbers, 2, 1), hash_numbers(numbers, 1, 2**70 + 3)
+    assert len({*a.tolist(), *b.tolist(), *c.tolist()}) == 60_000
+    bits = np.unpackbits(a.view(np.uint8)).reshape(-1, 64).mean(0)
+    assert np.abs(bits - 0.5).max() < 0.025  # seven standard deviations

@@ -1,0 +1,263 @@
+"""Shards behind a real web server with ranges, and in fsspec's memory: the same as on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from mode.data.loading.loader import ImageStore, PairStream, make_loader
+from mode.data.shards import places, scan
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import Manifest, build_manifest
+from mode.data.shards.places import RemoteFile, describe, listed_urls
+from mode.data.shards.reading import ImageFiles
+from mode.errors import ModeError
+from mode.files import sha256_of
+from mode.params import ImageParams, IndexParams, SourceParams
+
+
+class Server:
+    """Serves a folder; `faults[name]` are told one after the other in place of the file: 500, 404, `cut`, `whole`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.faults, self.served = folder, {}, 0
+        self.asked: list[tuple[str, str]] = []
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{name}"
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        self.asked.append((request.method, request.headers.get("Range", "")))
+        faults = self.faults.get(name, [])
+        fault = faults.pop(0) if len(faults) > 1 else faults[0] if faults else None
+        path = self.folder / name
+        if isinstance(fault, int):
+            return web.Response(status=fault)
+        if fault == "cut":
+            response = web.StreamResponse(headers={"Content-Length": "1000"})
+            await response.prepare(request)
+            await response.write(b"half")
+            assert request.transport is not None
+            request.transport.close()
+            return response
+        if fault == "whole":
+            return web.Response(body=path.read_bytes())
+        if not path.is_file():
+            return web.Response(status=404)
+        return web.FileResponse(path)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application()
+        app.router.add_get("/{name:.*}", self._answer)
+        self._runner = web.AppRunner(app)
+        self._loop.run_until_complete(self._runner.setup())
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.port = self._runner.addresses[0][1]
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._runner.cleanup())
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def local(index_of: Any, pair: Any, texts: Any, encode: Any) -> PairIndex:
+    """Two tars with everything that a scan has to look at: also a large image, a bad one, and one cut off."""
+    first = [*pair("a", 1), ("large.png", encode(2, (90, 80), "PNG")), ("large.txt", b"large"), *texts("b", ["x", "y"])]
+    second = [("bad.jpg", b"no image"), ("bad.txt", b"bad"), ("alone.txt", b"alone"), *pair("c", 4), *pair("d", 5)]
+    return index_of({"00.tar": first, "01.tar": second})
+
+
+@pytest.fixture
+def server(local: PairIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(places, "PAUSES", (0.01, 0.01))
+    server = Server(tmp_path / "shards")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def memory(local: PairIndex, tmp_path: Path) -> Iterator[str]:
+    """The same tars in memory."""
+    filesystem = fsspec.filesystem("memory")
+    for tar in (tmp_path / "shards").iterdir():
+        filesystem.pipe_file(f"/bucket/deep/{tar.name}", tar.read_bytes())
+    yield "memory://bucket/"
+    filesystem.rm("/bucket", recursive=True)
+
+
+def indexed(shards: str, root: Path, out: str = "remote", **given: Any) -> PairIndex:
+    manifest = build_manifest(SourceParams(shards=shards), root)
+    params = {"check_images": False, "max_bad_share": 1.0, **given}
+    build_index(manifest, root, root / out, IndexParams.model_validate(params), workers=1)
+    return PairIndex.load(root / out)
+
+
+@pytest.mark.parametrize("kind", ["http", "memory"])
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("ahead", [512, 2048, 2**19])
+def test_index_is_that_of_local_files(
+    server: Server, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, check: bool, ahead: int
+) -> None:
+    monkeypatch.setattr(scan, "AHEAD", ahead)
+    here = indexed("shards", tmp_path, "local", check_images=check)
+    there = indexed(server.url("{00..01}.tar") if kind == "http" else memory, tmp_path, check_images=check)
+    assert [Path(path).name for path in there.files] == [Path(path).name for path in here.files]
+    tables = [parquet.read_table(tmp_path / name / "index.parquet") for name in ("local", "remote")]
+    assert tables[0].equals(tables[1])
+    lines = [
+        [line.split(",")[1:3] for line in (tmp_path / name / "quarantine.csv").read_text().splitlines()]
+        for name in ("local", "remote")
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == (3 if check else 2)
+
+
+def test_scan_passes_over_what_is_larger_than_it_reads_ahead(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "AHEAD", 1024)
+    indexed(server.url("00.tar"), tmp_path)
+    asked = sum(int(end) - int(start) + 1 for start, end in ranges(server))
+    assert asked < (tmp_path / "shards" / "00.tar").stat().st_size - 15_000
+    monkeypatch.setattr(scan, "AHEAD", 2**20)
+    server.asked.clear()
+    indexed(server.url("00.tar"), tmp_path)
+    assert len(ranges(server)) == 1
+
+
+def ranges(server: Server) -> list[list[str]]:
+    return [asked.removeprefix("bytes=").split("-") for _, asked in server.asked if asked]
+
+
+@pytest.mark.parametrize("cache_mb", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_local_files(
+    server: Server, local: PairIndex, tmp_path: Path, cache_mb: int, workers: int
+) -> None:
+    there = indexed(server.url("{00..01}.tar"), tmp_path)
+
+    def batches(index: PairIndex) -> list[Any]:
+        rows = np.arange(len(index))
+        store = ImageStore(index, tmp_path, ImageParams(size=16), cache_mb, rows)
+        stream = PairStream(rows, index.image, seed=3)
+        return list(make_loader(store, stream, start=0, stop=23, batch_size=4, workers=workers))
+
+    for ours, theirs in zip(batches(local), batches(there), strict=True):
+        assert np.array_equal(ours.rows, theirs.rows)
+        assert np.array_equal(ours.images, theirs.images)
+        assert np.array_equal(ours.bad, theirs.bad)
+
+
+def test_files_and_objects_of_one_source(server: Server, local: PairIndex, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"shards/00.tar\n{server.url('01.tar')}\n")
+    both = indexed("list.txt", tmp_path)
+    assert (local.has_urls, both.has_urls) == (False, True)
+
+    def images(index: PairIndex) -> dict[str, bytes | OSError]:
+        rows = list(range(len(index)))
+        return dict(zip(index.captions(rows), ImageFiles(index, tmp_path).read_many(rows), strict=True))
+
+    assert images(both) == images(local)
+
+
+@pytest.mark.parametrize("fault", [500, 503, "cut", "whole"])
+def test_what_passes_is_asked_for_again(server: Server, local: PairIndex, tmp_path: Path, fault: Any) -> None:
+    there = indexed(server.url("{00..01}.tar"), tmp_path)
+    server.faults["00.tar"] = [fault, fault, None]
+    assert ImageFiles(there, tmp_path).read(1) == ImageFiles(local, tmp_path).read(1)
+
+
+@pytest.mark.parametrize("fault", [500, "cut", "whole"])
+def test_a_server_that_stays_broken_is_one_line(server: Server, tmp_path: Path, fault: Any) -> None:
+    there = indexed(server.url("{00..01}.tar"), tmp_path)
+    server.faults["00.tar"] = [fault]
+    store = ImageFiles(there, tmp_path)
+    with pytest.raises(ModeError, match=r"00\.tar: .*asked 3 times") as broken:
+        list(store.read_many([1, 2, 3]))
+    assert "\n" not in str(broken.value)
+    if fault != "whole":  # then a scan, which reads all of such a small tar, has what it asked for
+        with pytest.raises(ModeError, match=r"00\.tar: "):
+            indexed(server.url("{00..01}.tar"), tmp_path)
+
+
+def test_a_shard_that_is_not_there(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ModeError, match=r"02\.tar: no such shard"):
+        indexed(server.url("{00..02}.tar"), tmp_path)
+    there = indexed(server.url("{00..01}.tar"), tmp_path)
+    server.faults["01.tar"] = [404]
+    with pytest.raises(ModeError, match=r"01\.tar: missing, but the index names it"):
+        ImageStore(there, tmp_path, ImageParams(size=16), 0)
+    last = len(there) - 1
+    first, missing = ImageFiles(there, tmp_path).read_many([0, last])
+    assert isinstance(first, bytes)
+    assert isinstance(missing, FileNotFoundError)
+
+
+def test_a_changed_object_is_noticed(server: Server, tmp_path: Path) -> None:
+    manifest = build_manifest(SourceParams(shards=server.url("00.tar")), tmp_path)
+    [shard] = manifest.shards
+    assert shard.size == (tmp_path / "shards" / "00.tar").stat().st_size
+    assert shard.etag
+    assert abs(shard.mtime_ns - (tmp_path / "shards" / "00.tar").stat().st_mtime_ns) <= 2 * 10**9
+    manifest.save(tmp_path / "manifest.json")
+    assert Manifest.load(tmp_path / "manifest.json") == manifest
+    content = (tmp_path / "shards" / "00.tar").read_bytes()
+    (tmp_path / "shards" / "00.tar").write_bytes(content[:-1] + b"\1")
+    with pytest.raises(ModeError, match="not the object in the manifest"):
+        build_index(manifest, tmp_path, tmp_path / "index", IndexParams(), workers=1)
+
+
+def test_ways_to_name_objects(server: Server, memory: str, tmp_path: Path) -> None:
+    both = ["memory://bucket/deep/00.tar", "memory://bucket/deep/01.tar"]
+    assert [url.replace(":///", "://") for url in listed_urls(memory)] == both
+    assert [url.replace(":///", "://") for url in listed_urls("memory://bucket/deep/0[1].tar")] == both[1:]
+    assert listed_urls("s3://b/{08..10}/{0..1}.tar")[1::2] == [f"s3://b/{n}/1.tar" for n in ("08", "09", "10")]
+    (tmp_path / "list.txt").write_text(f"# two\n{server.url('01.tar')}\n\nshards/00.tar\n")
+    shards = build_manifest(SourceParams(shards="list.txt"), tmp_path).shards
+    assert [shard.path for shard in shards] == [server.url("01.tar"), "shards/00.tar"]
+    checked = build_manifest(SourceParams(shards="list.txt", checksum=True), tmp_path).shards
+    assert checked[0].checksum == sha256_of(tmp_path / "shards" / "01.tar")
+    for wrong, message in (
+        (server.url("folder/"), "no .tar found there .a web server cannot list"),
+        ("memory://bucket/empty/", "no .tar found there"),
+        ("nosuch://bucket/", "Protocol not known"),
+        ("missing.txt", "no such file"),
+    ):
+        with pytest.raises(ModeError, match=message):
+            build_manifest(SourceParams(shards=wrong), tmp_path)
+
+
+@given(
+    reads=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 120)), min_size=1, max_size=8),
+    ahead=st.sampled_from([0, 1, 16, 1000]),
+)
+@settings(max_examples=60, deadline=None)
+def test_reads_as_pread_does(reads: list[tuple[int, int]], ahead: int) -> None:
+    content = bytes(range(100))
+    fsspec.filesystem("memory").pipe_file("/numbers", content)
+    file = RemoteFile("memory://numbers", ahead=ahead)
+    assert file.size == describe("memory://numbers", Path()).size == 100
+    for length, offset in reads:
+        assert file.read(length, offset) == content[offset : offset + length]

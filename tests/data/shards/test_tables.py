@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mode.data.loading.store import ImageStore
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import build_manifest
+from mode.errors import ModeError
+from mode.params import ImageParams, IndexParams, SourceParams
+
+
+@pytest.fixture
+def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
+    for number in range(3):
+        (tmp_path / "photos" / "in").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / "in" / f"{number}.jpg").write_bytes(encode(number))
+    (tmp_path / "photos" / "in" / "bad.jpg").write_bytes(b"no image")
+    (tmp_path / "photos" / "in" / "empty.jpg").write_bytes(b"")
+    return tmp_path
+
+
+ROWS = [
+    ("in/1.jpg", "a cat, sitting"),
+    ("in/0.jpg", 'a "dog"\nrunning'),
+    ("in/1.jpg", "NA"),
+    ("in/1.jpg", "NA"),  # the same pair again
+    ("in/2.jpg", " "),  # an image whose only caption is empty
+    ("in/none.jpg", "lost"),
+    ("in/bad.jpg", "bad"),
+    ("in/empty.jpg", "bad"),
+    ("", "no image"),
+]
+
+
+@pytest.mark.parametrize(("suffix", "workers"), [(".csv", 1), (".tsv", 2), (".parquet", 1)])
+def test_table(folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, workers: int) -> None:
+    monkeypatch.setattr("mode.data.shards.tables._BLOCK", 2)  # several blocks of few images
+    frame = pd.DataFrame(ROWS, columns=["image", "caption"])
+    path = folder / "photos" / f"pairs{suffix}"
+    if suffix == ".parquet":
+        frame.loc[4, "caption"] = None
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, sep={".csv": ",", ".tsv": "\t"}[suffix], index=False)
+    manifest = build_manifest(SourceParams(shards=f"photos/pairs{suffix}"), folder)
+    params = IndexParams(max_bad_share=1.0)
+    report = build_index(manifest, folder, folder / "index", params, workers=workers)
+    index = PairIndex.load(folder / "index")
+    assert index.captions(range(3)) == ["a cat, sitting", "NA", 'a "dog" running']
+    assert index.files == ["photos/in/1.jpg", "photos/in/0.jpg"]
+    assert (index.file.tolist(), index.image.tolist(), index.offset.tolist()) == ([0, 0, 1], [0, 0, 1], [0, 0, 0])
+    assert index.length.tolist() == [(folder / index.path(file)).stat().st_size for file in index.file]
+    assert report.counts == {
+        "duplicate-key": 1,
+        "empty-caption": 1,
+        "caption-without-image": 2,
+        "undecodable-image": 2,
+    }
+    with (folder / "index" / "quarantine.csv").open(newline="") as file:
+        assert {line["file"] for line in csv.DictReader(file)} == {f"photos/pairs{suffix}"}
+    images, good = ImageStore(index, folder, ImageParams(size=8), cache_mb=1).load(np.arange(3))
+    assert good.all()
+    assert images[0].equal(images[1])
+    assert not images[0].equal(images[2])
+
+
+def test_rows_with_a_field_too_many_or_too_few(folder: Path) -> None:
+    (folder / "photos" / "pairs.csv").write_text("image,caption\nin/0.jpg,a cat, sitting\n\nin/1.jpg\nin/2.jpg,dog\n")
+    manifest = build_manifest(SourceParams(shards="photos/pairs.csv"), folder)
+    report = build_index(manifest, folder, folder / "index", IndexParams(max_bad_share=1.0))
+    assert [(problem.kind, problem.detail) for problem in report.problems] == [
+        ("image-without-caption", "line 2: 3 fields, the header has 2"),
+        ("image-without-caption", "line 4: 1 fields, the header has 2"),
+    ]
+    assert PairIndex.load(folder / "index").captions([0]) == ["dog"]
+
+
+def test_absolute_image_paths(folder: Path) -> None:
+    image = folder / "photos" / "in" / "0.jpg"
+    (folder / "pairs.csv").write_text(f"image,caption\n{image},words\n")
+    build_index(build_manifest(SourceParams(shards="pairs.csv"), folder), folder, folder / "index", IndexParams())
+    assert PairIndex.load(folder / "index").files == [str(image)]
+
+
+def test_a_table_that_cannot_be_parsed(folder: Path) -> None:
+    (folder / "pairs.csv").write_bytes(b"image,caption\n" + b"a,b\n" * 9000 + b"a,\xff\n")
+    manifest = build_manifest(SourceParams(shards="pairs.csv"), folder)
+    with pytest.raises(ModeError, match=r"pairs.csv: line \d+ cannot be read"):
+        build_index(manifest, folder, folder / "index", IndexParams())
+    assert not (folder / "index").exists()

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mode.data.shards.tar import DamagedTar, Member, _plain_file, members
+
+names = st.lists(
+    st.text("abcé日/._-", min_size=1, max_size=180).filter(lambda name: name.strip("/") == name),
+    max_size=5,
+)
+
+
+def read(path: Path, content: bytes) -> list[Member]:
+    path.write_bytes(content)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return list(members(descriptor, len(content)))
+    finally:
+        os.close(descriptor)
+
+
+@given(names=names, sizes=st.lists(st.sampled_from([0, 1, 511, 512, 513, 2000]), min_size=5, max_size=5),
+       tar_format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))  # fmt: skip
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_as_tarfile_reads_it(
+    tmp_path: Path, tar_bytes: Callable[..., bytes], names: list[str], sizes: list[int], tar_format: int
+) -> None:
+    content = tar_bytes([(name, os.urandom(size)) for name, size in zip(names, sizes, strict=False)], tar_format)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        expected = [(member.name, member.offset_data, member.size) for member in tar if member.isreg()]
+    assert read(tmp_path / "a.tar", content) == expected
+
+
+@given(
+    name=st.text("abé/._-", min_size=1, max_size=120),
+    size=st.sampled_from([0, 1, 8**11 - 1, 8**11, 2**40]),
+    kind=st.sampled_from([b"0", b"\0", b"5", b"L", b"7"]),
+    tar_format=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
+    flips=st.lists(st.tuples(st.integers(0, 511), st.integers(1, 255)), max_size=2),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_the_quick_way_takes_is_what_tarfile_reads(
+    name: str, size: int, kind: bytes, tar_format: int, flips: list[tuple[int, int]]
+) -> None:
+    """It may leave any header to tarfile, but must not take one otherwise, nor one that tarfile refuses."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    try:
+        block = bytearray(member.tobuf(tar_format, "utf-8")[-512:])
+    except ValueError:  # too long or too large for the format
+        return
+    for place, mask in flips:
+        block[place] ^= mask
+    quick = _plain_file(bytes(block))
+    if quick is not None:
+        header = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+        assert quick == (header.name, header.size)
+        assert header.isreg()
+    elif not flips and kind == b"0" and size < 8**11 and len(name.encode()) <= 100:
+        raise AssertionError("an ordinary header was not taken")
+
+
+def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_bytes(b"x" * 700)
+    (tmp_path / "in" / "hard").hardlink_to(tmp_path / "in" / "file")
+    (tmp_path / "in" / "soft").symlink_to("file")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in ("", "file", "hard", "soft"):
+            tar.add(tmp_path / "in" / name, f"in/{name}", recursive=False)
+        last = tarfile.TarInfo("last")
+        last.size = 3
+        tar.addfile(last, io.BytesIO(b"end"))
+    found = read(tmp_path / "a.tar", buffer.getvalue())
+    assert [member.name for member in found] == ["in/file", "last"]
+    assert buffer.getvalue()[found[1].offset :][:3] == b"end"
+
+
+def test_damage_is_an_error_after_what_was_whole(tmp_path: Path, tar_bytes: Callable[..., bytes]) -> None:
+    content = tar_bytes([("a", b"1" * 600), ("b", b"2" * 600)])  # a: 0 to 1536, b: 1536 to 3072
+    broken = bytearray(content)
+    broken[1536 + 5] ^= 0xFF
+    cases = {
+        bytes(broken): ("bad checksum at byte 1536", 1536, ["a"]),
+        content[: 1536 + 512 + 100]: ("cut off inside 'b'", 1536, ["a"]),
+        content[: 1536 + 100]: ("truncated header at byte 1536", 1536, ["a"]),
+        content[:3072]: ("no end-of-archive marker", 3072, ["a", "b"]),
+        b"": ("empty header at byte 0", 0, []),
+        b"\x01" * 600: ("at byte 0", 0, []),
+        gzip.compress(content): ("compressed with gzip", 0, []),
+    }
+    for damaged, (message, offset, whole) in cases.items():
+        (tmp_path / "a.tar").write_bytes(damaged)
+        descriptor = os.open(tmp_path / "a.tar", os.O_RDONLY)
+        found: list[str] = []
+        with pytest.raises(DamagedTar, match=message) as caught:
+            found.extend(member.name for member in members(descriptor, len(damaged)))
+        os.close(descriptor)
+        assert caught.value.offset == offset
+        assert found == whole
+
+
+@pytest.mark.parametrize("size", ["-512", "many"])
+def test_senseless_sizes(tmp_path: Path, size: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a")
+        member.pax_headers = {"size": size}
+        tar.addfile(member)
+    with pytest.raises(DamagedTar, match="bad size at byte 1024"):
+        read(tmp_path / "a.tar", buffer.getvalue())
+
+
+@given(cut=st.integers(0, 6000), flips=st.lists(st.tuples(st.integers(0, 5999), st.integers(1, 255)), max_size=4))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_is_survived(
+    tmp_path: Path, tar_bytes: Callable[..., bytes], cut: int, flips: list[tuple[int, int]]
+) -> None:
+    content = bytearray(tar_bytes([("é" * 80, b"1" * 600), ("b", b"2")], tarfile.PAX_FORMAT)[:cut])
+    for place, mask in flips:
+        if place < len(content):
+            content[place] ^= mask
+    try:
+        found = read(tmp_path / "a.tar", bytes(content))
+    except DamagedTar as damage:
+        end = damage.offset
+        found = []
+    else:
+        end = 0
+    assert 0 <= end <= len(content)
+    assert all(0 <= member.offset <= member.offset + member.size <= len(content) for member in found)
