@@ -38,7 +38,7 @@ def _ours(given: Input) -> Run:
         fine_sizes=np.ones(count, np.int64),
         coarse_sizes=np.full(4, count // 4),
         strategy="two-level",
-        seed=0,
+        random_seed=0,
     )
 
     def run() -> dict[str, Any]:

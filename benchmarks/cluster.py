@@ -21,13 +21,13 @@ CHECKOUT = "BALANCED_KMEANS"
 BALANCE = 1.1
 
 
-def vectors_like_captions(count: int, dimensions: int, seed: int = 0, topics: int = 3_000) -> np.ndarray:
+def vectors_like_captions(count: int, dimensions: int, random_seed: int = 0, topics: int = 3_000) -> np.ndarray:
     """Unit vectors float32 [count, dimensions] that lie as embedded captions do: in topics of very different sizes.
 
     Sizes of topics are log-normal (sigma 1: the largest is some twenty times the mean), as much variance lies within
     topics as between them, and it falls with the number of the dimension, as that of an SVD does.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_seed)
     spectrum = (np.arange(1, dimensions + 1) ** -0.5).astype(np.float32)
     topics = max(2, min(topics, count // 8))
     centres = _unit(random.standard_normal((topics, dimensions), dtype=np.float32) * spectrum)
@@ -69,7 +69,7 @@ def _make(given: Input) -> None:
 
 def _make_small(given: Input) -> None:
     count, dimensions, _ = SMALL[given.size]
-    np.save(given.folder / "vectors.npy", vectors_like_captions(count, dimensions, seed=1))
+    np.save(given.folder / "vectors.npy", vectors_like_captions(count, dimensions, random_seed=1))
 
 
 def _ours(given: Input, sizes: dict[str, tuple[int, int, int]]) -> Run:
@@ -80,7 +80,7 @@ def _ours(given: Input, sizes: dict[str, tuple[int, int, int]]) -> Run:
     clusters = sizes[given.size][2]
 
     def run() -> dict[str, Any]:
-        fit = balanced_kmeans(Rows(vectors), clusters, BALANCE, ITERATIONS, seed=0)
+        fit = balanced_kmeans(Rows(vectors), clusters, BALANCE, ITERATIONS, random_seed=0)
         return {"labels": fit.labels, "iterations": fit.iterations}
 
     return _judged(run, vectors, clusters)
@@ -223,7 +223,7 @@ def _from_disk(given: Input, clusters: int, passes: int) -> Run:
     params = ClusteringParams(fine=clusters, coarse=4, sample=len(vectors), iterations=passes)
 
     def run() -> dict[str, Any]:
-        found = fit_clusters(vectors, params, clusters, 4, seed=0)
+        found = fit_clusters(vectors, params, clusters, 4, random_seed=0)
         assign(vectors, found)
         return {
             "pairs": len(vectors),

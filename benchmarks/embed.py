@@ -26,7 +26,7 @@ def _make(given: Input) -> None:
     texts = captions(count)
     (given.folder / "captions.txt").write_text("\n".join(texts), encoding="utf-8")
     learner = BertWordPieceTokenizer(lowercase=True)
-    learner.train_from_iterator(captions(20_000, seed=1), vocab_size=8_000, show_progress=False)
+    learner.train_from_iterator(captions(20_000, random_seed=1), vocab_size=8_000, show_progress=False)
     learner.save_model(str(given.folder))
     tokenizer = BertTokenizerFast(str(given.folder / "vocab.txt"), model_max_length=MAX_TOKENS)
     tokenizer.save_pretrained(given.folder / "bert")

@@ -23,21 +23,21 @@ def _make(given: Input) -> None:
     from mode.clustering.hierarchy import fit_clusters
     from mode.data.glyphs.dataset import write_glyph_tasks
     from mode.embedding.base import build_embedder
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
     from mode.params import ClusteringParams, EmbeddingParams, GlyphParams, RoutingParams, load_params
 
     images, tasks = SIZES[given.size]
-    write_glyph_tasks(GlyphParams(test_images=images), given.folder / "tasks", seed=0, workers=1)
+    write_glyph_tasks(GlyphParams(test_images=images), given.folder / "tasks", random_seed=0, workers=1)
     for folder in sorted((given.folder / "tasks").iterdir())[tasks:]:
         shutil.rmtree(folder)
     texts = captions(2_000)
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     for seed, name in enumerate(EXPERTS):
         save_model(given.folder / "models" / name, build_model(params.model, params.image, texts, seed), {})
-    embedder = build_embedder(EmbeddingParams(dimensions=32), texts, seed=0)
-    clusters = fit_clusters(embedder.encode(texts), ClusteringParams(fine=16), 16, 4, seed=0)
+    embedder = build_embedder(EmbeddingParams(dimensions=32), texts, random_seed=0)
+    clusters = fit_clusters(embedder.encode(texts), ClusteringParams(fine=16), 16, 4, random_seed=0)
     conditions = {name: clusters.condition(number) for number, name in enumerate(EXPERTS)}
-    Mixture.fit(conditions, embedder, RoutingParams(), texts, 0).save(given.folder / "mixture")
+    Router.fit(conditions, embedder, RoutingParams(), texts, 0).save(given.folder / "router")
 
 
 def _tasks(given: Input) -> list[Path]:
@@ -48,7 +48,7 @@ def _ours(given: Input) -> Run:
     from mode.processes import use_huge_pages
 
     use_huge_pages()  # as `mode evaluate` does
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
     from mode.evaluation.evaluate import evaluate_tasks
     from mode.params import EvaluationParams
 
@@ -56,7 +56,7 @@ def _ours(given: Input) -> Run:
 
     def run() -> dict[str, Any]:
         models = {name: given.folder / "models" / name for name in EXPERTS}
-        found = evaluate_tasks(models, Mixture.load(given.folder / "mixture"), _tasks(given), params)
+        found = evaluate_tasks(models, Router.load(given.folder / "router"), _tasks(given), params)
         figures = {
             f"{task}/{name}": found["details"][task][name]["acc1"] for task in found["details"] for name in EXPERTS
         }

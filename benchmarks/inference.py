@@ -24,11 +24,11 @@ from torch import Tensor
 
 import mode
 from mode.clip.preprocess import Preprocess
-from mode.ensemble.moe import Moe
+from mode.ensemble.model import Ensemble
 from mode.evaluation import metrics
 from mode.evaluation.tasks import Task, open_tasks
 
-#: Name of a row -> arguments of `Moe.adapt`.
+#: Name of a row -> arguments of `Ensemble.adapt`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "ensemble": {},
     "the 2 experts of most weight": {"top_k": 2},
@@ -65,18 +65,18 @@ def main() -> None:
 
 def measure(root: Path, tasks: list[Task]) -> dict[str, Row]:
     """A row per variant; and the dense models' figures of the project's own evaluation."""
-    moe = mode.load(root / "models", device="cpu")
-    preprocess = Preprocess(next(iter(moe.clips.values())))
-    inputs = {task.name: preprocess.normalise(pixels_of(task, moe)) for task in tasks}
+    ensemble = mode.load(root / "models", device="cpu")
+    preprocess = Preprocess(next(iter(ensemble.clips.values())))
+    inputs = {task.name: preprocess.normalise(pixels_of(task, ensemble)) for task in tasks}
     found = json.loads((root / "reports/metrics.json").read_text(encoding="utf-8"))
     rows = {name: known(found, name) for name in ("dense", "dense-long") if name in found["zeroshot"]["mean"]}
     for name, options in VARIANTS.items():
-        rows[name] = of_variant(moe, tasks, inputs, options)
+        rows[name] = of_variant(ensemble, tasks, inputs, options)
         print(f"  {name}", file=sys.stderr)
     return rows
 
 
-def of_variant(moe: Moe, tasks: list[Task], inputs: dict[str, Tensor], options: dict[str, Any]) -> Row:
+def of_variant(ensemble: Ensemble, tasks: list[Task], inputs: dict[str, Tensor], options: dict[str, Any]) -> Row:
     """Figures and times over all tasks."""
     row: Row = {}
     accuracies, experts = {}, []
@@ -84,11 +84,11 @@ def of_variant(moe: Moe, tasks: list[Task], inputs: dict[str, Tensor], options: 
     for task in tasks:
         given = dict(options)
         if given.get("images") == "all":
-            kept = [image for images in zip(*moe.mixture.images.values(), strict=False) for image in images][:512]
+            kept = [image for images in zip(*ensemble.router.images.values(), strict=False) for image in images][:512]
             given["images"] = [image.transpose(1, 2, 0) for image in kept]
         texts = list(task.texts if task.kind == "retrieval" else task.classes)
         start = time.process_time()
-        adapted = moe.adapt(texts, list(task.templates) or None, **given)
+        adapted = ensemble.adapt(texts, list(task.templates) or None, **given)
         middle = time.process_time()
         scores = adapted.scores(inputs[task.name]).numpy()
         encoding += time.process_time() - middle
@@ -113,11 +113,11 @@ def of_variant(moe: Moe, tasks: list[Task], inputs: dict[str, Tensor], options: 
     )
 
 
-def pixels_of(task: Task, moe: Moe) -> Tensor:
+def pixels_of(task: Task, ensemble: Ensemble) -> Tensor:
     """All images of a task, decoded and cut to size: uint8 [n, 3, size, size]."""
     from mode.ensemble.images import batches_of_pixels
 
-    preprocess = Preprocess(next(iter(moe.clips.values())))
+    preprocess = Preprocess(next(iter(ensemble.clips.values())))
     read = batches_of_pixels([image.read() for image in task.images], {"": preprocess.pixels}, 256)
     return torch.cat([batch[""] for batch in read])
 

@@ -44,7 +44,7 @@ def _ours(given: Input, everything: bool, cached: bool = False) -> Run:
     rows = np.arange(len(index)) if everything else np.flatnonzero(np.load(given.folder / "cluster.npy") == 0)
     image = ImageParams(size=224)
     store = ImageStore(index, given.folder, image, cache_mb=4_096 if cached else 0, rows=rows)
-    stream = PairStream(rows, index.image[rows], seed=0)
+    stream = PairStream(rows, index.image[rows], random_seed=0)
     passes = iter(range(1_000_000))
 
     def run() -> dict[str, Any]:

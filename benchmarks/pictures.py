@@ -14,7 +14,7 @@ import numpy as np
 DISTINCT = 256
 
 
-def make_pictures(count: int = DISTINCT, seed: int = 0, extent: tuple[int, int] = (500, 375)) -> list[bytes]:
+def make_pictures(count: int = DISTINCT, random_seed: int = 0, extent: tuple[int, int] = (500, 375)) -> list[bytes]:
     """JPEGs (quality 90) of smooth noise with a little grain: as large and as slow to decode as a photograph.
 
     Args:
@@ -24,7 +24,7 @@ def make_pictures(count: int = DISTINCT, seed: int = 0, extent: tuple[int, int] 
     """
     from PIL import Image
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_seed)
     pictures = []
     for _ in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (extent[1] // 25, extent[0] // 25, 3), dtype=np.uint8))
@@ -53,13 +53,13 @@ def photographs(folder: Path, count: int) -> list[bytes]:
     return found
 
 
-def captions(count: int, seed: int = 0) -> list[str]:
+def captions(count: int, random_seed: int = 0) -> list[str]:
     """Captions of the built-in data: 1 to 12 words, a tenth of them noise; some run together into longer ones."""
     from mode.data.glyphs.dataset import caption
     from mode.data.glyphs.families import FAMILIES
     from mode.params import GlyphParams
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_seed)
     params = GlyphParams()
     kinds = [(character, family.kind) for family in FAMILIES for character in family.characters]
     colours = ("red", "green", "blue", "black", "white")

@@ -22,14 +22,14 @@ def _make(given: Input) -> None:
 
     from mode.clustering.hierarchy import fit_clusters
     from mode.embedding.base import build_embedder
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
     from mode.params import ClusteringParams, EmbeddingParams, RoutingParams
 
     texts = [*captions(2_000), *CLASSES]
-    embedder = build_embedder(EmbeddingParams(dimensions=32), texts, seed=0)
-    clusters = fit_clusters(embedder.encode(texts), ClusteringParams(fine=16), 16, 4, seed=0)
+    embedder = build_embedder(EmbeddingParams(dimensions=32), texts, random_seed=0)
+    clusters = fit_clusters(embedder.encode(texts), ClusteringParams(fine=16), 16, 4, random_seed=0)
     conditions = {name: clusters.condition(number) for number, name in enumerate(EXPERTS)}
-    Mixture.fit(conditions, embedder, RoutingParams(), texts, 0).save(given.folder / "mixture")
+    Router.fit(conditions, embedder, RoutingParams(), texts, 0).save(given.folder / "router")
     (given.folder / "images.pickle").write_bytes(pickle.dumps(make_pictures(64 if given.size != "quick" else 4)))
     np.save(given.folder / "classes.npy", np.arange(len(CLASSES)))
 
@@ -59,11 +59,11 @@ def _ours(given: Input, batch: int, top: int | None) -> Run:
     use_huge_pages()  # as `mode.load` does
     import numpy as np
 
-    from mode.ensemble.mixture import Mixture
-    from mode.ensemble.moe import Moe
+    from mode.ensemble.model import Ensemble
+    from mode.ensemble.router import Router
 
-    moe = Moe(Mixture.load(given.folder / "mixture"), _models(given), device="cpu")
-    task = moe.adapt(CLASSES, top_k=top)
+    ensemble = Ensemble(Router.load(given.folder / "router"), _models(given), device="cpu")
+    task = ensemble.adapt(CLASSES, top_k=top)
     images, times = _images(given, batch), SIZES[given.size][1][batch]
 
     def run() -> dict[str, Any]:
@@ -85,10 +85,10 @@ def _four_in_a_row(given: Input, batch: int) -> Run:
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from PIL import Image
 
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
 
     clips = _models(given)
-    weights = Mixture.load(given.folder / "mixture").weights([[name] for name in CLASSES])
+    weights = Router.load(given.folder / "router").weights([[name] for name in CLASSES])
     clip = clips[EXPERTS[0]]
     preprocess = image_transform_v2(PreprocessCfg(size=clip.preprocess_cfg["size"]), is_train=False)
     images, times = _images(given, batch), SIZES[given.size][1][batch]

@@ -40,8 +40,8 @@ from mode.clip.model import Clip, load_model
 from mode.clip.preprocess import Preprocess
 from mode.data.loading.store import ImageStore
 from mode.data.shards.index import PairIndex
-from mode.ensemble.mixture import Mixture, class_vectors
-from mode.ensemble.routing import (
+from mode.ensemble.router import Router, class_vectors
+from mode.ensemble.rules import (
     Nearest,
     calibrate_temperature,
     class_distances,
@@ -93,7 +93,7 @@ class Project:
     """A finished project: its tasks as problems, and its held-out pairs."""
 
     name: str
-    mixture: Mixture
+    router: Router
     tests: dict[str, Problem]
     held_out: Problem
     neighbourhoods: list[Problem]
@@ -142,14 +142,14 @@ def whole(weigh: Callable[[Project, Problem], Array]) -> Weights:
 
 
 def calibrated(project: Project, problem: Problem) -> Array:
-    """Per text, with the temperature of the project's mixture: from training captions with half their words."""
+    """Per text, with the temperature of the project's router: from training captions with half their words."""
     return posterior(problem, temperature_of(project))
 
 
 def temperature_of(project: Project) -> float:
-    """As `Mixture.fit` sets it, from captions of all pairs."""
-    assert project.mixture.temperature is not None, "the project's routing.kind must be calibrated"
-    return project.mixture.temperature
+    """As `Router.fit` sets it, from captions of all pairs."""
+    assert project.router.temperature is not None, "the project's routing.kind must be calibrated"
+    return project.router.temperature
 
 
 def by_held_out_captions(project: Project, problem: Problem) -> Array:
@@ -205,7 +205,7 @@ def paper(bandwidth: float) -> Weights:
     """The paper's text."""
 
     def weights(project: Project, problem: Problem) -> Array:
-        found = paper_weights(problem.vectors[problem.known], project.mixture.conditions, bandwidth)
+        found = paper_weights(problem.vectors[problem.known], project.router.conditions, bandwidth)
         return np.array(list(found.values()))
 
     return weights
@@ -316,7 +316,7 @@ def compare(project: Project) -> dict[str, dict[str, float]]:
     for name in OTHERS:
         if name in project.held_out.scores:
             rows[name] = all_figures(project, partial(_alone, name))
-    experts = [all_figures(project, partial(_alone, name)) for name in project.mixture.experts]
+    experts = [all_figures(project, partial(_alone, name)) for name in project.router.experts]
     rows["an expert alone, mean"] = {key: statistics.fmean(row[key] for row in experts) for key in experts[0]}
     rows["best expert per task, by the test labels"] = _best_by_label(project, experts)
     for name, rule in RULES.items():
@@ -336,7 +336,7 @@ def _best_by_label(project: Project, experts: list[dict[str, float]]) -> dict[st
     best = []
     for problem in project.tests.values():
         if problem.labels is not None:
-            ranks = [metrics.ranks(problem.scores[name], problem.labels) for name in project.mixture.experts]
+            ranks = [metrics.ranks(problem.scores[name], problem.labels) for name in project.router.experts]
             best.append(max(metrics.accuracy(found) for found in ranks))
     row = {key: max(expert[key] for expert in experts) for key in experts[0] if not key.startswith("held-out")}
     return row | ({"zero-shot": statistics.fmean(best)} if best else {})
@@ -345,35 +345,35 @@ def _best_by_label(project: Project, experts: list[dict[str, float]]) -> dict[st
 def open_project(root: Path) -> Project:
     """Encode all that is needed, once."""
     params = load_params(root / "params.yaml")
-    mixture = Mixture.load(root / "models" / "ensemble")
-    names = [*OTHERS, *mixture.experts]
+    router = Router.load(root / "models" / "ensemble")
+    names = [*OTHERS, *router.experts]
     clips = {
         name: load_model(root / "models" / name) for name in names if (root / "models" / name / "card.json").is_file()
     }
     for clip in clips.values():
         clip.model.eval()
-    tests = _tests(root, mixture, clips)
-    held_out, vectors_of_images = _held_out(root, params, mixture, clips)
+    tests = _tests(root, router, clips)
+    held_out, vectors_of_images = _held_out(root, params, router, clips)
     neighbourhoods = _neighbourhoods(held_out, vectors_of_images, params.random_seed)
     captions = _held_out_captions(root, params)[1]
-    parts = mixture.embedder.encode(partial_captions(captions, params.random_seed))
+    parts = router.embedder.encode(partial_captions(captions, params.random_seed))
     useful = parts.any(axis=1) & held_out.known
     assigned = held_out.nearest.distances[useful].argmin(axis=1)
     project = Project(
         name=str(root),
-        mixture=mixture,
+        router=router,
         tests=tests,
         held_out=held_out,
         neighbourhoods=neighbourhoods,
-        partial=(class_distances(parts[useful], mixture.conditions), assigned),
-        scales={name: _scale([(p.scores[name], p.labels) for p in neighbourhoods]) for name in mixture.experts},
-        own_scales={name: clips[name].model.logit_scale.exp().item() for name in mixture.experts},
+        partial=(class_distances(parts[useful], router.conditions), assigned),
+        scales={name: _scale([(p.scores[name], p.labels) for p in neighbourhoods]) for name in router.experts},
+        own_scales={name: clips[name].model.logit_scale.exp().item() for name in router.experts},
         pair_temperature=1.0,
     )
     return Project(**{**vars(project), "pair_temperature": _pair_temperature(project)})
 
 
-def _tests(root: Path, mixture: Mixture, clips: Mapping[str, Clip]) -> dict[str, Problem]:
+def _tests(root: Path, router: Router, clips: Mapping[str, Clip]) -> dict[str, Problem]:
     where = json.loads((root / "data" / "tasks" / "tasks.json").read_text(encoding="utf-8"))
     tasks = open_tasks([root / task for task in where])
     problems = {}
@@ -381,11 +381,11 @@ def _tests(root: Path, mixture: Mixture, clips: Mapping[str, Clip]) -> dict[str,
         columns = {
             name: encode_prompts(clip, task.prompts, batch_size=BATCH, device="cpu") for name, clip in clips.items()
         }
-        vectors = class_vectors(mixture.embedder, task.prompts)
+        vectors = class_vectors(router.embedder, task.prompts)
         problems[task.name] = Problem(
             {name: (images[name] @ columns[name].T).numpy() for name in clips},
             vectors,
-            class_distances(vectors, mixture.conditions),
+            class_distances(vectors, router.conditions),
             owners=task.owners if task.kind == "retrieval" else None,
             labels=None if task.kind == "retrieval" else task.labels,
         )
@@ -406,7 +406,7 @@ def _held_out_captions(root: Path, params: Params) -> tuple[NDArray[np.int64], l
 
 
 def _held_out(
-    root: Path, params: Params, mixture: Mixture, clips: Mapping[str, Clip]
+    root: Path, params: Params, router: Router, clips: Mapping[str, Clip]
 ) -> tuple[Problem, NDArray[np.int64]]:
     index = PairIndex.load(root / "data" / "index" / params.training.source)
     rows, captions, owners = _held_out_captions(root, params)
@@ -423,8 +423,8 @@ def _held_out(
             ]
         texts = encode_texts(clip, captions, batch_size=BATCH, device="cpu", name=name)
         scores[name] = (torch.cat(parts) @ texts.T).numpy()
-    vectors = mixture.embedder.encode(captions)
-    return Problem(scores, vectors, class_distances(vectors, mixture.conditions), owners=owners), owners
+    vectors = router.embedder.encode(captions)
+    return Problem(scores, vectors, class_distances(vectors, router.conditions), owners=owners), owners
 
 
 def _neighbourhoods(held_out: Problem, owners: NDArray[np.int64], seed: int) -> list[Problem]:

@@ -24,7 +24,9 @@ def _make_glyphs(given: Input) -> None:
     from mode.params import GlyphParams
 
     pairs = 64 if given.size == "quick" else 5_120
-    write_glyph_shards(GlyphParams(pairs=pairs, shard_pairs=pairs // 2), given.folder / "shards", seed=0, workers=1)
+    write_glyph_shards(
+        GlyphParams(pairs=pairs, shard_pairs=pairs // 2), given.folder / "shards", random_seed=0, workers=1
+    )
     _index(given)
 
 
@@ -163,7 +165,7 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precisi
     index = PairIndex.load(given.folder / "index")
     texts = (caption for block in index.iter_captions() for caption in block)
     folder = given.folder / f"model-{model}"
-    save_model(folder, build_model(model_params, image, texts, seed=0), {})
+    save_model(folder, build_model(model_params, image, texts, random_seed=0), {})
     shards = sorted((given.folder / "shards").glob("*.tar"))
     args = parse_args(
         [

@@ -12,7 +12,7 @@ from PIL import Image
 from mode.clip.model import build_model, save_model
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.merge import images_to_keep
-from mode.ensemble.mixture import Mixture
+from mode.ensemble.router import Router
 from mode.params import ImageParams, ModelParams, RoutingParams
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
@@ -39,12 +39,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_model(tmp_path / "models" / name, build_model(MODEL, ImageParams(size=32), CAPTIONS, number), {})
     embedder = LsaEmbedder.fit(CAPTIONS, 4, 0)
     conditions = {"expert-0": embedder.encode(CAPTIONS[:3]), "expert-1": embedder.encode(CAPTIONS[3:6])}
-    fitted = Mixture.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0)
+    fitted = Router.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0)
     kept = {
         name: random.integers(0, 255, (min(40, images_to_keep(2, 32)), 3, 32, 32), dtype=np.uint8)
         for name in conditions
     }
-    Mixture(conditions, embedder, fitted.routing, fitted.temperature, kept).save(tmp_path / "models/ensemble")
+    Router(conditions, embedder, fitted.routing, fitted.temperature, kept).save(tmp_path / "models/ensemble")
     for name in ("king", "ace", "rook"):
         Image.fromarray(random.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     monkeypatch.chdir(tmp_path)

@@ -76,10 +76,10 @@ def test_wrong_input_is_one_line(
 
 
 def test_the_page_shows_each_experts_opinion(folder: Path) -> None:
-    moe = mode.load("models")
+    ensemble = mode.load("models")
     image = Image.open("king.png")
-    answer, rows = ask_ensemble(moe, image, CLASSES, ["{c}"])
-    task = moe.adapt(CLASSES, ["{c}"])
+    answer, rows = ask_ensemble(ensemble, image, CLASSES, ["{c}"])
+    task = ensemble.adapt(CLASSES, ["{c}"])
     assert answer == pytest.approx(dict(zip(CLASSES, task(image)[0].tolist(), strict=True)))
     assert [row[0] for row in rows] == ["expert-0", "expert-1"]
     assert [row[1] for row in rows] == pytest.approx(list(task.weights.values()), abs=1e-3)
@@ -88,7 +88,7 @@ def test_the_page_shows_each_experts_opinion(folder: Path) -> None:
         assert row[2] == CLASSES[int(own.argmax())]
         assert row[3] == pytest.approx(100 * float(own.max()), abs=0.06)
     with pytest.raises(ModeError, match="at least one name"):
-        ask_ensemble(moe, image, [], ["{c}"])
+        ask_ensemble(ensemble, image, [], ["{c}"])
 
 
 def test_the_page_is_built_from_the_ensemble(folder: Path) -> None:

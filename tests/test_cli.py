@@ -180,18 +180,18 @@ def test_a_source_without_shards_changes_no_file(project: Path, capsys: pytest.C
 def test_experts_are_ordered_by_a_tasks_words(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mode.data.glyphs.dataset import write_glyph_tasks
     from mode.embedding.lsa import LsaEmbedder
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
     from mode.params import GlyphParams, RoutingParams
 
     tasks = project / "data/tasks"
     write_glyph_tasks(GlyphParams(test_images=1), tasks, 0)
     capsys.readouterr()  # its progress
-    assert "no saved mixture" in fails(capsys, "order", "data/tasks/dice")
+    assert "no saved ensemble" in fails(capsys, "order", "data/tasks/dice")
     (tasks / "tasks.json").write_text(json.dumps(["data/tasks/chess", "data/tasks/dice"]))
     captions = ["white chess king", "black chess queen", "chess pawn", "die face one", "die face six", "a die"] * 5
     embedder = LsaEmbedder.fit(captions, 4, 0)
     conditions = {"expert-0": embedder.encode(["chess king", "queen"]), "expert-1": embedder.encode(["die face"])}
-    Mixture.fit(conditions, embedder, RoutingParams(), captions, 0).save(project / "models/ensemble")
+    Router.fit(conditions, embedder, RoutingParams(), captions, 0).save(project / "models/ensemble")
     for task, first in (("chess", "expert-0"), ("dice", "expert-1"), ("data/tasks/dice", "expert-1")):
         with pytest.raises(SystemExit) as ended:
             main(["order", task, "--output", "order.json"])

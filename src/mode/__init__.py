@@ -1,6 +1,6 @@
 """MoDE: Mixture of Data Experts for CLIP.
 
-`mode.load` opens a trained ensemble; see `mode.ensemble.moe` for what it does.
+`mode.load` opens a trained ensemble; see `mode.ensemble.model` for what it does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mode.ensemble.moe import Moe, Precision
+    from mode.ensemble.model import Ensemble, Precision
 
 __all__ = ["load"]
 
@@ -20,7 +20,7 @@ def load(
     precision: Precision | None = None,
     batch_size: int | None = None,
     runs: str | Path = "mlruns",
-) -> Moe:
+) -> Ensemble:
     """Open a trained ensemble.
 
     On a CPU, call it before torch makes its first large tensor: it asks for huge pages (`THP_MEM_ALLOC_ENABLE`), which
@@ -36,7 +36,7 @@ def load(
             MLFLOW_TRACKING_URI names another registry and is preferred.
 
     Returns:
-        `mode.ensemble.moe.Moe`, in evaluation mode.
+        `mode.ensemble.model.Ensemble`, in evaluation mode.
 
     Raises:
         ModeError: there is no ensemble, an expert is neither trained nor stood in for by the seed, a file is damaged,
@@ -44,8 +44,8 @@ def load(
 
     Example:
         >>> import mode
-        >>> moe = mode.load("models")
-        >>> task = moe.adapt(["white chess king", "ace of hearts"])
+        >>> ensemble = mode.load("models")
+        >>> task = ensemble.adapt(["white chess king", "ace of hearts"])
         >>> [expert for expert, weight in task.weights.items() if weight > 0]
         ['expert-0', 'expert-1']
         >>> task("king.png").shape                                    # probabilities, a row for each image
@@ -55,12 +55,12 @@ def load(
     from mode.processes import use_huge_pages
 
     use_huge_pages()
-    from mode.ensemble.moe import Moe, find_folders
+    from mode.ensemble.model import Ensemble, find_folders
 
     if str(where).startswith("models:/"):
         from mode.tracking.registry import registered_folders
 
-        mixture, models = registered_folders(str(where), Path(runs))
+        router, models = registered_folders(str(where), Path(runs))
     else:
-        mixture, models = find_folders(Path(where))
-    return Moe.load(mixture, models, device=device, precision=precision, batch_size=batch_size)
+        router, models = find_folders(Path(where))
+    return Ensemble.load(router, models, device=device, precision=precision, batch_size=batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from mode.ensemble.moe import Moe
+from mode.ensemble.model import Ensemble
 from mode.errors import ModeError
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ HELP = (
 MAX_CLASSES, MAX_LENGTH = 1_000, 200
 
 
-def serve(moe: Moe, port: int = 7860) -> None:
+def serve(ensemble: Ensemble, port: int = 7860) -> None:
     """Show the page on this machine until Ctrl-C.
 
     Args:
-        moe: the ensemble.
+        ensemble: the ensemble.
         port: 0 for any that is free.
 
     Raises:
         ModeError: the port is in use.
     """
-    page = build(moe)
+    page = build(ensemble)
     try:
         _, address, _ = page.launch(
             server_name=HOST, server_port=port or None, share=False, quiet=True, prevent_thread_lock=True
@@ -43,7 +43,7 @@ def serve(moe: Moe, port: int = 7860) -> None:
     page.block_thread()
 
 
-def build(moe: Moe) -> Blocks:
+def build(ensemble: Ensemble) -> Blocks:
     """The page for an ensemble, not launched."""
     gr = _gradio()
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
@@ -64,24 +64,27 @@ def build(moe: Moe) -> Blocks:
                     interactive=False,
                 )
         ask.click(
-            lambda *given: _answer(gr, moe, *given), [image, classes, templates], [answer, opinions], api_name="ask"
+            lambda *given: _answer(gr, ensemble, *given),
+            [image, classes, templates],
+            [answer, opinions],
+            api_name="ask",
         )
     return page  # type: ignore[no-any-return]
 
 
 def ask_ensemble(
-    moe: Moe, image: Image, classes: list[str], templates: list[str]
+    ensemble: Ensemble, image: Image, classes: list[str], templates: list[str]
 ) -> tuple[dict[str, float], list[list[Any]]]:
     """The ensemble's probabilities by class, and a row for each expert: name, weight, its answer, how sure in percent.
 
     An expert that is not trained yet has the seed's opinion, and is marked so.
     """
-    task = moe.adapt(classes, templates)
+    task = ensemble.adapt(classes, templates)
     probabilities = dict(zip(task.classes, task(image)[0].tolist(), strict=True))
     opinions = task.opinions(image)
     rows = []
     for expert, weight in task.weights.items():
-        member = moe.members[expert]
+        member = ensemble.members[expert]
         if member not in opinions:  # of weight 0: not asked
             rows.append([expert, round(weight, 3), "–", "–"])
             continue
@@ -91,7 +94,9 @@ def ask_ensemble(
     return probabilities, rows
 
 
-def _answer(gr: Any, moe: Moe, image: Image | None, classes: str, templates: str) -> tuple[dict[str, float], list[Any]]:
+def _answer(
+    gr: Any, ensemble: Ensemble, image: Image | None, classes: str, templates: str
+) -> tuple[dict[str, float], list[Any]]:
     names = list(dict.fromkeys(line.strip() for line in classes.splitlines() if line.strip()))
     prompts = [line.strip() for line in templates.splitlines() if line.strip()]
     if image is None:
@@ -99,7 +104,7 @@ def _answer(gr: Any, moe: Moe, image: Image | None, classes: str, templates: str
     if len(names) > MAX_CLASSES or any(len(name) > MAX_LENGTH for name in [*names, *prompts]):
         raise gr.Error(f"At most {MAX_CLASSES} classes of {MAX_LENGTH} characters.")
     try:
-        return ask_ensemble(moe, image, names, prompts)
+        return ask_ensemble(ensemble, image, names, prompts)
     except ModeError as error:
         raise gr.Error(str(error)) from None
 

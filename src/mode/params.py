@@ -266,7 +266,7 @@ class TrainingParams(Section):
 
 
 class RoutingParams(Section):
-    """How a task's words become a weight per expert (see `mode.ensemble.routing`).
+    """How a task's words become a weight per expert (see `mode.ensemble.rules`).
 
     Attributes:
         kind: `calibrated` (scale-free; its temperature comes from the training captions), `published` (the reference

@@ -30,7 +30,7 @@ def test_rare_words_are_dropped_first() -> None:
 
 
 def test_end_has_the_highest_id_and_survives_the_cut(resnet: ModelParams) -> None:
-    clip = build_model(resnet, IMAGE, CAPTIONS, seed=0)
+    clip = build_model(resnet, IMAGE, CAPTIONS, random_seed=0)
     ids = clip.tokenizer(["", "a red dog " * 20])
     assert ids.shape == (2, 8)
     assert ids.dtype == torch.int64
@@ -41,7 +41,7 @@ def test_end_has_the_highest_id_and_survives_the_cut(resnet: ModelParams) -> Non
 
 
 def test_plain_open_clip_opens_the_folder_and_predicts_the_same(resnet: ModelParams, tmp_path: Path) -> None:
-    clip = build_model(resnet, IMAGE, CAPTIONS, seed=0)
+    clip = build_model(resnet, IMAGE, CAPTIONS, random_seed=0)
     clip.model.eval()
     save_model(tmp_path / "model", clip, {"name": "seed"})
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
@@ -64,7 +64,7 @@ def test_plain_open_clip_opens_the_folder_and_predicts_the_same(resnet: ModelPar
 
 
 def test_a_folder_is_replaced_as_a_whole(resnet: ModelParams, tmp_path: Path) -> None:
-    clip = build_model(resnet, IMAGE, CAPTIONS, seed=0)
+    clip = build_model(resnet, IMAGE, CAPTIONS, random_seed=0)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old.txt").write_text("old")
     save_model(tmp_path / "model", clip, {})
@@ -80,17 +80,17 @@ def test_a_folder_is_replaced_as_a_whole(resnet: ModelParams, tmp_path: Path) ->
 def test_weights_depend_on_the_seed_alone(resnet: ModelParams) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first = build_model(resnet, IMAGE, CAPTIONS, seed=1).model.state_dict()
+    first = build_model(resnet, IMAGE, CAPTIONS, random_seed=1).model.state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(6)
-    again = build_model(resnet, IMAGE, CAPTIONS, seed=1).model.state_dict()
-    other = build_model(resnet, IMAGE, CAPTIONS, seed=2).model.state_dict()
+    again = build_model(resnet, IMAGE, CAPTIONS, random_seed=1).model.state_dict()
+    other = build_model(resnet, IMAGE, CAPTIONS, random_seed=2).model.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_a_name_of_open_clip_with_its_own_tokenizer(tmp_path: Path) -> None:
-    clip = build_model(ModelParams(name="ViT-S-32-alt"), ImageParams(size=64), None, seed=0)
+    clip = build_model(ModelParams(name="ViT-S-32-alt"), ImageParams(size=64), None, random_seed=0)
     assert clip.model.visual.image_size == (64, 64)
     assert clip.tokenizer(["a dog"]).shape == (1, 77)
     save_model(tmp_path / "model", clip, {})
@@ -100,12 +100,12 @@ def test_a_name_of_open_clip_with_its_own_tokenizer(tmp_path: Path) -> None:
 def test_a_configuration_file(resnet: ModelParams, tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(resnet.config))
-    clip = build_model(ModelParams(name=str(file), tokenizer="words"), IMAGE, CAPTIONS, seed=0)
+    clip = build_model(ModelParams(name=str(file), tokenizer="words"), IMAGE, CAPTIONS, random_seed=0)
     assert clip.model.context_length == 8
 
 
 def test_bf16_keeps_norms_in_float32(vit: ModelParams) -> None:
-    model = build_model(vit, IMAGE, CAPTIONS, seed=0, precision="bf16").model
+    model = build_model(vit, IMAGE, CAPTIONS, random_seed=0, precision="bf16").model
     assert model.visual.conv1.weight.dtype == torch.bfloat16
     assert model.ln_final.weight.dtype == torch.float32
 
@@ -121,13 +121,13 @@ def test_unusable_configurations_are_refused(resnet: ModelParams, tmp_path: Path
     ]
     for params, message in cases:
         with pytest.raises(ModeError, match=message):
-            build_model(params, IMAGE, CAPTIONS, seed=0)
+            build_model(params, IMAGE, CAPTIONS, random_seed=0)
 
 
 def test_what_is_no_model_folder_is_refused(resnet: ModelParams, tmp_path: Path) -> None:
     with pytest.raises(ModeError, match="not a model folder"):
         load_model(tmp_path / "none")
-    save_model(tmp_path / "model", build_model(resnet, IMAGE, CAPTIONS, seed=0), {})
+    save_model(tmp_path / "model", build_model(resnet, IMAGE, CAPTIONS, random_seed=0), {})
     (tmp_path / "model" / "open_clip_model.safetensors").write_bytes(b"cut short")
     with pytest.raises(ModeError, match="open_clip cannot open it"):
         load_model(tmp_path / "model")
@@ -140,7 +140,7 @@ def test_flops_by_hand() -> None:
         "vision_cfg": {"layers": 0, "width": 8, "head_width": 8, "patch_size": 32},
         "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
     }
-    clip = build_model(ModelParams(config=config), IMAGE, None, seed=0)
+    clip = build_model(ModelParams(config=config), IMAGE, None, random_seed=0)
     patch, image_projection = 2 * 3 * 32 * 32 * 8, 2 * 8 * 4
     linear = 2 * 8 * (16 * 3 * 16 + 16 * 16 + 2 * 16 * 64)  # queries, keys and values; output; both of the MLP
     attention = 2 * (2 * 8 * 8 * 16)  # scores, and the values weighted by them

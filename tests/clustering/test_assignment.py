@@ -21,7 +21,7 @@ def clusters_of(centres: np.ndarray, coarse_of_fine: np.ndarray, strategy: str =
         fine_sizes=np.ones(len(centres), np.int64),
         coarse_sizes=np.ones(coarse, np.int64),
         strategy=strategy,
-        seed=5,
+        random_seed=5,
     )
 
 
@@ -80,9 +80,9 @@ def test_prices_shift_the_border():
 
 def test_random_clusters_depend_on_row_and_seed_alone():
     rows = np.arange(40_000)
-    clusters = random_clusters(rows, 4, seed=1)
-    assert np.array_equal(clusters[123:200], random_clusters(rows[123:200], 4, seed=1))
-    assert np.mean(clusters == random_clusters(rows, 4, seed=2)) == pytest.approx(0.25, abs=0.02)
+    clusters = random_clusters(rows, 4, random_seed=1)
+    assert np.array_equal(clusters[123:200], random_clusters(rows[123:200], 4, random_seed=1))
+    assert np.mean(clusters == random_clusters(rows, 4, random_seed=2)) == pytest.approx(0.25, abs=0.02)
     assert np.bincount(clusters) / len(rows) == pytest.approx([0.25] * 4, abs=0.02)
     assert np.mean(clusters[1:] == clusters[:-1]) == pytest.approx(0.25, abs=0.02)
 
@@ -91,7 +91,7 @@ def test_strategy_random_ignores_the_vectors():
     vectors = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     centres = np.zeros((3, 4), np.float32)
     found = assign(vectors, clusters_of(centres, np.arange(3), strategy="random"), block=7)
-    assert np.array_equal(found.fine, random_clusters(np.arange(50), 3, seed=5))
+    assert np.array_equal(found.fine, random_clusters(np.arange(50), 3, random_seed=5))
     assert np.array_equal(found.coarse, found.fine)
     np.testing.assert_allclose(found.distance, np.linalg.norm(vectors, axis=1), rtol=1e-5)
 

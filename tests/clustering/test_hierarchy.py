@@ -24,7 +24,7 @@ def topics(per_fine: int = 25, coarse: int = 3, fine_each: int = 4, seed: int = 
 
 def test_two_levels_find_the_topics():
     vectors, truth = topics()
-    clusters = fit_clusters(vectors, ClusteringParams(), fine=12, coarse=3, seed=0)
+    clusters = fit_clusters(vectors, ClusteringParams(), fine=12, coarse=3, random_seed=0)
     found = assign(vectors, clusters)
     assert all(len(np.unique(truth[found.coarse == c])) == 1 for c in range(3))
     assert clusters.fine_sizes.max() <= 1.1 * 25
@@ -37,7 +37,7 @@ def test_two_levels_find_the_topics():
 
 def test_numbered_by_coarse_cluster_and_size():
     vectors = np.random.default_rng(0).standard_normal((500, 5)).astype(np.float32)
-    clusters = fit_clusters(vectors, ClusteringParams(), fine=20, coarse=4, seed=0)
+    clusters = fit_clusters(vectors, ClusteringParams(), fine=20, coarse=4, random_seed=0)
     assert (np.diff(clusters.coarse_sizes) <= 0).all()
     assert (np.diff(clusters.coarse_of_fine) >= 0).all()
     for c in range(4):
@@ -49,7 +49,7 @@ def test_numbered_by_coarse_cluster_and_size():
 
 def test_one_step_goes_straight_into_coarse_clusters():
     vectors, truth = topics(fine_each=1, per_fine=40)
-    clusters = fit_clusters(vectors, ClusteringParams(strategy="one-step"), fine=12, coarse=3, seed=0)
+    clusters = fit_clusters(vectors, ClusteringParams(strategy="one-step"), fine=12, coarse=3, random_seed=0)
     assert (clusters.fine, clusters.coarse) == (3, 3)
     found = assign(vectors, clusters)
     assert np.array_equal(found.fine, found.coarse)
@@ -58,7 +58,7 @@ def test_one_step_goes_straight_into_coarse_clusters():
 
 def test_random_centres_are_the_means_of_the_assigned():
     vectors, _ = topics()
-    clusters = fit_clusters(vectors, ClusteringParams(strategy="random"), fine=12, coarse=3, seed=7)
+    clusters = fit_clusters(vectors, ClusteringParams(strategy="random"), fine=12, coarse=3, random_seed=7)
     found = assign(vectors, clusters)
     assert np.bincount(found.coarse).tolist() == clusters.coarse_sizes.tolist()
     for c in range(3):
@@ -72,7 +72,7 @@ def test_fitted_on_a_sample_and_repeatable(tmp_path, strategy):
     np.save(tmp_path / "vectors.npy", vectors)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
     params = ClusteringParams(strategy=strategy, sample=300)
-    first, second = (fit_clusters(source, params, fine=10, coarse=2, seed=1) for source in (vectors, mapped))
+    first, second = (fit_clusters(source, params, fine=10, coarse=2, random_seed=1) for source in (vectors, mapped))
     assert first.statistics["points"] == 300
     assert first.statistics["points_given"] == 700
     assert first.fine_sizes.sum() == 300
@@ -84,7 +84,7 @@ def test_duplicate_captions_give_duplicate_centres_and_are_counted():
     vectors = np.concatenate(
         [np.tile(np.eye(4, dtype=np.float32)[0], (60, 1)), topics()[0][:60, :4].astype(np.float32)]
     )
-    clusters = fit_clusters(vectors, ClusteringParams(), fine=8, coarse=2, seed=0)
+    clusters = fit_clusters(vectors, ClusteringParams(), fine=8, coarse=2, random_seed=0)
     assert clusters.statistics["duplicate_centres"] == 3  # 60 of 120 points fill four clusters of 15
     assert clusters.fine_sizes.max() <= 16
 
@@ -99,26 +99,30 @@ def test_duplicate_captions_give_duplicate_centres_and_are_counted():
 )
 def test_impossible_numbers_are_refused(pairs, fine, coarse, message):
     with pytest.raises(ModeError, match=message):
-        fit_clusters(np.zeros((pairs, 2), np.float32), ClusteringParams(), fine, coarse, seed=0)
+        fit_clusters(np.zeros((pairs, 2), np.float32), ClusteringParams(), fine, coarse, random_seed=0)
 
 
 def test_smallest_of_all():
-    clusters = fit_clusters(np.ones((1, 2), np.float32), ClusteringParams(), fine=1, coarse=1, seed=0)
+    clusters = fit_clusters(np.ones((1, 2), np.float32), ClusteringParams(), fine=1, coarse=1, random_seed=0)
     assert clusters.fine_centres.tolist() == [[1, 1]]
 
 
 def test_condition_of_a_cluster_that_is_not_there():
-    clusters = fit_clusters(topics()[0], ClusteringParams(), fine=4, coarse=2, seed=0)
+    clusters = fit_clusters(topics()[0], ClusteringParams(), fine=4, coarse=2, random_seed=0)
     with pytest.raises(ModeError, match="coarse cluster 2: there are 2"):
         clusters.condition(2)
 
 
 def test_saved_and_loaded(tmp_path):
-    clusters = fit_clusters(topics()[0], ClusteringParams(), fine=6, coarse=2, seed=0)
+    clusters = fit_clusters(topics()[0], ClusteringParams(), fine=6, coarse=2, random_seed=0)
     clusters.save(tmp_path / "clusters")
     again = Clusters.load(tmp_path / "clusters")
     for name in ("fine_centres", "coarse_of_fine", "coarse_centres", "fine_sizes", "coarse_sizes"):
         assert np.array_equal(getattr(again, name), getattr(clusters, name))
-    assert (again.strategy, again.seed, again.statistics) == (clusters.strategy, clusters.seed, clusters.statistics)
+    assert (again.strategy, again.random_seed, again.statistics) == (
+        clusters.strategy,
+        clusters.random_seed,
+        clusters.statistics,
+    )
     with pytest.raises(ModeError, match="no clusters there"):
         Clusters.load(tmp_path / "elsewhere")

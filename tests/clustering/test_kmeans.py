@@ -36,7 +36,7 @@ def test_capacity_by_hand():
 
 def test_equal_blobs_are_found():
     points = blobs([30, 30, 30, 30])
-    fit = balanced_kmeans(Rows(points), 4, balance=1.1, iterations=20, seed=0, restarts=4)
+    fit = balanced_kmeans(Rows(points), 4, balance=1.1, iterations=20, random_seed=0, restarts=4)
     truth = np.repeat(np.arange(4), 30)
     assert len({(a, b) for a, b in zip(fit.labels, truth, strict=True)}) == 4
     assert fit.sizes.tolist() == [30] * 4
@@ -56,7 +56,7 @@ def test_every_fit_keeps_its_promises(points, clusters, distinct, balance, seed)
     random = np.random.default_rng(seed)
     values = random.standard_normal((distinct, 3)).astype(np.float32)
     vectors = values[random.integers(0, distinct, points)]
-    fit = balanced_kmeans(Rows(vectors), clusters, balance, iterations=10, seed=seed)
+    fit = balanced_kmeans(Rows(vectors), clusters, balance, iterations=10, random_seed=seed)
 
     assert fit.sizes.sum() == points
     assert fit.sizes.min() >= 1
@@ -69,7 +69,7 @@ def test_every_fit_keeps_its_promises(points, clusters, distinct, balance, seed)
 
 def test_balance_costs_little_on_data_without_lumps():
     points = np.random.default_rng(0).standard_normal((4000, 8)).astype(np.float32)
-    fit = balanced_kmeans(Rows(points), 32, balance=1.1, iterations=20, seed=0)
+    fit = balanced_kmeans(Rows(points), 32, balance=1.1, iterations=20, random_seed=0)
     free = KMeans(32, init="random", n_init=1, max_iter=20, random_state=0).fit(points)
     assert np.bincount(free.labels_).max() / (4000 / 32) > 1.1
     assert fit.sizes.max() / (4000 / 32) <= 1.1
@@ -78,7 +78,7 @@ def test_balance_costs_little_on_data_without_lumps():
 
 def test_large_blob_gets_several_centres():
     points = blobs([400, 50, 50])
-    fit = balanced_kmeans(Rows(points), 10, balance=1.1, iterations=20, seed=1)
+    fit = balanced_kmeans(Rows(points), 10, balance=1.1, iterations=20, random_seed=1)
     truth = np.repeat([0, 1, 2], [400, 50, 50])
     pure = sum(np.bincount(truth[fit.labels == cluster]).max() for cluster in range(10))
     assert pure / 500 >= 0.95
@@ -89,7 +89,7 @@ def test_many_equal_points_fill_clusters_of_their_own():
     others = random.standard_normal((600, 5)).astype(np.float32)
     same = np.full((400, 5), 0.3, dtype=np.float32)
     points = np.concatenate([same, others])[random.permutation(1000)]
-    fit = balanced_kmeans(Rows(points), 20, balance=1.1, iterations=20, seed=0)
+    fit = balanced_kmeans(Rows(points), 20, balance=1.1, iterations=20, random_seed=0)
     is_same = (points == np.float32(0.3)).all(axis=1)
     own = [c for c in range(20) if is_same[fit.labels == c].all()]
     assert len(own) == 8  # 400 points, 50 in each
@@ -97,7 +97,7 @@ def test_many_equal_points_fill_clusters_of_their_own():
 
 
 def test_all_points_equal():
-    fit = balanced_kmeans(Rows(np.zeros((1001, 4), np.float32)), 10, balance=1.1, iterations=20, seed=0)
+    fit = balanced_kmeans(Rows(np.zeros((1001, 4), np.float32)), 10, balance=1.1, iterations=20, random_seed=0)
     assert fit.sizes.max() <= 110
     assert fit.sizes.min() >= 1
     assert fit.inertia == 0.0
@@ -107,32 +107,32 @@ def test_all_points_equal():
 def test_minus_zero_equals_zero():
     points = np.zeros((100, 3), np.float32)
     points[::2] = -0.0
-    fit = balanced_kmeans(Rows(points), 5, balance=1.0, iterations=5, seed=0)
+    fit = balanced_kmeans(Rows(points), 5, balance=1.0, iterations=5, random_seed=0)
     assert fit.sizes.tolist() == [20] * 5
 
 
 def test_as_many_clusters_as_points():
     points = blobs([3, 4, 5])
-    fit = balanced_kmeans(Rows(points), 12, balance=1.1, iterations=20, seed=0)
+    fit = balanced_kmeans(Rows(points), 12, balance=1.1, iterations=20, random_seed=0)
     assert sorted(fit.labels.tolist()) == list(range(12))
     assert fit.inertia == pytest.approx(0.0, abs=1e-5)
 
 
 def test_one_cluster_is_the_mean():
     points = blobs([7, 9])
-    fit = balanced_kmeans(Rows(points), 1, balance=1.1, iterations=20, seed=0)
+    fit = balanced_kmeans(Rows(points), 1, balance=1.1, iterations=20, random_seed=0)
     np.testing.assert_allclose(fit.centres[0], points.mean(axis=0), atol=1e-6)
     assert fit.sizes.tolist() == [16]
 
 
 def test_fewer_points_than_clusters_is_refused_with_numbers():
     with pytest.raises(ModeError, match="5 clusters of 4 points"):
-        balanced_kmeans(Rows(np.zeros((4, 2), np.float32)), 5, balance=1.1, iterations=3, seed=0)
+        balanced_kmeans(Rows(np.zeros((4, 2), np.float32)), 5, balance=1.1, iterations=3, random_seed=0)
 
 
 def test_same_seed_same_fit_and_other_seed_another():
     points = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float16)
-    fits = [balanced_kmeans(Rows(points), 24, balance=1.1, iterations=10, seed=seed) for seed in (3, 3, 4)]
+    fits = [balanced_kmeans(Rows(points), 24, balance=1.1, iterations=10, random_seed=seed) for seed in (3, 3, 4)]
     assert np.array_equal(fits[0].labels, fits[1].labels)
     assert np.array_equal(fits[0].centres, fits[1].centres)
     assert not np.array_equal(fits[0].labels, fits[2].labels)
@@ -141,11 +141,11 @@ def test_same_seed_same_fit_and_other_seed_another():
 def test_blocks_and_memory_map_change_nothing(tmp_path, monkeypatch):
     points = np.random.default_rng(0).standard_normal((1000, 6)).astype(np.float16)
     np.save(tmp_path / "points.npy", points)
-    whole = balanced_kmeans(Rows(points), 8, balance=1.1, iterations=8, seed=0)
+    whole = balanced_kmeans(Rows(points), 8, balance=1.1, iterations=8, random_seed=0)
     monkeypatch.setattr(Rows.blocks, "__defaults__", (333,))
     monkeypatch.setattr(kmeans, "BLOCK", 7)
     mapped = Rows(np.load(tmp_path / "points.npy", mmap_mode="r"))
-    blockwise = balanced_kmeans(mapped, 8, balance=1.1, iterations=8, seed=0)
+    blockwise = balanced_kmeans(mapped, 8, balance=1.1, iterations=8, random_seed=0)
     assert np.mean(whole.labels == blockwise.labels) > 0.99
     np.testing.assert_allclose(whole.centres, blockwise.centres, atol=1e-2)
 

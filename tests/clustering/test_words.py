@@ -35,7 +35,7 @@ def three_fine_clusters() -> Clusters:
         fine_sizes=np.array([2, 2, 2]),
         coarse_sizes=np.array([4, 2]),
         strategy="two-level",
-        seed=0,
+        random_seed=0,
     )
 
 

@@ -44,12 +44,12 @@ IMAGES = torch.randint(0, 256, (64, 3, 9, 9), dtype=torch.uint8, generator=torch
 
 
 def test_nothing_to_augment() -> None:
-    assert augment_batch(IMAGES, ImageParams(size=9), seed=0, position=0) is IMAGES
-    assert len(augment_batch(IMAGES[:0], ImageParams(size=9, flip=True), seed=0, position=0)) == 0
+    assert augment_batch(IMAGES, ImageParams(size=9), random_seed=0, position=0) is IMAGES
+    assert len(augment_batch(IMAGES[:0], ImageParams(size=9, flip=True), random_seed=0, position=0)) == 0
 
 
 def test_flips_half() -> None:
-    out = augment_batch(IMAGES, ImageParams(size=9, flip=True), seed=0, position=0)
+    out = augment_batch(IMAGES, ImageParams(size=9, flip=True), random_seed=0, position=0)
     flipped = [bool(torch.equal(a, b.flip(2))) for a, b in zip(out, IMAGES, strict=True)]
     kept = [bool(torch.equal(a, b)) for a, b in zip(out, IMAGES, strict=True)]
     assert [a != b for a, b in zip(flipped, kept, strict=True)] == [True] * 64
@@ -57,7 +57,7 @@ def test_flips_half() -> None:
 
 
 def test_shifts_repeat_the_edge() -> None:
-    out = augment_batch(IMAGES, ImageParams(size=9, shift=2), seed=3, position=0)
+    out = augment_batch(IMAGES, ImageParams(size=9, shift=2), random_seed=3, position=0)
     seen = set()
     for image, original in zip(out, IMAGES, strict=True):
         padded = torch.nn.functional.pad(original[None].float(), (2, 2, 2, 2), mode="replicate")[0].byte()
@@ -69,10 +69,10 @@ def test_shifts_repeat_the_edge() -> None:
 
 def test_augmentation_depends_on_the_position_only() -> None:
     params = ImageParams(size=9, flip=True, shift=3)
-    whole = augment_batch(IMAGES, params, seed=7, position=1000)
-    parts = [augment_batch(IMAGES[i : i + 13], params, seed=7, position=1000 + i) for i in range(0, 64, 13)]
+    whole = augment_batch(IMAGES, params, random_seed=7, position=1000)
+    parts = [augment_batch(IMAGES[i : i + 13], params, random_seed=7, position=1000 + i) for i in range(0, 64, 13)]
     assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(augment_batch(IMAGES, params, seed=8, position=1000), whole)
+    assert not torch.equal(augment_batch(IMAGES, params, random_seed=8, position=1000), whole)
 
 
 @pytest.mark.parametrize("extent", [(40, 30), (1, 1), (200, 3), (3, 200)])
@@ -81,9 +81,9 @@ def test_random_crop(extent: tuple[int, int]) -> None:
     width, height = extent
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     picture = Image.fromarray(np.stack([x, y, x], 2).astype(np.uint8))
-    crops = [random_crop(picture, 8, 0.5, seed=0, position=position) for position in range(20)]
+    crops = [random_crop(picture, 8, 0.5, random_seed=0, position=position) for position in range(20)]
     assert {crop.shape for crop in crops} == {(3, 8, 8)}
-    assert np.array_equal(crops[3], random_crop(picture, 8, 0.5, seed=0, position=3))
+    assert np.array_equal(crops[3], random_crop(picture, 8, 0.5, random_seed=0, position=3))
     if extent == (40, 30):
         assert len({crop.tobytes() for crop in crops}) == 20
         shares = [np.ptp(crop[0].astype(float)) * np.ptp(crop[1].astype(float)) / 255**2 for crop in crops]

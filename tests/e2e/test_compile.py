@@ -26,7 +26,7 @@ CONFIG = {
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
     """Four steps, in which texts have different lengths."""
-    write_glyph_shards(GlyphParams(pairs=64, shard_pairs=64), tmp_path / "shards", seed=0, workers=1)
+    write_glyph_shards(GlyphParams(pairs=64, shard_pairs=64), tmp_path / "shards", random_seed=0, workers=1)
     manifest = build_manifest(SourceParams(shards="shards"), tmp_path)
     build_index(manifest, tmp_path, tmp_path / "index", IndexParams(), workers=1)
     index = PairIndex.load(tmp_path / "index")

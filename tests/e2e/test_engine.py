@@ -49,7 +49,7 @@ def captions_of(count: int) -> Captions:
 def stored(request: pytest.FixtureRequest, bert: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredEmbedder:
     folder = tmp_path_factory.mktemp("embedder") / request.param
     if request.param == "lsa":
-        LsaEmbedder.fit(next(captions_of(200).iter_captions(200)), 5, seed=0).save(folder)
+        LsaEmbedder.fit(next(captions_of(200).iter_captions(200)), 5, random_seed=0).save(folder)
     else:
         TransformersEmbedder.open(str(bert), pooling="mean", device="cpu").save(folder)
     return StoredEmbedder.at(folder, device="cpu", batch_size=7)
@@ -67,7 +67,7 @@ def test_vectors_are_the_same_bytes(dask: Engine, stored: StoredEmbedder, tmp_pa
 
 def test_one_engine_goes_on_where_the_other_was_interrupted(dask: Engine, tmp_path: Path) -> None:
     index, out = captions_of(5 * BLOCK + 3), tmp_path / "vectors.npy"
-    LsaEmbedder.fit(next(index.iter_captions(200)), 5, seed=0).save(tmp_path / "embedder")
+    LsaEmbedder.fit(next(index.iter_captions(200)), 5, random_seed=0).save(tmp_path / "embedder")
     stored = StoredEmbedder.at(tmp_path / "embedder")
 
     def three_blocks(function, items):
@@ -98,7 +98,7 @@ def test_assignment_is_the_same_bytes(
     monkeypatch.setattr("mode.clustering.assignment.ROW_GROUP", 5 * BLOCK // 2)
     vectors = np.random.default_rng(count).standard_normal((count, 6)).astype(np.float16)
     np.save(tmp_path / "vectors.npy", vectors)
-    clusters = fit_clusters(vectors, ClusteringParams(strategy=strategy), 8, 2, seed=0)
+    clusters = fit_clusters(vectors, ClusteringParams(strategy=strategy), 8, 2, random_seed=0)
     clusters.save(tmp_path / "clusters")
     for name, engine in (("local", None), ("dask", dask)):
         options = {"engine": engine} if engine else {}

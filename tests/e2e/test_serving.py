@@ -25,7 +25,7 @@ from PIL import Image
 import mode
 from mode.clip.model import build_model, save_model
 from mode.embedding.base import build_embedder
-from mode.ensemble.mixture import Mixture
+from mode.ensemble.router import Router
 from mode.params import EmbeddingParams, ImageParams, ModelParams, RoutingParams
 from mode.tracking.runs import Tracker
 
@@ -51,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(root / "models" / name, build_model(MODEL, ImageParams(size=16), CAPTIONS, number), {})
     embedder = build_embedder(EmbeddingParams(dimensions=4), CAPTIONS, 0)
     conditions = {"expert-0": embedder.encode(CAPTIONS[:3]), "expert-1": embedder.encode(CAPTIONS[3:6])}
-    Mixture.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0).save(root / "models/ensemble")
+    Router.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0).save(root / "models/ensemble")
     folders = {name: root / "models" / name for name in conditions}
     Tracker(root / "mlruns").register_ensemble(root / "models/ensemble", folders)
     return root

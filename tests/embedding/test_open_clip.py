@@ -42,7 +42,7 @@ def model_folder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_equals_plain_open_clip(model_folder):
     params = EmbeddingParams(kind="open_clip", name=str(model_folder), batch_size=3, device="cpu")
-    embedder = build_embedder(params, [], seed=0)
+    embedder = build_embedder(params, [], random_seed=0)
     model = open_clip.create_model(f"local-dir:{model_folder}").eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
     with torch.no_grad():

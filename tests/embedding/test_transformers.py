@@ -47,7 +47,7 @@ def test_equals_one_caption_at_a_time(bert, monkeypatch, pooling, max_tokens, ba
     monkeypatch.setattr(room, "CPU_TOKENS", tokens)
     settings = {"pooling": pooling, "max_tokens": max_tokens, "batch_size": batch_size}
     params = EmbeddingParams(kind="transformers", name=str(bert), device="cpu", **settings)
-    embedder = build_embedder(params, [], seed=0)
+    embedder = build_embedder(params, [], random_seed=0)
     # The model has 12 positions, so that 77 tokens are cut to 12.
     expected = one_by_one(bert, pooling, min(max_tokens, 12))
     np.testing.assert_allclose(embedder.encode(CAPTIONS), expected, atol=1e-5)

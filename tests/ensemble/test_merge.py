@@ -20,8 +20,8 @@ from mode.ensemble.merge import (
     merge_models,
     statistics_layers,
 )
-from mode.ensemble.mixture import Mixture
-from mode.ensemble.moe import Moe
+from mode.ensemble.model import Ensemble
+from mode.ensemble.router import Router
 from mode.errors import ModeError
 from mode.params import ImageParams, ModelParams, RoutingParams
 
@@ -42,10 +42,10 @@ def resnets() -> dict[str, Clip]:
 
 
 @pytest.fixture(scope="module")
-def mixture() -> Mixture:
+def router() -> Router:
     embedder = LsaEmbedder.fit(CAPTIONS, 4, 0)
     conditions = {"expert-0": embedder.encode(CAPTIONS[:3]), "expert-1": embedder.encode(CAPTIONS[3:6])}
-    return Mixture.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0)
+    return Router.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0)
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
@@ -86,18 +86,18 @@ def test_statistics_are_those_of_the_images(resnets: dict[str, Clip]) -> None:
     assert all(layer.momentum == momentum and not layer.training for layer in layers)
 
 
-def test_without_images_a_resnet_cannot_be_merged_but_a_vit_can(mixture: Mixture, resnets: dict[str, Clip]) -> None:
+def test_without_images_a_resnet_cannot_be_merged_but_a_vit_can(router: Router, resnets: dict[str, Clip]) -> None:
     with pytest.raises(ModeError, match="statistics need images"):
-        Moe(mixture, resnets, "cpu").adapt(CLASSES, merge="weights")
-    vits = Moe(mixture, {"expert-0": clip_of(VIT, 0), "expert-1": clip_of(VIT, 1)}, "cpu")
+        Ensemble(router, resnets, "cpu").adapt(CLASSES, merge="weights")
+    vits = Ensemble(router, {"expert-0": clip_of(VIT, 0), "expert-1": clip_of(VIT, 1)}, "cpu")
     assert vits.adapt(CLASSES, merge="weights")(pictures(2)).shape == (2, 3)
 
 
-def test_a_merged_task_is_one_open_clip_model(mixture: Mixture, resnets: dict[str, Clip], tmp_path: Path) -> None:
-    moe = Moe(mixture, resnets, "cpu")
-    task = moe.adapt(CLASSES, merge="weights", images=pictures(40))
+def test_a_merged_task_is_one_open_clip_model(router: Router, resnets: dict[str, Clip], tmp_path: Path) -> None:
+    ensemble = Ensemble(router, resnets, "cpu")
+    task = ensemble.adapt(CLASSES, merge="weights", images=pictures(40))
     assert list(task.clips) == ["merged"]
-    assert task.weights == moe.adapt(CLASSES).weights
+    assert task.weights == ensemble.adapt(CLASSES).weights
     task.save(tmp_path / "merged")
     network, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'merged'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'merged'}")
@@ -108,19 +108,19 @@ def test_a_merged_task_is_one_open_clip_model(mixture: Mixture, resnets: dict[st
     expected = (network.logit_scale.exp() * images @ texts.T).softmax(dim=1)
     torch.testing.assert_close(task(pictures(3)), expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(ModeError, match="no single model"):
-        moe.adapt(CLASSES).save(tmp_path / "several")
+        ensemble.adapt(CLASSES).save(tmp_path / "several")
 
 
 def test_the_kept_images_are_used_by_weight_and_survive_the_folder(
-    mixture: Mixture, resnets: dict[str, Clip], tmp_path: Path
+    router: Router, resnets: dict[str, Clip], tmp_path: Path
 ) -> None:
     kept = {"expert-0": pixels(20, 1), "expert-1": pixels(20, 2)}
-    with_images = Mixture(mixture.conditions, mixture.embedder, mixture.routing, mixture.temperature, kept)
+    with_images = Router(router.conditions, router.embedder, router.routing, router.temperature, kept)
     with_images.save(tmp_path / "ensemble")
-    loaded = Mixture.load(tmp_path / "ensemble")
-    task = Moe(loaded, resnets, "cpu").adapt(CLASSES, merge="weights")
+    loaded = Router.load(tmp_path / "ensemble")
+    task = Ensemble(loaded, resnets, "cpu").adapt(CLASSES, merge="weights")
     drawn = draw_images(kept, task.weights).numpy().transpose(0, 2, 3, 1)
-    given = Moe(mixture, resnets, "cpu").adapt(CLASSES, merge="weights", images=list(drawn))
+    given = Ensemble(router, resnets, "cpu").adapt(CLASSES, merge="weights", images=list(drawn))
     torch.testing.assert_close(task.scores(pictures(3)), given.scores(pictures(3)))
 
 
@@ -142,10 +142,10 @@ def test_batches_are_even(count: int, sizes: list[int]) -> None:
     assert [len(batch) for batch in even_batches(images, 1)][:1] == [len(b) for b in even_batches(images, 32)][:1]
 
 
-def test_one_image_is_too_few(mixture: Mixture, resnets: dict[str, Clip]) -> None:
+def test_one_image_is_too_few(router: Router, resnets: dict[str, Clip]) -> None:
     with pytest.raises(ModeError, match="statistics need images"):
-        Moe(mixture, resnets, "cpu").adapt(CLASSES, merge="weights", images=pictures(1))
-    task = Moe(mixture, resnets, "cpu", batch_size=16).adapt(CLASSES, merge="weights", images=pictures(33))
+        Ensemble(router, resnets, "cpu").adapt(CLASSES, merge="weights", images=pictures(1))
+    task = Ensemble(router, resnets, "cpu", batch_size=16).adapt(CLASSES, merge="weights", images=pictures(33))
     assert bool(torch.isfinite(task(pictures(2))).all())
 
 

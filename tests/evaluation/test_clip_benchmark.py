@@ -16,8 +16,8 @@ from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
 from mode.clip.model import Clip, save_model
 from mode.embedding.lsa import LsaEmbedder
-from mode.ensemble.mixture import Mixture
-from mode.ensemble.moe import Moe
+from mode.ensemble.model import Ensemble
+from mode.ensemble.router import Router
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.tasks import open_task
 from mode.params import EvaluationParams, RoutingParams
@@ -113,12 +113,12 @@ def test_the_ensemble_as_one_open_clip_model(folders: Any, clips: dict[str, Clip
     captions = ["a red spot", "yellow paper", "white photo", "dark grey photo", "blue spot", "green paper"] * 5
     embedder = LsaEmbedder.fit(captions, 6, 0)
     conditions = {"expert-0": embedder.encode(["red", "yellow"]), "expert-1": embedder.encode(["blue", "dark grey"])}
-    mixture = Mixture.fit(conditions, embedder, RoutingParams(retrieval="together"), captions, seed=0)
+    router = Router.fit(conditions, embedder, RoutingParams(retrieval="together"), captions, random_seed=0)
     task = open_task(folder)
     texts = task.texts if kind == "retrieval" else task.classes
-    adapted = Moe(mixture, clips, "cpu").adapt(texts, task.templates)
+    adapted = Ensemble(router, clips, "cpu").adapt(texts, task.templates)
     found = theirs_of(folder, adapted, adapted.preprocess, adapted.tokenizer)
-    ours = evaluate_tasks(clips, mixture, [folder], CPU)
+    ours = evaluate_tasks(clips, router, [folder], CPU)
     if kind == "classification":
         details = ours["details"]["colours"]["ensemble"]
         assert {name: found[name] for name in ("acc1", "acc5", "mean_per_class_recall")} == pytest.approx(details)

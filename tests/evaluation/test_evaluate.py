@@ -1,4 +1,4 @@
-"""Evaluation of several models and their mixture: against naive computations, whatever the batches and blocks."""
+"""Evaluation of several models and their router: against naive computations, whatever the batches and blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mode.clip.encode import encode_prompts, encode_texts
 from mode.clip.model import Clip, save_model
 from mode.clip.preprocess import Preprocess
 from mode.embedding.lsa import LsaEmbedder
-from mode.ensemble.mixture import Mixture, QueryWeights
+from mode.ensemble.router import QueryWeights, Router
 from mode.errors import ModeError
 from mode.evaluation import features, scores
 from mode.evaluation.evaluate import evaluate_tasks
@@ -34,7 +34,7 @@ CPU = EvaluationParams(device="cpu", batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def mixture() -> Mixture:
+def router() -> Router:
     """Experts for bright and dark colours."""
     captions = ["a red spot", "yellow paper", "white photo", "red yellow white", "dark grey photo", "blue spot",
                 "green paper", "the dark blue colour", "dark green", "grey and blue"] * 10  # fmt: skip
@@ -43,7 +43,7 @@ def mixture() -> Mixture:
         "expert-0": embedder.encode(["red", "yellow white"]),
         "expert-1": embedder.encode(["blue", "dark grey", "green"]),
     }
-    return Mixture.fit(conditions, embedder, RoutingParams(retrieval="together"), captions, seed=0)
+    return Router.fit(conditions, embedder, RoutingParams(retrieval="together"), captions, random_seed=0)
 
 
 def by_hand(clip: Clip, task: Task) -> np.ndarray:
@@ -226,12 +226,12 @@ def test_retrieval_by_query_equals_a_naive_full_matrix(block: int) -> None:
 
 
 def test_an_evaluation_routes_retrieval_as_the_mixture_says(
-    folders: Any, clips: dict[str, Clip], mixture: Mixture
+    folders: Any, clips: dict[str, Clip], router: Router
 ) -> None:
     folder = folders.retrieval("captions", 30)
-    by_query = replace(mixture, routing=RoutingParams())
+    by_query = replace(router, routing=RoutingParams())
     results = [
-        evaluate_tasks(clips, each, [folder], CPU)["retrieval"]["tasks"]["captions"] for each in (mixture, by_query)
+        evaluate_tasks(clips, each, [folder], CPU)["retrieval"]["tasks"]["captions"] for each in (router, by_query)
     ]
     assert results[0]["uniform"] == results[1]["uniform"]
     assert results[0]["ensemble"] != results[1]["ensemble"]
@@ -255,7 +255,7 @@ def test_the_metric_of_a_task_is_its_figure(folders: Any) -> None:
 
 class TestEvaluate:
     def test_equals_one_image_and_one_class_at_a_time(
-        self, folders: Any, clips: dict[str, Clip], mixture: Mixture, tmp_path: Path
+        self, folders: Any, clips: dict[str, Clip], router: Router, tmp_path: Path
     ) -> None:
         """The whole path from model folders, with classification and retrieval, models, uniform and ensemble."""
         tasks = [
@@ -265,12 +265,12 @@ class TestEvaluate:
         ]
         for name, clip in clips.items():
             save_model(tmp_path / name, clip, {})
-        found = evaluate_tasks({name: tmp_path / name for name in clips}, mixture, tasks, CPU)
+        found = evaluate_tasks({name: tmp_path / name for name in clips}, router, tasks, CPU)
 
         for folder in tasks:
             task = open_task(folder)
             cosines = {name: by_hand(clip, task) for name, clip in clips.items()}
-            routed = mixture.weights(task.prompts)
+            routed = router.weights(task.prompts)
             assert found["routing"][task.name] == pytest.approx(routed)
             cosines["uniform"] = (cosines["expert-0"] + cosines["expert-1"]) / 2
             cosines["ensemble"] = sum(weight * cosines[expert] for expert, weight in routed.items())
@@ -289,22 +289,22 @@ class TestEvaluate:
         assert list(found["zeroshot"]["mean"]) == [*clips, "uniform", "ensemble"]
 
     def test_the_result_is_plain_json_and_says_what_it_is_about(
-        self, folders: Any, clips: dict[str, Clip], mixture: Mixture
+        self, folders: Any, clips: dict[str, Clip], router: Router
     ) -> None:
         folder = folders.classification("two", [0, 1, 1], classes=["red", "green"])
-        found = evaluate_tasks(clips, mixture, [folder], CPU)
+        found = evaluate_tasks(clips, router, [folder], CPU)
         assert json.loads(json.dumps(found, allow_nan=False)) == found
         assert found["details"]["two"]["ensemble"]["acc5"] is None
         assert found["tasks"]["two"] == open_task(folder).summary()
         assert found["stand_ins"] == {}
 
     def test_an_untrained_expert_is_stood_in_for_by_the_seed(
-        self, folders: Any, clips: dict[str, Clip], mixture: Mixture
+        self, folders: Any, clips: dict[str, Clip], router: Router
     ) -> None:
         folder = folders.retrieval("captions", 30)
         there = {name: clips[name] for name in ("seed", "expert-0")}
-        found = evaluate_tasks(there, mixture, [folder], CPU)
-        as_if = evaluate_tasks({**there, "expert-1": clips["seed"]}, mixture, [folder], CPU)
+        found = evaluate_tasks(there, router, [folder], CPU)
+        as_if = evaluate_tasks({**there, "expert-1": clips["seed"]}, router, [folder], CPU)
         figures, expected = found["retrieval"]["tasks"]["captions"], as_if["retrieval"]["tasks"]["captions"]
         for name in ("uniform", "ensemble"):
             assert figures[name] == pytest.approx(expected[name])
@@ -312,20 +312,20 @@ class TestEvaluate:
         assert found["stand_ins"] == {"expert-1": "seed"}
         assert set(found["routing"]["captions"]) == {"expert-0", "expert-1"}
 
-    def test_no_expert_trained_is_the_seed(self, folders: Any, clips: dict[str, Clip], mixture: Mixture) -> None:
+    def test_no_expert_trained_is_the_seed(self, folders: Any, clips: dict[str, Clip], router: Router) -> None:
         folder = folders.classification("colours", [i % 6 for i in range(12)])
-        figures = evaluate_tasks({"seed": clips["seed"]}, mixture, [folder], CPU)["details"]["colours"]
+        figures = evaluate_tasks({"seed": clips["seed"]}, router, [folder], CPU)["details"]["colours"]
         assert figures["uniform"] == figures["ensemble"] == figures["seed"]
 
     def test_growth_begins_with_the_seed_and_ends_with_the_ensemble(
-        self, folders: Any, clips: dict[str, Clip], mixture: Mixture
+        self, folders: Any, clips: dict[str, Clip], router: Router
     ) -> None:
         tasks = [
             folders.classification("colours", [i % 6 for i in range(24)]),
             folders.classification("others", [i % 6 for i in range(12)], seed=1),
             folders.retrieval("captions", 12),
         ]
-        found = evaluate_tasks(clips, mixture, tasks, CPU)
+        found = evaluate_tasks(clips, router, tasks, CPU)
         growth, figures = found["growth"], found["zeroshot"]["tasks"]
         for task, grown in growth["tasks"].items():
             weights = found["routing"][task]
@@ -334,7 +334,7 @@ class TestEvaluate:
             # One expert first: as if the other had never been trained.
             missing = grown["order"][1]
             without = {name: clip for name, clip in clips.items() if name != missing}
-            fewer = evaluate_tasks(without, mixture, tasks, CPU)
+            fewer = evaluate_tasks(without, router, tasks, CPU)
             if task in figures:
                 assert grown["by_task"][0] == grown["reversed"][0] == figures[task]["seed"]
                 assert grown["by_task"][2] == grown["reversed"][2] == figures[task]["ensemble"]
@@ -347,7 +347,7 @@ class TestEvaluate:
             assert growth["mean"][order] == pytest.approx(means)
         assert "by_task 1" not in figures["colours"]
         assert "growth" not in evaluate_tasks({"expert-0": clips["expert-0"], "expert-1": clips["expert-1"]},
-                                              mixture, tasks, CPU)  # fmt: skip
+                                              router, tasks, CPU)  # fmt: skip
 
     def test_without_a_mixture(self, folders: Any, clips: dict[str, Clip]) -> None:
         found = evaluate_tasks(clips, None, [folders.classification("colours", [0, 1])], CPU)
@@ -374,14 +374,14 @@ class TestEvaluate:
         alone = evaluate_tasks({"other": cropped}, None, [folder], CPU)["details"]["colours"]
         assert both["other"] == alone["other"]
 
-    def test_bad_input(self, folders: Any, clips: dict[str, Clip], mixture: Mixture, tmp_path: Path) -> None:
+    def test_bad_input(self, folders: Any, clips: dict[str, Clip], router: Router, tmp_path: Path) -> None:
         folder = folders.classification("colours", [0, 1])
         with pytest.raises(ModeError, match="no model to evaluate"):
             evaluate_tasks({}, None, [folder], CPU)
         with pytest.raises(ModeError, match="a model is called 'uniform'"):
             evaluate_tasks({"uniform": clips["seed"]}, None, [folder], CPU)
         with pytest.raises(ModeError, match="no model for expert-1, nor 'seed'"):
-            evaluate_tasks({"expert-0": clips["expert-0"]}, mixture, [folder], CPU)
+            evaluate_tasks({"expert-0": clips["expert-0"]}, router, [folder], CPU)
         with pytest.raises(ModeError, match="not a model folder"):
             evaluate_tasks({"seed": tmp_path}, None, [folder], CPU)
         with pytest.raises(ModeError, match="device 'abacus'"):

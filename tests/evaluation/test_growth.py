@@ -1,4 +1,4 @@
-"""Accuracy expert by expert: orders and mixtures worked out by hand, and the ends of the line."""
+"""Accuracy expert by expert: orders and ensembles worked out by hand, and the ends of the line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mode.evaluation.growth import growth_of, mean_growth, partial_mixtures, steps, training_order
+from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles, steps, training_order
 
 WEIGHTS = {"expert-0": 0.2, "expert-1": 0.5, "expert-2": 0.3}
 OWN = {expert: expert for expert in WEIGHTS}
@@ -24,25 +24,25 @@ def test_every_number_of_few_experts_and_some_of_many() -> None:
 
 
 def test_the_seed_has_the_weights_of_experts_that_are_not_there_yet() -> None:
-    mixtures = partial_mixtures(OWN, WEIGHTS)
-    assert mixtures["by_task 0"] == {"seed": pytest.approx(1.0)}
-    assert mixtures["by_task 1"] == {"seed": pytest.approx(0.5), "expert-1": 0.5}
-    assert mixtures["by_task 2"] == {"seed": 0.2, "expert-1": 0.5, "expert-2": 0.3}
-    assert mixtures["reversed 1"] == {"seed": pytest.approx(0.8), "expert-0": 0.2}
-    assert mixtures["by_task 3"] == mixtures["reversed 3"] == {"seed": 0.0, **WEIGHTS}
+    ensembles = partial_ensembles(OWN, WEIGHTS)
+    assert ensembles["by_task 0"] == {"seed": pytest.approx(1.0)}
+    assert ensembles["by_task 1"] == {"seed": pytest.approx(0.5), "expert-1": 0.5}
+    assert ensembles["by_task 2"] == {"seed": 0.2, "expert-1": 0.5, "expert-2": 0.3}
+    assert ensembles["reversed 1"] == {"seed": pytest.approx(0.8), "expert-0": 0.2}
+    assert ensembles["by_task 3"] == ensembles["reversed 3"] == {"seed": 0.0, **WEIGHTS}
 
 
 def test_an_expert_that_was_never_trained_stays_the_seed() -> None:
-    mixtures = partial_mixtures({**OWN, "expert-1": "seed"}, WEIGHTS)
-    assert mixtures["by_task 1"] == {"seed": pytest.approx(1.0)}
-    assert mixtures["by_task 3"] == {"seed": 0.5, "expert-0": 0.2, "expert-2": 0.3}
+    ensembles = partial_ensembles({**OWN, "expert-1": "seed"}, WEIGHTS)
+    assert ensembles["by_task 1"] == {"seed": pytest.approx(1.0)}
+    assert ensembles["by_task 3"] == {"seed": 0.5, "expert-0": 0.2, "expert-2": 0.3}
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_weights_are_kept_whole(values: list[float]) -> None:
     weights = {f"expert-{number}": value for number, value in enumerate(values)}
-    for mixture in partial_mixtures({expert: expert for expert in weights}, weights).values():
-        assert sum(mixture.values()) == pytest.approx(sum(values))
+    for router in partial_ensembles({expert: expert for expert in weights}, weights).values():
+        assert sum(router.values()) == pytest.approx(sum(values))
 
 
 def test_figures_and_their_mean() -> None:

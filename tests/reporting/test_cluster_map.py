@@ -13,7 +13,7 @@ from mode.reporting.summary import Cluster, FineCluster
 
 def test_few_centres_lie_along_their_main_axes() -> None:
     line = np.array([[0.0, 0, 0], [0, 4, 0], [0, 1, 0]])
-    placed = places(line, seed=0)
+    placed = places(line, random_seed=0)
     assert placed[:, 0] == pytest.approx([0, 1, 0.25])
     assert placed[:, 1] == pytest.approx([0.5, 0.5, 0.5])
 
@@ -21,17 +21,17 @@ def test_few_centres_lie_along_their_main_axes() -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 40])
 def test_places_fill_the_unit_square_and_are_the_same_each_time(count: int) -> None:
     centres = np.random.default_rng(count).normal(size=(count, 5)).astype(np.float32)
-    placed = places(centres, seed=0)
+    placed = places(centres, random_seed=0)
     assert placed.shape == (count, 2)
     assert placed.min() >= 0
     assert placed.max() <= 1
-    assert np.array_equal(placed, places(centres, seed=0))
+    assert np.array_equal(placed, places(centres, random_seed=0))
 
 
 def test_groups_that_are_far_apart_stay_apart() -> None:
     rng = np.random.default_rng(0)
     centres = np.concatenate([rng.normal(0, 0.1, (15, 8)), rng.normal(5, 0.1, (15, 8))])
-    placed = places(centres, seed=0)
+    placed = places(centres, random_seed=0)
     between = np.linalg.norm(placed[:15].mean(axis=0) - placed[15:].mean(axis=0))
     within = max(np.linalg.norm(part - part.mean(axis=0), axis=1).mean() for part in (placed[:15], placed[15:]))
     assert between > 2 * within

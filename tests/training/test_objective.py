@@ -16,7 +16,7 @@ CAPTIONS = ["a red dog", "a blue dog sleeps", "the end", "one two three four fiv
 
 @pytest.fixture
 def clip(vit: ModelParams) -> Clip:
-    return build_model(vit, IMAGE, CAPTIONS, seed=0)
+    return build_model(vit, IMAGE, CAPTIONS, random_seed=0)
 
 
 def batch(clip: Clip, size: int) -> tuple[Tensor, Tensor]:
@@ -99,5 +99,7 @@ def test_padding_changes_nothing(clip: Clip) -> None:
 def test_a_text_tower_that_sees_padding_gets_full_texts(vit: ModelParams) -> None:
     assert vit.config is not None
     text = {**vit.config["text_cfg"], "no_causal_mask": True}
-    clip = build_model(ModelParams(config={**vit.config, "text_cfg": text}, tokenizer="words"), IMAGE, CAPTIONS, seed=0)
+    clip = build_model(
+        ModelParams(config={**vit.config, "text_cfg": text}, tokenizer="words"), IMAGE, CAPTIONS, random_seed=0
+    )
     assert not takes_short_texts(clip.model)

@@ -12,13 +12,13 @@ COARSE = np.array([0, 1, 0, 2, 1, 0, 2, 2, 1, 0], dtype=np.int32)
 
 
 def test_without_outside_pairs_it_is_the_cluster() -> None:
-    rows = expert_rows(COARSE, cluster=1, outside_share=0.0, seed=0)
+    rows = expert_rows(COARSE, cluster=1, outside_share=0.0, random_seed=0)
     assert rows.tolist() == [1, 4, 8]
     assert rows.dtype == np.int64
 
 
 def test_all_outside_pairs_make_it_everything() -> None:
-    assert expert_rows(COARSE, cluster=1, outside_share=1.0, seed=0).tolist() == list(range(10))
+    assert expert_rows(COARSE, cluster=1, outside_share=1.0, random_seed=0).tolist() == list(range(10))
 
 
 @given(
@@ -28,12 +28,12 @@ def test_all_outside_pairs_make_it_everything() -> None:
 )
 def test_own_pairs_are_all_there_and_the_share_is_of_the_outside(coarse: list[int], share: float, seed: int) -> None:
     assigned = np.array(coarse, dtype=np.int32)
-    rows = expert_rows(assigned, cluster=coarse[0], outside_share=share, seed=seed)
+    rows = expert_rows(assigned, cluster=coarse[0], outside_share=share, random_seed=seed)
     inside = assigned[rows] == coarse[0]
     assert inside.sum() == (assigned == coarse[0]).sum()
     assert (~inside).sum() == round(share * (assigned != coarse[0]).sum())
     assert (np.diff(rows) > 0).all()
-    assert (rows == expert_rows(assigned, cluster=coarse[0], outside_share=share, seed=seed)).all()
+    assert (rows == expert_rows(assigned, cluster=coarse[0], outside_share=share, random_seed=seed)).all()
 
 
 def test_seed_and_cluster_change_the_sample() -> None:
@@ -49,11 +49,11 @@ def test_seed_and_cluster_change_the_sample() -> None:
 
 def test_an_empty_cluster_is_refused() -> None:
     with pytest.raises(ModeError, match="cluster 7 has no pairs"):
-        expert_rows(COARSE, cluster=7, outside_share=0.1, seed=0)
+        expert_rows(COARSE, cluster=7, outside_share=0.1, random_seed=0)
 
 
 def test_held_out_images_are_as_many_as_asked_for_and_depend_on_the_seed() -> None:
-    masks = [held_out_images(50, count, seed=0) for count in (0, 1, 49)]
+    masks = [held_out_images(50, count, random_seed=0) for count in (0, 1, 49)]
     assert [int(mask.sum()) for mask in masks] == [0, 1, 49]
     assert (held_out_images(500, 20, 1) == held_out_images(500, 20, 1)).all()
     assert (held_out_images(500, 20, 1) != held_out_images(500, 20, 2)).any()

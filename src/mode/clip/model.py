@@ -54,7 +54,7 @@ def build_model(
     model: ModelParams,
     image: ImageParams,
     captions: Iterable[str] | None,
-    seed: int,
+    random_seed: int,
     precision: str = "fp32",
 ) -> Clip:
     """Make a new model with random weights.
@@ -63,7 +63,7 @@ def build_model(
         model: an open_clip name, a configuration file, or a configuration.
         image: its size replaces that of the configuration.
         captions: what the vocabulary of `tokenizer: words` is learnt from; else unused.
-        seed: of the random weights.
+        random_seed: of the random weights.
         precision: `fp32`, `amp` (weights as `fp32`) or `bf16` (weights in bfloat16, norms in float32).
 
     Raises:
@@ -92,7 +92,7 @@ def build_model(
             model_cfg["text_cfg"]["hf_tokenizer_name"] = "words"
         _write_config(folder, model_cfg, preprocess_cfg)
         with torch.random.fork_rng(devices=[]), _open_clip_errors(f"model {model.name or 'config'}"):
-            torch.manual_seed(seed)
+            torch.manual_seed(random_seed)
             network = open_clip.create_model(
                 f"local-dir:{folder}", precision=precision, load_weights=False, pretrained_text=False, output_dict=True
             )

@@ -187,7 +187,7 @@ class _Search:
         """The assignment of a block as `Rows` gives it, which begins with the row `first`."""
         clusters = self._clusters
         if clusters.strategy == "random":
-            fine = random_clusters(np.arange(first, first + len(points)), clusters.coarse, clusters.seed)
+            fine = random_clusters(np.arange(first, first + len(points)), clusters.coarse, clusters.random_seed)
             distance = _distances(points, clusters.fine_centres[fine])
         else:
             squared, numbers = self._nearest.search(points)

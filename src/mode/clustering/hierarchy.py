@@ -39,7 +39,7 @@ class Clusters:
         coarse_sizes: int64 [n].
         strategy: `two-level`, `one-step` (m = n, each fine cluster is a coarse one) or `random` (as one-step, but the
             cluster of a pair is a hash of its row).
-        seed: of the fit, and of the hash.
+        random_seed: of the fit, and of the hash.
         fine_words, coarse_words: the most telling words of each cluster; empty until `name_clusters`.
         statistics: of the fit: `points` used of `points_given`; `imbalance` (largest fine cluster over the mean),
             `coarse_imbalance`, `empty` fine clusters, `duplicate_centres`, `inertia` (sum of squared distances),
@@ -52,7 +52,7 @@ class Clusters:
     fine_sizes: np.ndarray
     coarse_sizes: np.ndarray
     strategy: str
-    seed: int
+    random_seed: int
     fine_words: list[list[str]] = field(default_factory=list)
     coarse_words: list[list[str]] = field(default_factory=list)
     statistics: dict[str, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Clusters:
             save_file(arrays, aside / "clusters.safetensors")
             record = {
                 "strategy": self.strategy,
-                "seed": self.seed,
+                "seed": self.random_seed,
                 "statistics": self.statistics,
                 "coarse_words": self.coarse_words,
                 "fine_words": self.fine_words,
@@ -95,12 +95,13 @@ class Clusters:
         try:
             record: dict[str, Any] = json.loads((folder / "clusters.json").read_text(encoding="utf-8"))
             arrays = load_file(folder / "clusters.safetensors")
+            record["random_seed"] = record.pop("seed")
         except (FileNotFoundError, NotADirectoryError):
             raise ModeError(f"{folder}: no clusters there", "run the clustering stage") from None
         return cls(**{name: arrays[name] for name in _ARRAYS}, **record)
 
 
-def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coarse: int, seed: int) -> Clusters:
+def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coarse: int, random_seed: int) -> Clusters:
     """Cluster vectors into `fine` clusters and these into `coarse` ones, both balanced.
 
     Fine clusters are balanced by the vectors fitted on, coarse ones by their number of fine centres (as in the paper).
@@ -109,14 +110,14 @@ def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coars
         vectors: float16 or float32 [N, d], in memory or memory-mapped.
         params: strategy, balance, sample, iterations.
         fine, coarse: m and n.
-        seed: of the sample and of initial centres.
+        random_seed: of the sample and of initial centres.
 
     Raises:
         ModeError: n > m, or fewer vectors than clusters.
 
     Example:
         >>> points = np.repeat(np.eye(4, dtype=np.float32), 8, axis=0)
-        >>> fit_clusters(points, ClusteringParams(), fine=4, coarse=2, seed=0).fine_sizes.tolist()
+        >>> fit_clusters(points, ClusteringParams(), fine=4, coarse=2, random_seed=0).fine_sizes.tolist()
         [8, 8, 8, 8]
     """
     if coarse > fine:
@@ -127,50 +128,50 @@ def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coars
             f"clustering: {wanted} clusters of {len(vectors)} pairs: each needs at least one",
             "lower clustering.fine and clustering.coarse, or give more pairs",
         )
-    rows, numbers = _fitted_rows(vectors, params.sample, wanted, seed)
+    rows, numbers = _fitted_rows(vectors, params.sample, wanted, random_seed)
     if params.strategy == "random":
-        fit = _random_fit(rows, numbers, coarse, seed)
+        fit = _random_fit(rows, numbers, coarse, random_seed)
     else:
         with Progress(f"k-means into {wanted}", unit="passes") as bar:
-            fit = balanced_kmeans(rows, wanted, params.balance, params.iterations, seed, progress=bar)
+            fit = balanced_kmeans(rows, wanted, params.balance, params.iterations, random_seed, progress=bar)
     if params.strategy == "two-level":
         centres = Rows(fit.centres)
         coarse_of_fine = balanced_kmeans(
-            centres, coarse, params.balance, 4 * params.iterations, seed, COARSE_RESTARTS
+            centres, coarse, params.balance, 4 * params.iterations, random_seed, COARSE_RESTARTS
         ).labels
     else:
         coarse_of_fine = np.arange(coarse, dtype=np.int32)
     fitted = {"points": len(rows), "points_given": len(vectors), "inertia": fit.inertia, "iterations": fit.iterations}
-    clusters = _numbered(fit, coarse_of_fine, params.strategy, seed)
+    clusters = _numbered(fit, coarse_of_fine, params.strategy, random_seed)
     return replace(clusters, statistics={**fitted, **_balance_of(clusters)})
 
 
-def random_clusters(rows: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """A cluster for each row number that depends on nothing but that number and the seed, int32 [rows].
+def random_clusters(rows: np.ndarray, clusters: int, random_seed: int) -> np.ndarray:
+    """A cluster for each row number that depends on nothing but that number and `random_seed`, int32 [rows].
 
     The hash is SplitMix64 (Steele, Lea, Flood, 2014).
     """
     with np.errstate(over="ignore"):
-        mixed = rows.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        mixed = rows.astype(np.uint64) + np.uint64((random_seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     numbers: np.ndarray = (mixed % np.uint64(clusters)).astype(np.int32)
     return numbers
 
 
-def _fitted_rows(vectors: np.ndarray, sample: int, wanted: int, seed: int) -> tuple[Rows, np.ndarray]:
+def _fitted_rows(vectors: np.ndarray, sample: int, wanted: int, random_seed: int) -> tuple[Rows, np.ndarray]:
     """At most `sample` rows (but at least one per cluster), and their numbers."""
     most = max(sample, wanted)
     if len(vectors) <= most:
         return Rows(vectors), np.arange(len(vectors), dtype=np.int64)
-    numbers = np.sort(np.random.default_rng([seed, 1]).choice(len(vectors), most, replace=False))
+    numbers = np.sort(np.random.default_rng([random_seed, 1]).choice(len(vectors), most, replace=False))
     rows = Rows(vectors, numbers)
     return (rows.in_memory() if rows.bytes <= COPY_BELOW else rows), numbers
 
 
-def _random_fit(rows: Rows, numbers: np.ndarray, clusters: int, seed: int) -> KMeansFit:
+def _random_fit(rows: Rows, numbers: np.ndarray, clusters: int, random_seed: int) -> KMeansFit:
     """Random clusters, with the means of their rows for centres."""
-    labels = random_clusters(numbers, clusters, seed)
+    labels = random_clusters(numbers, clusters, random_seed)
     sizes = np.bincount(labels, minlength=clusters)
     sums, squares = np.zeros((clusters, rows.dimensions)), 0.0
     for which, block in rows.blocks():
@@ -182,7 +183,7 @@ def _random_fit(rows: Rows, numbers: np.ndarray, clusters: int, seed: int) -> KM
     return KMeansFit(centres, labels, sizes, inertia, 1)
 
 
-def _numbered(fit: KMeansFit, coarse_of_fine: np.ndarray, strategy: str, seed: int) -> Clusters:
+def _numbered(fit: KMeansFit, coarse_of_fine: np.ndarray, strategy: str, random_seed: int) -> Clusters:
     """Clusters in an order that does not depend on the initial centres. Random ones keep the number of their hash."""
     coarse = int(coarse_of_fine.max()) + 1
     coarse_sizes = np.bincount(coarse_of_fine, weights=fit.sizes, minlength=coarse).astype(np.int64)
@@ -198,7 +199,7 @@ def _numbered(fit: KMeansFit, coarse_of_fine: np.ndarray, strategy: str, seed: i
         fine_sizes=fit.sizes[order],
         coarse_sizes=coarse_sizes[by_size],
         strategy=strategy,
-        seed=seed,
+        random_seed=random_seed,
     )
 
 

@@ -59,7 +59,7 @@ def balanced_kmeans(
     clusters: int,
     balance: float,
     iterations: int,
-    seed: int,
+    random_seed: int,
     restarts: int = 1,
     progress: Progress | None = None,
 ) -> KMeansFit:
@@ -79,7 +79,7 @@ def balanced_kmeans(
         clusters: k.
         balance: the largest cluster, as a multiple of the mean, at least 1.
         iterations: of Lloyd's algorithm, at most; one more pass assigns the points.
-        seed: of the initial centres.
+        random_seed: of the initial centres.
         restarts: fits from different initial centres, of which the best is taken.
         progress: told of each pass.
 
@@ -92,7 +92,7 @@ def balanced_kmeans(
             "lower clustering.fine or clustering.coarse, or give more pairs",
         )
     fits = [
-        _fit(rows, clusters, balance, iterations, np.random.default_rng([seed, restart]), progress)
+        _fit(rows, clusters, balance, iterations, np.random.default_rng([random_seed, restart]), progress)
         for restart in range(restarts)
     ]
     return min(fits, key=lambda fit: fit.inertia)

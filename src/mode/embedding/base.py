@@ -49,13 +49,13 @@ class Embedder(Protocol):
         """Write the folder that `load_embedder` opens; it replaces an older one when it is complete."""
 
 
-def build_embedder(params: EmbeddingParams, sample: Sequence[str], seed: int) -> Embedder:
+def build_embedder(params: EmbeddingParams, sample: Sequence[str], random_seed: int) -> Embedder:
     """The embedder that the parameters ask for.
 
     Args:
         params: kind and settings.
         sample: captions that `lsa` is fitted on (the others need none).
-        seed: of the fit.
+        random_seed: of the fit.
 
     Raises:
         ModeError: the encoder cannot be found or opened, or `lsa` finds no word in the sample.
@@ -63,7 +63,7 @@ def build_embedder(params: EmbeddingParams, sample: Sequence[str], seed: int) ->
     if params.kind == "lsa":
         from mode.embedding.lsa import LsaEmbedder
 
-        return LsaEmbedder.fit(sample, params.dimensions, seed)
+        return LsaEmbedder.fit(sample, params.dimensions, random_seed)
     if params.name is None:
         raise ModeError(f"embedding kind '{params.kind}' needs `name`: which encoder to load")
     settings: dict[str, Any] = {"batch_size": params.batch_size, "device": params.device}

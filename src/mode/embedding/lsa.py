@@ -26,7 +26,8 @@ class LsaEmbedder:
         components: float32 [d, V], right singular vectors of the TF-IDF matrix.
 
     Example:
-        >>> embedder = LsaEmbedder.fit(["a red dog", "a blue dog", "red shoes", "blue shoes"], dimensions=2, seed=0)
+        >>> captions = ["a red dog", "a blue dog", "red shoes", "blue shoes"]
+        >>> embedder = LsaEmbedder.fit(captions, dimensions=2, random_seed=0)
         >>> embedder.encode(["a dog", "of the"]).shape
         (2, 2)
     """
@@ -50,13 +51,13 @@ class LsaEmbedder:
         return digest.hexdigest()
 
     @classmethod
-    def fit(cls, captions: Sequence[str], dimensions: int, seed: int) -> LsaEmbedder:
+    def fit(cls, captions: Sequence[str], dimensions: int, random_seed: int) -> LsaEmbedder:
         """Learn vocabulary, idf and directions.
 
         Args:
             captions: the sample to learn from.
             dimensions: d; where there are no more words than that, each word is a direction of its own.
-            seed: of the randomised SVD.
+            random_seed: of the randomised SVD.
 
         Raises:
             ModeError: no caption has a word that is not a stop word.
@@ -75,7 +76,7 @@ class LsaEmbedder:
         if len(vocabulary) <= dimensions:
             components = np.eye(len(vocabulary), dtype=np.float32)
         else:
-            components = TruncatedSVD(dimensions, random_state=seed).fit(weighting.transform(counts)).components_
+            components = TruncatedSVD(dimensions, random_state=random_seed).fit(weighting.transform(counts)).components_
         return cls(vocabulary, weighting.idf_.astype(np.float32), components.astype(np.float32))
 
     def encode(self, captions: Sequence[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from mode.ensemble.moe import TEMPLATES
+from mode.ensemble.model import TEMPLATES
 from mode.errors import ModeError
 
 #: Images in one request, bytes and pixels of one of them.

@@ -1,1 +1,1 @@
-"""Zero-shot classification and retrieval of several models, and of their mixture, on task folders."""
+"""Zero-shot classification and retrieval of several models, and of their router, on task folders."""

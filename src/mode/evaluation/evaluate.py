@@ -15,36 +15,36 @@ from torch import Tensor, nn
 from mode.clip.device import pick_device
 from mode.clip.encode import encode_prompts
 from mode.clip.model import Clip, load_model
-from mode.ensemble.mixture import STAND_IN, Mixture, QueryWeights
-from mode.ensemble.moe import by_model, query_weights
-from mode.ensemble.routing import uniform_weights
+from mode.ensemble.model import by_model, query_weights
+from mode.ensemble.router import STAND_IN, QueryWeights, Router
+from mode.ensemble.rules import uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import encode_tasks, side_by_side
-from mode.evaluation.growth import growth_of, mean_growth, partial_mixtures
+from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles
 from mode.evaluation.retrieval import retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.evaluation.zeroshot import classify, primary
 from mode.params import EvaluationParams
 
-#: Names of the two mixtures in the results.
+#: Names of the two ensembles in the results.
 UNIFORM, ENSEMBLE = "uniform", "ensemble"
 
 
 def evaluate_tasks(
     models: Mapping[str, Path | Clip],
-    mixture: Mixture | None,
+    router: Router | None,
     tasks: Sequence[Path] | Sequence[Task],
     params: EvaluationParams,
     metrics: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate models and mixture on task folders.
+    """Evaluate models and router on task folders.
 
-    Every model is loaded once and encodes each text once; every image is decoded once. An expert of the mixture that is
+    Every model is loaded once and encodes each text once; every image is decoded once. An expert of the router that is
     not among `models` is stood in for by `seed`, with the expert's weight.
 
     Args:
         models: name -> model folder, or a model that is loaded already (its mode and device stay as they were).
-        mixture: routes the tasks; `None` evaluates the models alone.
+        router: routes the tasks; `None` evaluates the models alone.
         tasks: folders in CLIP_benchmark's layout, or tasks of different names that are open already.
         params: batch size, decoding threads, device.
         metrics: task name -> its metric, in place of what the folder says.
@@ -54,27 +54,27 @@ def evaluate_tasks(
 
         - `zeroshot`: `tasks`: TASK -> MODEL -> the task's metric; `mean`: MODEL -> the mean of those;
         - `retrieval`: `tasks`: TASK -> MODEL -> `image_recall@1` ...;
-        - `routing`: TASK -> EXPERT -> weight; with a mixture only, as are the MODELs `uniform` and `ensemble`;
+        - `routing`: TASK -> EXPERT -> weight; with a router only, as are the MODELs `uniform` and `ensemble`;
         - `details`: TASK -> MODEL -> `acc1`, `acc5`, `mean_per_class_recall` (and `roc_auc`), as CLIP_benchmark's;
         - `tasks`: TASK -> kind, metric, counts, and a hash of templates, classes and sample count: figures with
           different hashes are of different tasks;
         - `stand_ins`: EXPERT -> the model that answered for it, where that is not its own;
-        - `growth`: with a mixture and the seed: `tasks`: TASK -> its figure with 0, 1, ... n experts, those of the
+        - `growth`: with a router and the seed: `tasks`: TASK -> its figure with 0, 1, ... n experts, those of the
           largest weight first (see `mode.evaluation.growth`); `mean` over the classification tasks. Of a retrieval task
           the figure is the mean of image and text recall@10.
 
     Raises:
-        ModeError: no model or no task; a folder that cannot be read; a model called as a mixture is; an expert missing
-            without a seed; an image that cannot be decoded; a model that gives NaN.
+        ModeError: no model or no task; a folder that cannot be read; a model called as an ensemble is; an expert
+            missing without a seed; an image that cannot be decoded; a model that gives NaN.
     """
     if not models:
         raise ModeError("there is no model to evaluate", "train one first")
     if taken := {UNIFORM, ENSEMBLE} & set(models):
-        raise ModeError(f"a model is called '{taken.pop()}', which names a mixture in the results")
+        raise ModeError(f"a model is called '{taken.pop()}', which names an ensemble in the results")
     given = [task for task in tasks if isinstance(task, Task)]
     opened = given or open_tasks([task for task in tasks if isinstance(task, Path)], dict(metrics or {}))
-    members = mixture.members(models) if mixture else {}
-    routing = {task.name: mixture.weights(task.prompts) for task in opened} if mixture else {}
+    members = router.members(models) if router else {}
+    routing = {task.name: router.weights(task.prompts) for task in opened} if router else {}
 
     results: dict[str, Any] = {
         "zeroshot": {"mean": {}, "tasks": {}},
@@ -92,13 +92,13 @@ def evaluate_tasks(
         encoded = encode_tasks(opened, clips, batch_size=params.batch_size, workers=params.workers, device=device)
         for task, images in encoded:
             metadata = {name: by_task[task.name] for name, by_task in columns.items()}
-            mixtures = _mixtures(members, routing[task.name]) if mixture else {}
-            partial = partial_mixtures(members, routing[task.name]) if mixture and STAND_IN in clips else {}
+            ensembles = _ensembles(members, routing[task.name]) if router else {}
+            partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in clips else {}
             if task.kind == "retrieval":
-                by_query = _by_query(mixture, members, task, mixtures, clips)
-                figures = retrieve(task, images, metadata, mixtures | partial, by_query=by_query)
+                by_query = _by_query(router, members, task, ensembles, clips)
+                figures = retrieve(task, images, metadata, ensembles | partial, by_query=by_query)
             else:
-                figures = classify(task, images, metadata, mixtures | partial)
+                figures = classify(task, images, metadata, ensembles | partial)
             grown = {name: figures.pop(name) for name in partial}
             if task.kind == "retrieval":
                 results["retrieval"]["tasks"][task.name] = figures
@@ -150,25 +150,25 @@ def _encode_metadata(
     return parts
 
 
-def _mixtures(members: Mapping[str, str], routed: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def _ensembles(members: Mapping[str, str], routed: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Weights per model from weights per expert: a model that stands in for several experts has the sum of theirs."""
-    mixtures: dict[str, dict[str, float]] = {}
+    ensembles: dict[str, dict[str, float]] = {}
     for name, weights in ((UNIFORM, uniform_weights(tuple(members))), (ENSEMBLE, routed)):
-        mixtures[name] = by_model(members, weights, 0.0)
-    return mixtures
+        ensembles[name] = by_model(members, weights, 0.0)
+    return ensembles
 
 
 def _by_query(
-    mixture: Mixture | None,
+    router: Router | None,
     members: Mapping[str, str],
     task: Task,
-    mixtures: Mapping[str, Mapping[str, float]],
+    ensembles: Mapping[str, Mapping[str, float]],
     clips: Mapping[str, Clip],
 ) -> dict[str, QueryWeights]:
     """The ensemble's weights of each query, if retrieval is routed so."""
-    if mixture is None or not mixture.routing.by_query:
+    if router is None or not router.routing.by_query:
         return {}
-    return {ENSEMBLE: query_weights(mixture, members, task.texts, mixtures[ENSEMBLE], clips)}
+    return {ENSEMBLE: query_weights(router, members, task.texts, ensembles[ENSEMBLE], clips)}
 
 
 def _means(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

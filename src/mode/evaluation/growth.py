@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mode.ensemble.mixture import STAND_IN
+from mode.ensemble.router import STAND_IN
 
 #: Experts up to which every number of them is evaluated; beyond, the powers of two.
 EVERY_STEP = 16
@@ -38,7 +38,7 @@ def steps(experts: int) -> list[int]:
     return [0, *(2**power for power in range(experts.bit_length()) if 2**power < experts), experts]
 
 
-def partial_mixtures(members: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def partial_ensembles(members: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """The ensemble with only its first experts, as weights per model.
 
     Args:
@@ -49,19 +49,19 @@ def partial_mixtures(members: Mapping[str, str], weights: Mapping[str, float]) -
         `by_task 0`, `by_task 1`, ..., `reversed n` -> model -> weight; each of sum 1.
     """
     order = training_order(weights)
-    mixtures = {}
+    ensembles = {}
     for kind, ordered in zip(ORDERS, (order, order[::-1]), strict=True):
         for count in steps(len(order)):
             models = {expert: members[expert] if expert in ordered[:count] else STAND_IN for expert in order}
             per_model = dict.fromkeys([STAND_IN, *models.values()], 0.0)
             for expert, model in models.items():
                 per_model[model] += weights[expert]
-            mixtures[f"{kind} {count}"] = per_model
-    return mixtures
+            ensembles[f"{kind} {count}"] = per_model
+    return ensembles
 
 
 def growth_of(weights: Mapping[str, float], figures: Mapping[str, float]) -> dict[str, Any]:
-    """One task's entry in the results, from the figures of its partial mixtures.
+    """One task's entry in the results, from the figures of its partial ensembles.
 
     Returns:
         `order` (experts), `experts` (how many of them), and `by_task` and `reversed`: the figure at each number.

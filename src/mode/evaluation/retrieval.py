@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from mode.ensemble.mixture import QueryWeights
+from mode.ensemble.router import QueryWeights
 from mode.evaluation import metrics
 from mode.evaluation.scores import BLOCK, Mixing, similarity_blocks
 from mode.evaluation.tasks import Task
@@ -21,11 +21,11 @@ def retrieve(
     task: Task,
     images: Mapping[str, Tensor],
     texts: Mapping[str, Tensor],
-    mixtures: Mapping[str, Mapping[str, float]],
+    ensembles: Mapping[str, Mapping[str, float]],
     block: int = BLOCK,
     by_query: Mapping[str, QueryWeights] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Recall of every model and mixture on a retrieval task.
+    """Recall of every model and ensemble on a retrieval task.
 
     `image_recall@k` is the share of texts whose image is among the k most similar images, `text_recall@k` the share of
     images with at least one of their texts among the k most similar texts: CLIP_benchmark's `image_retrieval_recall@k`
@@ -35,16 +35,19 @@ def retrieve(
         task: of kind `retrieval`.
         images: model -> unit vectors [images, d].
         texts: model -> unit vectors [texts, d], in the order of `task.texts`.
-        mixtures: name -> weight per model.
+        ensembles: name -> weight per model.
         block: similarities of one model held at once.
-        by_query: name of a mixture -> weights of its queries, in place of those in `mixtures`.
+        by_query: name of an ensemble -> weights of its queries, in place of those in `ensembles`.
 
     Returns:
-        Model or mixture -> `image_recall@1`, `@5`, `@10`, `text_recall@1`, `@5`, `@10`, in 0..1.
+        Model or ensemble -> `image_recall@1`, `@5`, `@10`, `text_recall@1`, `@5`, `@10`, in 0..1.
     """
-    of_texts: dict[str, Mixing] = {**mixtures, **{name: weights.of_texts for name, weights in (by_query or {}).items()}}
+    of_texts: dict[str, Mixing] = {
+        **ensembles,
+        **{name: weights.of_texts for name, weights in (by_query or {}).items()},
+    }
     of_images: dict[str, Mixing] = {
-        **mixtures,
+        **ensembles,
         **{name: weights.of_images for name, weights in (by_query or {}).items()},
     }
     image_ranks, text_ranks = defaultdict(list), defaultdict(list)

@@ -18,22 +18,22 @@ def classify(
     task: Task,
     images: Mapping[str, Tensor],
     classes: Mapping[str, Tensor],
-    mixtures: Mapping[str, Mapping[str, float]],
+    ensembles: Mapping[str, Mapping[str, float]],
 ) -> dict[str, dict[str, float]]:
-    """Figures of every model and mixture on a classification task.
+    """Figures of every model and ensemble on a classification task.
 
     Args:
         task: of kind `classification`.
         images: model -> unit vectors [images, d] (`features.encode_tasks`).
         classes: model -> unit vectors [classes, d] (`features.encode_prompts`).
-        mixtures: name -> weight per model.
+        ensembles: name -> weight per model.
 
     Returns:
-        Model or mixture -> `acc1`, `acc5`, `mean_per_class_recall` (the names and meaning of CLIP_benchmark; `acc5` is
+        Model or ensemble -> `acc1`, `acc5`, `mean_per_class_recall` (the names and meaning of CLIP_benchmark; `acc5` is
         NaN below 5 classes) and, if it is the task's metric, `roc_auc`; all in 0..1.
     """
     ranks, scores = defaultdict(list), defaultdict(list)
-    for start, name, block in similarity_blocks(images, classes, mixtures):
+    for start, name, block in similarity_blocks(images, classes, ensembles):
         ranks[name].append(metrics.ranks(block, task.labels[start : start + len(block)]))
         if task.metric == "roc_auc":
             scores[name].append(block)

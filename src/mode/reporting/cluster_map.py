@@ -18,18 +18,18 @@ SIZE, MARGIN, LARGEST = (1000, 560), 26, 15.0
 WORDS = 6
 
 
-def places(centres: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
+def places(centres: NDArray[np.floating], random_seed: int) -> NDArray[np.float64]:
     """Where to draw fine centres: t-SNE (van der Maaten and Hinton, 2008; scikit-learn's) from their main axes.
 
     Args:
         centres: float [m, d].
-        seed: of t-SNE; the same gives the same map.
+        random_seed: of t-SNE; the same gives the same map.
 
     Returns:
         float64 [m, 2] in 0..1. Distances on the map are ordinal at best: near is alike, far says little.
 
     Example:
-        >>> places(np.array([[0.0, 0.0], [0.0, 2.0], [0.0, 1.0]]), seed=0)[:, 0].tolist()
+        >>> places(np.array([[0.0, 0.0], [0.0, 2.0], [0.0, 1.0]]), random_seed=0)[:, 0].tolist()
         [0.0, 1.0, 0.5]
     """
     flat = np.asarray(centres, np.float64)
@@ -38,7 +38,9 @@ def places(centres: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(flat) - 1) / 3)
-        flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(flat).astype(np.float64)
+        flat = (
+            TSNE(2, perplexity=perplexity, init="pca", random_state=random_seed).fit_transform(flat).astype(np.float64)
+        )
     else:
         left, scale, _ = np.linalg.svd(flat, full_matrices=False)
         left = left * np.sign(left[np.abs(left).argmax(axis=0), range(left.shape[1])])  # the same on every machine

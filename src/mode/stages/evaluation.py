@@ -28,7 +28,7 @@ def ensemble(project: Project) -> None:
     """The experts' conditions and a routing rule that is calibrated on training captions."""
     from mode.clustering.hierarchy import Clusters
     from mode.embedding.base import load_embedder
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
 
     experts = project.params.experts
     sources = list(dict.fromkeys(params.source for params in experts.values()))
@@ -40,10 +40,10 @@ def ensemble(project: Project) -> None:
         for source in sources
         for caption in sample_captions(project.load_index(source), routing.calibration_captions, random_seed)
     ]
-    mixture = Mixture.fit(conditions, load_embedder(project.embedder), routing, captions, random_seed)
+    router = Router.fit(conditions, load_embedder(project.embedder), routing, captions, random_seed)
     images = {name: _kept_images(project, name) for name in experts}
-    replace(mixture, images=images).save(project.ensemble)
-    temperature = f", temperature {mixture.temperature:.4g}" if mixture.temperature is not None else ""
+    replace(router, images=images).save(project.ensemble)
+    temperature = f", temperature {router.temperature:.4g}" if router.temperature is not None else ""
     print(f"{len(experts)} experts, {routing.kind} routing{temperature}")
 
 
@@ -113,7 +113,7 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     Raises:
         ModeError: no such task, or the ensemble's conditions are not there yet.
     """
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
     from mode.evaluation.growth import training_order
     from mode.evaluation.tasks import open_task
 
@@ -125,22 +125,22 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     if not folder.is_dir():
         some = ", ".join([*folders][:8]) + (", ..." if len(folders) > 8 else "")
         raise ModeError(f"no task is called '{task}'", f"a task folder, or one of: {some}" if some else "a task folder")
-    weights = Mixture.load(project.ensemble).weights(open_task(folder).prompts)
+    weights = Router.load(project.ensemble).weights(open_task(folder).prompts)
     return {expert: weights[expert] for expert in training_order(weights)}
 
 
 def _evaluate(project: Project, models: Path, tasks: Sequence[Path] | Sequence[Task]) -> dict[str, Any]:
     """Figures of all models, with what each cost and what they were made from."""
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
     from mode.evaluation.evaluate import evaluate_tasks
 
     trained = [name for name in trained_models(project) if (models / name).is_dir()]
-    mixture = Mixture.load(models / "ensemble") if (models / "ensemble").is_dir() else None
-    metrics = evaluate_tasks({name: models / name for name in trained}, mixture, tasks, project.params.evaluation)
+    router = Router.load(models / "ensemble") if (models / "ensemble").is_dir() else None
+    metrics = evaluate_tasks({name: models / name for name in trained}, router, tasks, project.params.evaluation)
     cards = cards_of(models, trained)
     metrics["cost"] = {name: card["total"] for name, card in cards.items()}
-    if mixture is not None and "seed" in cards:
-        members = [cards[name]["own"] for name in mixture.experts if name in cards]
+    if router is not None and "seed" in cards:
+        members = [cards[name]["own"] for name in router.experts if name in cards]
         together = {kind: cards["seed"]["total"][kind] + sum(own[kind] for own in members) for kind in COST}
         metrics["cost"] |= {"uniform": together, "ensemble": together}
     metrics["provenance"] = _provenance(project)

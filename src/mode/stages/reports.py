@@ -64,7 +64,7 @@ def _lock_hash(project: Project) -> dict[str, str]:
 
 def _record(project: Project, metrics: dict[str, Any], artifacts: list[Path]) -> None:
     """Tell MLflow how good every model is, and register the ensemble."""
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
     from mode.tracking.runs import Tracker
 
     tracker = Tracker(project.runs)
@@ -75,7 +75,7 @@ def _record(project: Project, metrics: dict[str, Any], artifacts: list[Path]) ->
         params=project.params.model_dump(include={"routing", "clustering", "embedding", "random_seed"}),
         artifacts=artifacts,
     )
-    needed = set(Mixture.load(project.ensemble).members(trained).values())
+    needed = set(Router.load(project.ensemble).members(trained).values())
     folders = {name: project.model(name) for name in sorted(needed)}
     tracker.register_ensemble(project.ensemble, folders, run_id=runs.get("ensemble"))
 
@@ -87,11 +87,11 @@ def _reported_clusters(project: Project) -> list[Cluster]:
     from mode.clustering.assignment import Assignment
     from mode.clustering.hierarchy import Clusters
     from mode.data.images import to_png
-    from mode.ensemble.mixture import Mixture
+    from mode.ensemble.router import Router
     from mode.reporting.cluster_map import places
     from mode.reporting.summary import Cluster, FineCluster
 
-    kept = Mixture.load(project.ensemble).images
+    kept = Router.load(project.ensemble).images
     experts = {(params.source, params.cluster): name for name, params in project.params.experts.items()}
     sources = dict.fromkeys(source for source, _ in experts)
     loaded = {source: Clusters.load(project.clusters(source)) for source in sources}

@@ -21,7 +21,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from mode.ensemble.moe import Moe, TaskModel
+from mode.ensemble.model import Ensemble, TaskModel
 from mode.ensemble.request import Request, read_request
 from mode.errors import ModeError
 
@@ -33,9 +33,9 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
     _skip_type_hint_validation = True
 
     def load_context(self, context: Any) -> None:
-        """Open the mixture and the experts among the artifacts."""
+        """Open the router and the experts among the artifacts."""
         folders = {name: Path(path) for name, path in context.artifacts.items()}
-        self.moe = Moe.load(folders.pop("mixture"), folders)
+        self.ensemble = Ensemble.load(folders.pop("mixture"), folders)
         self.latest: tuple[list[str], list[str], TaskModel] | None = None
 
     # Without type hints, for MLflow would take them for the signature; that is logged with the model.
@@ -63,7 +63,7 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
         latest = self.latest  # one reference, so that another thread cannot exchange half of it
         if latest is not None and latest[:2] == (request.classes, request.templates):
             return latest[2]
-        task = self.moe.adapt(request.classes, request.templates)
+        task = self.ensemble.adapt(request.classes, request.templates)
         self.latest = request.classes, request.templates, task
         return task
 

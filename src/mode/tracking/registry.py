@@ -36,7 +36,7 @@ def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
             preferred.
 
     Returns:
-        The mixture's folder, and model name -> model folder; from a registry elsewhere they are downloaded.
+        The router's folder, and model name -> model folder; from a registry elsewhere they are downloaded.
 
     Raises:
         ModeError: there is no such registry or model, or it is not an ensemble.
@@ -74,7 +74,7 @@ def registered(store: Store, content: str) -> str | None:
     return next((str(found.version) for found in versions if found.tags.get("content") == content), None)
 
 
-def register(store: Store, mixture: Path, models: Mapping[str, Path], content: str, run_id: str | None) -> str:
+def register(store: Store, router: Path, models: Mapping[str, Path], content: str, run_id: str | None) -> str:
     """Log the ensemble with all its folders, and make it a version of the registered model."""
     mlflow = import_mlflow()
     from mlflow.models import ModelSignature
@@ -109,7 +109,7 @@ def register(store: Store, mixture: Path, models: Mapping[str, Path], content: s
             info = mlflow.pyfunc.log_model(
                 name="ensemble",
                 python_model=str(package / "tracking" / "pyfunc.py"),
-                artifacts={"mixture": str(mixture)} | {name: str(folder) for name, folder in models.items()},
+                artifacts={"mixture": str(router)} | {name: str(folder) for name, folder in models.items()},
                 code_paths=[str(package)],
                 signature=signature,
                 input_example=(

@@ -198,7 +198,7 @@ class Tracker:
 
     def register_ensemble(
         self,
-        mixture: Path,
+        router: Path,
         models: Mapping[str, Path],
         *,
         run_id: str | None = None,
@@ -211,7 +211,7 @@ class Tracker:
         same ensemble is not registered twice.
 
         Args:
-            mixture: folder of the saved mixture.
+            router: folder of the saved router.
             models: expert -> model folder; with `seed`, if an expert is not trained yet.
             run_id: the run it belongs to; default a new one, `ensemble`.
             alias: name that moves to this version; `None` for none.
@@ -222,13 +222,13 @@ class Tracker:
         Raises:
             ModeError: a folder is missing, or as `prepare`.
         """
-        if missing := [str(folder) for folder in (mixture, *models.values()) if not folder.is_dir()]:
+        if missing := [str(folder) for folder in (router, *models.values()) if not folder.is_dir()]:
             raise ModeError(f"{', '.join(missing)}: no such folder", "train and evaluate first")
-        content = fingerprint([mixture, *models.values()])
+        content = fingerprint([router, *models.values()])
         store = self._patiently(lambda: self._store, "open the database")
         version = self._patiently(lambda: registered(store, content), "look for the registered model")
         if version is None:
-            log_it = partial(register, store, mixture, dict(models), content, run_id)
+            log_it = partial(register, store, router, dict(models), content, run_id)
             version = self._patiently(log_it, "register the ensemble")
         if alias:
             name = alias

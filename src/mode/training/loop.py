@@ -365,7 +365,7 @@ class _Tokens:
 def _prepared(batch: Batch, group: Group, image: ImageParams, random_seed: int, dtype: torch.dtype) -> Tensor:
     """Augmented, normalised images on the device, [b, 3, S, S]."""
     images = batch.images.to(group.device, non_blocking=True)
-    images = augment_batch(images, image, seed=random_seed, position=batch.first)
+    images = augment_batch(images, image, random_seed=random_seed, position=batch.first)
     return normalise(images, image, dtype=dtype)
 
 

@@ -11,14 +11,14 @@ from mode.errors import ModeError
 _HELD_OUT = 1_000_003
 
 
-def expert_rows(coarse: NDArray[np.int32], cluster: int, outside_share: float, seed: int) -> NDArray[np.int64]:
+def expert_rows(coarse: NDArray[np.int32], cluster: int, outside_share: float, random_seed: int) -> NDArray[np.int64]:
     """The pairs of one cluster and a few of the others (MoDE paper, section 4.1: "slightly better than 0").
 
     Args:
         coarse: coarse cluster of every pair, int32 [pairs].
         cluster: the expert's own.
         outside_share: share of the pairs *outside* the cluster that are added, rounded to the nearest whole number.
-        seed: of the sample; clusters draw independently of one another.
+        random_seed: of the sample; clusters draw independently of one another.
 
     Returns:
         Rows, int64, ascending, each once.
@@ -27,7 +27,7 @@ def expert_rows(coarse: NDArray[np.int32], cluster: int, outside_share: float, s
         ModeError: no pair belongs to the cluster.
 
     Example:
-        >>> expert_rows(np.array([0, 1, 0, 1], dtype=np.int32), cluster=1, outside_share=0.0, seed=0)
+        >>> expert_rows(np.array([0, 1, 0, 1], dtype=np.int32), cluster=1, outside_share=0.0, random_seed=0)
         array([1, 3])
     """
     own = np.flatnonzero(coarse == cluster)
@@ -35,11 +35,11 @@ def expert_rows(coarse: NDArray[np.int32], cluster: int, outside_share: float, s
         raise ModeError(f"cluster {cluster} has no pairs to train an expert on", "choose a smaller clustering.coarse")
     outside = np.flatnonzero(coarse != cluster)
     count = round(outside_share * len(outside))
-    drawn = np.random.default_rng([seed, cluster]).choice(outside, size=count, replace=False, shuffle=False)
+    drawn = np.random.default_rng([random_seed, cluster]).choice(outside, size=count, replace=False, shuffle=False)
     return np.sort(np.concatenate([own, drawn])).astype(np.int64)
 
 
-def held_out_images(images: int, count: int, seed: int) -> NDArray[np.bool_]:
+def held_out_images(images: int, count: int, random_seed: int) -> NDArray[np.bool_]:
     """The images whose pairs no model is trained on, with all their captions.
 
     Args:
@@ -54,11 +54,13 @@ def held_out_images(images: int, count: int, seed: int) -> NDArray[np.bool_]:
         ModeError: nothing would be left to train on.
 
     Example:
-        >>> held_out_images(10, 3, seed=0).sum()
+        >>> held_out_images(10, 3, random_seed=0).sum()
         np.int64(3)
     """
     if count >= images:
         raise ModeError(f"training.held_out: {count} of {images} images", "leave some to train on")
     mask = np.zeros(images, bool)
-    mask[np.random.default_rng([seed, _HELD_OUT]).choice(images, size=count, replace=False, shuffle=False)] = True
+    mask[np.random.default_rng([random_seed, _HELD_OUT]).choice(images, size=count, replace=False, shuffle=False)] = (
+        True
+    )
     return mask

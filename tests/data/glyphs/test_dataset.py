@@ -51,16 +51,16 @@ def test_fonts_have_every_character_and_draw_something() -> None:
 
 
 def test_shards_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    write_glyph_shards(SMALL, tmp_path / "a", seed=3, workers=1)
-    write_glyph_shards(SMALL, tmp_path / "b", seed=3, workers=2)
-    write_glyph_shards(SMALL, tmp_path / "c", seed=4, workers=1)
+    write_glyph_shards(SMALL, tmp_path / "a", random_seed=3, workers=1)
+    write_glyph_shards(SMALL, tmp_path / "b", random_seed=3, workers=2)
+    write_glyph_shards(SMALL, tmp_path / "c", random_seed=4, workers=1)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert list(contents(tmp_path / "a")) == list(contents(tmp_path / "c"))
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
 
 
 def test_shards_are_pairs(tmp_path: Path) -> None:
-    write_glyph_shards(SMALL, tmp_path / "glyphs", seed=0, workers=1)
+    write_glyph_shards(SMALL, tmp_path / "glyphs", random_seed=0, workers=1)
     manifest = build_manifest(SourceParams(shards="glyphs"), tmp_path)
     report = build_index(manifest, tmp_path, tmp_path / "index", IndexParams())
     assert [file.pairs for file in report.files] == [20, 20, 13]
@@ -72,8 +72,8 @@ def test_shards_are_pairs(tmp_path: Path) -> None:
 
 
 def test_writing_again_replaces(tmp_path: Path) -> None:
-    write_glyph_shards(SMALL, tmp_path / "glyphs", seed=0, workers=1)
-    write_glyph_shards(GlyphParams(pairs=3, shard_pairs=20), tmp_path / "glyphs", seed=0, workers=1)
+    write_glyph_shards(SMALL, tmp_path / "glyphs", random_seed=0, workers=1)
+    write_glyph_shards(GlyphParams(pairs=3, shard_pairs=20), tmp_path / "glyphs", random_seed=0, workers=1)
     assert sorted(contents(tmp_path / "glyphs")) == ["00000.tar"]
 
 
@@ -102,7 +102,7 @@ def test_shares_of_noise_and_dropped_words() -> None:
 
 
 def test_tasks_are_in_clip_benchmarks_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_glyph_tasks(SMALL, tmp_path / "tasks", seed=0, workers=1)
+    write_glyph_tasks(SMALL, tmp_path / "tasks", random_seed=0, workers=1)
     assert sorted(path.name for path in (tmp_path / "tasks").iterdir()) == sorted(family.name for family in FAMILIES)
     chess = tmp_path / "tasks" / "chess"
     assert (chess / "classnames.txt").read_text().splitlines()[:2] == ["white chess king", "white chess queen"]
@@ -117,7 +117,7 @@ def test_tasks_are_in_clip_benchmarks_layout(tmp_path: Path, monkeypatch: pytest
     assert names[:4] == ["000000.jpg", "000000.cls", "000001.jpg", "000001.cls"]
     assert labels == np.repeat(np.arange(12), 2).tolist()
     monkeypatch.setattr("mode.data.glyphs.dataset.FAMILIES", FAMILIES[:2])
-    write_glyph_tasks(SMALL, tmp_path / "again", seed=0, workers=1)
+    write_glyph_tasks(SMALL, tmp_path / "again", random_seed=0, workers=1)
     assert contents(tmp_path / "again" / "chess") == contents(chess)
 
 

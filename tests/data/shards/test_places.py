@@ -161,7 +161,7 @@ def test_batches_are_those_of_local_files(
     def batches(index: PairIndex) -> list[Any]:
         rows = np.arange(len(index))
         store = ImageStore(index, tmp_path, ImageParams(size=16), cache_mb, rows)
-        stream = PairStream(rows, index.image, seed=3)
+        stream = PairStream(rows, index.image, random_seed=3)
         return list(make_loader(store, stream, start=0, stop=23, batch_size=4, workers=workers))
 
     for ours, theirs in zip(batches(local), batches(there), strict=True):

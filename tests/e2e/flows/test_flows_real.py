@@ -84,7 +84,7 @@ def test_a_source_added_later_touches_nothing_old(
     project, page = flowing
     before, files = lock_of(project), contents(project)
     shards = tmp_path / "later"
-    write_glyph_shards(GlyphParams(pairs=400, shard_pairs=200), shards, seed=9)
+    write_glyph_shards(GlyphParams(pairs=400, shard_pairs=200), shards, random_seed=9)
     wrong = page.start("add-expert", name="later", shards=str(tmp_path / "nowhere"))
     assert page.await_end(wrong)["type"] == "FAILED"
     assert "nowhere" in page.state(wrong)["message"]

@@ -65,33 +65,33 @@ _BATCH = 256
 _TRAINING, _TASKS = 0, 1
 
 
-def write_glyph_shards(params: GlyphParams, out: Path, seed: int, workers: int | None = None) -> None:
+def write_glyph_shards(params: GlyphParams, out: Path, random_seed: int, workers: int | None = None) -> None:
     """Write the training pairs as a folder of tars, `key.jpg` with `key.txt`.
 
-    Every character of `FAMILIES` is as likely as any other. The bytes depend on `params` and `seed` alone (and on the
-    versions of the font and JPEG libraries).
+    Every character of `FAMILIES` is as likely as any other. The bytes depend on `params` and `random_seed` alone (and
+    on the versions of the font and JPEG libraries).
 
     Args:
         params: numbers of pairs, sizes, shares of noise.
         out: folder to write, as a whole or not at all; replaced if it is there.
-        seed: of all random choices.
+        random_seed: of all random choices.
         workers: processes; default one per core.
     """
     shards = range(-(-params.pairs // params.shard_pairs))
     with write_aside(out) as folder, Progress("draw glyphs", total=params.pairs, unit="pairs") as bar:
         folder.mkdir()
-        write = partial(_write_shard, params=params, folder=folder, seed=seed)
+        write = partial(_write_shard, params=params, folder=folder, random_seed=random_seed)
         for pairs in ordered_map(write, shards, min(cores() if workers is None else workers, len(shards))):
             bar.update(pairs)
 
 
-def write_glyph_tasks(params: GlyphParams, out: Path, seed: int, workers: int | None = None) -> None:
+def write_glyph_tasks(params: GlyphParams, out: Path, random_seed: int, workers: int | None = None) -> None:
     """Write one zero-shot task per family into `out`, each a folder in CLIP_benchmark's webdataset layout.
 
     Drawn in DejaVu Sans Bold, which training never sees; `params.test_images` per class. Deterministic as the shards.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write = partial(_write_task, params=params, out=out, seed=seed)
+    write = partial(_write_task, params=params, out=out, random_seed=random_seed)
     numbers = range(len(FAMILIES))
     with Progress("draw tasks", total=len(FAMILIES), unit="tasks") as bar:
         for _ in ordered_map(write, numbers, cores() if workers is None else workers):
@@ -122,9 +122,9 @@ def _with_articles(text: str) -> str:
     return re.sub(r"\ba (?=[aeio])", "an ", text)
 
 
-def _write_shard(shard: int, params: GlyphParams, folder: Path, seed: int) -> int:
+def _write_shard(shard: int, params: GlyphParams, folder: Path, random_seed: int) -> int:
     """Draw one shard; its random numbers depend on its number only, so that shards can be drawn in any order."""
-    rng = np.random.default_rng([seed, _TRAINING, shard])
+    rng = np.random.default_rng([random_seed, _TRAINING, shard])
     kinds = {character: family.kind for family in FAMILIES for character in family.characters}
     alphabet = list(kinds)
     first = shard * params.shard_pairs
@@ -143,9 +143,9 @@ def _write_shard(shard: int, params: GlyphParams, folder: Path, seed: int) -> in
     return count
 
 
-def _write_task(number: int, params: GlyphParams, out: Path, seed: int) -> None:
+def _write_task(number: int, params: GlyphParams, out: Path, random_seed: int) -> None:
     family = FAMILIES[number]
-    rng = np.random.default_rng([seed, _TASKS, number])
+    rng = np.random.default_rng([random_seed, _TASKS, number])
     characters = family.characters
     labels = np.repeat(np.arange(len(characters)), params.test_images)
     pictures = draw([characters[label] for label in labels], TASK_FONTS, params.image_size, rng)

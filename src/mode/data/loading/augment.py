@@ -18,25 +18,25 @@ _TRIES = 10
 _FLIP, _SHIFT_X, _SHIFT_Y, _CROP = range(4)
 
 
-def random_crop(picture: Image.Image, size: int, least: float, seed: int, position: int) -> np.ndarray:
+def random_crop(picture: Image.Image, size: int, least: float, random_seed: int, position: int) -> np.ndarray:
     """Cut a random part out of an image and resize it, as torchvision's RandomResizedCrop (bicubic) does.
 
     Args:
         picture: any mode.
         size: pixels a side of the result.
         least: smallest share of the area, 0 to 1.
-        seed, position: decide the part: the sample at a position is cut alike whenever it is read.
+        random_seed, position: decide the part: the sample at a position is cut alike whenever it is read.
 
     Returns:
         uint8 [3, size, size].
     """
-    box = random_box(picture.size, least, seed, position)
+    box = random_box(picture.size, least, random_seed, position)
     return to_array(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box))
 
 
-def random_box(extent: tuple[int, int], least: float, seed: int, position: int) -> tuple[int, int, int, int]:
+def random_box(extent: tuple[int, int], least: float, random_seed: int, position: int) -> tuple[int, int, int, int]:
     """The part that `random_crop` takes of an image of `extent` (width, height): left, top, right, bottom."""
-    numbers = hash_numbers(np.arange(4 * _TRIES), seed, _CROP, position) / 2.0**64
+    numbers = hash_numbers(np.arange(4 * _TRIES), random_seed, _CROP, position) / 2.0**64
     return _random_box(extent, least, numbers.reshape(_TRIES, 4))
 
 
@@ -56,13 +56,13 @@ def _random_box(extent: tuple[int, int], least: float, numbers: np.ndarray) -> t
     return left, top, left + w, top + h
 
 
-def augment_batch(images: torch.Tensor, image: ImageParams, *, seed: int, position: int) -> torch.Tensor:
+def augment_batch(images: torch.Tensor, image: ImageParams, *, random_seed: int, position: int) -> torch.Tensor:
     """Flip half of the images and shift each at random, edges repeated, as `image.flip` and `image.shift` say.
 
     Args:
         images: uint8 [batch, 3, size, size], on any device.
         image: what to do.
-        seed: of the training.
+        random_seed: of the training.
         position: sample position of the first image (`Batch.first`); the others follow. What happens to an image
             depends on its position only, not on how batches are cut or spread over processes.
 
@@ -74,12 +74,12 @@ def augment_batch(images: torch.Tensor, image: ImageParams, *, seed: int, positi
     count, _, height, width = images.shape
     positions = np.arange(position, position + count)
     span = np.uint64(2 * image.shift + 1)
-    shift_x = (hash_numbers(positions, seed, _SHIFT_X) % span).astype(np.int64) - image.shift
-    shift_y = (hash_numbers(positions, seed, _SHIFT_Y) % span).astype(np.int64) - image.shift
+    shift_x = (hash_numbers(positions, random_seed, _SHIFT_X) % span).astype(np.int64) - image.shift
+    shift_y = (hash_numbers(positions, random_seed, _SHIFT_Y) % span).astype(np.int64) - image.shift
     x = np.clip(np.arange(width) + shift_x[:, None], 0, width - 1)
     y = np.clip(np.arange(height) + shift_y[:, None], 0, height - 1)
     if image.flip:
-        flipped = hash_numbers(positions, seed, _FLIP) % np.uint64(2) == 1
+        flipped = hash_numbers(positions, random_seed, _FLIP) % np.uint64(2) == 1
         x[flipped] = x[flipped, ::-1]
     # One index per pixel of the plane, shared by the channels.
     plane = torch.from_numpy(y[:, :, None] * width + x[:, None, :]).reshape(count, 1, -1).to(images.device)

@@ -64,7 +64,7 @@ class _Batches(Dataset[Batch]):
         first = begin + (end - begin) * self.rank // self.world
         last = begin + (end - begin) * (self.rank + 1) // self.world
         rows = self.stream.rows_at(first, last - first)
-        images, good = self.store.load(rows, np.arange(first, last), self.stream.seed)
+        images, good = self.store.load(rows, np.arange(first, last), self.stream.random_seed)
         return Batch(rows[replacements(good)], images, first, end, rows[~good])
 
 

@@ -27,7 +27,7 @@ except ImportError:  # torchvision 0.29 announces that a later one will be witho
     decode_jpeg = None
 
 
-def training_pixels(content: bytes, image: ImageParams, position: int | None, seed: int) -> np.ndarray:
+def training_pixels(content: bytes, image: ImageParams, position: int | None, random_seed: int) -> np.ndarray:
     """Pixels of one encoded image for training.
 
     Args:
@@ -45,17 +45,21 @@ def training_pixels(content: bytes, image: ImageParams, position: int | None, se
     scale = image.crop_scale if position is not None else None
     pixels = None if image.decode == "exact" else _jpeg(content)
     if pixels is not None:
-        box = None if scale is None else random_box((pixels.shape[2], pixels.shape[1]), scale, seed, int(position or 0))
+        box = (
+            None
+            if scale is None
+            else random_box((pixels.shape[2], pixels.shape[1]), scale, random_seed, int(position or 0))
+        )
         resized: np.ndarray = resize(pixels, image.size, box).numpy()
         return resized
     picture = decode(content)
     if scale is None:
         return resize_and_crop(picture, image.size)
-    return random_crop(picture, image.size, scale, seed, int(position or 0))
+    return random_crop(picture, image.size, scale, random_seed, int(position or 0))
 
 
 def pixels_on_device(
-    contents: Sequence[bytes], image: ImageParams, positions: np.ndarray | None, seed: int, device: torch.device
+    contents: Sequence[bytes], image: ImageParams, positions: np.ndarray | None, random_seed: int, device: torch.device
 ) -> tuple[Tensor, np.ndarray]:
     """As `training_pixels` for a whole batch, JPEGs decoded and resized on `device`, which is meant to be a GPU.
 
@@ -80,11 +84,11 @@ def pixels_on_device(
         if pixels is not None:
             box = None
             if image.crop_scale is not None and position is not None:
-                box = random_box((pixels.shape[2], pixels.shape[1]), image.crop_scale, seed, position)
+                box = random_box((pixels.shape[2], pixels.shape[1]), image.crop_scale, random_seed, position)
             out[number] = resize(pixels, image.size, box)
             continue
         try:
-            out[number] = torch.from_numpy(training_pixels(content, image, position, seed).copy())
+            out[number] = torch.from_numpy(training_pixels(content, image, position, random_seed).copy())
         except Exception:  # what Pillow raises on damaged files is not to be foreseen; the loader counts and replaces
             good[number] = False
     return out, good

@@ -61,16 +61,16 @@ class ImageStore:
             self._states = _shared(shape[:1])
 
     def load(
-        self, rows: np.ndarray, positions: np.ndarray | None = None, seed: int = 0
+        self, rows: np.ndarray, positions: np.ndarray | None = None, random_seed: int = 0
     ) -> tuple[torch.Tensor, np.ndarray]:
         """Images of pairs.
 
         Args:
             rows: int [batch], of the index.
             positions: int [batch], sample positions; given, and with `image.crop_scale` set, a random part is cut out
-                of each image, decided by `seed` and its position. Otherwise open_clip's inference transform, as near as
-                `image.decode` says.
-            seed: of the training.
+                of each image, decided by `random_seed` and its position. Otherwise open_clip's inference transform,
+                as near as `image.decode` says.
+            random_seed: of the training.
 
         Returns:
             uint8 [batch, 3, size, size] on `device`, and bool [batch]: which could be read. A bad image is replaced by
@@ -79,7 +79,7 @@ class ImageStore:
         if self.device.type != "cpu":
             read = self._files.read_many(rows.tolist())
             contents = [b"" if isinstance(content, OSError) else content for content in read]
-            on_device, good = pixels_on_device(contents, self.image, positions, seed, self.device)
+            on_device, good = pixels_on_device(contents, self.image, positions, random_seed, self.device)
             return on_device if good.all() else on_device[torch.from_numpy(replacements(good))], good
         if self.cached:
             pixels, good = self._load_cached(rows)
@@ -88,7 +88,7 @@ class ImageStore:
             good = np.zeros(len(rows), bool)
             for number, content in enumerate(self._files.read_many(rows.tolist())):
                 position = None if positions is None else int(positions[number])
-                good[number] = self._decode_into(pixels[number], content, position, seed)
+                good[number] = self._decode_into(pixels[number], content, position, random_seed)
         if not good.all():
             pixels = pixels[replacements(good)]
         return torch.from_numpy(pixels), good
@@ -109,11 +109,13 @@ class ImageStore:
             self._states[slot] = _GOOD if good else _BAD
         return self._pixels[slots], self._states[slots] == _GOOD
 
-    def _decode_into(self, pixels: np.ndarray, content: bytes | OSError, position: int | None, seed: int) -> bool:
+    def _decode_into(
+        self, pixels: np.ndarray, content: bytes | OSError, position: int | None, random_seed: int
+    ) -> bool:
         if isinstance(content, OSError):
             return False
         try:
-            pixels[...] = training_pixels(content, self.image, position, seed)
+            pixels[...] = training_pixels(content, self.image, position, random_seed)
         except (UndecodableImage, OSError, ValueError):  # ValueError: a pixel format that cannot be resized
             return False
         return True

@@ -19,7 +19,7 @@ class PairStream:
     Args:
         rows: int64 [pairs], index rows to draw from: a whole source, or the pairs of one cluster.
         images: int64 [pairs], for each of `rows` the number of its image; rows that share it are captions of one image.
-        seed: of orders and captions.
+        random_seed: of orders and captions.
 
     Attributes:
         images_per_pass: number of distinct images.
@@ -28,19 +28,19 @@ class PairStream:
         ModeError: there are no rows.
 
     Example:
-        >>> stream = PairStream(np.array([3, 4, 7]), np.array([1, 1, 2]), seed=0)
+        >>> stream = PairStream(np.array([3, 4, 7]), np.array([1, 1, 2]), random_seed=0)
         >>> stream.images_per_pass
         2
         >>> bool(np.array_equal(stream.rows_at(1, 3), stream.rows_at(0, 4)[1:]))
         True
     """
 
-    def __init__(self, rows: np.ndarray, images: np.ndarray, seed: int) -> None:
+    def __init__(self, rows: np.ndarray, images: np.ndarray, random_seed: int) -> None:
         if len(rows) != len(images):
             raise ValueError(f"{len(rows)} rows, but images of {len(images)}")
         if not len(rows):
             raise ModeError("no pairs to train on", "the cluster is empty: fewer clusters, or more data")
-        self.seed = seed
+        self.random_seed = random_seed
         order = np.lexsort((rows, images))
         self._rows = np.asarray(rows, np.int64)[order]
         self._images, self._first, self._captions = np.unique(
@@ -64,11 +64,11 @@ class PairStream:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _shuffle(self, number: int) -> np.ndarray:
-        order: np.ndarray = np.random.default_rng([self.seed, number]).permutation(self.images_per_pass)
+        order: np.ndarray = np.random.default_rng([self.random_seed, number]).permutation(self.images_per_pass)
         return order
 
     def _rows_of(self, number: int, images: np.ndarray) -> np.ndarray:
         """A caption of each image, chosen anew in each pass."""
-        chosen = hash_numbers(self._images[images], self.seed, number) % self._captions[images].astype(np.uint64)
+        chosen = hash_numbers(self._images[images], self.random_seed, number) % self._captions[images].astype(np.uint64)
         rows: np.ndarray = self._rows[self._first[images] + chosen.astype(np.int64)]
         return rows

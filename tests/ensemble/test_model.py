@@ -18,8 +18,8 @@ from PIL import Image
 import mode
 from mode.clip.model import build_model, load_model, save_model
 from mode.embedding.base import build_embedder
-from mode.ensemble.mixture import Mixture
-from mode.ensemble.moe import Moe, find_folders
+from mode.ensemble.model import Ensemble, find_folders
+from mode.ensemble.router import Router
 from mode.errors import ModeError
 from mode.params import EmbeddingParams, ImageParams, ModelParams, RoutingParams
 from mode.tracking.runs import Tracker
@@ -39,14 +39,14 @@ CLASSES = ("white chess king", "ace of hearts", "black rook")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two experts, a seed and their mixture, untrained."""
+    """Two experts, a seed and their router, untrained."""
     root = tmp_path_factory.mktemp("project")
     for number, name in enumerate(("seed", "expert-0", "expert-1")):
         save_model(root / name, build_model(MODEL, ImageParams(size=16), CAPTIONS, number), {})
     embedder = build_embedder(EmbeddingParams(dimensions=4), CAPTIONS, 0)
     vectors = embedder.encode(CAPTIONS)
     conditions = {"expert-0": vectors[:9], "expert-1": vectors[9:]}
-    Mixture.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0).save(root / "ensemble")
+    Router.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0).save(root / "ensemble")
     return root
 
 
@@ -55,8 +55,8 @@ def models(project: Path, *names: str) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def moe(project: Path) -> Moe:
-    return Moe.load(project / "ensemble", models(project, "expert-0", "expert-1"), "cpu")
+def ensemble(project: Path) -> Ensemble:
+    return Ensemble.load(project / "ensemble", models(project, "expert-0", "expert-1"), "cpu")
 
 
 def png(seed: int, size: tuple[int, int] = (20, 31)) -> bytes:
@@ -85,45 +85,45 @@ def scale_of(project: Path, weights: dict[str, float]) -> float:
 
 
 class TestAdapt:
-    def test_probabilities_are_the_weighted_cosine_similarities(self, project: Path, moe: Moe) -> None:
+    def test_probabilities_are_the_weighted_cosine_similarities(self, project: Path, ensemble: Ensemble) -> None:
         images = [png(0), png(1)]
-        task = moe.adapt(CLASSES, ["a {c}", "{c}", "one {c} of a set"])
+        task = ensemble.adapt(CLASSES, ["a {c}", "{c}", "one {c} of a set"])
         total = towers(project, task.weights, images, [[f"a {c}", c, f"one {c} of a set"] for c in CLASSES])
         torch.testing.assert_close(task.scores(images), total, rtol=1e-4, atol=1e-6)
         expected = F.softmax(scale_of(project, task.weights) * total, dim=1)
         torch.testing.assert_close(task(images), expected, rtol=1e-4, atol=1e-6)
         assert task.labels(images) == [CLASSES[column] for column in total.argmax(dim=1)]
         assert sum(task.weights.values()) == pytest.approx(1)
-        assert task.weights == moe.mixture.weights([[f"a {c}", c, f"one {c} of a set"] for c in CLASSES])
+        assert task.weights == ensemble.router.weights([[f"a {c}", c, f"one {c} of a set"] for c in CLASSES])
 
-    def test_one_expert_says_what_open_clip_says(self, project: Path, moe: Moe) -> None:
-        task = moe.adapt(CLASSES)
+    def test_one_expert_says_what_open_clip_says(self, project: Path, ensemble: Ensemble) -> None:
+        task = ensemble.adapt(CLASSES)
         opinion = task.opinions([png(0)])["expert-1"]
         alone = towers(project, {"expert-1": 1.0}, [png(0)], [[c] for c in CLASSES])
         expected = F.softmax(scale_of(project, {"expert-1": 1.0}) * alone, dim=1)
         torch.testing.assert_close(opinion, expected, rtol=1e-4, atol=1e-6)
 
-    def test_the_seed_stands_in_with_the_experts_weight(self, project: Path, moe: Moe) -> None:
-        stood = Moe.load(project / "ensemble", models(project, "seed", "expert-1"), "cpu").adapt(CLASSES)
-        weights = moe.adapt(CLASSES).weights
+    def test_the_seed_stands_in_with_the_experts_weight(self, project: Path, ensemble: Ensemble) -> None:
+        stood = Ensemble.load(project / "ensemble", models(project, "seed", "expert-1"), "cpu").adapt(CLASSES)
+        weights = ensemble.adapt(CLASSES).weights
         assert stood.weights == weights
         as_models = {"seed": weights["expert-0"], "expert-1": weights["expert-1"]}
         expected = towers(project, as_models, [png(0)], [[c] for c in CLASSES])
         torch.testing.assert_close(stood.scores(png(0)), expected, rtol=1e-4, atol=1e-6)
-        alone = Moe.load(project / "ensemble", models(project, "seed"), "cpu").adapt(CLASSES)
+        alone = Ensemble.load(project / "ensemble", models(project, "seed"), "cpu").adapt(CLASSES)
         assert sum(alone.weights.values()) == pytest.approx(1)
         assert list(alone.clips) == ["seed"]
 
-    def test_top_k_and_threshold_run_only_what_they_keep(self, project: Path, moe: Moe) -> None:
-        weights = moe.adapt(CLASSES).weights
+    def test_top_k_and_threshold_run_only_what_they_keep(self, project: Path, ensemble: Ensemble) -> None:
+        weights = ensemble.adapt(CLASSES).weights
         first = max(weights, key=lambda name: weights[name])
-        for task in (moe.adapt(CLASSES, top_k=1), moe.adapt(CLASSES, threshold=weights[first])):
+        for task in (ensemble.adapt(CLASSES, top_k=1), ensemble.adapt(CLASSES, threshold=weights[first])):
             assert task.weights[first] == 1
             assert list(task.clips) == [first]
             expected = towers(project, {first: 1.0}, [png(3)], [[c] for c in CLASSES])
             torch.testing.assert_close(task.scores(png(3)), expected, rtol=1e-4, atol=1e-6)
-        assert moe.adapt(CLASSES, top_k=2).weights == pytest.approx(weights)
-        assert moe.adapt(CLASSES, threshold=1.0).weights == pytest.approx(weights)
+        assert ensemble.adapt(CLASSES, top_k=2).weights == pytest.approx(weights)
+        assert ensemble.adapt(CLASSES, threshold=1.0).weights == pytest.approx(weights)
 
     @pytest.mark.parametrize(
         ("classes", "templates", "options", "message"),
@@ -140,22 +140,27 @@ class TestAdapt:
         ],
     )
     def test_bad_requests_are_named(
-        self, moe: Moe, classes: list[str], templates: list[str] | None, options: dict[str, object], message: str
+        self,
+        ensemble: Ensemble,
+        classes: list[str],
+        templates: list[str] | None,
+        options: dict[str, object],
+        message: str,
     ) -> None:
         with pytest.raises(ModeError, match=message):
-            moe.adapt(classes, templates, **options)  # type: ignore[arg-type]
+            ensemble.adapt(classes, templates, **options)  # type: ignore[arg-type]
 
 
 class TestImages:
-    def test_whatever_an_image_is_given_as(self, moe: Moe, tmp_path: Path) -> None:
+    def test_whatever_an_image_is_given_as(self, ensemble: Ensemble, tmp_path: Path) -> None:
         content = png(4)
         (tmp_path / "a.png").write_bytes(content)
         picture = Image.open(io.BytesIO(content))
         array = np.array(picture)
-        task = moe.adapt(CLASSES)
+        task = ensemble.adapt(CLASSES)
         expected = task([content])
         assert expected.shape == (1, 3)
-        tensor = moe.preprocess(picture)
+        tensor = ensemble.preprocess(picture)
         for given in (content, tmp_path / "a.png", str(tmp_path / "a.png"), picture, array, array[None], tensor):
             torch.testing.assert_close(task(given), expected)
         mixed = task([str(tmp_path / "a.png"), picture, array, content])
@@ -163,12 +168,12 @@ class TestImages:
         torch.testing.assert_close(task(torch.stack([tensor, tensor])), expected.expand(2, 3))
 
     @pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
-    def test_batches_do_not_matter(self, project: Path, moe: Moe, count: int) -> None:
-        small = Moe.load(project / "ensemble", models(project, "expert-0", "expert-1"), "cpu", batch_size=2)
+    def test_batches_do_not_matter(self, project: Path, ensemble: Ensemble, count: int) -> None:
+        small = Ensemble.load(project / "ensemble", models(project, "expert-0", "expert-1"), "cpu", batch_size=2)
         images = [png(seed) for seed in range(count)]
         answer = small.adapt(CLASSES)(images)
         assert answer.shape == (count, 3)
-        torch.testing.assert_close(answer, moe.adapt(CLASSES)(images))
+        torch.testing.assert_close(answer, ensemble.adapt(CLASSES)(images))
 
     @pytest.mark.parametrize(
         ("images", "message"),
@@ -182,45 +187,45 @@ class TestImages:
             (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "a tensor of torch.uint8"),
         ],
     )
-    def test_what_is_no_image_is_named(self, moe: Moe, images: object, message: str) -> None:
+    def test_what_is_no_image_is_named(self, ensemble: Ensemble, images: object, message: str) -> None:
         with pytest.raises(ModeError, match=message):
-            moe.adapt(CLASSES)(images)
+            ensemble.adapt(CLASSES)(images)
 
 
-def test_retrieval_is_routed_by_all_texts_or_by_the_task(project: Path, moe: Moe) -> None:
+def test_retrieval_is_routed_by_all_texts_or_by_the_task(project: Path, ensemble: Ensemble) -> None:
     images, texts = [png(0), png(1)], ["a white chess king", "ace of hearts", "two of spades", "red rook"]
-    routed = moe.mixture.weights([[text] for text in texts])
+    routed = ensemble.router.weights([[text] for text in texts])
     expected = towers(project, routed, images, [[text] for text in texts])
-    torch.testing.assert_close(moe.retrieve(images, texts, query="together"), expected, rtol=1e-4, atol=1e-6)
-    task = moe.adapt(["ace of hearts"])
+    torch.testing.assert_close(ensemble.retrieve(images, texts, query="together"), expected, rtol=1e-4, atol=1e-6)
+    task = ensemble.adapt(["ace of hearts"])
     assert task.weights != pytest.approx(routed)
     expected = towers(project, task.weights, images, [[text] for text in texts])
     torch.testing.assert_close(task.retrieve(images, texts), expected, rtol=1e-4, atol=1e-6)
     assert task.retrieve([], texts).shape == (0, 4)
 
 
-def test_retrieval_by_query(project: Path, moe: Moe) -> None:
+def test_retrieval_by_query(project: Path, ensemble: Ensemble) -> None:
     """Every text by itself, and every image by the texts that it seems to show; against loops."""
     images, texts = [png(0), png(1), png(2)], ["a white chess king", "ace of hearts", "zyxgfq", "red rook"]
     names = ("expert-0", "expert-1")
     alone = {name: towers(project, {name: 1.0}, images, [[text] for text in texts]) for name in names}
-    task = moe.mixture.weights([[text] for text in texts])
-    own = [moe.mixture.weights([[text]]) for text in texts]
+    task = ensemble.router.weights([[text] for text in texts])
+    own = [ensemble.router.weights([[text]]) for text in texts]
     assert own[2] == {"expert-0": 0.5, "expert-1": 0.5}  # no known word
     by_text = torch.stack([sum(own[t][n] * alone[n][:, t] for n in names) for t in range(4)], dim=1)
-    found = moe.retrieve(images, texts)
-    torch.testing.assert_close(found, moe.retrieve(images, texts, query="text"))
+    found = ensemble.retrieve(images, texts)
+    torch.testing.assert_close(found, ensemble.retrieve(images, texts, query="text"))
     torch.testing.assert_close(found, by_text, rtol=1e-4, atol=1e-6)
     guess = F.softmax(scale_of(project, task) * sum(task[n] * alone[n] for n in names), dim=1)
     weights = {n: guess @ torch.tensor([own[t][n] for t in range(4)]) for n in names}
     by_image = sum(weights[n][:, None] * alone[n] for n in names)
-    torch.testing.assert_close(moe.retrieve(images, texts, query="image"), by_image, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ensemble.retrieve(images, texts, query="image"), by_image, rtol=1e-4, atol=1e-6)
 
 
 class TestAsOpenClip:
-    def test_inner_products_are_the_ensembles_scores(self, moe: Moe) -> None:
+    def test_inner_products_are_the_ensembles_scores(self, ensemble: Ensemble) -> None:
         pictures = [Image.open(io.BytesIO(png(seed))) for seed in range(3)]
-        task = moe.adapt(CLASSES)
+        task = ensemble.adapt(CLASSES)
         images = task.encode_image(torch.stack([task.preprocess(picture) for picture in pictures]))
         texts = task.encode_text(task.tokenizer(list(CLASSES)), normalize=True)
         assert images.shape == texts.shape == (3, 32)
@@ -229,9 +234,9 @@ class TestAsOpenClip:
         probabilities = F.softmax(task.logit_scale.exp() * images @ texts.T, dim=1)
         torch.testing.assert_close(probabilities, task(pictures))
 
-    def test_without_a_task_it_is_the_uniform_average(self, project: Path, moe: Moe) -> None:
-        batch = torch.stack([moe.preprocess(Image.open(io.BytesIO(png(seed)))) for seed in range(2)])
-        images, texts, scale = moe(batch, moe.tokenizer(list(CLASSES)))
+    def test_without_a_task_it_is_the_uniform_average(self, project: Path, ensemble: Ensemble) -> None:
+        batch = torch.stack([ensemble.preprocess(Image.open(io.BytesIO(png(seed)))) for seed in range(2)])
+        images, texts, scale = ensemble(batch, ensemble.tokenizer(list(CLASSES)))
         half = {"expert-0": 0.5, "expert-1": 0.5}
         expected = towers(project, half, [png(0), png(1)], [[c] for c in CLASSES])
         torch.testing.assert_close(images @ texts.T, expected, rtol=1e-4, atol=1e-6)
@@ -240,30 +245,30 @@ class TestAsOpenClip:
     def test_experts_of_another_size_answer_but_are_no_single_encoder(self, project: Path, tmp_path: Path) -> None:
         save_model(tmp_path / "large", build_model(MODEL, ImageParams(size=24), CAPTIONS, 5), {})
         folders = {"expert-0": project / "expert-0", "expert-1": tmp_path / "large"}
-        moe = Moe.load(project / "ensemble", folders, "cpu")
-        assert moe.adapt(CLASSES)([png(0)]).shape == (1, 3)
+        ensemble = Ensemble.load(project / "ensemble", folders, "cpu")
+        assert ensemble.adapt(CLASSES)([png(0)]).shape == (1, 3)
         with pytest.raises(ModeError, match="images of different sizes"):
-            moe.encode_image(torch.zeros(1, 3, 16, 16))
+            ensemble.encode_image(torch.zeros(1, 3, 16, 16))
         with pytest.raises(ModeError, match="has other parameters"):
-            moe.adapt(CLASSES, merge="weights")
+            ensemble.adapt(CLASSES, merge="weights")
 
 
 @pytest.mark.parametrize("precision", ["amp", "bf16"])
-def test_lower_precision_is_close(project: Path, moe: Moe, precision: str) -> None:
+def test_lower_precision_is_close(project: Path, ensemble: Ensemble, precision: str) -> None:
     members = models(project, "expert-0", "expert-1")
-    low = Moe.load(project / "ensemble", members, "cpu", precision)  # type: ignore[arg-type]
+    low = Ensemble.load(project / "ensemble", members, "cpu", precision)  # type: ignore[arg-type]
     images = [png(seed) for seed in range(4)]
-    difference = (low.adapt(CLASSES).scores(images) - moe.adapt(CLASSES).scores(images)).abs().max().item()
+    difference = (low.adapt(CLASSES).scores(images) - ensemble.adapt(CLASSES).scores(images)).abs().max().item()
     assert 0 < difference < 0.05
 
 
 class TestLoad:
     @pytest.mark.parametrize("where", ["", "ensemble"])
-    def test_the_models_folder_and_the_ensembles_own(self, project: Path, moe: Moe, where: str) -> None:
+    def test_the_models_folder_and_the_ensembles_own(self, project: Path, ensemble: Ensemble, where: str) -> None:
         loaded = mode.load(project / where, device="cpu", batch_size=3)
         assert loaded.batch_size == 3
         assert loaded.experts == ("expert-0", "expert-1")
-        torch.testing.assert_close(loaded.adapt(CLASSES)(png(0)), moe.adapt(CLASSES)(png(0)))
+        torch.testing.assert_close(loaded.adapt(CLASSES)(png(0)), ensemble.adapt(CLASSES)(png(0)))
 
     def test_what_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(ModeError, match="no ensemble there"):
@@ -277,7 +282,7 @@ class TestLoad:
 
 
 def test_the_registered_model_answers_as_the_loaded_one(
-    project: Path, moe: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    project: Path, ensemble: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     tracker = Tracker(tmp_path / "mlruns")
     members = models(project, "expert-0", "expert-1")
@@ -293,7 +298,7 @@ def test_the_registered_model_answers_as_the_loaded_one(
 
     import mlflow
 
-    images, task = [png(0), png(1)], moe.adapt(CLASSES)
+    images, task = [png(0), png(1)], ensemble.adapt(CLASSES)
     assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"} & set(os.environ)
     mlflow.set_tracking_uri(None)  # as in a process that has not met MLflow
     mlflow.set_registry_uri(None)

@@ -1,4 +1,4 @@
-"""The mixture: metadata vectors, stand-ins, combination, calibration on captions, and the folder."""
+"""The router: metadata vectors, stand-ins, combination, calibration on captions, and the folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mode.embedding.lsa import LsaEmbedder
-from mode.ensemble.mixture import Mixture, class_vectors, combine
-from mode.ensemble.routing import class_distances, published_weights
+from mode.ensemble.router import Router, class_vectors, combine
+from mode.ensemble.rules import class_distances, published_weights
 from mode.errors import ModeError
 from mode.params import RoutingParams
 
@@ -50,8 +50,8 @@ def conditions(embedder: LsaEmbedder) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def mixture(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str]) -> Mixture:
-    return Mixture.fit(conditions, embedder, RoutingParams(), captions, seed=0)
+def router(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str]) -> Router:
+    return Router.fit(conditions, embedder, RoutingParams(), captions, random_seed=0)
 
 
 class TestWeights:
@@ -59,46 +59,46 @@ class TestWeights:
     def test_a_task_of_one_domain_goes_to_its_expert(
         self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str], kind: str
     ) -> None:
-        mixture = Mixture.fit(conditions, embedder, RoutingParams(kind=kind), captions, seed=0)  # type: ignore[arg-type]
-        animals = mixture.weights([[f"a {name}", f"the small {name}"] for name in ANIMALS])
-        tools = mixture.weights([[f"a {name}"] for name in TOOLS])
+        router = Router.fit(conditions, embedder, RoutingParams(kind=kind), captions, random_seed=0)  # type: ignore[arg-type]
+        animals = router.weights([[f"a {name}", f"the small {name}"] for name in ANIMALS])
+        tools = router.weights([[f"a {name}"] for name in TOOLS])
         assert animals["animals"] > 0.5 > tools["animals"]
         assert sum(animals.values()) == pytest.approx(1)
 
-    def test_calibrated_is_surer_than_published(self, mixture: Mixture, embedder: LsaEmbedder) -> None:
+    def test_calibrated_is_surer_than_published(self, router: Router, embedder: LsaEmbedder) -> None:
         metadata = [[name] for name in ANIMALS]
-        published = published_weights(class_distances(class_vectors(embedder, metadata), mixture.conditions))
-        assert mixture.weights(metadata)["animals"] > published["animals"]
+        published = published_weights(class_distances(class_vectors(embedder, metadata), router.conditions))
+        assert router.weights(metadata)["animals"] > published["animals"]
 
-    def test_classes_without_a_known_word_are_left_out(self, mixture: Mixture) -> None:
+    def test_classes_without_a_known_word_are_left_out(self, router: Router) -> None:
         known = [["dog"], ["hammer"], ["cat"]]
-        assert mixture.weights([*known, ["zyxgfq"], ["qqq", "vvv"]]) == pytest.approx(mixture.weights(known))
-        assert mixture.weights([["zyxgfq"]]) == {"animals": 0.5, "tools": 0.5}
-        assert mixture.weights([]) == {"animals": 0.5, "tools": 0.5}
+        assert router.weights([*known, ["zyxgfq"], ["qqq", "vvv"]]) == pytest.approx(router.weights(known))
+        assert router.weights([["zyxgfq"]]) == {"animals": 0.5, "tools": 0.5}
+        assert router.weights([]) == {"animals": 0.5, "tools": 0.5}
 
-    def test_the_temperature_is_inside_the_search(self, mixture: Mixture) -> None:
+    def test_the_temperature_is_inside_the_search(self, router: Router) -> None:
         """Neither certain nor indifferent: a caption without its telling words leaves a doubt, but seldom."""
-        assert mixture.temperature is not None
-        assert 0.01 < mixture.temperature < 10  # squared distances between unit vectors are 0 to 4
-        assert 0.1 < mixture.weights([["red"]])["animals"] < 0.9
-        assert mixture.weights([["dog"]])["animals"] > 0.8
+        assert router.temperature is not None
+        assert 0.01 < router.temperature < 10  # squared distances between unit vectors are 0 to 4
+        assert 0.1 < router.weights([["red"]])["animals"] < 0.9
+        assert router.weights([["dog"]])["animals"] > 0.8
 
     def test_an_expert_of_another_source_joins(
-        self, mixture: Mixture, embedder: LsaEmbedder, captions: list[str]
+        self, router: Router, embedder: LsaEmbedder, captions: list[str]
     ) -> None:
         """A second source overlaps in its words: old conditions stay as they are, weights go by name."""
-        joined = {**mixture.conditions, "zoo": embedder.encode(["lion", "lion fish"])}
-        larger = Mixture.fit(joined, embedder, RoutingParams(), captions, seed=0)
+        joined = {**router.conditions, "zoo": embedder.encode(["lion", "lion fish"])}
+        larger = Router.fit(joined, embedder, RoutingParams(), captions, random_seed=0)
         weights = larger.weights([["lion"]])
         assert max(weights, key=weights.__getitem__) == "zoo"
         assert list(weights) == ["animals", "tools", "zoo"]
 
     def test_the_same_seed_gives_the_same_temperature(
-        self, mixture: Mixture, embedder: LsaEmbedder, captions: list[str]
+        self, router: Router, embedder: LsaEmbedder, captions: list[str]
     ) -> None:
-        again = Mixture.fit(mixture.conditions, embedder, RoutingParams(), captions, seed=0)
-        other = Mixture.fit(mixture.conditions, embedder, RoutingParams(), captions, seed=1)
-        assert again.temperature == mixture.temperature != other.temperature
+        again = Router.fit(router.conditions, embedder, RoutingParams(), captions, random_seed=0)
+        other = Router.fit(router.conditions, embedder, RoutingParams(), captions, random_seed=1)
+        assert again.temperature == router.temperature != other.temperature
 
 
 def test_class_vectors_average_unit_vectors_and_normalise(embedder: LsaEmbedder) -> None:
@@ -118,15 +118,15 @@ def test_class_vectors_of_more_prompts_than_a_block(embedder: LsaEmbedder) -> No
 
 
 class TestMembers:
-    def test_an_untrained_expert_is_stood_in_for_by_the_seed(self, mixture: Mixture) -> None:
-        assert mixture.members(["seed", "dense", "tools"]) == {"animals": "seed", "tools": "tools"}
+    def test_an_untrained_expert_is_stood_in_for_by_the_seed(self, router: Router) -> None:
+        assert router.members(["seed", "dense", "tools"]) == {"animals": "seed", "tools": "tools"}
 
-    def test_all_trained_needs_no_seed(self, mixture: Mixture) -> None:
-        assert mixture.members(["tools", "animals"]) == {"animals": "animals", "tools": "tools"}
+    def test_all_trained_needs_no_seed(self, router: Router) -> None:
+        assert router.members(["tools", "animals"]) == {"animals": "animals", "tools": "tools"}
 
-    def test_neither_expert_nor_seed(self, mixture: Mixture) -> None:
+    def test_neither_expert_nor_seed(self, router: Router) -> None:
         with pytest.raises(ModeError, match=r"no model for animals, nor 'seed'.*there are: dense, tools"):
-            mixture.members(["dense", "tools"])
+            router.members(["dense", "tools"])
 
 
 def test_combine_by_hand() -> None:
@@ -141,10 +141,10 @@ class TestFolder:
         self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str], kind: str, tmp_path: Path
     ) -> None:
         routing = RoutingParams(kind=kind, divisor=2.0, bandwidth=0.7)  # type: ignore[arg-type]
-        saved = Mixture.fit(conditions, embedder, routing, captions, seed=0)
+        saved = Router.fit(conditions, embedder, routing, captions, random_seed=0)
         saved.save(tmp_path / "ensemble")
         saved.save(tmp_path / "ensemble")  # replaces
-        loaded = Mixture.load(tmp_path / "ensemble")
+        loaded = Router.load(tmp_path / "ensemble")
         metadata = [["a dog"], ["a saw", "one saw"]]
         assert loaded.weights(metadata) == pytest.approx(saved.weights(metadata))
         assert loaded.experts == saved.experts
@@ -154,41 +154,41 @@ class TestFolder:
         """Safetensors sorts its names; the list in ensemble.json has the order."""
         names = ["z", "a", "m"]
         conditions = {name: embedder.encode([word]) for name, word in zip(names, ANIMALS, strict=False)}
-        Mixture.fit(conditions, embedder, RoutingParams(), captions, seed=0).save(tmp_path / "e")
-        assert list(Mixture.load(tmp_path / "e").experts) == names
+        Router.fit(conditions, embedder, RoutingParams(), captions, random_seed=0).save(tmp_path / "e")
+        assert list(Router.load(tmp_path / "e").experts) == names
 
-    def test_missing_damaged_and_newer_folders(self, mixture: Mixture, tmp_path: Path) -> None:
-        with pytest.raises(ModeError, match="no saved mixture"):
-            Mixture.load(tmp_path / "nowhere")
-        mixture.save(tmp_path / "e")
+    def test_missing_damaged_and_newer_folders(self, router: Router, tmp_path: Path) -> None:
+        with pytest.raises(ModeError, match="no saved ensemble"):
+            Router.load(tmp_path / "nowhere")
+        router.save(tmp_path / "e")
 
         shutil.copytree(tmp_path / "e", tmp_path / "cut")
         (tmp_path / "cut" / "conditions.safetensors").write_bytes(b"\x10")
-        with pytest.raises(ModeError, match="damaged mixture"):
-            Mixture.load(tmp_path / "cut")
+        with pytest.raises(ModeError, match="damaged ensemble"):
+            Router.load(tmp_path / "cut")
 
         description = json.loads((tmp_path / "e" / "ensemble.json").read_text())
         (tmp_path / "e" / "ensemble.json").write_text(json.dumps({**description, "format": 99}))
         with pytest.raises(ModeError, match="format 99"):
-            Mixture.load(tmp_path / "e")
+            Router.load(tmp_path / "e")
         (tmp_path / "e" / "ensemble.json").write_text("{")
-        with pytest.raises(ModeError, match="damaged mixture"):
-            Mixture.load(tmp_path / "e")
+        with pytest.raises(ModeError, match="damaged ensemble"):
+            Router.load(tmp_path / "e")
 
 
 class TestBadInput:
     def test_no_expert(self, embedder: LsaEmbedder, captions: list[str]) -> None:
         with pytest.raises(ModeError, match="no expert"):
-            Mixture.fit({}, embedder, RoutingParams(), captions, seed=0)
+            Router.fit({}, embedder, RoutingParams(), captions, random_seed=0)
 
     @pytest.mark.parametrize("shape", [(0, 8), (3, 7), (8,)])
     def test_a_condition_of_another_shape(
         self, embedder: LsaEmbedder, captions: list[str], shape: tuple[int, ...]
     ) -> None:
         with pytest.raises(ModeError, match="condition of expert 'a': shape"):
-            Mixture.fit({"a": np.zeros(shape, np.float32)}, embedder, RoutingParams(), captions, seed=0)
+            Router.fit({"a": np.zeros(shape, np.float32)}, embedder, RoutingParams(), captions, random_seed=0)
 
     @pytest.mark.parametrize("useless", [[], ["zyxgfq qqq"]])
-    def test_no_caption_to_calibrate_on(self, mixture: Mixture, embedder: LsaEmbedder, useless: list[str]) -> None:
+    def test_no_caption_to_calibrate_on(self, router: Router, embedder: LsaEmbedder, useless: list[str]) -> None:
         with pytest.raises(ModeError, match=f"none of {len(useless)} training captions"):
-            Mixture.fit(mixture.conditions, embedder, RoutingParams(), useless, seed=0)
+            Router.fit(router.conditions, embedder, RoutingParams(), useless, random_seed=0)

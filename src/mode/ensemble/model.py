@@ -1,15 +1,15 @@
 """The ensemble as one model: open it, adapt it to classes, and ask it about images.
 
-    >>> moe = mode.load("models")
-    >>> task = moe.adapt(["white chess king", "ace of hearts"], templates=["a picture of {c}"])
+    >>> ensemble = mode.load("models")
+    >>> task = ensemble.adapt(["white chess king", "ace of hearts"], templates=["a picture of {c}"])
     >>> list(task.weights)                                    # of each expert, from the words alone
     ['expert-0', 'expert-1']
     >>> task(["king.png", "ace.png", "rook.png"]).shape       # probabilities, float32 [images, classes]
     torch.Size([3, 2])
-    >>> moe.retrieve(["king.png", "ace.png"], ["a king", "two aces", "an ace"]).shape    # cosines [images, texts]
+    >>> ensemble.retrieve(["king.png", "ace.png"], ["a king", "two aces", "an ace"]).shape    # cosines [images, texts]
     torch.Size([2, 3])
 
-`Moe` and `TaskModel` also have the interface of an open_clip model (`encode_image`, `encode_text`, `logit_scale`,
+`Ensemble` and `TaskModel` also have the interface of an open_clip model (`encode_image`, `encode_text`, `logit_scale`,
 `preprocess`, `tokenizer`), for tools that expect one; `JointEncoder` says what their features mean.
 """
 
@@ -33,8 +33,8 @@ from mode.clip.model import CONFIG, Clip, load_model, write_model_files
 from mode.clip.preprocess import Preprocess
 from mode.ensemble.images import Images, batches_of_pixels
 from mode.ensemble.merge import draw_images, even_batches, has_statistics, merge_models
-from mode.ensemble.mixture import Mixture, QueryWeights
-from mode.ensemble.routing import keep_share, keep_top, uniform_weights
+from mode.ensemble.router import QueryWeights, Router
+from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
 from mode.files import write_aside
 
@@ -209,21 +209,21 @@ class JointEncoder(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "amp" else nullcontext()
 
 
-class Moe(JointEncoder):
+class Ensemble(JointEncoder):
     """A trained ensemble that is not adapted to a task yet; `adapt` does that.
 
     As an open_clip model it is the uniform average of its experts, for it knows no task; `adapt(classes)` gives one
     with the routing weights of these classes.
 
     Args:
-        mixture: routes.
+        router: routes.
         models: expert -> its model; an expert that has none is stood in for by `seed`.
         device, precision, batch_size: as in `mode.load`.
     """
 
     def __init__(
         self,
-        mixture: Mixture,
+        router: Router,
         models: Mapping[str, Clip],
         device: str | None = None,
         precision: Precision | None = None,
@@ -231,28 +231,28 @@ class Moe(JointEncoder):
     ) -> None:
         where = pick_device(device or "auto")
         on_gpu = where.type != "cpu"
-        self.mixture, self.members = mixture, mixture.members(models)
+        self.router, self.members = router, router.members(models)
         for model in set(self.members.values()):
             models[model].model.to(where)
-        weights = self._per_model(uniform_weights(mixture.experts))
+        weights = self._per_model(uniform_weights(router.experts))
         chosen: Precision = precision or ("amp" if on_gpu else "fp32")
         super().__init__(models, weights, chosen, batch_size or (256 if on_gpu else 64))
 
     @classmethod
     def load(
         cls,
-        mixture: Path,
+        router: Path,
         models: Mapping[str, Path],
         device: str | None = None,
         precision: Precision | None = None,
         batch_size: int | None = None,
-    ) -> Moe:
-        """From the folder of a saved mixture and model folders, of which only the needed ones are read.
+    ) -> Ensemble:
+        """From the folder of a saved router and model folders, of which only the needed ones are read.
 
         Raises:
             ModeError: a folder cannot be read, or an expert has neither a model nor the seed to stand in for it.
         """
-        opened = Mixture.load(mixture)
+        opened = Router.load(router)
         where = str(pick_device(device or "auto"))
         needed = dict.fromkeys(opened.members(models).values())
         clips = {name: load_model(models[name], where, "bf16" if precision == "bf16" else "fp32") for name in needed}
@@ -261,7 +261,7 @@ class Moe(JointEncoder):
     @property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts."""
-        return self.mixture.experts
+        return self.router.experts
 
     def adapt(
         self,
@@ -296,14 +296,14 @@ class Moe(JointEncoder):
                 or a merge of models that cannot be merged or lack images.
 
         Example:
-            >>> moe = mode.load("models")
-            >>> len(moe.adapt(["white chess king", "ace of hearts"], top_k=1).clips)
+            >>> ensemble = mode.load("models")
+            >>> len(ensemble.adapt(["white chess king", "ace of hearts"], top_k=1).clips)
             1
-            >>> task = moe.adapt(["white chess king", "ace of hearts"], ["a picture of {c}"], merge="weights")
+            >>> task = ensemble.adapt(["white chess king", "ace of hearts"], ["a picture of {c}"], merge="weights")
             >>> task.save("kings-and-aces")           # an ordinary open_clip folder
         """
         prompts = _prompts(classes, templates)
-        routed = self.mixture.weights(prompts)
+        routed = self.router.weights(prompts)
         if top_k is not None and threshold is not None:
             raise ModeError("top_k and threshold both say which experts to keep", "give one of them")
         if top_k is not None:
@@ -337,19 +337,19 @@ class Moe(JointEncoder):
             `text`; column j ranks the images for text j, unless it is `image`.
 
         Example:
-            >>> moe = mode.load("models")
-            >>> similarities = moe.retrieve(["king.png", "ace.png"], ["a king", "two aces", "an ace"])
+            >>> ensemble = mode.load("models")
+            >>> similarities = ensemble.retrieve(["king.png", "ace.png"], ["a king", "two aces", "an ace"])
             >>> best_image_of_each_text = similarities.argmax(dim=0)
             >>> best_image_of_each_text.shape
             torch.Size([3])
         """
         task = self.adapt(texts)
         if query is None:
-            query = "text" if self.mixture.routing.by_query else "together"
+            query = "text" if self.router.routing.by_query else "together"
         if query == "together":
             return task.scores(images)
         found = {name: scores.cpu().numpy() for name, scores in task.similarities(images).items()}
-        weights = query_weights(self.mixture, self.members, texts, task.per_model, self.clips)
+        weights = query_weights(self.router, self.members, texts, task.per_model, self.clips)
         if query == "image":
             return torch.from_numpy(weights.of_images(0, found)).to(self.device)
         return torch.from_numpy(weights.of_texts(0, {name: s.T for name, s in found.items()})).T.to(self.device)
@@ -374,7 +374,7 @@ class Moe(JointEncoder):
         pixels = torch.empty(0)
         if has_statistics(clips.values()):
             if images is None:
-                pixels = draw_images(self.mixture.images, routed)
+                pixels = draw_images(self.router.images, routed)
             else:
                 read = batches_of_pixels(images, {preprocess.geometry: preprocess.pixels}, self.batch_size)
                 pixels = torch.cat([pixels, *(batch[preprocess.geometry] for batch in read)])
@@ -383,7 +383,7 @@ class Moe(JointEncoder):
 
 
 class TaskModel(JointEncoder):
-    """An ensemble adapted to classes (`Moe.adapt`): images in, probabilities out.
+    """An ensemble adapted to classes (`Ensemble.adapt`): images in, probabilities out.
 
     As an open_clip model it has the task's routing weights.
 
@@ -399,9 +399,9 @@ class TaskModel(JointEncoder):
         weights: dict[str, float],
         clips: Mapping[str, Clip],
         per_model: Mapping[str, float],
-        moe: Moe,
+        ensemble: Ensemble,
     ) -> None:
-        super().__init__(clips, per_model, moe.precision, moe.batch_size)
+        super().__init__(clips, per_model, ensemble.precision, ensemble.batch_size)
         self.classes, self.weights = classes, weights
         self._columns = self._encode_prompts(prompts)
 
@@ -449,7 +449,7 @@ class TaskModel(JointEncoder):
         return [self.classes[column] for column in self.scores(images).argmax(dim=1).tolist()]
 
     def retrieve(self, images: Images, texts: Sequence[str]) -> Tensor:
-        """Similarities of images and texts, with this task's weights (`Moe.retrieve`: with the texts' own).
+        """Similarities of images and texts, with this task's weights (`Ensemble.retrieve`: with the texts' own).
 
         Args:
             images: n of them, as in `forward`.
@@ -483,7 +483,7 @@ class TaskModel(JointEncoder):
 
 
 def query_weights(
-    mixture: Mixture,
+    router: Router,
     members: Mapping[str, str],
     texts: Sequence[str],
     task: Mapping[str, float],
@@ -492,14 +492,14 @@ def query_weights(
     """Weights of every query of a retrieval task.
 
     Args:
-        mixture: routes.
+        router: routes.
         members: expert -> the model that answers for it.
         texts: of the task.
         task: model -> its weight in the task as a whole.
         clips: name -> model.
     """
     factor = sum(weight * clips[name].model.logit_scale.exp().item() for name, weight in task.items())
-    return QueryWeights(task, by_model(members, mixture.text_weights(texts), np.zeros(len(texts))), factor)
+    return QueryWeights(task, by_model(members, router.text_weights(texts), np.zeros(len(texts))), factor)
 
 
 def by_model(members: Mapping[str, str], routed: Mapping[str, Weight], zero: Weight) -> dict[str, Weight]:
@@ -511,18 +511,18 @@ def by_model(members: Mapping[str, str], routed: Mapping[str, Weight], zero: Wei
 
 
 def find_folders(folder: Path) -> tuple[Path, dict[str, Path]]:
-    """The mixture's folder and the model folders beside it.
+    """The router's folder and the model folders beside it.
 
     Args:
-        folder: the mixture's, or the one that holds it as `ensemble`.
+        folder: the router's, or the one that holds it as `ensemble`.
 
     Raises:
         ModeError: neither.
     """
-    for mixture in (folder, folder / "ensemble"):
-        if Mixture.is_saved_in(mixture):
-            models = mixture.resolve().parent
-            return mixture, {path.parent.name: path.parent for path in sorted(models.glob(f"*/{CONFIG}"))}
+    for router in (folder, folder / "ensemble"):
+        if Router.is_saved_in(router):
+            models = router.resolve().parent
+            return router, {path.parent.name: path.parent for path in sorted(models.glob(f"*/{CONFIG}"))}
     raise ModeError(f"{folder}: no ensemble there", "give the folder `models` of a finished run; `dvc repro` makes it")
 
 

@@ -223,7 +223,7 @@ def calibrate_temperature(distances: NDArray[np.floating], assigned: NDArray[np.
     return scale * float(np.exp(found.x))
 
 
-def partial_captions(captions: Sequence[str], seed: int, kept: float = KEPT_WORDS) -> list[str]:
+def partial_captions(captions: Sequence[str], random_seed: int, kept: float = KEPT_WORDS) -> list[str]:
     """Each caption with a random part of its words (split at white space), in their order; at least one word stays.
 
     Args:
@@ -232,10 +232,10 @@ def partial_captions(captions: Sequence[str], seed: int, kept: float = KEPT_WORD
         kept: probability that a word stays.
 
     Example:
-        >>> partial_captions(["a black dog runs over wet grass"], seed=0)
+        >>> partial_captions(["a black dog runs over wet grass"], random_seed=0)
         ['black dog runs']
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_seed)
     partial = []
     for caption in captions:
         words = caption.split()

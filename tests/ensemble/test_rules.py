@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mode.ensemble.routing import (
+from mode.ensemble.rules import (
     Nearest,
     calibrate_temperature,
     calibrated_weights,
@@ -256,7 +256,7 @@ class TestTemperature:
 class TestPartialCaptions:
     def test_keeps_order_and_about_half(self) -> None:
         captions = [" ".join(f"w{i}" for i in range(20))] * 200
-        partial = partial_captions(captions, seed=1)
+        partial = partial_captions(captions, random_seed=1)
         kept = [[int(word[1:]) for word in caption.split()] for caption in partial]
         assert all(words == sorted(set(words)) for words in kept)
         assert np.mean([len(words) for words in kept]) == pytest.approx(10, abs=0.5)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 
 from mode.embedding.base import Embedder, load_embedder
-from mode.ensemble.routing import (
+from mode.ensemble.rules import (
     calibrate_temperature,
     calibrated_weights,
     class_distances,
@@ -49,7 +49,7 @@ Scores = TypeVar("Scores")
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Router:
     """Experts' conditions, the embedder of the captions, and the routing rule.
 
     Attributes:
@@ -75,9 +75,9 @@ class Mixture:
         embedder: Embedder,
         routing: RoutingParams,
         captions: Sequence[str],
-        seed: int,
-    ) -> Mixture:
-        """A mixture whose temperature, if its rule has one, is set from training captions.
+        random_seed: int,
+    ) -> Router:
+        """A router whose temperature, if its rule has one, is set from training captions.
 
         Args:
             conditions: as in the class.
@@ -85,14 +85,14 @@ class Mixture:
             routing: as in the class.
             captions: training captions of the sources that the experts stand for; of those,
                 `routing.calibration_captions` are drawn. Other rules than `calibrated` need none.
-            seed: of that draw and of the words that are left out.
+            random_seed: of that draw and of the words that are left out.
 
         Raises:
             ModeError: no expert; a condition without centres or of another dimension than the embedder's; or no caption
                 that the embedder knows a word of.
         """
         if not conditions:
-            raise ModeError("the mixture has no expert", "name at least one under `experts`")
+            raise ModeError("the ensemble has no expert", "name at least one under `experts`")
         for name, centres in conditions.items():
             if centres.ndim != 2 or not len(centres) or centres.shape[1] != embedder.dimensions:
                 raise ModeError(
@@ -102,7 +102,7 @@ class Mixture:
                 )
         temperature = None
         if routing.kind == "calibrated":
-            temperature = _fit_temperature(conditions, embedder, captions, routing.calibration_captions, seed)
+            temperature = _fit_temperature(conditions, embedder, captions, routing.calibration_captions, random_seed)
         return cls(conditions, embedder, routing, temperature)
 
     @property
@@ -132,7 +132,7 @@ class Mixture:
         if self.routing.kind == "published":
             return published_weights(nearest, self.routing.divisor)
         if self.temperature is None:
-            raise ModeError("the mixture is not calibrated", "make it with Mixture.fit, or load a saved one")
+            raise ModeError("the router is not calibrated", "make it with Router.fit, or load a saved one")
         return calibrated_weights(nearest, self.temperature)
 
     def text_weights(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -191,7 +191,7 @@ class Mixture:
             self.embedder.save(temporary / _EMBEDDER)
 
     @classmethod
-    def load(cls, folder: Path) -> Mixture:
+    def load(cls, folder: Path) -> Router:
         """Read what `save` has written.
 
         Raises:
@@ -207,9 +207,9 @@ class Mixture:
             temperature = description["temperature"]
             images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
         except FileNotFoundError as error:
-            raise ModeError(f"{folder}: no saved mixture: {Path(error.filename).name} is missing") from None
+            raise ModeError(f"{folder}: no saved ensemble: {Path(error.filename).name} is missing") from None
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ModeError(f"{folder}: damaged mixture: {' '.join(str(error).split())}") from None
+            raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}") from None
         return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images)
 
     @staticmethod
@@ -308,13 +308,17 @@ def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDAr
 
 
 def _fit_temperature(
-    conditions: Mapping[str, NDArray[np.float32]], embedder: Embedder, captions: Sequence[str], count: int, seed: int
+    conditions: Mapping[str, NDArray[np.float32]],
+    embedder: Embedder,
+    captions: Sequence[str],
+    count: int,
+    random_seed: int,
 ) -> float:
     """See `calibrate_temperature`."""
-    drawn = np.random.default_rng(seed).permutation(len(captions))[:count]
+    drawn = np.random.default_rng(random_seed).permutation(len(captions))[:count]
     whole = [captions[row] for row in drawn]
     vectors = embedder.encode(whole)
-    partial = embedder.encode(partial_captions(whole, seed))
+    partial = embedder.encode(partial_captions(whole, random_seed))
     known = vectors.any(axis=1) & partial.any(axis=1)
     if not known.any():
         raise ModeError(
