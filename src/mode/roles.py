@@ -1,0 +1,136 @@
+"""The arms of an experiment, said once: what each is, what it starts from, what it sees, and for how long.
+
+A new arm is a row of `ROLES` and a stage of the same name in dvc.yaml. Parameters, training plans, stages, flows,
+MLflow and the report read the table; none of them lists the arms itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+#: What MLflow's tag `role` says, and what the report groups by.
+Kind = Literal["seed", "dense", "expert", "ensemble"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """One arm.
+
+    Attributes:
+        name: of the arm, of its stage in dvc.yaml, and of its model (an expert's model is named in params.yaml).
+        kind: which part of the method it is.
+        label: what sentences call it.
+        note: Markdown for its run's page in MLflow.
+        parent: the role whose weights it starts from; None: from random weights.
+        pairs: what a training sees: all pairs of a source, or those of one cluster. None: not trained, but derived
+            from other models.
+        length: how long a training is, see `mode.training.plan`: `seed` and `dense` end where those do, `expert` is as
+            long as an expert, `total` as long as the seed and all experts together.
+        many: there are several of it, each named in params.yaml and a stage `NAME@KEY`.
+        dispensable: the rest of the pipeline can do without it; the seed answers for a missing expert.
+    """
+
+    name: str
+    kind: Kind
+    label: str
+    note: str
+    parent: str | None = None
+    pairs: Literal["all", "cluster"] | None = None
+    length: Literal["seed", "dense", "expert", "total"] | None = None
+    many: bool = False
+    dispensable: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether a stage trains it; the others are derived from trained models."""
+        return self.pairs is not None
+
+
+#: In the order of every table.
+ROLES = (
+    Role(
+        "seed",
+        "seed",
+        "the seed",
+        "The partly trained model that every expert and every dense baseline continues from.",
+        pairs="all",
+        length="seed",
+    ),
+    Role(
+        "dense",
+        "dense",
+        "the dense model",
+        "The dense baseline: continues from the seed on all pairs, for as long as an expert.",
+        parent="seed",
+        pairs="all",
+        length="dense",
+    ),
+    Role(
+        "dense-long",
+        "dense",
+        "the dense model of equal total cost",
+        "The dense baseline of equal total cost: sees as many samples as the seed and all experts together.",
+        parent="seed",
+        pairs="all",
+        length="total",
+    ),
+    Role(
+        "expert",
+        "expert",
+        "an expert alone",
+        "A data expert: continues from the seed on one cluster of pairs, and on a few from outside it.",
+        parent="seed",
+        pairs="cluster",
+        length="expert",
+        many=True,
+        dispensable=True,
+    ),
+    Role(
+        "uniform",
+        "ensemble",
+        "averaging the same experts uniformly",
+        "The experts together, all weighed alike: the control for routing.",
+    ),
+    Role(
+        "ensemble",
+        "ensemble",
+        "the routed ensemble",
+        "The experts together, weighed per task by the words of its classes.",
+    ),
+)
+
+_BY_NAME = {role.name: role for role in ROLES}
+
+#: Each by its name, for code that is about one of them.
+SEED, DENSE, DENSE_LONG, EXPERT, UNIFORM, ENSEMBLE = (
+    _BY_NAME[name] for name in ("seed", "dense", "dense-long", "expert", "uniform", "ensemble")
+)
+TRAINED = tuple(role for role in ROLES if role.trained)
+DERIVED = tuple(role for role in ROLES if not role.trained)
+
+
+def role_of(model: str) -> Role:
+    """The role of a model by its name; any name that no other role has is an expert's.
+
+    >>> role_of("dense-long").kind, role_of("uniform").kind, role_of("expert-3").name
+    ('dense', 'ensemble', 'expert')
+    """
+    role = _BY_NAME.get(model, EXPERT)
+    return EXPERT if role.many else role
+
+
+def role_named(name: str) -> Role:
+    """The role of this name; `KeyError` if there is none."""
+    return _BY_NAME[name]
+
+
+def models_of(experts: Iterable[str]) -> list[str]:
+    """Names of all trained models of a run with these experts, in the order of the tables.
+
+    >>> models_of(["expert-0", "expert-1"])
+    ['seed', 'dense', 'dense-long', 'expert-0', 'expert-1']
+    """
+    experts = list(experts)
+    return [name for role in TRAINED for name in (experts if role.many else [role.name])]
