@@ -50,9 +50,9 @@ def _ours(given: Input) -> Run:
     use_huge_pages()  # as `mode evaluate` does
     from mode.ensemble.router import Router
     from mode.evaluation.evaluate import evaluate_tasks
-    from mode.params import EvaluationParams
+    from mode.params import MachineParams
 
-    params = EvaluationParams(batch_size=BATCH, workers=WORKERS, device="cpu")
+    params = MachineParams(inference_batch=BATCH, decode_threads=WORKERS, device="cpu")
 
     def run() -> dict[str, Any]:
         models = {name: given.folder / "models" / name for name in EXPERTS}

@@ -38,6 +38,7 @@ from scipy.special import log_softmax, softmax
 from mode.clip.encode import encode_prompts, encode_texts
 from mode.clip.model import Clip, load_model
 from mode.clip.preprocess import Preprocess
+from mode.data.loading.selection import held_out_images
 from mode.data.loading.store import ImageStore
 from mode.data.shards.index import PairIndex
 from mode.ensemble.router import Router, class_vectors
@@ -53,7 +54,6 @@ from mode.evaluation import metrics
 from mode.evaluation.features import encode_tasks
 from mode.evaluation.tasks import open_tasks
 from mode.params import Params, load_params
-from mode.training.selection import held_out_images
 
 #: Held-out tasks: how many, and captions in each.
 TASKS, CHOICES = 400, 16

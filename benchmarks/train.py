@@ -47,8 +47,8 @@ def _index(given: Input) -> None:
 
 
 def _recipe(model: str, batch: int, samples: int, precision: Precision, workers: int, device: str) -> Any:
-    """Parameters of model, image and training: one pass over `samples` pairs, no image seen twice."""
-    from mode.params import ImageParams, ModelParams, TrainingParams, load_params
+    """Parameters of model, image, training and machine: one pass over `samples` pairs, no image seen twice."""
+    from mode.params import ImageParams, MachineParams, ModelParams, TrainingParams, load_params
 
     demo = load_params(DEMO)
     training = TrainingParams(
@@ -59,13 +59,11 @@ def _recipe(model: str, batch: int, samples: int, precision: Precision, workers:
         lr=_LR,
         warmup=0,
         precision=precision,
-        workers=workers,
-        device=device,
-        checkpoint_minutes=1_000.0,
     )
+    machine = MachineParams(workers=workers, device=device, checkpoint_minutes=1_000.0)
     if model == "demo":
-        return demo.model, demo.image, training
-    return ModelParams(name=model), ImageParams(size=224), training
+        return demo.model, demo.image, training, machine
+    return ModelParams(name=model), ImageParams(size=224), training, machine
 
 
 def _ours(
@@ -95,7 +93,7 @@ def _ours(
     if given.size == "quick":
         batch, steps = 8, 2
     index = PairIndex.load(given.folder / "index")
-    model_params, image, training = _recipe(model, batch, batch * steps, precision, workers, given.device)
+    model_params, image, training, machine = _recipe(model, batch, batch * steps, precision, workers, given.device)
     training = training.model_copy(update={"compile": compiled})
     rows = np.arange(len(index))
     plan = make_plan("seed", "seed", rows, training, len(index), source="base")
@@ -115,6 +113,7 @@ def _ours(
             model=model_params,
             image=image,
             training=training,
+            machine=machine,
             random_seed=0,
             checkpoint_dir=given.folder / "checkpoints",
             on_metrics=report,
@@ -161,7 +160,7 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precisi
     open_clip_train.data.tar_file_expander = partial(expander, eof_value=None)
     if given.size == "quick":
         batch, steps = 8, 2
-    model_params, image, _ = _recipe(model, batch, batch * steps, precision, workers, given.device)
+    model_params, image, _, _ = _recipe(model, batch, batch * steps, precision, workers, given.device)
     index = PairIndex.load(given.folder / "index")
     texts = (caption for block in index.iter_captions() for caption in block)
     folder = given.folder / f"model-{model}"

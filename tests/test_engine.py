@@ -24,5 +24,5 @@ def test_local_keeps_order_and_reads_nothing_ahead() -> None:
 
 @pytest.mark.parametrize("setting", ["gpu", "", "Dask", "host:8786"])
 def test_unknown_engine_is_refused(setting: str) -> None:
-    with pytest.raises(ModeError, match="MODE_ENGINE: there is no engine"), open_engine(setting, processes=1):
+    with pytest.raises(ModeError, match=r"machine\.engine: there is no engine"), open_engine(setting, processes=1):
         pass

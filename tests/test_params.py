@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from mode.errors import ModeError
-from mode.params import Params, load_params, parse_params
+from mode.params import Params, explanations, load_params, parse_params
 
 MINIMAL = {
     "sources": {"base": {"shards": "glyphs"}},
@@ -53,7 +53,16 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(experts={"dense": {"cluster": 0}}), "experts.dense: that name belongs to another model"),
         (changed(experts={"a": {"cluster": 0, "source": "no"}}), "experts.a.source: no source is called 'no'"),
         (changed(embedding={"kind": "transformers"}), "needs `name`"),
-        (changed(embedding={"fit_on": "other"}), "embedding.fit_on: no source is called 'other'"),
+        (changed(embedding={"made_from": "data/index/other"}), "embedding.made_from: no source is called 'other'"),
+        (changed(embedding={"made_from": "models/seed"}), "lsa is fitted on captions"),
+        (changed(embedding={"kind": "open_clip", "name": "models/seed"}), "`made_from: models/seed` says so to DVC"),
+        (changed(embedding={"fit_on": "base"}), "embedding.fit_on: is now embedding.made_from"),
+        (changed(training={"threads": 1}), "training.threads: is now machine.threads"),
+        (
+            changed(training={"batch_siz": 1}),
+            "training.batch_siz: unknown parameter (did you mean training.batch",
+        ),
+        (changed(training={"epochs": 0}), "greater than 0, not 0 (Of the dense model.)"),
         (changed(model={}), "give either `name` or `config`"),
         (changed(sources={}), "sources: at least one is needed"),
         ({}, "sources: missing"),
@@ -79,3 +88,32 @@ def test_params_survive_a_round_trip_through_yaml(tmp_path: Path) -> None:
     params = parse_params(MINIMAL)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
     assert load_params(tmp_path / "params.yaml") == params
+
+
+def test_every_key_is_explained() -> None:
+    explained = dict(explanations())
+    assert {"training.lr", "sources.*.shards", "experts.*.cluster", "machine.device", "image.mean"} <= explained.keys()
+    assert [key for key, text in explained.items() if not text] == []
+
+
+def test_the_environment_overrides_machine_and_nothing_else() -> None:
+    environment = {"MODE_DEVICE": "cuda:1", "MODE_THREADS": "3", "MODE_CHECKPOINT_MINUTES": "0.5", "MODE_LR": "1.0"}
+    params = parse_params(changed(machine={"threads": 1, "workers": 4}), environment=environment)
+    machine = params.machine
+    assert (machine.device, machine.threads, machine.workers, machine.checkpoint_minutes) == ("cuda:1", 3, 4, 0.5)
+    assert params.training.lr == parse_params(MINIMAL).training.lr
+    assert parse_params(MINIMAL, environment={"MODE_DEVICE": ""}).machine.device == "auto"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("MODE_THREADS", "0", "environment: MODE_THREADS: Input should be greater than 0, not 0"),
+        ("MODE_THREADS", "two", "environment: MODE_THREADS: Input should be a valid integer, not 'two'"),
+        ("MODE_DEVICE", "[", "environment: MODE_DEVICE: not valid YAML"),
+    ],
+)
+def test_a_fault_in_the_environment_names_the_variable(variable: str, value: str, message: str) -> None:
+    with pytest.raises(ModeError) as caught:
+        parse_params(MINIMAL, environment={variable: value})
+    assert message in str(caught.value)

@@ -16,7 +16,7 @@ PARAMS = Path(__file__).parent.parent / "params.yaml"
     ("variables", "stage", "message"),
     [
         ({"WORLD_SIZE": "2"}, ("embed", "base"), "stage embed is no training .torchrun is for seed, dense"),
-        ({"MODE_PROCESSES": "0"}, ("seed", None), "MODE_PROCESSES: '0' is not a whole number above 0"),
+        ({"MODE_PROCESSES": "0"}, ("seed", None), "MODE_PROCESSES: Input should be greater than 0, not 0"),
         ({"MODE_PROCESSES": "2", "MODE_DEVICE": "cuda:1"}, ("seed", None), "2 processes, but one device, cuda:1"),
         ({}, ("seed", "base"), "stage seed takes no key"),
         ({}, ("embed", None), "stage embed needs a key"),

@@ -68,7 +68,7 @@ def open_engine(setting: str, processes: int, gpus: int = 0) -> Iterator[Engine]
         return
     if setting != DASK and "://" not in setting:
         raise ModeError(
-            f"MODE_ENGINE: there is no engine '{setting}'",
+            f"machine.engine: there is no engine '{setting}'",
             "local, dask, or the address of a Dask scheduler such as tcp://host:8786",
         )
     import dask
@@ -144,7 +144,7 @@ def _client(address: Any, setting: str) -> Client:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModeError(
-            f"MODE_ENGINE: no Dask scheduler at {setting}: {reason}", "start it, or use MODE_ENGINE=local"
+            f"machine.engine: no Dask scheduler at {setting}: {reason}", "start it, or use MODE_ENGINE=local"
         ) from None
     workers = len(client.nthreads())
     print(f"dask: {workers or 'no'} workers{'' if workers else ' yet'} at {setting}", file=sys.stderr, flush=True)

@@ -1,137 +1,164 @@
 """`params.yaml` as checked, frozen models: the one door for every number of a run.
 
-Unknown keys and wrong types are refused with the path of the key, so that a typo never becomes a silent default.
+A section belongs to the stages that read it, and dvc.yaml names whole sections: whatever is in one decides what its
+stages make. What only says where and how fast they run is in `machine:`, which no stage depends on; each of its keys
+can be overridden by one environment variable, `MODE_` and the key in capitals.
+
+Unknown keys and wrong types are refused with the path of the key, so that a typo never becomes a silent default. The
+text below a field explains it to people: `mode params` prints it.
 """
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mode.errors import ModeError
+from mode.roles import EXPERT, ROLES
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+#: YAML has no tuples: a list stands for one.
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
-#: Models that a run trains besides its experts; an expert may not take one of these names.
-RESERVED_MODELS = ("seed", "dense", "dense-long", "uniform", "ensemble")
+#: Models that a run has besides its experts; an expert may not take one of these names.
+RESERVED_MODELS = tuple(role.name for role in ROLES if role is not EXPERT)
+
+#: Keys of earlier versions, and where they went.
+MOVED = {
+    "embedding.fit_on": "embedding.made_from",
+    "embedding.device": "machine.device",
+    "embedding.batch_size": "machine.inference_batch",
+    "training.device": "machine.device",
+    "training.threads": "machine.threads",
+    "training.workers": "machine.workers",
+    "training.cache_mb": "machine.cache_mb",
+    "training.checkpoint_minutes": "machine.checkpoint_minutes",
+    "training.outside_share": "branch.outside_share",
+    "training.dense_long": "baselines.dense_long",
+    "evaluation.batch_size": "machine.inference_batch",
+    "evaluation.workers": "machine.decode_threads",
+    "evaluation.device": "machine.device",
+}
 
 
 class Section(BaseModel):
     """A part of `params.yaml`: immutable, unknown keys refused, no conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class SourceParams(Section):
-    """One source of image-caption pairs. Each is indexed, embedded and clustered by itself.
-
-    Attributes:
-        shards: `glyphs` (the built-in data), or a folder of tars, a glob of tars, or a csv / tsv / parquet table of
-            (image path, caption); or tars by URL: one, a range `{000..999}`, a prefix, a glob; or a `.txt` that lists
-            paths and URLs.
-        checksum: notice a changed shard by its content as well as by size and modification time (reads every byte).
-        image_column, caption_column: columns of a table; ignored for tars.
-        fine, coarse: numbers of clusters for this source; default those of `clustering`.
-    """
+    """One source of image-caption pairs. Each is indexed, embedded and clustered by itself."""
 
     shards: str
+    """`glyphs` (the built-in data); or a folder of tars, a glob of tars, or a csv, tsv or parquet table of image paths
+    and captions; or tars by URL: one, a range `{000..999}`, a prefix, a glob; or a `.txt` that lists paths and URLs."""
     checksum: bool = False
+    """Notice a changed shard by its content as well as by size and modification time; reads every byte."""
     image_column: str = "image"
+    """Column of a table that holds image paths; ignored for tars."""
     caption_column: str = "caption"
+    """Column of a table that holds captions; ignored for tars."""
     fine: PositiveInt | None = None
+    """Fine clusters of this source; default `clustering.fine`."""
     coarse: PositiveInt | None = None
+    """Coarse clusters of this source; default `clustering.coarse`."""
 
 
 class GlyphParams(Section):
-    """The built-in data set (see `mode.data.glyphs`).
-
-    Attributes:
-        pairs: training pairs to draw.
-        shard_pairs: pairs in one tar.
-        image_size: pixels a side.
-        test_images: images per class in the evaluation tasks, drawn in a font that training never sees.
-        noise_share: share of captions replaced by web noise such as "click here to view image".
-        dropped_word_share: share of captions that lose one word.
-    """
+    """The built-in data set."""
 
     pairs: PositiveInt = 60_000
+    """Training pairs to draw."""
     shard_pairs: PositiveInt = 5_000
+    """Pairs in one tar."""
     image_size: PositiveInt = 32
+    """Pixels a side."""
     test_images: PositiveInt = 8
+    """Images per class in the evaluation tasks, drawn in a font that training never sees."""
     noise_share: Share = 0.1
+    """Share of captions replaced by web noise such as "click here to view image"."""
     dropped_word_share: Share = 0.2
+    """Share of captions that lose one word."""
 
 
 class IndexParams(Section):
-    """Reading shards.
-
-    Attributes:
-        max_bad_share: largest share of bad members before the stage stops.
-        check_images: decode every image once, so that an undecodable one is found before training; without it the
-            loader counts and replaces it when it meets it.
-    """
+    """Reading shards."""
 
     max_bad_share: Share = 0.05
+    """Largest share of bad members before the stage stops."""
     check_images: bool = True
+    """Decode every image once, so that an undecodable one is found before training; without it the loader counts and
+    replaces it when it meets it."""
 
 
 class EmbeddingParams(Section):
-    """Captions to unit vectors.
-
-    Attributes:
-        kind: `lsa` (TF-IDF and SVD, needs no weights), `transformers` (any Hugging Face encoder) or `open_clip` (a text
-            tower).
-        name: a Hugging Face name or local folder; for `open_clip` a `MODEL:PRETRAINED` tag or a model folder.
-        fit_on: the source whose captions `lsa` is fitted on.
-        sample: captions used for the fit, at most.
-        dimensions: of the `lsa` vectors.
-        pooling: of `transformers`: `cls` (the first token's last state), `mean` (over tokens) or `pooler` (the model's
-            own output, which the paper's published code takes from SimCSE).
-        batch_size: captions in one forward pass.
-        max_tokens: tokens after which a caption is cut.
-        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-    """
+    """Captions to unit vectors."""
 
     kind: Literal["lsa", "transformers", "open_clip"] = "lsa"
+    """`lsa` (TF-IDF and SVD, needs no weights), `transformers` (any Hugging Face encoder) or `open_clip` (the text
+    tower of a CLIP)."""
     name: str | None = None
-    fit_on: str = "base"
+    """A Hugging Face name or a local folder; for `open_clip` a `MODEL:PRETRAINED` tag or a model folder."""
+    made_from: str = "data/index/base"
+    """What the embedder stage waits for and depends on: `data/index/SOURCE`, whose captions `lsa` is fitted on; or the
+    folder that `name` gives, where that is one of this project's, such as `models/seed`."""
     sample: PositiveInt = 200_000
+    """Captions used for the fit, at most."""
     dimensions: PositiveInt = 64
+    """Of the `lsa` vectors."""
     pooling: Literal["cls", "mean", "pooler"] = "cls"
-    batch_size: PositiveInt = 256
+    """Of `transformers`: `cls` (the first token's last state), `mean` (over tokens) or `pooler` (the model's own
+    output, which the paper's published code takes from SimCSE)."""
     max_tokens: PositiveInt = 77
-    device: str = "auto"
+    """Tokens after which a caption is cut."""
+
+    @property
+    def fit_on(self) -> str | None:
+        """The source that the embedder is fitted on; None where it is made from a model of the project."""
+        folder, _, source = self.made_from.rpartition("/")
+        return source if folder == "data/index" else None
 
     @model_validator(mode="after")
-    def _needs_name(self) -> EmbeddingParams:
+    def _made_from_what_is_named(self) -> EmbeddingParams:
         if self.kind != "lsa" and not self.name:
             raise ValueError(f"kind '{self.kind}' needs `name`: which encoder to load")
+        if self.kind == "lsa" and self.fit_on is None:
+            raise ValueError(f"made_from: '{self.made_from}', but lsa is fitted on captions: data/index/SOURCE")
+        of_project = self.kind != "lsa" and self.name is not None and self.name.startswith(("models/", "data/"))
+        if of_project and self.made_from != self.name:
+            raise ValueError(
+                f"name is '{self.name}', which this project makes: `made_from: {self.name}` says so to DVC"
+            )
         return self
 
 
 class ClusteringParams(Section):
-    """Two levels of balanced k-means (paper, section 3.2).
-
-    Attributes:
-        strategy: `two-level`; `one-step` (k-means straight into `coarse` clusters) and `random` are for comparison.
-        fine, coarse: m and n.
-        balance: the largest cluster, as a multiple of the mean, on the fitted vectors.
-        sample: vectors used for the fit, at most.
-        iterations: of Lloyd's algorithm, at most.
-    """
+    """Two levels of balanced k-means (paper, section 3.2)."""
 
     strategy: Literal["two-level", "one-step", "random"] = "two-level"
+    """`two-level`; `one-step` (k-means straight into `coarse` clusters) and `random` are for comparison."""
     fine: PositiveInt = 64
+    """Fine clusters of a source: m."""
     coarse: PositiveInt = 4
+    """Coarse clusters of a source, one expert each: n."""
     balance: Annotated[float, Field(ge=1.0)] = 1.1
+    """The largest cluster, as a multiple of the mean, on the fitted vectors."""
     sample: PositiveInt = 1_000_000
+    """Vectors used for the fit, at most."""
     iterations: PositiveInt = 20
+    """Of Lloyd's algorithm, at most."""
 
     @model_validator(mode="after")
     def _coarse_fits_fine(self) -> ClusteringParams:
@@ -141,36 +168,32 @@ class ClusteringParams(Section):
 
 
 class ExpertParams(Section):
-    """One data expert.
-
-    Attributes:
-        source: the source whose coarse cluster it is trained on.
-        cluster: number of that coarse cluster, from 0.
-        epochs, lr, outside_share: this expert's own values in place of those of `training`.
-    """
+    """One data expert."""
 
     source: str = "base"
-    cluster: Annotated[int, Field(ge=0)]
+    """The source whose coarse cluster it is trained on."""
+    cluster: NonNegativeInt
+    """Number of that coarse cluster, from 0."""
     epochs: PositiveInt | None = None
+    """Its own length in epochs, in place of `training.epochs - training.seed_epochs`."""
     lr: PositiveFloat | None = None
+    """Its own learning rate, in place of `training.lr`."""
     outside_share: Share | None = None
+    """Its own share of pairs from outside its cluster, in place of `branch.outside_share`."""
 
 
 class ModelParams(Section):
-    """The CLIP that every role trains.
-
-    Attributes:
-        name: an open_clip model name such as `ViT-B-32`, or the path of a configuration file of one's own; or
-        config: the configuration itself (`embed_dim`, `vision_cfg`, `text_cfg`), as open_clip defines it.
-        tokenizer: `words` (a vocabulary learnt from the training captions, for small models) or `model` (the one that
-            open_clip pairs with the model).
-        vocabulary: words kept, most frequent first.
-    """
+    """The CLIP that every role trains; give either `name` or `config`."""
 
     name: str | None = None
+    """An open_clip model name such as `ViT-B-32`, or the path of a configuration file of one's own."""
     config: dict[str, Any] | None = None
+    """The configuration itself (`embed_dim`, `vision_cfg`, `text_cfg`), as open_clip defines it."""
     tokenizer: Literal["words", "model"] = "model"
+    """`words` (a vocabulary learnt from the training captions, for small models) or `model` (the one that open_clip
+    pairs with the model)."""
     vocabulary: PositiveInt = 8_000
+    """Words that `words` keeps, most frequent first."""
 
     @model_validator(mode="after")
     def _one_of_name_and_config(self) -> ModelParams:
@@ -180,81 +203,64 @@ class ModelParams(Section):
 
 
 class ImageParams(Section):
-    """How an image becomes a tensor.
-
-    Attributes:
-        size: pixels a side; the shorter side is resized to it (bicubic) and the centre is cut out.
-        mean, std: per channel, for the normalisation; default open_clip's (OpenAI's).
-        crop_scale: training cuts a random area of at least this share out of the image; `null` for none (needed for
-            decoded images to be kept in memory).
-        flip: mirror half of the training images.
-        shift: pixels by which a training image is moved at random, either way.
-        decode: how training images are decoded and resized: `fast` (JPEGs with torch: one value in some 200 differs by
-            1 in 255 from open_clip's), `exact` (bit for bit as open_clip, three times as long) or `gpu` (JPEGs decoded
-            and resized on the GPU, by the training process itself; `fast` where there is none).
-    """
+    """How an image becomes a tensor."""
 
     size: PositiveInt = 224
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Pixels a side; the shorter side is resized to it (bicubic) and the centre is cut out."""
+    mean: Triple = (0.48145466, 0.4578275, 0.40821073)
+    """Per channel, for the normalisation; default open_clip's (OpenAI's)."""
+    std: Triple = (0.26862954, 0.26130258, 0.27577711)
+    """Per channel, for the normalisation; default open_clip's (OpenAI's)."""
     crop_scale: Share | None = None
+    """Training cuts a random area of at least this share out of the image; `null` for none (needed for decoded images
+    to be kept in memory)."""
     flip: bool = False
-    shift: Annotated[int, Field(ge=0)] = 0
+    """Mirror half of the training images."""
+    shift: NonNegativeInt = 0
+    """Pixels by which a training image is moved at random, either way."""
     decode: Literal["fast", "exact", "gpu"] = "fast"
+    """How training images are decoded and resized: `fast` (JPEGs with torch: one value in some 200 differs by 1 in 255
+    from open_clip's), `exact` (bit for bit as open_clip, three times as long) or `gpu` (JPEGs decoded and resized on
+    the GPU, by the training process itself; `fast` where there is none)."""
 
 
 class TrainingParams(Section):
-    """One recipe for seed, dense models and experts (paper, section 4.1).
-
-    Attributes:
-        source: the source whose pairs train the seed and the dense models.
-        epoch_samples: samples of one epoch, for every role; `null`: as many as there are training images.
-        epochs: of the dense model.
-        seed_epochs: after which experts branch off; an expert trains for `epochs - seed_epochs`.
-        outside_share: share of the pairs *outside* its cluster that an expert also sees.
-        held_out: images of each source, drawn by `random_seed`, whose pairs no model is trained on: routing rules are
-            compared on them without a test label (benchmarks/routing.py).
-        dense_long: also train one dense model for as many samples as seed and experts together.
-        batch_size: of one optimiser step, over all processes and accumulation steps.
-        accumulate: forward passes in one step.
-        lr: at its highest; betas, eps, weight_decay: of AdamW.
-        warmup: steps of linear warm-up.
-        schedule: `wsd` (constant until the branch, then linear to 0) or `cosine` (over all epochs).
-        clip_norm: largest gradient norm, `null` for no clipping.
-        precision: `fp32`, `bf16` (weights and activations) or `amp` (bfloat16 autocast).
-        compile: run both towers through `torch.compile`, which fuses what a GPU would do one by one. It takes minutes
-            at the start, needs a C++ compiler, and rounds differently.
-        workers: processes that read and decode; 0 reads in the training process.
-        cache_mb: decoded images are kept in memory if they all fit into this many MiB.
-        checkpoint_minutes: time between checkpoints.
-        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        threads: of torch on the CPU. Sums in another number of threads round differently, so a fixed number gives the
-            same bits alone and side by side; `null`: the share that a flow gives, or torch's own choice.
-    """
+    """One recipe for seed, dense models and experts (paper, section 4.1): a change trains all of them again."""
 
     source: str = "base"
+    """The source whose pairs train the seed and the dense models."""
+    held_out: NonNegativeInt = 0
+    """Images of each source, drawn by `random_seed`, whose pairs no model is trained on: routing rules are compared on
+    them without a test label."""
     epoch_samples: PositiveInt | None = None
+    """Samples of one epoch, for every role; `null`: as many as there are training images."""
     epochs: PositiveInt = 32
+    """Of the dense model."""
     seed_epochs: PositiveInt = 27
-    outside_share: Share = 0.02
-    held_out: Annotated[int, Field(ge=0)] = 0
-    dense_long: bool = True
+    """After which experts branch off; an expert trains for `epochs - seed_epochs`."""
     batch_size: PositiveInt = 128
+    """Of one optimiser step, over all processes and accumulation steps."""
     accumulate: PositiveInt = 1
+    """Forward passes in one step."""
     lr: PositiveFloat = 5e-4
-    betas: tuple[float, float] = (0.9, 0.98)
+    """Learning rate at its highest."""
+    betas: Pair = (0.9, 0.98)
+    """Of AdamW."""
     eps: PositiveFloat = 1e-6
+    """Of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.2
-    warmup: Annotated[int, Field(ge=0)] = 2_000
+    """Of AdamW; gains, biases and the logit scale are not decayed."""
+    warmup: NonNegativeInt = 2_000
+    """Steps of linear warm-up."""
     schedule: Literal["wsd", "cosine"] = "wsd"
+    """`wsd` (constant until the branch, then linear to 0) or `cosine` (over all epochs)."""
     clip_norm: PositiveFloat | None = 1.0
+    """Largest gradient norm; `null` for no clipping."""
     precision: Literal["fp32", "bf16", "amp"] = "fp32"
+    """`fp32`, `bf16` (weights and activations) or `amp` (bfloat16 autocast)."""
     compile: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0
-    cache_mb: Annotated[int, Field(ge=0)] = 1_024
-    checkpoint_minutes: PositiveFloat = 1.0
-    device: str = "auto"
-    threads: PositiveInt | None = None
+    """Run both towers through `torch.compile`, which fuses what a GPU would do one by one. It takes minutes at the
+    start, needs a C++ compiler, and rounds differently."""
 
     @model_validator(mode="after")
     def _seed_before_end(self) -> TrainingParams:
@@ -265,24 +271,35 @@ class TrainingParams(Section):
         return self
 
 
-class RoutingParams(Section):
-    """How a task's words become a weight per expert (see `mode.ensemble.rules`).
+class BranchParams(Section):
+    """What experts do differently from the seed that they branch from."""
 
-    Attributes:
-        kind: `calibrated` (scale-free; its temperature comes from the training captions), `published` (the reference
-            formula) or `paper` (softmax of summed affinities).
-        divisor: of `published`: w / divisor goes into the softmax.
-        bandwidth: lambda of `paper`.
-        calibration_captions: training captions that set the temperature of `calibrated`.
-        retrieval: `together` (a retrieval task is routed by all its texts) or `query` (every text and image by itself;
-            needs `calibrated`); default `query` with `calibrated`, else `together`.
-    """
+    outside_share: Share = 0.02
+    """Share of the pairs *outside* its cluster that an expert also sees."""
+
+
+class BaselineParams(Section):
+    """What is trained for comparison only."""
+
+    dense_long: bool = True
+    """Also train one dense model for as many samples as the seed and all experts together."""
+
+
+class RoutingParams(Section):
+    """How a task's words become a weight per expert (see `mode.ensemble.rules`)."""
 
     kind: Literal["calibrated", "published", "paper"] = "calibrated"
+    """`calibrated` (scale-free; its temperature comes from the training captions), `published` (the reference formula)
+    or `paper` (softmax of summed affinities)."""
     divisor: PositiveFloat = 8.0
+    """Of `published`: w / divisor goes into the softmax."""
     bandwidth: PositiveFloat = 1.0
+    """Lambda of `paper`."""
     calibration_captions: PositiveInt = 4_096
+    """Training captions that set the temperature of `calibrated`."""
     retrieval: Literal["together", "query"] | None = None
+    """`together` (a retrieval task is routed by all its texts) or `query` (every text and image by itself; needs
+    `calibrated`); default `query` with `calibrated`, else `together`."""
 
     @model_validator(mode="after")
     def _query_needs_probabilities(self) -> RoutingParams:
@@ -297,25 +314,45 @@ class RoutingParams(Section):
 
 
 class EvaluationParams(Section):
-    """Evaluation.
-
-    Attributes:
-        tasks: `glyphs`, or folders in CLIP_benchmark's webdataset layout.
-        batch_size: images in one forward pass.
-        workers: threads that decode images.
-        device: `auto`, `cpu`, `cuda` ...
-    """
+    """Evaluation."""
 
     tasks: Literal["glyphs"] | list[str] = "glyphs"
-    batch_size: PositiveInt = 256
-    workers: Annotated[int, Field(ge=0)] = 2
+    """`glyphs`, or folders in CLIP_benchmark's webdataset layout."""
+
+
+class MachineParams(Section):
+    """Where and how fast stages run; no result depends on it, but for rounding in another order.
+
+    The environment variable `MODE_KEY` overrides each key: `MODE_DEVICE=cuda:1`, `MODE_CACHE_MB=8192`.
+    """
+
     device: str = "auto"
+    """`auto` (the GPU where there is one), `cpu`, `cuda`, `cuda:1` ..."""
+    threads: PositiveInt | None = None
+    """Of torch on the CPU, in a training. Sums in another number of threads round differently, so a fixed number gives
+    the same bits alone and side by side; `null`: the share that a flow gives, or torch's own choice."""
+    processes: PositiveInt = 1
+    """That train one model together on this machine, each on a GPU of its own."""
+    workers: NonNegativeInt = 0
+    """Processes that read and decode for a training; 0 reads in the training process."""
+    decode_threads: NonNegativeInt = 2
+    """Threads that decode images for an evaluation."""
+    cache_mb: NonNegativeInt = 1_024
+    """Decoded images of a training are kept in memory if they all fit into this many MiB."""
+    inference_batch: PositiveInt = 256
+    """Captions, texts or images in one forward pass of embedding and evaluation."""
+    checkpoint_minutes: PositiveFloat = 1.0
+    """Time between a training's checkpoints."""
+    engine: str = "local"
+    """Where captions are embedded and assigned: `local`; `dask`, processes of this machine; or the address of a Dask
+    scheduler, such as `tcp://host:8786`."""
 
 
 class Params(Section):
     """All of `params.yaml`."""
 
-    random_seed: Annotated[int, Field(ge=0)] = 0
+    random_seed: NonNegativeInt = 0
+    """Of everything that is random: the built-in data, clusters, first weights, the order of samples."""
     sources: dict[Name, SourceParams]
     experts: dict[Name, ExpertParams]
     model: ModelParams
@@ -325,21 +362,23 @@ class Params(Section):
     clustering: ClusteringParams = ClusteringParams()
     image: ImageParams = ImageParams()
     training: TrainingParams = TrainingParams()
+    branch: BranchParams = BranchParams()
+    baselines: BaselineParams = BaselineParams()
     routing: RoutingParams = RoutingParams()
     evaluation: EvaluationParams = EvaluationParams()
+    machine: MachineParams = MachineParams()
 
     @model_validator(mode="after")
     def _names_agree(self) -> Params:
         if not self.sources:
             raise ValueError("sources: at least one is needed")
-        if self.embedding.fit_on not in self.sources:
-            raise ValueError(f"embedding.fit_on: no source is called '{self.embedding.fit_on}'")
-        if self.training.source not in self.sources:
-            raise ValueError(f"training.source: no source is called '{self.training.source}'")
-        for name, source in self.sources.items():
+        for key, source in (("embedding.made_from", self.embedding.fit_on), ("training.source", self.training.source)):
+            if source is not None and source not in self.sources:
+                raise ValueError(f"{key}: no source is called '{source}'")
+        for name, each in self.sources.items():
             fine, coarse = self.clusters_of(name)
             if coarse > fine:
-                raise ValueError(f"sources.{name}: coarse ({coarse}) exceeds fine ({fine}) of {source.shards}")
+                raise ValueError(f"sources.{name}: coarse ({coarse}) exceeds fine ({fine}) of {each.shards}")
         taken: dict[tuple[str, int], str] = {}
         for name, expert in self.experts.items():
             if name in RESERVED_MODELS:
@@ -364,7 +403,7 @@ class Params(Section):
 
 
 def load_params(path: Path) -> Params:
-    """Read and check `params.yaml`.
+    """Read and check `params.yaml`, with the overrides of the environment.
 
     Raises:
         ModeError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong type.
@@ -375,38 +414,88 @@ def load_params(path: Path) -> Params:
         raise ModeError(f"{path}: no such file", "run inside the project, where params.yaml lies") from None
     except yaml.YAMLError as error:
         raise ModeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_params(content, str(path))
+    return parse_params(content, str(path), os.environ)
 
 
-def parse_params(content: object, where: str = "params.yaml") -> Params:
-    """Check parsed YAML; `where` names it in errors. Raises `ModeError` as `load_params` does."""
+def parse_params(content: object, where: str = "params.yaml", environment: Mapping[str, str] | None = None) -> Params:
+    """Check parsed YAML.
+
+    Args:
+        content: of the file.
+        where: its name in errors.
+        environment: variables that override `machine`; default none.
+
+    Raises:
+        ModeError: a key is unknown, missing or of the wrong type.
+    """
+    overrides = _overrides(environment or {})
+    if overrides and isinstance(content, dict):
+        content = {**content, "machine": {**(content.get("machine") or {}), **overrides}}
     try:
-        return Params.model_validate(_tuples(content))
+        return Params.model_validate(content)
     except ValidationError as error:
-        raise ModeError("; ".join(_describe(where, fault) for fault in error.errors())) from None
+        faults = error.errors()
+        raise ModeError("; ".join(_describe(where, fault, overrides) for fault in faults), _hint(faults)) from None
 
 
-def _tuples(content: object) -> object:
-    """YAML has no tuples, and strict models accept nothing else for one."""
-    if not isinstance(content, dict):
-        return content
-    tupled = {"image": ("mean", "std"), "training": ("betas",)}
-    copy = dict(content)
-    for section, keys in tupled.items():
-        if isinstance(copy.get(section), dict):
-            copy[section] = {
-                key: tuple(value) if key in keys and isinstance(value, list) else value
-                for key, value in copy[section].items()
-            }
-    return copy
+def explanations(section: type[BaseModel] = Params, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of params.yaml with what it does; `*` stands for the name of a source or an expert.
+
+    >>> dict(explanations())["clustering.coarse"]
+    'Coarse clusters of a source, one expert each: n.'
+    """
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        below = _section_of(field.annotation)
+        text = field.description or (below[1].__doc__ if below else "") or ""
+        yield key, " ".join(text.split())
+        if below:
+            yield from explanations(below[1], f"{key}.*." if below[0] else f"{key}.")
 
 
-def _describe(where: str, fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+def _section_of(annotation: Any) -> tuple[bool, type[Section]] | None:
+    """(whether by name, the section) of a field that is one, or a dictionary of them."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return False, annotation
+    value = get_args(annotation)[1:] if get_origin(annotation) is dict else ()
+    return (True, value[0]) if value and isinstance(value[0], type) and issubclass(value[0], Section) else None
+
+
+def _overrides(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Values of `machine` that the environment gives, written as in YAML; an empty variable is none."""
+    overrides = {}
+    for key in MachineParams.model_fields:
+        variable = f"MODE_{key.upper()}"
+        if value := environment.get(variable):
+            try:
+                overrides[key] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ModeError(f"environment: {variable}: not valid YAML: {value!r}") from None
+    return overrides
+
+
+def _describe(where: str, fault: Any, overrides: Mapping[str, Any]) -> str:
+    """One line on one fault: where it is, and what is wrong."""
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if len(path) > 1 and path[0] == "machine" and path[1] in overrides:
+        where, key = "environment", f"MODE_{path[1].upper()}"
     if fault["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown parameter"
+        return f"{where}: {key}: " + (f"is now {MOVED[key]}" if key in MOVED else "unknown parameter")
     if fault["type"] == "missing":
         return f"{where}: {key}: missing"
     message = fault["msg"].removeprefix("Value error, ")
     given = "" if fault["type"] == "value_error" else f", not {fault['input']!r}"
-    return f"{where}: {key}: {message}{given}" if key else f"{where}: {message}"
+    return f"{where}: {key}: {message}{given}" if key else f"{where}: {message}{given}"
+
+
+def _hint(faults: Sequence[Any]) -> str:
+    """What the key of the only fault is for, or which key is meant."""
+    if len(faults) != 1:
+        return ""
+    key = ".".join(str(part) for part in faults[0]["loc"])
+    known = dict(explanations())
+    if faults[0]["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, list(known), n=1)
+        return f"did you mean {close[0]}?" if close and key not in MOVED else "`mode params` lists all"
+    return known.get(key, "")

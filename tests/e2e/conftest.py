@@ -35,7 +35,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "seed_epochs": 3,
         "batch_size": 32,
         "warmup": 2,
-        "threads": 1,
     },
     "routing": {"calibration_captions": 256},
 }
@@ -89,9 +88,8 @@ def make_project(root: Path) -> SmallProject:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "src", root / "src", ignore=ignore)
     shutil.copytree(REPOSITORY / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "watch.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(REPOSITORY / name, root / name)
-    (root / "watch.yaml").write_text("generated: [base]\nwatched: []\n")
     project = SmallProject(root)
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for section, changes in SMALL.items():

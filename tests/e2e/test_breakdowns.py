@@ -117,7 +117,7 @@ def another_training(project: SmallProject, expert: str, **changes: float) -> It
     folder = project.root / "checkpoints"
     before, changed = project.params(), project.params()
     changed["experts"][expert] |= changes
-    changed["training"]["checkpoint_minutes"] = EVERY_STEP
+    changed["machine"]["checkpoint_minutes"] = EVERY_STEP
     shutil.rmtree(folder, ignore_errors=True)
     project.set_params(changed)
     try:

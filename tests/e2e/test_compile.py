@@ -11,7 +11,7 @@ import pytest
 from mode.data.glyphs.dataset import write_glyph_shards
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
-from mode.params import GlyphParams, ImageParams, IndexParams, ModelParams, SourceParams, TrainingParams
+from mode.params import GlyphParams, ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
 from mode.training.loop import train
 from mode.training.plan import make_plan
 
@@ -33,7 +33,7 @@ def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
     losses = {}
     for compiled in (False, True):
         training = TrainingParams(
-            epoch_samples=64, epochs=2, seed_epochs=1, batch_size=16, lr=1e-3, warmup=0, device="cpu", compile=compiled
+            epoch_samples=64, epochs=2, seed_epochs=1, batch_size=16, lr=1e-3, warmup=0, compile=compiled
         )
         plan = make_plan("seed", "seed", np.arange(len(index)), training, index.images, source="base")
         seen: list[float] = []
@@ -44,6 +44,7 @@ def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
             model=ModelParams(config=CONFIG, tokenizer="words"),
             image=ImageParams(size=32),
             training=training,
+            machine=MachineParams(device="cpu"),
             random_seed=0,
             checkpoint_dir=tmp_path / f"checkpoints-{compiled}",
             on_metrics=lambda _, figures, seen=seen: seen.append(figures["train/loss"]),  # type: ignore[misc]

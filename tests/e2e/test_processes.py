@@ -21,9 +21,9 @@ from safetensors.numpy import load_file
 
 from mode.cli import main
 from mode.clustering.assignment import Assignment
+from mode.data.loading.selection import expert_rows
 from mode.data.shards.index import PairIndex
 from mode.stages import run_stage
-from mode.training.selection import expert_rows
 from tests.e2e.conftest import SmallProject, environment, make_project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -44,7 +44,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
     params = project.params()
     params["glyphs"]["pairs"] = 600
     params["model"] = {"config": VIT, "tokenizer": "words", "vocabulary": 500}
-    params["training"] |= {"epoch_samples": 320, "epochs": 7, "checkpoint_minutes": 1000}
+    params["training"] |= {"epoch_samples": 320, "epochs": 7}
+    params["machine"]["checkpoint_minutes"] = 1000
     project.set_params(params)
     for stage in ("data", "index", "embedder", "embed", "cluster", "assign", "seed"):
         key = None if stage in ("embedder", "seed") else "base"
@@ -97,7 +98,7 @@ def test_interrupted_processes_go_on_as_one(small: SmallProject, capsys: pytest.
     root, number = small.root, signal.SIGINT
     params = small.params()
     # Long enough to be met while it runs, and a checkpoint that shows that it does.
-    params["training"]["checkpoint_minutes"] = 0.0001
+    params["machine"]["checkpoint_minutes"] = 0.0001
     params["experts"]["expert-1"]["epochs"] = 16
     small.set_params(params)
     command = [sys.executable, "-m", "mode.cli", "stage", "expert", "expert-1"]
@@ -121,7 +122,7 @@ def test_interrupted_processes_go_on_as_one(small: SmallProject, capsys: pytest.
     assert said.count("expert-1: stopped after step") == 1, said
     assert "Traceback" not in said, said
 
-    params["training"]["checkpoint_minutes"] = 1000
+    params["machine"]["checkpoint_minutes"] = 1000
     small.set_params(params)
     run_stage("expert", "expert-1", root, root / "params.yaml")
     assert "expert-1 goes on from its checkpoint" in capsys.readouterr().out
@@ -169,7 +170,7 @@ def test_an_exported_expert_is_what_it_is_trained_on(small: SmallProject, monkey
     samples = list(webdataset.WebDataset(tars, shardshuffle=False))
     origins = [json.loads(sample["json"]) for sample in samples]
     params, assignment = small.params(), Assignment.load(small.root / "data/assignment/base.parquet")
-    rows = expert_rows(assignment.coarse, 1, params["training"]["outside_share"], params["random_seed"])
+    rows = expert_rows(assignment.coarse, 1, params["branch"]["outside_share"], params["random_seed"])
     assert [origin["pair"] for origin in origins] == rows.tolist()
     assert {origin["coarse"] for origin in origins} == {0, 1}
     captions = PairIndex.load(small.root / "data/index/base").captions(rows)

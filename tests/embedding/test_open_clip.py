@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from mode.embedding.base import build_embedder, load_embedder
 from mode.embedding.open_clip import OpenClipEmbedder
 from mode.errors import ModeError
-from mode.params import EmbeddingParams
+from mode.params import EmbeddingParams, MachineParams
 
 CAPTIONS = ["a dog", "the red cat", "", "a small blue shoe"]
 
@@ -41,8 +41,9 @@ def model_folder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_equals_plain_open_clip(model_folder):
-    params = EmbeddingParams(kind="open_clip", name=str(model_folder), batch_size=3, device="cpu")
-    embedder = build_embedder(params, [], random_seed=0)
+    params = EmbeddingParams(kind="open_clip", name=str(model_folder))
+    machine = MachineParams(inference_batch=3, device="cpu")
+    embedder = build_embedder(params, [], random_seed=0, machine=machine)
     model = open_clip.create_model(f"local-dir:{model_folder}").eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
     with torch.no_grad():

@@ -13,7 +13,7 @@ from mode.embedding import transformers as room
 from mode.embedding.base import build_embedder, load_embedder
 from mode.embedding.transformers import TransformersEmbedder
 from mode.errors import ModeError
-from mode.params import EmbeddingParams
+from mode.params import EmbeddingParams, MachineParams
 
 CAPTIONS = [
     "a dog",
@@ -45,9 +45,10 @@ def one_by_one(folder: Path, pooling: str, max_tokens: int) -> np.ndarray:
 def test_equals_one_caption_at_a_time(bert, monkeypatch, pooling, max_tokens, batch_size, chunk, tokens):
     monkeypatch.setattr(room, "CHUNK", chunk)
     monkeypatch.setattr(room, "CPU_TOKENS", tokens)
-    settings = {"pooling": pooling, "max_tokens": max_tokens, "batch_size": batch_size}
-    params = EmbeddingParams(kind="transformers", name=str(bert), device="cpu", **settings)
-    embedder = build_embedder(params, [], random_seed=0)
+    settings = {"pooling": pooling, "max_tokens": max_tokens}
+    machine = MachineParams(inference_batch=batch_size, device="cpu")
+    params = EmbeddingParams(kind="transformers", name=str(bert), **settings)
+    embedder = build_embedder(params, [], random_seed=0, machine=machine)
     # The model has 12 positions, so that 77 tokens are cut to 12.
     expected = one_by_one(bert, pooling, min(max_tokens, 12))
     np.testing.assert_allclose(embedder.encode(CAPTIONS), expected, atol=1e-5)

@@ -20,9 +20,9 @@ from mode.ensemble.model import Ensemble
 from mode.ensemble.router import Router
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.tasks import open_task
-from mode.params import EvaluationParams, RoutingParams
+from mode.params import MachineParams, RoutingParams
 
-CPU = EvaluationParams(device="cpu", batch_size=32)
+CPU = MachineParams(device="cpu", inference_batch=32)
 
 
 @pytest.fixture(autouse=True)

@@ -28,9 +28,9 @@ from mode.evaluation.features import encode_tasks, side_by_side
 from mode.evaluation.retrieval import retrieve
 from mode.evaluation.tasks import Task, open_task
 from mode.evaluation.zeroshot import classify, primary
-from mode.params import EvaluationParams, RoutingParams
+from mode.params import MachineParams, RoutingParams
 
-CPU = EvaluationParams(device="cpu", batch_size=16)
+CPU = MachineParams(device="cpu", inference_batch=16)
 
 
 @pytest.fixture(scope="module")
@@ -385,4 +385,4 @@ class TestEvaluate:
         with pytest.raises(ModeError, match="not a model folder"):
             evaluate_tasks({"seed": tmp_path}, None, [folder], CPU)
         with pytest.raises(ModeError, match="device 'abacus'"):
-            evaluate_tasks(clips, None, [folder], EvaluationParams(device="abacus"))
+            evaluate_tasks(clips, None, [folder], MachineParams(device="abacus"))

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mode.data.shards.index import PairIndex
-from mode.params import ImageParams, ModelParams, TrainingParams
+from mode.params import ImageParams, MachineParams, ModelParams, TrainingParams
 from mode.training.loop import train
 from mode.training.plan import make_plan
 
@@ -30,8 +30,6 @@ def train_here(project: Path, model: ModelParams, out: Path, accumulate: int) ->
         accumulate=accumulate,
         warmup=2,
         lr=1e-3,
-        device="cpu",
-        threads=1,
     )
     index = PairIndex.load(project / "index")
     losses: dict[int, float] = {}
@@ -42,6 +40,7 @@ def train_here(project: Path, model: ModelParams, out: Path, accumulate: int) ->
         model=model,
         image=ImageParams(size=32, flip=True, shift=2),
         training=training,
+        machine=MachineParams(device="cpu", threads=1),
         random_seed=3,
         checkpoint_dir=out / "checkpoints",
         on_metrics=lambda step, figures: losses.update({step: figures["train/loss"]}),

@@ -19,7 +19,7 @@ from torch import Tensor
 from mode.clip.model import load_model
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
-from mode.params import ImageParams, ModelParams, TrainingParams
+from mode.params import ImageParams, MachineParams, ModelParams, TrainingParams
 from mode.training.interruption import Interrupted
 from mode.training.loop import TrainResult, train
 from mode.training.plan import make_plan
@@ -32,9 +32,8 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 12,
     "lr": 2e-3,
     "warmup": 2,
-    "device": "cpu",
-    "checkpoint_minutes": 100.0,
 }
+MACHINE: dict[str, Any] = {"device": "cpu", "checkpoint_minutes": 100.0}
 
 
 class Bench:
@@ -52,6 +51,8 @@ class Bench:
         checkpoints: str = "checkpoints",
         **settings: Any,
     ) -> tuple[TrainResult, dict[int, float]]:
+        elsewhere = {key: settings.pop(key) for key in list(settings) if key not in TrainingParams.model_fields}
+        machine = MachineParams(**{**MACHINE, **elsewhere})
         training = TrainingParams(**{**SETTINGS, **settings})
         rows = np.arange(len(self.index)) if rows is None else rows
         losses: dict[int, float] = {}
@@ -67,6 +68,7 @@ class Bench:
             model=self.model,
             image=IMAGE,
             training=training,
+            machine=machine,
             random_seed=3,
             checkpoint_dir=self.folder / checkpoints,
             on_metrics=on_metrics,

@@ -17,7 +17,7 @@ from mode.embedding.store import read_record
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.files import sha256_of_folder, write_aside
-from mode.params import EmbeddingParams
+from mode.params import EmbeddingParams, MachineParams
 from mode.progress import Progress
 
 if TYPE_CHECKING:
@@ -49,13 +49,16 @@ class Embedder(Protocol):
         """Write the folder that `load_embedder` opens; it replaces an older one when it is complete."""
 
 
-def build_embedder(params: EmbeddingParams, sample: Sequence[str], random_seed: int) -> Embedder:
+def build_embedder(
+    params: EmbeddingParams, sample: Sequence[str], random_seed: int, machine: MachineParams | None = None
+) -> Embedder:
     """The embedder that the parameters ask for.
 
     Args:
         params: kind and settings.
         sample: captions that `lsa` is fitted on (the others need none).
         random_seed: of the fit.
+        machine: device and batch size of a neural encoder.
 
     Raises:
         ModeError: the encoder cannot be found or opened, or `lsa` finds no word in the sample.
@@ -66,7 +69,8 @@ def build_embedder(params: EmbeddingParams, sample: Sequence[str], random_seed: 
         return LsaEmbedder.fit(sample, params.dimensions, random_seed)
     if params.name is None:
         raise ModeError(f"embedding kind '{params.kind}' needs `name`: which encoder to load")
-    settings: dict[str, Any] = {"batch_size": params.batch_size, "device": params.device}
+    machine = machine or MachineParams()
+    settings: dict[str, Any] = {"batch_size": machine.inference_batch, "device": machine.device}
     if params.kind == "transformers":
         from mode.embedding.transformers import TransformersEmbedder
 
@@ -122,6 +126,11 @@ class StoredEmbedder:
         """The embedder in this folder. Raises `ModeError` where there is none."""
         read_record(folder)
         return cls(folder, sha256_of_folder(folder), device, batch_size)
+
+    @property
+    def is_neural(self) -> bool:
+        """Whether it computes on a device."""
+        return read_record(self.folder).get("kind") != "lsa"
 
     def open(self) -> Embedder:
         """The embedder itself.

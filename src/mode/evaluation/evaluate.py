@@ -24,7 +24,7 @@ from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles
 from mode.evaluation.retrieval import retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.evaluation.zeroshot import classify, primary
-from mode.params import EvaluationParams
+from mode.params import MachineParams
 
 #: Names of the two ensembles in the results.
 UNIFORM, ENSEMBLE = "uniform", "ensemble"
@@ -34,7 +34,7 @@ def evaluate_tasks(
     models: Mapping[str, Path | Clip],
     router: Router | None,
     tasks: Sequence[Path] | Sequence[Task],
-    params: EvaluationParams,
+    machine: MachineParams,
     metrics: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate models and router on task folders.
@@ -46,7 +46,7 @@ def evaluate_tasks(
         models: name -> model folder, or a model that is loaded already (its mode and device stay as they were).
         router: routes the tasks; `None` evaluates the models alone.
         tasks: folders in CLIP_benchmark's layout, or tasks of different names that are open already.
-        params: batch size, decoding threads, device.
+        machine: batch size, decoding threads, device.
         metrics: task name -> its metric, in place of what the folder says.
 
     Returns:
@@ -85,11 +85,13 @@ def evaluate_tasks(
         "stand_ins": {expert: model for expert, model in members.items() if expert != model},
     }
     growth: dict[str, dict[str, Any]] = {}
-    device = str(pick_device(params.device))
+    device = str(pick_device(machine.device))
     with _ready(models, device) as clips:
         with side_by_side(clips, device) as run:
-            columns = run(lambda name: _encode_metadata(name, clips[name], opened, params, device))
-        encoded = encode_tasks(opened, clips, batch_size=params.batch_size, workers=params.workers, device=device)
+            columns = run(lambda name: _encode_metadata(name, clips[name], opened, machine, device))
+        encoded = encode_tasks(
+            opened, clips, batch_size=machine.inference_batch, workers=machine.decode_threads, device=device
+        )
         for task, images in encoded:
             metadata = {name: by_task[task.name] for name, by_task in columns.items()}
             ensembles = _ensembles(members, routing[task.name]) if router else {}
@@ -138,11 +140,11 @@ def _ready(models: Mapping[str, Path | Clip], device: str) -> Iterator[dict[str,
 
 
 def _encode_metadata(
-    name: str, clip: Clip, tasks: Sequence[Task], params: EvaluationParams, device: str
+    name: str, clip: Clip, tasks: Sequence[Task], machine: MachineParams, device: str
 ) -> dict[str, Tensor]:
     """Task -> unit vectors of its classes, or of its texts, all encoded in batches across the tasks."""
     prompts = list(chain.from_iterable(task.prompts for task in tasks))
-    vectors = encode_prompts(clip, prompts, batch_size=params.batch_size, device=device, name=name)
+    vectors = encode_prompts(clip, prompts, batch_size=machine.inference_batch, device=device, name=name)
     parts, start = {}, 0
     for task in tasks:
         parts[task.name] = vectors[start : start + len(task.prompts)]

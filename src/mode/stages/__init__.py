@@ -5,7 +5,7 @@
     evaluation   the ensemble and every figure
     reports      plots, page, card, MLflow
     project      where the files lie: no other room knows
-    machine      device, threads, processes, engine
+    machine      processes that train together, the engine
     sources      sources and experts that come and go
 
 Libraries are imported inside the functions, since a stage needs one room and the others cost seconds to import.
@@ -20,7 +20,7 @@ from mode.errors import ModeError
 from mode.params import load_params
 from mode.stages.evaluation import ensemble, evaluate, evaluate_folders, evaluate_suite, order_experts
 from mode.stages.machine import in_several_processes
-from mode.stages.preparation import assign, cluster, data, embed, embedder, index, tasks
+from mode.stages.preparation import assign, cluster, data, embed, embedder, index, tasks, watch_tasks
 from mode.stages.project import Project, write_json
 from mode.stages.reports import report
 from mode.stages.sources import add_source, remove_expert
@@ -52,7 +52,7 @@ def run_stage(name: str, key: str | None, root: Path, params: Path) -> None:
     elif key is not None:
         raise ModeError(f"stage {name} takes no key, but got '{key}'")
     project = Project(root, load_params(params))
-    if in_several_processes(project, name, [name, *([key] if key else []), "--params", str(params)]):
+    if in_several_processes(project.params.machine, name, [name, *([key] if key else []), "--params", str(params)]):
         return
     if key is not None:
         KEYED_STAGES[name](project, key)
@@ -71,6 +71,7 @@ KEYED_STAGES: dict[str, Callable[[Project, str], None]] = {
 
 
 STAGES: dict[str, Callable[[Project], None]] = {
+    "watch-tasks": watch_tasks,
     "tasks": tasks,
     "embedder": embedder,
     "seed": seed,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from mode.errors import ModeError
 from mode.params import load_params
 from mode.stages.project import Project, cards_of, sample_captions, trained_models, write_json
-from mode.stages.training import without_held_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,13 +51,14 @@ def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
     import numpy as np
 
     from mode.clustering.assignment import Assignment
+    from mode.data.loading.selection import without_held_out
     from mode.data.loading.store import ImageStore
     from mode.ensemble.merge import images_to_keep
 
     params, index = project.expert(expert), project.load_index(project.expert(expert).source)
     image = project.params.image.model_copy(update={"crop_scale": None})
     rows = np.flatnonzero(Assignment.load(project.assignment(params.source)).coarse == params.cluster)
-    rows = without_held_out(rows, index, project.params.training.held_out, project.params.random_seed)
+    rows = without_held_out(rows, index.image, project.params.training.held_out, project.params.random_seed)
     count = min(len(rows), images_to_keep(len(project.params.experts), image.size))
     drawn = np.random.default_rng([project.params.random_seed, params.cluster]).choice(rows, size=count, replace=False)
     pixels, good = ImageStore(index, project.root, image, cache_mb=0, rows=drawn).load(drawn)
@@ -98,8 +98,8 @@ def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: s
 def _on_device(params: Path, device: str) -> Project:
     """The project, to be evaluated on `device`."""
     project = Project(Path.cwd(), load_params(params))
-    chosen = project.params.evaluation.model_copy(update={"device": device})
-    return Project(project.root, project.params.model_copy(update={"evaluation": chosen}))
+    chosen = project.params.machine.model_copy(update={"device": device})
+    return Project(project.root, project.params.model_copy(update={"machine": chosen}))
 
 
 def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
@@ -136,7 +136,7 @@ def _evaluate(project: Project, models: Path, tasks: Sequence[Path] | Sequence[T
 
     trained = [name for name in trained_models(project) if (models / name).is_dir()]
     router = Router.load(models / "ensemble") if (models / "ensemble").is_dir() else None
-    metrics = evaluate_tasks({name: models / name for name in trained}, router, tasks, project.params.evaluation)
+    metrics = evaluate_tasks({name: models / name for name in trained}, router, tasks, project.params.machine)
     cards = cards_of(models, trained)
     metrics["cost"] = {name: card["total"] for name, card in cards.items()}
     if router is not None and "seed" in cards:
@@ -159,7 +159,7 @@ def _provenance(project: Project) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    parameters = json.dumps(project.params.model_dump(mode="json"), sort_keys=True)
+    parameters = json.dumps(project.params.model_dump(mode="json", exclude={"machine"}), sort_keys=True)
     return {
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "src", "flows")),

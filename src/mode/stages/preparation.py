@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from mode.params import SourceParams
-from mode.stages.machine import _engine_setting, _gpus_for, open_engine
+from mode.stages.machine import gpus_for, open_engine
 from mode.stages.project import BUILT_IN, Project, sample_captions, write_json
-from mode.stages.sources import keep_watch
-
-if TYPE_CHECKING:
-    pass
+from mode.stages.sources import keep_tasks_watch, keep_watch
 
 
 def data(project: Project, source: str) -> None:
@@ -38,7 +33,7 @@ def data(project: Project, source: str) -> None:
 
 
 def tasks(project: Project) -> None:
-    """The built-in evaluation tasks, or a list of the given folders."""
+    """The built-in evaluation tasks, or a list of the given folders and of the files in them."""
     from mode.files import write_aside
 
     with write_aside(project.tasks) as folder:
@@ -55,8 +50,29 @@ def tasks(project: Project) -> None:
             where = list(project.params.evaluation.tasks)
             for task in where:
                 open_task(project.root / task)  # an unusable folder must not be noticed after the training
+            write_json(folder / "manifest.json", _files_of_tasks(project))
         write_json(folder / "tasks.json", where)
+    keep_tasks_watch(project)
     print(f"{len(where)} tasks")
+
+
+def watch_tasks(project: Project) -> None:
+    """The files of the given task folders, so that DVC notices a change in one."""
+    write_json(project.tasks_manifest, _files_of_tasks(project))
+
+
+def _files_of_tasks(project: Project) -> dict[str, dict[str, list[int]]]:
+    """Task folder -> file -> [size, modification time in ns]; nothing of built-in tasks."""
+    if project.params.evaluation.tasks == BUILT_IN:
+        return {}
+    return {
+        task: {
+            str(path.relative_to(project.root / task)): [path.stat().st_size, path.stat().st_mtime_ns]
+            for path in sorted((project.root / task).rglob("*"))
+            if path.is_file()
+        }
+        for task in project.params.evaluation.tasks
+    }
 
 
 def index(project: Project, source: str) -> None:
@@ -76,20 +92,20 @@ def embedder(project: Project) -> None:
     from mode.embedding.base import build_embedder
 
     params = project.params.embedding
-    captions = sample_captions(project.load_index(params.fit_on), params.sample, project.params.random_seed)
-    build_embedder(params, captions, project.params.random_seed).save(project.embedder)
+    captions: list[str] = []
+    if params.fit_on is not None:
+        captions = sample_captions(project.load_index(params.fit_on), params.sample, project.params.random_seed)
+    build_embedder(params, captions, project.params.random_seed, project.params.machine).save(project.embedder)
 
 
 def embed(project: Project, source: str) -> None:
     """Captions of a source to unit vectors, float16, in the index's row order."""
     from mode.embedding.base import StoredEmbedder, embed_index
 
-    params = project.params.embedding
-    here = os.environ.get("MODE_DEVICE") or params.device
-    # What a scheduler of this machine gave this process says nothing about the devices of another machine's workers.
-    device = params.device if "://" in _engine_setting() else here
-    stored = StoredEmbedder.at(project.embedder, device, params.batch_size)
-    with open_engine(_gpus_for(here) if params.kind != "lsa" else 0, alone=here.startswith("cuda:")) as engine:
+    machine = project.params.machine
+    stored = StoredEmbedder.at(project.embedder, machine.device, machine.inference_batch)
+    gpus = gpus_for(machine.device) if stored.is_neural else 0
+    with open_engine(machine, gpus, alone=machine.device.startswith("cuda:")) as engine:
         embed_index(stored.open(), project.load_index(source), project.vectors(source), engine=engine, encode=stored)
 
 
@@ -116,5 +132,5 @@ def assign(project: Project, source: str) -> None:
 
     from mode.clustering.assignment import assign_file
 
-    with open_engine(faiss.get_num_gpus()) as engine:
+    with open_engine(project.params.machine, faiss.get_num_gpus()) as engine:
         assign_file(project.vectors(source), project.clusters(source), project.assignment(source), engine)

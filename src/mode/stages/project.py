@@ -37,6 +37,10 @@ class Project:
         return self.root / "data" / "tasks"
 
     @property
+    def tasks_manifest(self) -> Path:
+        return self.root / "data" / "tasks-manifest.json"
+
+    @property
     def models(self) -> Path:
         return self.root / "models"
 

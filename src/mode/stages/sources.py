@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mode.params import SourceParams, load_params
 from mode.stages.project import BUILT_IN, Project
-
-if TYPE_CHECKING:
-    pass
 
 #: Groups of sources in watch.yaml.
 WATCH_GROUPS = ("generated", "watched")
@@ -61,15 +59,37 @@ def _replace_text(path: Path, text: str) -> None:
 
 def keep_watch(project: Project, source: str, generated: bool | None) -> None:
     """Note in watch.yaml whether DVC makes this source's shards, or looks at them on every run, or (None) neither."""
+    groups = dict(zip(WATCH_GROUPS, (generated, generated is False), strict=True))
+
+    def enter(content: dict[str, Any]) -> None:
+        for group, belongs in groups.items():
+            others = [other for other in content.get(group) or [] if other != source]
+            content[group] = sorted([*others, source] if belongs else others)
+
+    _edit_watch(project, enter)
+
+
+def keep_tasks_watch(project: Project) -> None:
+    """Note in watch.yaml whether DVC has to look at the task folders on every run."""
+    given = project.params.evaluation.tasks != BUILT_IN
+
+    def enter(content: dict[str, Any]) -> None:
+        content["watched_tasks"] = ["tasks"] if given else []
+        # What the stage `tasks` depends on: the list of their files, or the code that draws the built-in ones.
+        content["tasks_from"] = "data/tasks-manifest.json" if given else "src/mode/data/glyphs"
+
+    _edit_watch(project, enter)
+
+
+def _edit_watch(project: Project, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change watch.yaml, its comment kept; a file that says the same already is left alone."""
     import yaml
 
     path = project.root / "watch.yaml"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    comment = "".join(line for line in lines if line.startswith("#"))
-    content = yaml.safe_load("".join(lines)) or {}
-    groups = {name: [other for other in content.get(name) or [] if other != source] for name in WATCH_GROUPS}
-    if generated is not None:
-        groups[WATCH_GROUPS[0 if generated else 1]].append(source)
-    groups = {name: sorted(group) for name, group in groups.items()}
-    if groups != content:
-        _replace_text(path, comment + yaml.safe_dump(groups, sort_keys=False, default_flow_style=None))
+    before = yaml.safe_load("".join(lines)) or {}
+    after = dict(before)
+    edit(after)
+    if after != before:
+        comment = "".join(line for line in lines if line.startswith("#"))
+        _replace_text(path, comment + yaml.safe_dump(after, sort_keys=False, default_flow_style=None))

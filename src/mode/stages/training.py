@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mode.params import load_params
-from mode.stages.machine import on_this_machine
 from mode.stages.project import Project
 
 if TYPE_CHECKING:
@@ -35,11 +34,11 @@ def dense(project: Project) -> None:
 
 
 def dense_long(project: Project) -> None:
-    """A dense model of as many samples as seed and experts together, if `training.dense_long` asks for it."""
+    """A dense model of as many samples as seed and experts together, if `baselines.dense_long` asks for it."""
     params = project.params
-    if not params.training.dense_long:
+    if not params.baselines.dense_long:
         project.model("dense-long").mkdir(parents=True, exist_ok=True)
-        print("dense-long: not trained, training.dense_long is false")
+        print("dense-long: not trained, baselines.dense_long is false")
         return
     _train(
         project,
@@ -72,10 +71,10 @@ def expert(project: Project, name: str) -> None:
 def rows_of_expert(project: Project, name: str) -> tuple[NDArray[np.int64], Assignment]:
     """The pairs that an expert sees, and what they were chosen from."""
     from mode.clustering.assignment import Assignment
-    from mode.training.selection import expert_rows
+    from mode.data.loading.selection import expert_rows
 
     params = project.expert(name)
-    share = project.params.training.outside_share if params.outside_share is None else params.outside_share
+    share = project.params.branch.outside_share if params.outside_share is None else params.outside_share
     assignment = Assignment.load(project.assignment(params.source))
     return expert_rows(assignment.coarse, params.cluster, share, project.params.random_seed), assignment
 
@@ -111,6 +110,7 @@ def _train(
     expert_epochs: Sequence[int | None] = (),
 ) -> None:
     """Train one model, from its last checkpoint if there is one, with its run in MLflow."""
+    from mode.data.loading.selection import without_held_out
     from mode.tracking.figures import role_of
     from mode.tracking.runs import Tracker
     from mode.training.distribution import ending_together
@@ -119,13 +119,13 @@ def _train(
     from mode.training.plan import make_plan
 
     params = project.params
-    training = on_this_machine(params.training)
+    training = params.training
     index = project.load_index(source)
     epoch_images = project.load_index(training.source).images if source != training.source else index.images
     plan = make_plan(
         role,
         name,
-        without_held_out(rows_of(index), index, training.held_out, params.random_seed),
+        without_held_out(rows_of(index), index.image, training.held_out, params.random_seed),
         training,
         epoch_images,
         source=source,
@@ -147,6 +147,7 @@ def _train(
     tracked: dict[str, object] = {
         **params.model_dump(include={"random_seed", "image", "model"}),
         "training": training.model_dump(),
+        "machine": params.machine.model_dump(),
         "pairs": len(plan.rows),
         "steps": plan.steps,
         "cluster": cluster,
@@ -176,6 +177,7 @@ def _train(
                     model=params.model,
                     image=params.image,
                     training=training,
+                    machine=params.machine,
                     random_seed=params.random_seed,
                     checkpoint_dir=checkpoints,
                     on_metrics=on_metrics,
@@ -196,15 +198,6 @@ def _all_rows(index: PairIndex) -> NDArray[np.int64]:
     import numpy as np
 
     return np.arange(len(index), dtype=np.int64)
-
-
-def without_held_out(rows: NDArray[np.int64], index: PairIndex, held_out: int, random_seed: int) -> NDArray[np.int64]:
-    from mode.training.selection import held_out_images
-
-    if not held_out:
-        return rows
-    left: NDArray[np.int64] = rows[~held_out_images(index.images, held_out, random_seed)[index.image[rows]]]
-    return left
 
 
 class _Curve:

@@ -127,7 +127,7 @@ def _existing(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ModeError(f"training.device: '{device}' is not usable here: {str(error).splitlines()[0]}") from None
+        raise ModeError(f"machine.device: '{device}' is not usable here: {str(error).splitlines()[0]}") from None
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return chosen

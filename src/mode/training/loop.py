@@ -34,7 +34,7 @@ from mode.data.loading.loader import Batch, ImageStore, PairStream, augment_batc
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.files import sha256_of, write_aside
-from mode.params import ImageParams, ModelParams, TrainingParams
+from mode.params import ImageParams, MachineParams, ModelParams, TrainingParams
 from mode.progress import Progress
 from mode.training.checkpoint import (
     BRANCH_STATE,
@@ -50,10 +50,6 @@ from mode.training.flops import flops_per_pair
 from mode.training.interruption import Interrupted, Interruption
 from mode.training.objective import Towers, backward
 from mode.training.plan import TrainPlan
-
-#: Settings that say where and how fast a training runs, not what comes out of it: they may change between checkpoint
-#: and continuation.
-NOT_THE_RESULT = {"device", "threads", "workers", "cache_mb", "checkpoint_minutes", "dense_long"}
 
 #: Steps whose mean loss a card gives.
 RECENT_STEPS = 100
@@ -98,6 +94,7 @@ def train(
     model: ModelParams,
     image: ImageParams,
     training: TrainingParams,
+    machine: MachineParams,
     random_seed: int,
     checkpoint_dir: Path,
     on_metrics: Metrics | None = None,
@@ -113,6 +110,7 @@ def train(
         root: what relative paths of shards are relative to.
         model: used where there is no parent to take the model from.
         image, training: the recipe.
+        machine: where and how fast; it may change between checkpoint and continuation.
         random_seed: of weights, order of samples and augmentation.
         checkpoint_dir: holds `checkpoint.safetensors` while the training is unfinished.
         on_metrics: called with the step and figures: `train/loss` (mean since the last call), `train/lr`,
@@ -125,11 +123,11 @@ def train(
             processes cannot share; a device that is not there.
         Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
     """
-    if training.threads is not None:
-        torch.set_num_threads(training.threads)
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
     checkpoint = checkpoint_dir / CHECKPOINT
 
-    group = process_group(training.device)
+    group = process_group(machine.device)
     with Interruption() as interruption:
         if plan.batch_size % (group.world * training.accumulate):
             raise ModeError(
@@ -163,18 +161,18 @@ def train(
         )
 
         # The data, from the position of the next step.
-        store = ImageStore(index, root, image, training.cache_mb, plan.rows)
+        store = ImageStore(index, root, image, machine.cache_mb, plan.rows)
         batches = make_loader(
             store,
             PairStream(plan.rows, index.image[plan.rows], random_seed),
             start=plan.position(state.step),
             stop=plan.stream_stop,
             batch_size=plan.batch_size,
-            workers=training.workers,
+            workers=machine.workers,
             rank=group.rank,
             world=group.world,
         )
-        captions = _Tokens(index, clip, training.cache_mb)
+        captions = _Tokens(index, clip, machine.cache_mb)
         dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
         clip.model.train()
 
@@ -217,7 +215,7 @@ def train(
                 state.bad_images = bad_before + store.bad
                 bar.update(plan.batch_size)
 
-                due = group.leads and time.monotonic() - last_checkpoint > training.checkpoint_minutes * 60
+                due = group.leads and time.monotonic() - last_checkpoint > machine.checkpoint_minutes * 60
                 stop, due = group.any(interruption.signal is not None, due)
                 report = state.step % log_every == 0 or state.step == plan.last_step
                 if stop or due or report:
@@ -273,7 +271,7 @@ def configuration_hash(
         "schedule": vars(plan.schedule),
         "model": model.model_dump(),
         "image": image.model_dump(),
-        "training": training.model_dump(exclude=NOT_THE_RESULT),
+        "training": training.model_dump(),
         "random_seed": random_seed,
         "parent": sha256_of(plan.parent / WEIGHTS) if plan.parent is not None else None,
     }

@@ -131,7 +131,7 @@ def make_plan(
     elif role == "dense-long":
         if not expert_epochs:
             raise ModeError(
-                f"{name}: dense-long needs experts whose steps it can match", "set training.dense_long: false"
+                f"{name}: dense-long needs experts whose steps it can match", "set baselines.dense_long: false"
             )
         last = seed + sum(steps.of_expert(own) for own in expert_epochs)
         if training.schedule == "cosine":

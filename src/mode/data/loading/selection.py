@@ -64,3 +64,26 @@ def held_out_images(images: int, count: int, random_seed: int) -> NDArray[np.boo
         True
     )
     return mask
+
+
+def without_held_out(
+    rows: NDArray[np.int64], image: NDArray[np.int64], count: int, random_seed: int
+) -> NDArray[np.int64]:
+    """Those pairs whose image is not held out.
+
+    Args:
+        rows: pairs, rows of the index, int64.
+        image: number of the image of every pair of the source, int64 [pairs of the source].
+        count, random_seed: as in `held_out_images`.
+
+    Returns:
+        int64, in the same order.
+
+    Example:
+        >>> without_held_out(np.array([0, 1, 2]), np.array([0, 0, 1]), count=0, random_seed=0)
+        array([0, 1, 2])
+    """
+    if not count:
+        return rows
+    left: NDArray[np.int64] = rows[~held_out_images(int(image.max()) + 1, count, random_seed)[image[rows]]]
+    return left

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mode.data.loading.selection import expert_rows, held_out_images
 from mode.errors import ModeError
-from mode.training.selection import expert_rows, held_out_images
 
 COARSE = np.array([0, 1, 0, 2, 1, 0, 2, 2, 1, 0], dtype=np.int32)
 
