@@ -46,6 +46,24 @@ def test_params_prints_every_value_with_defaults(project: Path, capsys: pytest.C
     assert printed["experts"]["expert-0"]["lr"] is None
 
 
+def test_params_explains_what_it_prints(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["params", "branch.outside_share"])
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed) == {"branch": {"outside_share": 0.02}}
+    assert "  # Share of the pairs *outside* its cluster that an expert also sees.\n  outside_share" in printed
+    with pytest.raises(SystemExit):
+        main(["params"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    keys = [number for number, line in enumerate(lines) if line and not line.startswith(("#", "-")) and ":" in line]
+    own = {"embed_dim", "vision_cfg", "text_cfg"}  # open_clip's configuration explains itself
+    unexplained = [lines[n] for n in keys if not lines[n - 1].startswith("#") and not lines[n].endswith(":")]
+    assert {line.partition(":")[0] for line in unexplained} <= own | {
+        *("image_size", "layers", "width", "head_width", "patch_size", "context_length", "heads")
+    }
+    assert "branch.share: no such parameter" in fails(capsys, "params", "branch.share")
+
+
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [

@@ -62,7 +62,7 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
             changed(training={"batch_siz": 1}),
             "training.batch_siz: unknown parameter (did you mean training.batch",
         ),
-        (changed(training={"epochs": 0}), "greater than 0, not 0 (Of the dense model.)"),
+        (changed(training={"epochs": 0}), "greater than 0, not 0 (Length of the dense model, in epochs.)"),
         (changed(model={}), "give either `name` or `config`"),
         (changed(sources={}), "sources: at least one is needed"),
         ({}, "sources: missing"),

@@ -47,14 +47,14 @@ def stage(
 
 @app.command("params")
 def show_params(
+    key: Annotated[str, typer.Argument(help="A section or one parameter, such as `training` or `training.lr`.")] = "",
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Check the parameter file and print every parameter with its value, defaults included."""
-    import yaml
-
+    """Check the parameter file and print every parameter with its value, defaults included, and what it does."""
+    from mode.edit import explained
     from mode.params import load_params
 
-    sys.stdout.write(yaml.safe_dump(load_params(params).model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    sys.stdout.write(explained(load_params(params), key))
 
 
 @app.command()

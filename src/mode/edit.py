@@ -1,4 +1,4 @@
-"""Changes to params.yaml that keep its comments and order: a source or an expert more, or one fewer.
+"""params.yaml as text: changes that keep its comments and order, and all of it with explanations.
 
 Adding never touches the lines of what is there already, so nothing old becomes out of date.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from mode.errors import ModeError
-from mode.params import parse_params
+from mode.params import Params, explanations, parse_params
 
 
 def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | None = None) -> tuple[str, list[str]]:
@@ -66,6 +67,44 @@ def remove_expert(text: str, name: str) -> str:
     if source not in needed | {params.training.source, params.embedding.fit_on}:
         del content["sources"][source]
     return _dump(content)
+
+
+def explained(params: Params, key: str = "") -> str:
+    """Every parameter with its value, defaults included, and above it what it does; as YAML.
+
+    Args:
+        params: the values.
+        key: a section or one parameter, such as `training` or `training.lr`; default all.
+
+    Raises:
+        ModeError: there is no such key.
+    """
+    values: Any = params.model_dump(mode="json")
+    level = values
+    for part in key.split(".") if key else []:
+        if not isinstance(level, dict) or part not in level:
+            raise ModeError(f"{key}: no such parameter", "`mode params` lists all")
+        for other in [other for other in level if other != part]:
+            del level[other]
+        level = level[part]
+    texts = dict(explanations())
+    sections = (_dump(_explained({name: value}, texts), check=False).strip() for name, value in values.items())
+    return "\n\n".join(sections) + "\n"
+
+
+def _explained(values: Any, texts: dict[str, str], path: str = "", indent: int = 0) -> Any:
+    """A mapping with a comment above each key; `path` has `*` for the name of a source or an expert, as in `texts`."""
+    if not isinstance(values, dict):
+        return values
+    mapping = CommentedMap()
+    for key, value in values.items():
+        here = f"{path}{key}" if f"{path}{key}" in texts else f"{path}*"
+        is_section = any(known.startswith(f"{here}.") for known in texts)
+        mapping[key] = _explained(value, texts, f"{here}.", indent + 2) if is_section else value
+        if text := texts.get(here, ""):
+            wrapped = textwrap.fill(text, 116 - indent, break_long_words=False, break_on_hyphens=False)
+            mapping.yaml_set_comment_before_after_key(key, before=wrapped, indent=indent)
+    return mapping
 
 
 #: YAML's tag of null.

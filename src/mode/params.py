@@ -67,9 +67,9 @@ class SourceParams(Section):
     checksum: bool = False
     """Notice a changed shard by its content as well as by size and modification time; reads every byte."""
     image_column: str = "image"
-    """Column of a table that holds image paths; ignored for tars."""
+    """Column of a table that holds image paths; tars have none."""
     caption_column: str = "caption"
-    """Column of a table that holds captions; ignored for tars."""
+    """Column of a table that holds captions; tars have none."""
     fine: PositiveInt | None = None
     """Fine clusters of this source; default `clustering.fine`."""
     coarse: PositiveInt | None = None
@@ -117,10 +117,10 @@ class EmbeddingParams(Section):
     sample: PositiveInt = 200_000
     """Captions used for the fit, at most."""
     dimensions: PositiveInt = 64
-    """Of the `lsa` vectors."""
+    """Length of the `lsa` vectors."""
     pooling: Literal["cls", "mean", "pooler"] = "cls"
-    """Of `transformers`: `cls` (the first token's last state), `mean` (over tokens) or `pooler` (the model's own
-    output, which the paper's published code takes from SimCSE)."""
+    """What `transformers` takes as a caption's vector: `cls` (the first token's last state), `mean` (over tokens) or
+    `pooler` (the model's own output, which the paper's published code takes from SimCSE)."""
     max_tokens: PositiveInt = 77
     """Tokens after which a caption is cut."""
 
@@ -158,7 +158,7 @@ class ClusteringParams(Section):
     sample: PositiveInt = 1_000_000
     """Vectors used for the fit, at most."""
     iterations: PositiveInt = 20
-    """Of Lloyd's algorithm, at most."""
+    """Iterations of Lloyd's algorithm, at most."""
 
     @model_validator(mode="after")
     def _coarse_fits_fine(self) -> ClusteringParams:
@@ -235,21 +235,21 @@ class TrainingParams(Section):
     epoch_samples: PositiveInt | None = None
     """Samples of one epoch, for every role; `null`: as many as there are training images."""
     epochs: PositiveInt = 32
-    """Of the dense model."""
+    """Length of the dense model, in epochs."""
     seed_epochs: PositiveInt = 27
-    """After which experts branch off; an expert trains for `epochs - seed_epochs`."""
+    """Epochs after which experts branch off; an expert trains for `epochs - seed_epochs`."""
     batch_size: PositiveInt = 128
-    """Of one optimiser step, over all processes and accumulation steps."""
+    """Pairs in one optimiser step, over all processes and accumulation steps."""
     accumulate: PositiveInt = 1
     """Forward passes in one step."""
     lr: PositiveFloat = 5e-4
     """Learning rate at its highest."""
     betas: Pair = (0.9, 0.98)
-    """Of AdamW."""
+    """AdamW's decay rates of the two moments."""
     eps: PositiveFloat = 1e-6
-    """Of AdamW."""
+    """AdamW's epsilon."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.2
-    """Of AdamW; gains, biases and the logit scale are not decayed."""
+    """AdamW's weight decay; gains, biases and the logit scale are not decayed."""
     warmup: NonNegativeInt = 2_000
     """Steps of linear warm-up."""
     schedule: Literal["wsd", "cosine"] = "wsd"
@@ -292,7 +292,7 @@ class RoutingParams(Section):
     """`calibrated` (scale-free; its temperature comes from the training captions), `published` (the reference formula)
     or `paper` (softmax of summed affinities)."""
     divisor: PositiveFloat = 8.0
-    """Of `published`: w / divisor goes into the softmax."""
+    """Of `published`: the softmax is taken of w / divisor."""
     bandwidth: PositiveFloat = 1.0
     """Lambda of `paper`."""
     calibration_captions: PositiveInt = 4_096
@@ -329,10 +329,10 @@ class MachineParams(Section):
     device: str = "auto"
     """`auto` (the GPU where there is one), `cpu`, `cuda`, `cuda:1` ..."""
     threads: PositiveInt | None = None
-    """Of torch on the CPU, in a training. Sums in another number of threads round differently, so a fixed number gives
-    the same bits alone and side by side; `null`: the share that a flow gives, or torch's own choice."""
+    """Threads of torch on the CPU, in a training. Sums in another number of threads round differently, so a fixed
+    number gives the same bits alone and side by side; `null`: the share that a flow gives, or torch's own choice."""
     processes: PositiveInt = 1
-    """That train one model together on this machine, each on a GPU of its own."""
+    """Processes that train one model together on this machine, each on a GPU of its own."""
     workers: NonNegativeInt = 0
     """Processes that read and decode for a training; 0 reads in the training process."""
     decode_threads: NonNegativeInt = 2
@@ -352,7 +352,7 @@ class Params(Section):
     """All of `params.yaml`."""
 
     random_seed: NonNegativeInt = 0
-    """Of everything that is random: the built-in data, clusters, first weights, the order of samples."""
+    """Decides everything that is random: the built-in data, clusters, first weights, the order of samples."""
     sources: dict[Name, SourceParams]
     experts: dict[Name, ExpertParams]
     model: ModelParams
