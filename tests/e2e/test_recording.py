@@ -1,0 +1,132 @@
+"""dvc.yaml names all that decides a stage's result: every stage is run under observation (`recording.py`), and what it
+read is compared with what it declares.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+
+from tests.e2e.conftest import SmallProject
+
+pytestmark = pytest.mark.e2e
+
+RECORDING = Path(__file__).with_name("recording.py")
+
+#: Code that decides no result, and why it need not be declared.
+GLUE = {
+    "src/mode/cli.py": "parses the command line",
+    "src/mode/errors.py": "words of errors",
+    "src/mode/progress.py": "shows progress",
+    "src/mode/processes.py": "asks things of Linux",
+    "src/mode/parallel.py": "the same results from one process or many",
+    "src/mode/engine.py": "the same results from one process or many",
+    "src/mode/files.py": "whole files or none, and their checksums",
+    "src/mode/params.py": "checks values that are declared",
+    "src/mode/roles.py": "names; what a training does with one is code of its own",
+    "src/mode/paths.py": "names of files, which are declared",
+    "src/mode/stages/__init__.py": "calls the stage",
+    "src/mode/stages/project.py": "names of files, which are declared",
+    "src/mode/stages/machine.py": "processes and engines, which change no result",
+    "src/mode/stages/sources.py": "keeps watch.yaml, which DVC reads itself",
+    "src/mode/tracking/": "MLflow: no stage reads from it",
+}
+#: Files of the project that are no input.
+NOT_INPUT = ("params.yaml", "watch.yaml", "dvc.lock", ".git/", ".mode/", "mlruns/", "checkpoints/")
+
+
+def covered(read: str, declared: Iterable[str], separator: str) -> bool:
+    """Whether something that was read is declared, itself or with what it is a part of."""
+    return any(read == each or read.startswith(each.rstrip(separator) + separator) for each in declared)
+
+
+def undeclared(seen: Mapping[str, list[str]], declared: Mapping[str, Any]) -> list[str]:
+    """What a stage read and does not declare, each with its kind.
+
+    Args:
+        seen: `params`, `code`, `files`, as `recording.py` writes them.
+        declared: `params`, `deps` and `outs` of the stage, paths from the project folder.
+    """
+    paths = [*declared["deps"], *declared["outs"]]
+    unfinished = tuple(f"{out}." for out in declared["outs"])  # what an interrupted run of the same stage has left
+    files = [path for path in seen["files"] if not path.startswith(unfinished)]
+    return [
+        *(f"parameter {key}" for key in seen["params"] if not covered(key, [*declared["params"], "machine"], ".")),
+        *(f"code {path}" for path in seen["code"] if not covered(path, [*paths, *GLUE], "/")),
+        *(f"file {path}" for path in files if not covered(path, [*paths, *NOT_INPUT], "/")),
+    ]
+
+
+def declarations(root: Path) -> dict[str, dict[str, list[str]]]:
+    """Every stage of dvc.yaml, in an order in which they can run, and what it declares."""
+    found = {}
+    with chdir(root), Repo(str(root)) as repo:  # addresses are relative to the working folder
+        for stage in repo.index.stages:
+            params = [key for dep in stage.deps if getattr(dep, "params", None) for key in dep.params]
+            found[stage.addressing] = {
+                "params": params,
+                "deps": [dep.def_path for dep in stage.deps if not getattr(dep, "params", None)],
+                "outs": [out.def_path for out in stage.outs],
+            }
+    return found
+
+
+def record(project: SmallProject, *stages: str, planted: Path | None = None) -> dict[str, dict[str, list[str]]]:
+    """Run stages under observation; what each read."""
+    output = project.root.parent / "seen.json"
+    project.run(sys.executable, str(planted or RECORDING), str(output), *stages)
+    seen: dict[str, dict[str, list[str]]] = json.loads(output.read_text())
+    return seen
+
+
+def test_every_stage_declares_all_that_it_reads(finished_project: SmallProject) -> None:
+    declared = declarations(finished_project.root)
+    seen = record(finished_project, *declared)
+    missing = [f"{stage}: {what}" for stage in declared for what in undeclared(seen[stage], declared[stage])]
+    assert missing == []
+    # And it looked: these are read for certain.
+    assert "training.lr" in seen["seed"]["params"]
+    assert "branch.outside_share" in seen["expert@expert-0"]["params"]
+    assert "src/mode/data/loading/loader.py" in seen["expert@expert-0"]["code"]
+    assert "data/assignment/base.parquet" in seen["expert@expert-0"]["files"]
+    assert "models/seed/open_clip_model.safetensors" in seen["dense"]["files"]
+
+
+#: `index`, and beside it what dvc.yaml does not name for it.
+PLANTED = """
+import sys
+sys.path.insert(0, {folder!r})
+import recording
+from mode import stages
+from mode.reporting.summary import percent
+
+index = stages.KEYED_STAGES["index"]
+
+def planted(project, key):
+    project.params.routing.divisor
+    percent(0.5)
+    (project.root / "data/vectors/base.npy").open("rb").close()
+    index(project, key)
+
+stages.KEYED_STAGES["index"] = planted
+recording.main(recording.Path(sys.argv[1]), sys.argv[2:])
+"""
+
+
+def test_an_undeclared_read_is_named(finished_project: SmallProject, tmp_path: Path) -> None:
+    planted = tmp_path / "planted.py"
+    planted.write_text(PLANTED.format(folder=str(RECORDING.parent)))
+    declared = declarations(finished_project.root)["index@base"]
+    seen = record(finished_project, "index@base", planted=planted)["index@base"]
+    assert undeclared(seen, declared) == [
+        "parameter routing.divisor",
+        "code src/mode/reporting/summary.py",
+        "file data/vectors/base.npy",
+    ]
