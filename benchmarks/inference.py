@@ -115,11 +115,11 @@ def of_variant(ensemble: Ensemble, tasks: list[Task], inputs: dict[str, Tensor],
 
 def pixels_of(task: Task, ensemble: Ensemble) -> Tensor:
     """All images of a task, decoded and cut to size: uint8 [n, 3, size, size]."""
-    from mode.ensemble.images import batches_of_pixels
+    from mode.ensemble.images import rgb_batches
 
     preprocess = Preprocess(next(iter(ensemble.clips.values())))
-    read = batches_of_pixels([image.read() for image in task.images], {"": preprocess.pixels}, 256)
-    return torch.cat([batch[""] for batch in read])
+    read = rgb_batches([image.read() for image in task.images], 256)
+    return torch.stack([preprocess.pixels(image) for batch in read for image in batch])
 
 
 def known(found: dict[str, Any], name: str) -> Row:

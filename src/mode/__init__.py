@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mode.ensemble.model import Ensemble, Precision
+    from mode.clip.device import Precision
+    from mode.ensemble.model import Ensemble
 
 __all__ = ["load"]
 

@@ -9,24 +9,11 @@ import torch
 from PIL import Image
 
 from mode.clip.model import build_model, load_model, save_model
-from mode.clip.tokenizer import fit_words
 from mode.errors import ModeError
 from mode.params import ImageParams, ModelParams
-from mode.training.flops import flops_per_pair
 
 CAPTIONS = ["a red dog", "a blue dog", "Two zebras, one crossing!", "the dog's end"]
 IMAGE = ImageParams(size=32)
-
-
-def test_word_ids_by_hand() -> None:
-    words = fit_words(["a red dog", "a blue dog"], vocabulary=100)
-    assert words("A DOG!").input_ids == [2, 3, 4, 1, 7]
-    assert words("").input_ids == [2, 7]
-
-
-def test_rare_words_are_dropped_first() -> None:
-    words = fit_words(["a a a b b c"], vocabulary=2)
-    assert words("a b c").input_ids == [2, 3, 4, 1, 5]
 
 
 def test_end_has_the_highest_id_and_survives_the_cut(resnet: ModelParams) -> None:
@@ -114,6 +101,12 @@ def test_unusable_configurations_are_refused(resnet: ModelParams, tmp_path: Path
     assert resnet.config is not None
     cases = [
         (ModelParams(name="ViT-nope"), "open_clip knows no model 'ViT-nope'"),
+        (
+            ModelParams(name="hf-hub:some/model"),
+            "'hf-hub:some/model' names trained weights, but every model",
+        ),
+        (ModelParams(name=f"local-dir:{tmp_path}"), "names trained weights"),
+        (ModelParams(name="ViT-B-32:openai"), "names trained weights"),
         (ModelParams(name=str(tmp_path / "none.json")), "cannot be read"),
         (ModelParams(config={"embed_dim": 3}), "lacks vision_cfg, text_cfg"),
         (ModelParams(config={**resnet.config, "embed_dimension": 3}, tokenizer="words"), "embed_dimension"),
@@ -131,19 +124,3 @@ def test_what_is_no_model_folder_is_refused(resnet: ModelParams, tmp_path: Path)
     (tmp_path / "model" / "open_clip_model.safetensors").write_bytes(b"cut short")
     with pytest.raises(ModeError, match="open_clip cannot open it"):
         load_model(tmp_path / "model")
-
-
-def test_flops_by_hand() -> None:
-    """An image tower of one patch without attention, a text tower of one block over 8 tokens."""
-    config = {
-        "embed_dim": 4,
-        "vision_cfg": {"layers": 0, "width": 8, "head_width": 8, "patch_size": 32},
-        "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
-    }
-    clip = build_model(ModelParams(config=config), IMAGE, None, random_seed=0)
-    patch, image_projection = 2 * 3 * 32 * 32 * 8, 2 * 8 * 4
-    linear = 2 * 8 * (16 * 3 * 16 + 16 * 16 + 2 * 16 * 64)  # queries, keys and values; output; both of the MLP
-    attention = 2 * (2 * 8 * 8 * 16)  # scores, and the values weighted by them
-    text_projection = 2 * 16 * 4
-    # Backward costs twice the forward pass: gradients of input and of weight. Pixels need no gradient.
-    assert flops_per_pair(clip) == 2 * patch + 3 * (image_projection + linear + attention + text_projection)

@@ -60,6 +60,12 @@ def test_saved_with_the_model(model_folder, tmp_path):
     np.testing.assert_allclose(again.encode(CAPTIONS), embedder.encode(CAPTIONS), atol=1e-6)
 
 
+def test_open_clips_notices_stay_unsaid(model_folder, caplog):
+    with caplog.at_level("INFO"):
+        OpenClipEmbedder.open(str(model_folder), device="cpu")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

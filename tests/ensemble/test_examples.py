@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import mode
-from mode.ensemble import model, router, rules
+from mode.ensemble import combine, model, rules
 
 
-@pytest.mark.parametrize(("module", "least"), [(mode, 4), (model, 15), (rules, 4), (router, 1)])
+@pytest.mark.parametrize(("module", "least"), [(mode, 4), (model, 15), (rules, 4), (combine, 3)])
 def test_docstrings(folder: Path, module: ModuleType, least: int) -> None:
     names = {"mode": mode, "np": np, "Image": Image}
     found = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mode.embedding.lsa import LsaEmbedder
-from mode.ensemble.router import Router, class_vectors, combine
+from mode.ensemble.combine import combine
+from mode.ensemble.router import Router, class_vectors
 from mode.ensemble.rules import class_distances, published_weights
 from mode.errors import ModeError
 from mode.params import RoutingParams

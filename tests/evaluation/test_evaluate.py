@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from mode.clip.encode import encode_prompts, encode_texts
 from mode.clip.model import Clip, save_model
-from mode.clip.preprocess import Preprocess
 from mode.embedding.lsa import LsaEmbedder
-from mode.ensemble.router import QueryWeights, Router
+from mode.ensemble.combine import QueryWeights
+from mode.ensemble.router import Router
 from mode.errors import ModeError
 from mode.evaluation import features, scores
 from mode.evaluation.evaluate import evaluate_tasks
@@ -66,28 +65,6 @@ def by_hand(clip: Clip, task: Task) -> np.ndarray:
 
 
 class TestFeatures:
-    def test_pixels_and_normalisation_equal_open_clips_transform(self, clips: dict[str, Clip]) -> None:
-        clip = clips["seed"]
-        for resize_mode in ("shortest", "longest", "squash"):
-            for interpolation in ("bicubic", "bilinear"):
-                changed = {**clip.preprocess_cfg, "resize_mode": resize_mode, "interpolation": interpolation}
-                preprocess = Preprocess(Clip(clip.model, clip.tokenizer, clip.model_cfg, changed))
-                transform = image_transform_v2(PreprocessCfg(**changed), is_train=False)
-                pixels = np.random.default_rng(0).integers(0, 255, (41, 67, 3), dtype=np.uint8)
-                picture = Image.fromarray(pixels)
-                assert torch.equal(preprocess.normalise(preprocess.pixels(picture)), transform(picture))
-
-    def test_equal_geometry_is_shared_and_another_is_not(self, clips: dict[str, Clip]) -> None:
-        clip = clips["seed"]
-        other = {**clip.preprocess_cfg, "mean": [0.5, 0.5, 0.5]}
-        smaller = {**clip.preprocess_cfg, "size": 24}
-        plain, mean, size = (
-            Preprocess(Clip(clip.model, clip.tokenizer, clip.model_cfg, cfg))
-            for cfg in (clip.preprocess_cfg, other, smaller)
-        )
-        assert plain.geometry == mean.geometry != size.geometry
-        assert len({plain.key, mean.key, size.key}) == 3
-
     @pytest.mark.parametrize("batch_size", [1, 7, 12, 13, features._AT_ONCE, features._AT_ONCE + 1, 100])
     def test_batches_run_across_tasks(self, folders: Any, clips: dict[str, Clip], batch_size: int) -> None:
         """A batch ends inside a task, at its end, or covers several; a thread decodes less than a batch, or all."""
@@ -110,15 +87,6 @@ class TestFeatures:
         task = open_task(folders.classification("colours", [0, 1, 2, 3, 4]))
         list(encode_tasks([task], clips, batch_size=2, workers=2, device="cpu"))
         assert sorted(decoded) == sorted(image.size for image in task.images)
-
-    def test_prompts_are_averaged_and_normalised_across_batches(self, clips: dict[str, Clip]) -> None:
-        prompts = [["a red spot", "red"], ["blue"], ["a large green square", "two green", "green paper"]]
-        clip = clips["seed"]
-        for batch_size in (1, 2, 4, 100):
-            found = encode_prompts(clip, prompts, batch_size=batch_size, device="cpu")
-            for row, group in zip(found, prompts, strict=True):
-                mean = encode_texts(clip, group, batch_size=10, device="cpu").mean(dim=0)
-                torch.testing.assert_close(row, mean / mean.norm())
 
     def test_an_image_that_cannot_be_decoded_is_named(self, folders: Any, clips: dict[str, Clip]) -> None:
         """Unlike in training it is not skipped: without it, it would be another benchmark."""
@@ -225,7 +193,7 @@ def test_retrieval_by_query_equals_a_naive_full_matrix(block: int) -> None:
     assert plain["ensemble"] != found["ensemble"]
 
 
-def test_an_evaluation_routes_retrieval_as_the_mixture_says(
+def test_an_evaluation_routes_retrieval_as_the_router_says(
     folders: Any, clips: dict[str, Clip], router: Router
 ) -> None:
     folder = folders.retrieval("captions", 30)
@@ -349,7 +317,7 @@ class TestEvaluate:
         assert "growth" not in evaluate_tasks({"expert-0": clips["expert-0"], "expert-1": clips["expert-1"]},
                                               router, tasks, CPU)  # fmt: skip
 
-    def test_without_a_mixture(self, folders: Any, clips: dict[str, Clip]) -> None:
+    def test_without_a_router(self, folders: Any, clips: dict[str, Clip]) -> None:
         found = evaluate_tasks(clips, None, [folders.classification("colours", [0, 1])], CPU)
         assert list(found["zeroshot"]["mean"]) == list(clips)
         assert found["routing"] == {}

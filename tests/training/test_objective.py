@@ -5,7 +5,6 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
-from mode.clip.encode import encode_text, takes_short_texts, without_padding
 from mode.clip.model import Clip, build_model
 from mode.params import ImageParams, ModelParams
 from mode.training.objective import Towers, backward
@@ -83,23 +82,3 @@ def test_dropout_is_the_same_in_both_runs_of_a_pass(clip: Clip) -> None:
     backward(Dropping(), ClipLoss(), images, tokens, passes=2, reseed=reseed)
     for name, found in gradients(clip.model).items():
         torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-6)
-
-
-def test_padding_changes_nothing(clip: Clip) -> None:
-    assert takes_short_texts(clip.model)
-    for texts in (CAPTIONS[:3], CAPTIONS, [""], ["dog"]):
-        tokens = clip.tokenizer(texts)
-        short = without_padding(tokens)
-        assert short.shape[1] == min(8, max(len(text.split()) for text in texts) + 2)
-        torch.testing.assert_close(encode_text(clip.model, short), clip.model.encode_text(tokens))
-        assert torch.equal(encode_text(clip.model, tokens), clip.model.encode_text(tokens))
-    assert without_padding(tokens[:0]).shape == (0, 8)
-
-
-def test_a_text_tower_that_sees_padding_gets_full_texts(vit: ModelParams) -> None:
-    assert vit.config is not None
-    text = {**vit.config["text_cfg"], "no_causal_mask": True}
-    clip = build_model(
-        ModelParams(config={**vit.config, "text_cfg": text}, tokenizer="words"), IMAGE, CAPTIONS, random_seed=0
-    )
-    assert not takes_short_texts(clip.model)

@@ -1,29 +1,51 @@
-"""Where a model computes."""
+"""Where a model computes, and in which precision."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Literal
 
 from mode.errors import ModeError
 
 if TYPE_CHECKING:
     import torch
 
+#: `fp32`; `bf16` (weights and activations); `amp` (weights in float32, bfloat16 autocast).
+Precision = Literal["fp32", "bf16", "amp"]
 
-def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one.
+
+def pick_device(device: str, number: int | None = None) -> torch.device:
+    """The device of that name, once a tensor has been made there.
+
+    Args:
+        device: `auto` (the GPU where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` ...
+        number: of the GPU that `auto` and `cuda` mean; default torch's current one.
 
     Raises:
-        ModeError: a GPU is asked for and there is none.
+        ModeError: the name is unknown, or there is no such device here.
     """
     import torch  # here, because `lsa` needs none and importing it takes seconds
 
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and number is not None:
+        device = f"cuda:{number}"
     try:
         picked = torch.device(device)
-    except RuntimeError:
-        raise ModeError(f"device '{device}': unknown", "use auto, cpu, cuda or cuda:1") from None
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ModeError(f"device '{device}': there are {torch.cuda.device_count()} GPUs", "use auto or cpu")
+        torch.empty(1, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModeError(f"device '{device}' is not usable here: {reason}", "use auto, cpu, cuda or cuda:1") from None
     return picked
+
+
+def fastest_precision(device: torch.device) -> Precision:
+    """What inference runs in unless told otherwise: `amp` on a GPU, `fp32` on a CPU."""
+    return "fp32" if device.type == "cpu" else "amp"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context to run a model in: bfloat16 autocast for `amp`; the other precisions need none."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16) if precision == "amp" else nullcontext()

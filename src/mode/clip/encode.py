@@ -16,7 +16,9 @@ from mode.clip.model import Clip
 from mode.errors import ModeError
 
 
-def encode_texts(clip: Clip, texts: Sequence[str], *, batch_size: int, device: str, name: str = "model") -> Tensor:
+def encode_texts(
+    clip: Clip, texts: Sequence[str], *, batch_size: int, device: torch.device | str, name: str = "model"
+) -> Tensor:
     """Texts to unit vectors.
 
     Args:
@@ -31,11 +33,11 @@ def encode_texts(clip: Clip, texts: Sequence[str], *, batch_size: int, device: s
     """
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     vectors = [unit_vectors(clip.model.encode_text, clip.tokenizer(list(batch)).to(device), name) for batch in batches]
-    return torch.cat(vectors) if vectors else torch.empty(0, 0, device=device)
+    return torch.cat(vectors) if vectors else torch.empty(0, clip.dimensions, device=device)
 
 
 def encode_prompts(
-    clip: Clip, prompts: Sequence[Sequence[str]], *, batch_size: int, device: str, name: str = "model"
+    clip: Clip, prompts: Sequence[Sequence[str]], *, batch_size: int, device: torch.device | str, name: str = "model"
 ) -> Tensor:
     """One unit vector per class: the mean of the unit vectors of its prompts, normalised again (as open_clip does it).
 
@@ -49,17 +51,20 @@ def encode_prompts(
     Returns:
         float32 [L, d] on `device`.
     """
-    sums: Tensor | None = None
+    sums = torch.zeros(len(prompts), clip.dimensions, device=device)
     texts = ((number, text) for number, group in enumerate(prompts) for text in group)
     while batch := list(islice(texts, batch_size)):
         vectors = encode_texts(clip, [text for _, text in batch], batch_size=batch_size, device=device, name=name)
-        if sums is None:
-            sums = torch.zeros(len(prompts), vectors.shape[1], device=device)
         sums.index_add_(0, torch.tensor([number for number, _ in batch], device=device), vectors)
-    return F.normalize(sums, dim=-1) if sums is not None else torch.empty(0, 0, device=device)
+    return F.normalize(sums, dim=-1)
 
 
 def unit_vectors(encode: Callable[[Tensor], Any], batch: Tensor, name: str) -> Tensor:
+    """What a tower makes of a batch, scaled to length 1: float32 [batch, d].
+
+    Raises:
+        ModeError: a vector of the model called `name` is NaN or infinite.
+    """
     with torch.inference_mode():
         vectors = F.normalize(encode(batch).float(), dim=-1)
     if not bool(torch.isfinite(vectors).all()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,11 @@ class Clip:
     preprocess_cfg: dict[str, Any]
     card: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def dimensions(self) -> int:
+        """Length of an image's or a text's vector."""
+        return int(self.model_cfg["embed_dim"])
+
 
 def build_model(
     model: ModelParams,
@@ -60,14 +66,14 @@ def build_model(
     """Make a new model with random weights.
 
     Args:
-        model: an open_clip name, a configuration file, or a configuration.
+        model: the name of an architecture that open_clip knows, a configuration file, or a configuration.
         image: its size replaces that of the configuration.
         captions: what the vocabulary of `tokenizer: words` is learnt from; else unused.
         random_seed: of the random weights.
         precision: `fp32`, `amp` (weights as `fp32`) or `bf16` (weights in bfloat16, norms in float32).
 
     Raises:
-        ModeError: the name is unknown, or open_clip cannot build the configuration.
+        ModeError: the name is unknown or one of trained weights, or open_clip cannot build the configuration.
     """
     model_cfg = _configuration(model)
     model_cfg["vision_cfg"]["image_size"] = image.size
@@ -140,10 +146,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu", precision: str 
         raise ModeError(f"{folder}: not a model folder: it has no {WEIGHTS}", "train it first, or check the path")
     with _open_clip_errors(str(folder)):
         written = json.loads(config.read_text(encoding="utf-8"))
-        network = open_clip.create_model(
-            f"local-dir:{folder}", device=device, precision=precision, pretrained_text=False, output_dict=True
-        )
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        network, tokenizer = _open(f"local-dir:{folder}", device=device, precision=precision)
         card = folder / CARD
         return Clip(
             network,
@@ -154,8 +157,46 @@ def load_model(folder: Path, device: str | torch.device = "cpu", precision: str 
         )
 
 
+def open_pretrained(name: str, setting: str) -> Clip:
+    """A CLIP that is trained already, in float32 on the CPU.
+
+    Args:
+        name: `MODEL:PRETRAINED`, such as `ViT-B-32:laion2b_s34b_b79k`, which open_clip downloads; or a model folder
+            (relative to the working directory) with open_clip's configuration, weights and tokenizer.
+        setting: what the name was given as, in messages.
+
+    Raises:
+        ModeError: there is no such model, tag or folder, or open_clip cannot open it.
+    """
+    where = f"{setting} '{name}'"
+    if Path(name).is_dir():
+        source, tag = f"local-dir:{Path(name).resolve()}", None
+    else:
+        source, _, tag = name.partition(":")
+        known = open_clip.list_pretrained_tags_by_model(source)
+        if tag not in known:
+            raise ModeError(
+                f"{where}: neither a folder nor a MODEL:PRETRAINED that open_clip knows",
+                f"{source} has {', '.join(known)}" if known else "see open_clip.list_pretrained()",
+            )
+    with _open_clip_errors(where):
+        network, tokenizer = _open(source, pretrained=tag)
+        return Clip(network, tokenizer, open_clip.get_model_config(source), dict(network.visual.preprocess_cfg))
+
+
+def _open(source: str, **settings: Any) -> tuple[open_clip.CLIP, Tokenize]:
+    """Network and tokenizer by open_clip's name or `local-dir:FOLDER`; `settings` are those of its `create_model`."""
+    network = open_clip.create_model(source, pretrained_text=False, output_dict=True, **settings)
+    return network, open_clip.get_tokenizer(source)
+
+
 def _configuration(model: ModelParams) -> dict[str, Any]:
     """A copy of open_clip's configuration of the model."""
+    if model.name is not None and re.match(r"\w[\w.-]+:", model.name):  # one letter is a drive's
+        raise ModeError(
+            f"model.name: '{model.name}' names trained weights, but every model here starts from random ones",
+            "give the name of its architecture alone, such as ViT-B-32, or a configuration file (.json)",
+        )
     if model.config is not None:
         found: Any = json.loads(json.dumps(model.config))
     elif model.name is not None and model.name.endswith(".json"):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Corrupt metadata and large images below the limit: pixels are all that counts. Set once, since switching filters for
 # each image would cost a fifth of a small one's decoding and is not safe among threads.
@@ -54,6 +59,20 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
 def to_array(image: Image.Image) -> np.ndarray:
     """RGB pixels as uint8 [3, height, width]."""
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(value / 255 - mean) / std per channel, bit by bit as open_clip's transform computes it.
+
+    Args:
+        pixels: uint8 [batch, 3, height, width].
+        mean, std: of each channel.
+
+    Returns:
+        float32 of the same shape, on the same device.
+    """
+    values = pixels.float()
+    return values.div_(255).sub_(values.new_tensor(mean).view(-1, 1, 1)).div_(values.new_tensor(std).view(-1, 1, 1))
 
 
 def to_png(pixels: np.ndarray) -> bytes:

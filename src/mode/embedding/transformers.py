@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-from mode.clip.device import pick_device
+from mode.clip.device import autocast, fastest_precision, pick_device
 from mode.embedding.store import embedder_folder, read_record
 from mode.errors import ModeError
 
@@ -126,8 +125,7 @@ class TransformersEmbedder:
 
     def _encode_batch(self, batch: dict[str, list[list[int]]]) -> torch.Tensor:
         inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.device)
-        on_gpu = self.device.type == "cuda"
-        with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+        with autocast(self.device, fastest_precision(self.device)):
             output = self.model(**inputs)
         return functional.normalize(self._pool(output, inputs["attention_mask"]).float(), dim=-1)
 

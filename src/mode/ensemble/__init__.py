@@ -1,1 +1,1 @@
-"""Experts and their conditions as one model: routing weights from a task's words, and what is done with them."""
+"""The experts as one model: a router weighs them by a task's words, an ensemble predicts."""

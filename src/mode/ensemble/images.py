@@ -1,12 +1,11 @@
-"""Images however they are given: paths, encoded bytes, PIL images or arrays, in batches of pixels."""
+"""Images however they are given, paths, encoded bytes, PIL images or arrays, as batches of RGB images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -18,27 +17,23 @@ OneImage = str | Path | bytes | Image.Image | NDArray[np.uint8]
 Images = OneImage | Sequence[OneImage] | Tensor
 
 
-def batches_of_pixels(
-    images: Images, geometries: Mapping[str, Callable[[Image.Image], Tensor]], batch_size: int
-) -> Iterator[dict[str, Tensor]]:
-    """Decode images and cut them to size, a batch at a time.
+def rgb_batches(images: Images, batch_size: int) -> Iterator[list[Image.Image]]:
+    """Decode images, a batch at a time.
 
     Args:
         images: one image or a sequence: a path, an encoded image (bytes), a PIL image, or uint8 [height, width, 3];
             also uint8 [n, height, width, 3].
-        geometries: name -> RGB image to uint8 [3, size, size].
         batch_size: images in a batch, at most.
 
     Yields:
-        Geometry -> uint8 [batch, 3, size, size].
+        Images in RGB, at least one.
 
     Raises:
         ModeError: what cannot be an image, named by its path or number.
     """
     listed = as_list(images)
     for start in range(0, len(listed), batch_size):
-        batch = [to_rgb(image, number) for number, image in enumerate(listed[start : start + batch_size], start)]
-        yield {name: torch.stack([pixels(image) for image in batch]) for name, pixels in geometries.items()}
+        yield [to_rgb(image, number) for number, image in enumerate(listed[start : start + batch_size], start)]
 
 
 def as_list(images: Images) -> Sequence[OneImage]:

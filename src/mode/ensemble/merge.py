@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mode.ensemble.combine import weighted_sum
 from mode.errors import ModeError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def merge_models(clips: Mapping[str, Clip], weights: Mapping[str, float], batche
         raise ModeError(f"{different[0]} has other parameters than {first}", "only models of one seed can be merged")
     with torch.no_grad():
         merged = {
-            key: sum((weights[name] * states[name][key].float() for name in clips), torch.zeros(())).to(tensor.dtype)
+            key: weighted_sum((weights[name], states[name][key].float()) for name in clips).to(tensor.dtype)
             if tensor.is_floating_point()
             else tensor
             for key, tensor in states[first].items()

@@ -16,197 +16,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from torch import Tensor, nn
+from torch import Tensor
 
-from mode.clip.device import pick_device
-from mode.clip.encode import encode_prompts
+from mode.clip.device import Precision, fastest_precision, pick_device
 from mode.clip.model import CONFIG, Clip, load_model, write_model_files
 from mode.clip.preprocess import Preprocess
-from mode.ensemble.images import Images, batches_of_pixels
+from mode.ensemble.combine import by_model, combine, query_weights
+from mode.ensemble.encoder import JointEncoder
+from mode.ensemble.images import Images, rgb_batches
 from mode.ensemble.merge import draw_images, even_batches, has_statistics, merge_models
-from mode.ensemble.router import QueryWeights, Router
+from mode.ensemble.router import Router
 from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
 from mode.files import write_aside
-
-Precision = Literal["fp32", "bf16", "amp"]
-Weight = TypeVar("Weight", float, NDArray[np.float64])
 
 #: What a class name is put into where no templates are given; `{c}` is its place.
 TEMPLATES = ("{c}",)
 
 #: Name of a task's only model after its experts were merged.
 MERGED = "merged"
-
-
-class JointEncoder(nn.Module):
-    """Several CLIPs as one model with open_clip's interface.
-
-    The features of an image are those of all models one after the other, each of length 1 and then scaled by the root
-    of the model's weight::
-
-        encode_image(x) = [sqrt(w_1) f_1(x) / |f_1(x)|, sqrt(w_2) f_2(x) / |f_2(x)|, ...],     sum of w = 1
-
-    and those of a text likewise. So they have length 1, and the inner product of an image and a text is the weighted
-    sum of the models' cosine similarities: the ensemble's own score. Zero-shot classification by any tool is therefore
-    that of the ensemble, exactly if a class has one prompt. With several, tools average a class's features and
-    normalise the average as a whole, where the ensemble does so for each model by itself: a model whose prompts of a
-    class agree less then counts for a little less.
-
-    Args:
-        clips: name -> model; all on one device.
-        weights: name -> weight, of sum 1. A model of weight 0 is left out.
-        precision: as in `mode.load`.
-        batch_size: images or texts in one forward pass of the methods that take more.
-
-    Attributes:
-        clips: name -> model, those with a weight.
-        per_model: name -> its weight.
-    """
-
-    def __init__(
-        self,
-        clips: Mapping[str, Clip],
-        weights: Mapping[str, float],
-        precision: Precision,
-        batch_size: int,
-    ) -> None:
-        super().__init__()
-        self.clips = {name: clips[name] for name, weight in weights.items() if weight > 0}
-        self.per_model = {name: weights[name] for name in self.clips}
-        self._networks = nn.ModuleList(clip.model for clip in self.clips.values())
-        self.precision, self.batch_size = precision, batch_size
-        self._preprocesses = {name: Preprocess(clip) for name, clip in self.clips.items()}
-        self.eval()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the models are; `.to(device)` moves them (a task and the ensemble that it is of have the same)."""
-        return next(self._networks.parameters()).device
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """As open_clip's, float32 scalar: log of the models' weighted mean factor from cosines to logits."""
-        factors = [weight * self.clips[name].model.logit_scale.exp().float() for name, weight in self.per_model.items()]
-        return torch.stack(factors).sum().log().detach()
-
-    @property
-    def preprocess(self) -> Any:
-        """PIL image -> float32 [3, size, size], what `encode_image` takes a batch of (open_clip's transform)."""
-        clip = self._common()
-        known = set(PreprocessCfg.__dataclass_fields__)
-        config = {"size": clip.model.visual.image_size, **clip.preprocess_cfg}
-        return image_transform_v2(PreprocessCfg(**{key: config[key] for key in known & set(config)}), is_train=False)
-
-    @property
-    def tokenizer(self) -> Any:
-        """Texts -> int64 [texts, context], what `encode_text` takes."""
-        return self._common().tokenizer
-
-    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """Features of images, see the class.
-
-        Args:
-            image: float [n, 3, size, size], of `preprocess`.
-            normalize: no matter: the features have length 1 anyway.
-
-        Returns:
-            float32 [n, sum of the models' dimensions].
-
-        Raises:
-            ModeError: the models take images of different sizes or normalisation.
-        """
-        del normalize
-        self._common()
-        return self._joined(self._encode_pixels(clip, image) for clip in self.clips.values())
-
-    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """Features of texts, see the class.
-
-        Args:
-            text: int64 [n, context], of `tokenizer`.
-            normalize: no matter: the features have length 1 anyway.
-
-        Returns:
-            float32 [n, sum of the models' dimensions].
-
-        Raises:
-            ModeError: the models have different text towers.
-        """
-        del normalize
-        self._common()
-        with self._autocast():
-            encoded = [clip.model.encode_text(text.to(self.device)) for clip in self.clips.values()]
-        return self._joined(F.normalize(vectors.float(), dim=-1) for vectors in encoded)
-
-    def _joined(self, vectors: Any) -> Tensor:
-        """Unit vectors of each model to the features of the class."""
-        roots = [weight**0.5 for weight in self.per_model.values()]
-        return torch.cat([root * each for root, each in zip(roots, vectors, strict=True)], dim=-1)
-
-    def _encode_pixels(self, clip: Clip, batch: Tensor) -> Tensor:
-        """Normalised pixels to unit vectors float32 [n, d]."""
-        batch = batch.to(self.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        with self._autocast():
-            vectors: Tensor = clip.model.encode_image(batch)
-        return F.normalize(vectors.float(), dim=-1)
-
-    def _encode_images(self, images: Images) -> dict[str, Tensor]:
-        """Model -> unit vectors float32 [n, d] of whatever `images` may be; each is decoded once."""
-        parts: dict[str, list[Tensor]] = {
-            name: [torch.empty(0, clip.model_cfg["embed_dim"], device=self.device)] for name, clip in self.clips.items()
-        }
-        if isinstance(images, Tensor) and images.is_floating_point():
-            self._common()
-            batches = torch.split(images[None] if images.ndim == 3 else images, self.batch_size)
-            inputs = (dict.fromkeys(self.clips, batch) for batch in batches)
-        else:
-            inputs = self._read(images)
-        with torch.inference_mode():
-            for batch in inputs:
-                for name, clip in self.clips.items():
-                    parts[name].append(self._encode_pixels(clip, batch[name]))
-        return {name: torch.cat(vectors) for name, vectors in parts.items()}
-
-    def _read(self, images: Images) -> Any:
-        """Batches of model -> normalised pixels; models with the same preprocessing share them."""
-        geometries = {each.geometry: each.pixels for each in self._preprocesses.values()}
-        for batch in batches_of_pixels(images, geometries, self.batch_size):
-            on_device = {geometry: pixels.to(self.device) for geometry, pixels in batch.items()}
-            normalised = {
-                each.key: each.normalise(on_device[each.geometry])
-                for each in {each.key: each for each in self._preprocesses.values()}.values()
-            }
-            yield {name: normalised[each.key] for name, each in self._preprocesses.items()}
-
-    def _encode_prompts(self, prompts: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Model -> unit vectors float32 [classes, d]."""
-        with self._autocast():
-            return {
-                name: encode_prompts(clip, prompts, batch_size=self.batch_size, device=str(self.device), name=name)
-                for name, clip in self.clips.items()
-            }
-
-    def _common(self) -> Clip:
-        """Any of the models, after a check that all take the same input."""
-        first = next(iter(self.clips.values()))
-        if len({each.key for each in self._preprocesses.values()}) > 1:
-            raise ModeError("the experts take images of different sizes or normalisation", "give images, not a tensor")
-        if any(clip.model_cfg["text_cfg"] != first.model_cfg["text_cfg"] for clip in self.clips.values()):
-            raise ModeError("the experts have different text towers", "use adapt() and retrieve(), which take texts")
-        return first
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "amp" else nullcontext()
 
 
 class Ensemble(JointEncoder):
@@ -216,7 +49,7 @@ class Ensemble(JointEncoder):
     with the routing weights of these classes.
 
     Args:
-        router: routes.
+        router: weighs the experts for a task.
         models: expert -> its model; an expert that has none is stood in for by `seed`.
         device, precision, batch_size: as in `mode.load`.
     """
@@ -234,9 +67,8 @@ class Ensemble(JointEncoder):
         self.router, self.members = router, router.members(models)
         for model in set(self.members.values()):
             models[model].model.to(where)
-        weights = self._per_model(uniform_weights(router.experts))
-        chosen: Precision = precision or ("amp" if on_gpu else "fp32")
-        super().__init__(models, weights, chosen, batch_size or (256 if on_gpu else 64))
+        weights = by_model(self.members, uniform_weights(router.experts))
+        super().__init__(models, weights, precision or fastest_precision(where), batch_size or (256 if on_gpu else 64))
 
     @classmethod
     def load(
@@ -247,7 +79,12 @@ class Ensemble(JointEncoder):
         precision: Precision | None = None,
         batch_size: int | None = None,
     ) -> Ensemble:
-        """From the folder of a saved router and model folders, of which only the needed ones are read.
+        """Open the ensemble of a saved router and of model folders, of which only the needed ones are read.
+
+        Args:
+            router: the folder that `Router.save` wrote.
+            models: expert -> its model folder; `seed` stands in for those that have none.
+            device, precision, batch_size: as in `mode.load`.
 
         Raises:
             ModeError: a folder cannot be read, or an expert has neither a model nor the seed to stand in for it.
@@ -312,7 +149,7 @@ class Ensemble(JointEncoder):
             routed = keep_share(routed, threshold)
         if images is not None and merge is None:
             raise ModeError("images are only used to merge experts", "add merge='weights', or leave them out")
-        per_model = self._per_model(routed)
+        per_model = by_model(self.members, routed)
         clips = {name: self.clips[name] for name, weight in per_model.items() if weight > 0}
         if merge is not None:
             if merge != "weights":
@@ -330,7 +167,7 @@ class Ensemble(JointEncoder):
             texts: m of them.
             query: what the experts are weighed by. `together`: by all the texts, once; `text`: for each text by itself,
                 to rank the images for a text; `image`: for each image by itself, to rank the texts for an image
-                (`QueryWeights`). Default: `together` or `text`, as `routing.retrieval` of the ensemble says.
+                (`QueryWeights`). Default: `together` or `text`, as the router's `routing.retrieval` says.
 
         Returns:
             float32 [n, m], weighted sums of cosine similarities. Row i ranks the texts for image i, unless `query` is
@@ -358,10 +195,6 @@ class Ensemble(JointEncoder):
         """As open_clip's: features of images and texts, and the factor from their inner products to logits."""
         return self.encode_image(image), self.encode_text(text), self.logit_scale.exp()
 
-    def _per_model(self, routed: Mapping[str, float]) -> dict[str, float]:
-        """Weights by model: a model that stands in for several experts has the sum of theirs."""
-        return by_model(self.members, routed, 0.0)
-
     def _merged(
         self,
         clips: Mapping[str, Clip],
@@ -371,19 +204,19 @@ class Ensemble(JointEncoder):
     ) -> Clip:
         """The experts' parameters averaged, with statistics of `images` or of the kept training images."""
         preprocess = Preprocess(next(iter(clips.values())))
-        pixels = torch.empty(0)
-        if has_statistics(clips.values()):
-            if images is None:
-                pixels = draw_images(self.router.images, routed)
-            else:
-                read = batches_of_pixels(images, {preprocess.geometry: preprocess.pixels}, self.batch_size)
-                pixels = torch.cat([pixels, *(batch[preprocess.geometry] for batch in read)])
+        if not has_statistics(clips.values()):
+            pixels = torch.empty(0)
+        elif images is None:
+            pixels = draw_images(self.router.images, routed)
+        else:
+            read = [preprocess.pixels(image) for batch in rgb_batches(images, self.batch_size) for image in batch]
+            pixels = torch.stack(read) if read else torch.empty(0)
         batches = (preprocess.normalise(batch.to(self.device)) for batch in even_batches(pixels, self.batch_size))
         return merge_models(clips, per_model, batches)
 
 
 class TaskModel(JointEncoder):
-    """An ensemble adapted to classes (`Ensemble.adapt`): images in, probabilities out.
+    """An ensemble adapted to classes (made by `Ensemble.adapt`): images in, probabilities out.
 
     As an open_clip model it has the task's routing weights.
 
@@ -430,12 +263,11 @@ class TaskModel(JointEncoder):
 
     def scores(self, images: Images) -> Tensor:
         """The ensemble's cosine similarities float32 [n, L], without scale or softmax; `images` as in `forward`."""
-        return self._weighted(self._encode_images(images), self._columns)
+        return combine(self.similarities(images), self.per_model)
 
     def similarities(self, images: Images) -> dict[str, Tensor]:
         """Each model's own cosine similarities, model -> float32 [n, L]; `images` as in `forward`."""
-        rows = self._encode_images(images)
-        return {name: rows[name] @ self._columns[name].to(self.device).T for name in self.clips}
+        return self._cosines(images, self._columns)
 
     def opinions(self, images: Images) -> dict[str, Tensor]:
         """Each model's own probabilities, model -> float32 [n, L], with its own logit scale."""
@@ -458,7 +290,7 @@ class TaskModel(JointEncoder):
         Returns:
             float32 [n, m]: row i ranks the texts for image i, column j the images for text j.
         """
-        return self._weighted(self._encode_images(images), self._encode_prompts([[text] for text in texts]))
+        return combine(self._cosines(images, self._encode_prompts([[text] for text in texts])), self.per_model)
 
     def save(self, folder: str | Path) -> None:
         """Write a merged model as a folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` opens.
@@ -473,51 +305,19 @@ class TaskModel(JointEncoder):
         with write_aside(Path(folder)) as temporary:
             write_model_files(temporary, clip, card)
 
-    def _weighted(self, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Tensor:
-        count = len(next(iter(columns.values())))
-        total = torch.zeros(len(next(iter(rows.values()))), count, device=self.device)
-        for name, weight in self.per_model.items():
-            if count:
-                total += weight * (rows[name] @ columns[name].to(self.device).T)
-        return total
-
-
-def query_weights(
-    router: Router,
-    members: Mapping[str, str],
-    texts: Sequence[str],
-    task: Mapping[str, float],
-    clips: Mapping[str, Clip],
-) -> QueryWeights:
-    """Weights of every query of a retrieval task.
-
-    Args:
-        router: routes.
-        members: expert -> the model that answers for it.
-        texts: of the task.
-        task: model -> its weight in the task as a whole.
-        clips: name -> model.
-    """
-    factor = sum(weight * clips[name].model.logit_scale.exp().item() for name, weight in task.items())
-    return QueryWeights(task, by_model(members, router.text_weights(texts), np.zeros(len(texts))), factor)
-
-
-def by_model(members: Mapping[str, str], routed: Mapping[str, Weight], zero: Weight) -> dict[str, Weight]:
-    """Weights by model from weights by expert: a model that stands in for several experts has the sum of theirs."""
-    weights = dict.fromkeys(members.values(), zero)
-    for expert, weight in routed.items():
-        weights[members[expert]] = weights[members[expert]] + weight
-    return weights
+    def _cosines(self, images: Images, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Model -> cosines [images, texts]; `texts`: model -> unit vectors."""
+        return {name: rows @ texts[name].to(self.device).T for name, rows in self._encode_images(images).items()}
 
 
 def find_folders(folder: Path) -> tuple[Path, dict[str, Path]]:
-    """The router's folder and the model folders beside it.
+    """The folder of the saved router, and name -> folder of the models beside it.
 
     Args:
         folder: the router's, or the one that holds it as `ensemble`.
 
     Raises:
-        ModeError: neither.
+        ModeError: it is neither.
     """
     for router in (folder, folder / "ensemble"):
         if Router.is_saved_in(router):

@@ -1,7 +1,7 @@
-"""A Mixture of Data Experts: which experts there are, what each stands for, and how a task's words weigh them.
+"""The router: which experts there are, what each stands for, and how a task's words weigh them.
 
-The experts' own weights lie in their model folders. What is here is all that routing needs, so that an expert can be
-added, removed or not be trained yet without touching the others.
+It holds no model: the experts' parameters lie in their own folders. What is here is all that routing needs, so that an
+expert can be added, removed or not be trained yet without touching the others.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.special import softmax
 
 from mode.embedding.base import Embedder, load_embedder
 from mode.ensemble.rules import (
@@ -44,8 +42,6 @@ _FORMAT = 1
 
 #: Texts embedded at once.
 _BLOCK = 4096
-
-Scores = TypeVar("Scores")
 
 
 @dataclass(frozen=True)
@@ -216,72 +212,6 @@ class Router:
     def is_saved_in(folder: Path) -> bool:
         """Whether `folder` looks like one that `save` wrote."""
         return (folder / _DESCRIPTION).is_file()
-
-
-def combine(scores: Mapping[str, NDArray[np.floating]], weights: Mapping[str, float]) -> NDArray[np.floating]:
-    """The ensemble's scores: sum over experts of weight x the expert's cosine similarities.
-
-    Similarities, not logits: the experts' logit scales play no part (as in the published code).
-
-    Args:
-        scores: of every weighted model, all of one shape (arrays or torch tensors).
-        weights: one per model; a model of weight 0 needs no scores.
-
-    Example:
-        >>> combine({"a": np.array([1.0, 0.0]), "b": np.array([0.0, 1.0])}, {"a": 0.75, "b": 0.25})
-        array([0.75, 0.25])
-    """
-    terms = [scores[name] * weight for name, weight in weights.items() if weight]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
-
-
-@dataclass(frozen=True)
-class QueryWeights:
-    """Weights of every query of a retrieval task by itself.
-
-    A text has p(expert | text). What an image is about is not known before it is searched for, so it is guessed first,
-    with the weights of the task as a whole::
-
-        p(expert | image) = sum over texts of p(text | image) p(expert | text),
-        p(text | image)   = softmax over texts of factor x the ensemble's similarity
-
-    Attributes:
-        task: model -> weight in the task as a whole.
-        texts: model -> weight in each text, [texts].
-        factor: from cosine similarities to logits.
-    """
-
-    task: Mapping[str, float]
-    texts: Mapping[str, NDArray[np.floating]]
-    factor: float
-
-    def of_texts(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
-        """The ensemble's scores, texts looking for images.
-
-        Args:
-            first: number of the first text of these rows.
-            scores: model -> cosines [rows, images].
-        """
-        some = next(iter(scores.values()))
-        rows = slice(first, first + len(some))
-        return np.asarray(
-            np.sum([self.texts[name][rows, None] * scores[name] for name in self._models(scores)], axis=0), some.dtype
-        )
-
-    def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
-        """The ensemble's scores, images looking for texts; `scores`: model -> cosines [rows, texts]."""
-        del first
-        guess = softmax(self.factor * combine(scores, self.task), axis=1)
-        weights = {name: guess @ self.texts[name] for name in self._models(scores)}
-        some = next(iter(scores.values()))
-        return np.asarray(np.sum([weights[name][:, None] * scores[name] for name in weights], axis=0), some.dtype)
-
-    def _models(self, scores: Mapping[str, NDArray[np.floating]]) -> list[str]:
-        """Those with a weight in the task; a model without needs no scores."""
-        return [name for name in self.texts if self.task[name] > 0 and name in scores]
 
 
 def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDArray[np.float32]:

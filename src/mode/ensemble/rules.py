@@ -228,7 +228,7 @@ def partial_captions(captions: Sequence[str], random_seed: int, kept: float = KE
 
     Args:
         captions: any; one without words comes back as it is.
-        seed: the same captions, seed and share give the same words.
+        random_seed: the same captions, seed and share give the same words.
         kept: probability that a word stays.
 
     Example:

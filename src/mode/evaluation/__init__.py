@@ -1,1 +1,1 @@
-"""Zero-shot classification and retrieval of several models, and of their router, on task folders."""
+"""Zero-shot classification and retrieval of several models, and of their ensembles, on task folders."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mode.clip.device import pick_device
 from mode.clip.encode import encode_prompts
 from mode.clip.model import Clip, load_model
-from mode.ensemble.model import by_model, query_weights
-from mode.ensemble.router import STAND_IN, QueryWeights, Router
+from mode.ensemble.combine import by_model, query_weights
+from mode.ensemble.router import STAND_IN, Router
 from mode.ensemble.rules import uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import encode_tasks, side_by_side
@@ -37,14 +37,14 @@ def evaluate_tasks(
     machine: MachineParams,
     metrics: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate models and router on task folders.
+    """Evaluate models and their ensembles on task folders.
 
     Every model is loaded once and encodes each text once; every image is decoded once. An expert of the router that is
     not among `models` is stood in for by `seed`, with the expert's weight.
 
     Args:
         models: name -> model folder, or a model that is loaded already (its mode and device stay as they were).
-        router: routes the tasks; `None` evaluates the models alone.
+        router: weighs the experts for each task; `None` evaluates the models alone.
         tasks: folders in CLIP_benchmark's layout, or tasks of different names that are open already.
         machine: batch size, decoding threads, device.
         metrics: task name -> its metric, in place of what the folder says.
@@ -64,7 +64,7 @@ def evaluate_tasks(
           the figure is the mean of image and text recall@10.
 
     Raises:
-        ModeError: no model or no task; a folder that cannot be read; a model called as an ensemble is; an expert
+        ModeError: no model or no task; a folder that cannot be read; a model with the name of an ensemble; an expert
             missing without a seed; an image that cannot be decoded; a model that gives NaN.
     """
     if not models:
@@ -97,7 +97,9 @@ def evaluate_tasks(
             ensembles = _ensembles(members, routing[task.name]) if router else {}
             partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in clips else {}
             if task.kind == "retrieval":
-                by_query = _by_query(router, members, task, ensembles, clips)
+                by_query = {}
+                if router and router.routing.by_query:
+                    by_query = {ENSEMBLE: query_weights(router, members, task.texts, ensembles[ENSEMBLE], clips)}
                 figures = retrieve(task, images, metadata, ensembles | partial, by_query=by_query)
             else:
                 figures = classify(task, images, metadata, ensembles | partial)
@@ -153,24 +155,8 @@ def _encode_metadata(
 
 
 def _ensembles(members: Mapping[str, str], routed: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Weights per model from weights per expert: a model that stands in for several experts has the sum of theirs."""
-    ensembles: dict[str, dict[str, float]] = {}
-    for name, weights in ((UNIFORM, uniform_weights(tuple(members))), (ENSEMBLE, routed)):
-        ensembles[name] = by_model(members, weights, 0.0)
-    return ensembles
-
-
-def _by_query(
-    router: Router | None,
-    members: Mapping[str, str],
-    task: Task,
-    ensembles: Mapping[str, Mapping[str, float]],
-    clips: Mapping[str, Clip],
-) -> dict[str, QueryWeights]:
-    """The ensemble's weights of each query, if retrieval is routed so."""
-    if router is None or not router.routing.by_query:
-        return {}
-    return {ENSEMBLE: query_weights(router, members, task.texts, ensembles[ENSEMBLE], clips)}
+    """The weights of each model in the two ensembles."""
+    return {UNIFORM: by_model(members, uniform_weights(tuple(members))), ENSEMBLE: by_model(members, routed)}
 
 
 def _means(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

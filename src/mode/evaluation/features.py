@@ -1,7 +1,6 @@
 """Images and texts of tasks to unit vectors, for several models at once.
 
-Every image is read and decoded once, whatever the number of models: models with the same geometry (size,
-interpolation, crop) share its pixels, and those with the same mean and standard deviation share the normalised batch.
+Every image is read and decoded once, whatever the number of models (`mode.clip.preprocess.SharedPreprocess`).
 Batches run across the borders of tasks, so that many small tasks cost what one large task of as many images does.
 """
 
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from mode.clip.encode import unit_vectors
 from mode.clip.model import Clip
-from mode.clip.preprocess import Preprocess
+from mode.clip.preprocess import SharedPreprocess
 from mode.data.images import UndecodableImage, decode
 from mode.errors import ModeError
 from mode.evaluation.tasks import ImageBytes, Task
@@ -61,17 +60,16 @@ def encode_tasks(
     Raises:
         ModeError: an image cannot be decoded, or a model gives a NaN.
     """
-    preprocesses = {name: Preprocess(clip) for name, clip in models.items()}
-    geometries = {preprocess.geometry: preprocess.pixels for preprocess in preprocesses.values()}
+    preprocess = SharedPreprocess(models)
     images = chain.from_iterable(task.images for task in tasks)
     pending: dict[str, list[Tensor]] = {name: [] for name in models}  # of images whose task is not complete yet
     encoded = 0
     waiting = deque(tasks)
     bar = Progress("evaluate", total=sum(len(task.images) for task in tasks), unit="images")
     with bar, side_by_side(models, device) as run:
-        for pixels in _decoded_batches(images, geometries, batch_size, workers):
+        for pixels in _decoded_batches(images, preprocess, batch_size, workers):
             count = len(next(iter(pixels.values())))
-            vectors = run(partial(_encode_images, models, preprocesses, _normalised(pixels, preprocesses, device)))
+            vectors = run(partial(_encode_images, models, preprocess.inputs(pixels, device)))
             for name in models:
                 pending[name].append(vectors[name])
             encoded += count
@@ -115,30 +113,17 @@ def side_by_side(
             torch.set_num_threads(threads)
 
 
-def _encode_images(
-    models: Mapping[str, Clip], preprocesses: Mapping[str, Preprocess], inputs: Mapping[str, Tensor], name: str
-) -> Tensor:
-    return unit_vectors(models[name].model.encode_image, inputs[preprocesses[name].key], name)
-
-
-def _normalised(pixels: Mapping[str, Tensor], preprocesses: Mapping[str, Preprocess], device: str) -> dict[str, Tensor]:
-    """Geometry -> pixels to `Preprocess.key` -> a model's input on the device."""
-    on_device = {geometry: batch.to(device, non_blocking=True) for geometry, batch in pixels.items()}
-    distinct = {preprocess.key: preprocess for preprocess in preprocesses.values()}
-    return {key: preprocess.normalise(on_device[preprocess.geometry]) for key, preprocess in distinct.items()}
+def _encode_images(models: Mapping[str, Clip], inputs: Mapping[str, Tensor], name: str) -> Tensor:
+    return unit_vectors(models[name].model.encode_image, inputs[name], name)
 
 
 def _decoded_batches(
-    images: Iterable[ImageBytes],
-    geometries: Mapping[str, Callable[[Image.Image], Tensor]],
-    batch_size: int,
-    workers: int,
+    images: Iterable[ImageBytes], preprocess: SharedPreprocess, batch_size: int, workers: int
 ) -> Iterator[dict[str, Tensor]]:
     """Geometry -> uint8 [batch, 3, size, size], in order, decoded by threads ahead of the consumer."""
 
     def decoded(some: Sequence[ImageBytes]) -> dict[str, Tensor]:
-        rgb = [_decode_rgb(image) for image in some]
-        return {geometry: torch.stack([pixels(image) for image in rgb]) for geometry, pixels in geometries.items()}
+        return preprocess.pixels([_decode_rgb(image) for image in some])
 
     remaining = iter(images)
     ahead: deque[list[Future[dict[str, Tensor]]]] = deque()
@@ -151,7 +136,7 @@ def _decoded_batches(
                 if not ahead:
                     return
                 done = [future.result() for future in ahead.popleft()]
-                yield {geometry: torch.cat([part[geometry] for part in done]) for geometry in geometries}
+                yield {geometry: torch.cat([part[geometry] for part in done]) for geometry in done[0]}
         finally:
             pool.shutdown(cancel_futures=True)
 

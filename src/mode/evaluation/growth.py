@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mode.ensemble.combine import by_model
 from mode.ensemble.router import STAND_IN
 
 #: Experts up to which every number of them is evaluated; beyond, the powers of two.
@@ -53,10 +54,7 @@ def partial_ensembles(members: Mapping[str, str], weights: Mapping[str, float]) 
     for kind, ordered in zip(ORDERS, (order, order[::-1]), strict=True):
         for count in steps(len(order)):
             models = {expert: members[expert] if expert in ordered[:count] else STAND_IN for expert in order}
-            per_model = dict.fromkeys([STAND_IN, *models.values()], 0.0)
-            for expert, model in models.items():
-                per_model[model] += weights[expert]
-            ensembles[f"{kind} {count}"] = per_model
+            ensembles[f"{kind} {count}"] = {STAND_IN: 0.0} | by_model(models, weights)
     return ensembles
 
 

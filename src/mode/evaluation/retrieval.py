@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from mode.ensemble.router import QueryWeights
+from mode.ensemble.combine import QueryWeights
 from mode.evaluation import metrics
 from mode.evaluation.scores import BLOCK, Mixing, similarity_blocks
 from mode.evaluation.tasks import Task
@@ -42,14 +42,9 @@ def retrieve(
     Returns:
         Model or ensemble -> `image_recall@1`, `@5`, `@10`, `text_recall@1`, `@5`, `@10`, in 0..1.
     """
-    of_texts: dict[str, Mixing] = {
-        **ensembles,
-        **{name: weights.of_texts for name, weights in (by_query or {}).items()},
-    }
-    of_images: dict[str, Mixing] = {
-        **ensembles,
-        **{name: weights.of_images for name, weights in (by_query or {}).items()},
-    }
+    queries = by_query or {}
+    of_texts: dict[str, Mixing] = {**ensembles, **{name: weights.of_texts for name, weights in queries.items()}}
+    of_images: dict[str, Mixing] = {**ensembles, **{name: weights.of_images for name, weights in queries.items()}}
     image_ranks, text_ranks = defaultdict(list), defaultdict(list)
     for start, name, scores in similarity_blocks(texts, images, of_texts, block):
         image_ranks[name].append(metrics.ranks(scores, task.owners[start : start + len(scores)]))

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mode.ensemble.router import combine
+from mode.ensemble.combine import combine
 
-#: How models become a router: a weight per model, or a function of (first row, model -> similarities of the rows).
+#: How models become an ensemble: a weight per model, or a function of (first row, model -> similarities of the rows).
 Mixing = Mapping[str, float] | Callable[[int, Mapping[str, NDArray[Any]]], NDArray[Any]]
 
 #: Similarities of one model that are held at once (64 MB of float32).
@@ -24,7 +24,7 @@ def similarity_blocks(
     ensembles: Mapping[str, Mixing],
     block: int = BLOCK,
 ) -> Iterator[tuple[int, str, NDArray[Any]]]:
-    """Similarities of every row with every column, by each model and each mixture of models.
+    """Similarities of every row with every column, by each model and each ensemble.
 
     Args:
         rows: model -> unit vectors [r, d], d may differ by model.

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mode.clip.device import pick_device
 from mode.errors import ModeError
 
 
@@ -74,11 +75,9 @@ def process_group(device: str) -> Group:
         ModeError: the device does not exist here, or the environment is not one that `torchrun` makes.
     """
     world, local_rank = _from_environment("WORLD_SIZE", 1), _from_environment("LOCAL_RANK", 0)
-    if device == "auto":
-        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda":
-        device = f"cuda:{local_rank}"
-    chosen = _existing(device)
+    chosen = pick_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if world == 1:
         return Group(0, 1, chosen)
     # open_clip's loss says it at the first step of every process.
@@ -120,14 +119,3 @@ def _from_environment(name: str, default: int) -> int:
     if not value.isdecimal():
         raise ModeError(f"{name}: '{value}' is not a number", "start several processes with torchrun")
     return int(value)
-
-
-def _existing(device: str) -> torch.device:
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ModeError(f"machine.device: '{device}' is not usable here: {str(error).splitlines()[0]}") from None
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    return chosen

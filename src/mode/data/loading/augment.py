@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mode.data.images import normalise as normalise_pixels
 from mode.data.images import to_array
 from mode.data.loading.hashing import hash_numbers
 from mode.params import ImageParams
@@ -86,22 +87,12 @@ def augment_batch(images: torch.Tensor, image: ImageParams, *, random_seed: int,
     return images.flatten(2).gather(2, plane.expand(-1, images.shape[1], -1)).view_as(images)
 
 
-def normalise(
-    images: torch.Tensor,
-    image: ImageParams,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """Pixels to what the model expects: (value / 255 - mean) / std per channel, as open_clip's transform computes it.
+def normalise(images: torch.Tensor, image: ImageParams, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Pixels to what the model expects, as `mode.data.images.normalise` computes it.
 
     Args:
         images: uint8 [batch, 3, height, width].
         image: `mean` and `std`.
         dtype: of the result; the arithmetic is in float32.
-        device: of the result; default that of `images`.
     """
-    images = images.to(device) if device is not None else images
-    mean = torch.tensor(image.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(image.std, device=images.device).view(1, 3, 1, 1)
-    return images.float().div_(255).sub_(mean).div_(std).to(dtype)
+    return normalise_pixels(images, image.mean, image.std).to(dtype)

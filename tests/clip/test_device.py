@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mode.clip.device import autocast, fastest_precision, pick_device
+from mode.errors import ModeError
+
+
+def test_auto_is_the_gpu_where_there_is_one() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    expected = ("cuda", "cuda:0") if torch.cuda.is_available() else ("cpu", "cpu")
+    assert (str(pick_device("auto")), str(pick_device("auto", number=0))) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "number", "message"),
+    [
+        ("abacus", None, "device 'abacus' is not usable here: .*abacus"),
+        ("cuda:77", None, "device 'cuda:77' is not usable here"),
+        ("cuda", 77, "device 'cuda:77' is not usable here"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(device: str, number: int | None, message: str) -> None:
+    with pytest.raises(ModeError, match=message) as caught:
+        pick_device(device, number)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.float32), ("amp", torch.bfloat16)]
+)
+def test_only_amp_changes_what_products_are_computed_in(precision: str, dtype: torch.dtype) -> None:
+    with autocast(torch.device("cpu"), precision):  # type: ignore[arg-type]
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_the_fastest_precision() -> None:
+    assert [fastest_precision(torch.device(name)) for name in ("cpu", "cuda:1")] == ["fp32", "amp"]

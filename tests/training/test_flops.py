@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from mode.clip.model import build_model
+from mode.params import ImageParams, ModelParams
+from mode.training.flops import flops_per_pair
+
+
+def test_flops_by_hand() -> None:
+    """An image tower of one patch without attention, a text tower of one block over 8 tokens."""
+    config = {
+        "embed_dim": 4,
+        "vision_cfg": {"layers": 0, "width": 8, "head_width": 8, "patch_size": 32},
+        "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
+    }
+    clip = build_model(ModelParams(config=config), ImageParams(size=32), None, random_seed=0)
+    patch, image_projection = 2 * 3 * 32 * 32 * 8, 2 * 8 * 4
+    linear = 2 * 8 * (16 * 3 * 16 + 16 * 16 + 2 * 16 * 64)  # queries, keys and values; output; both of the MLP
+    attention = 2 * (2 * 8 * 8 * 16)  # scores, and the values weighted by them
+    text_projection = 2 * 16 * 4
+    # Backward costs twice the forward pass: gradients of input and of weight. Pixels need no gradient.
+    assert flops_per_pair(clip) == 2 * patch + 3 * (image_projection + linear + attention + text_projection)
