@@ -58,13 +58,13 @@ def _ours(given: Input) -> Run:
         models = {name: given.folder / "models" / name for name in EXPERTS}
         found = evaluate_tasks(models, Router.load(given.folder / "router"), _tasks(given), params)
         figures = {
-            f"{task}/{name}": found["details"][task][name]["acc1"] for task in found["details"] for name in EXPERTS
+            f"{task}/{name}": found.details[task][name]["acc1"] or 0.0 for task in found.details for name in EXPERTS
         }
         _save(given.folder / "mode.json", figures)
         return {
-            "images": sum(task["images"] for task in found["tasks"].values()),
+            "images": sum(task.images for task in found.tasks.values()),
             "mean_acc1": sum(figures.values()) / len(figures),
-            "routed_acc1": found["zeroshot"]["mean"]["ensemble"],
+            "routed_acc1": found.zeroshot.mean["ensemble"],
         }
 
     return run

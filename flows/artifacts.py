@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.schedule import Outcome
 from mode.reporting.tables import markdown
+from mode.results import Results
 from mode.tracking.store import page_addresses
 
 #: MLflow's page; `make ui` sets it for the flows that its worker starts.
@@ -26,11 +25,9 @@ def publish(root: Path, outcome: Outcome) -> None:
     try:
         if outcome.failed:
             create_markdown_artifact(key="experts-lost" if not outcome.fatal else "failed", markdown=_failures(outcome))
-        metrics = _read_json(root / "reports" / "metrics.json")
-        if metrics and "evaluate" in {*outcome.done, *outcome.cached}:
-            create_markdown_artifact(
-                key="comparison", markdown=comparison(metrics, outcome.lost_experts), description="Models side by side"
-            )
+        if "evaluate" in {*outcome.done, *outcome.cached}:
+            table = comparison(Results.load(root / "reports" / "metrics.json"), outcome.lost_experts)
+            create_markdown_artifact(key="comparison", markdown=table, description="Models side by side")
         if picture := _heat_map(root):
             create_markdown_artifact(key="routing", markdown=embedded(picture), description="Routing weights")
         for model, address in mlflow_pages(root).items():
@@ -39,10 +36,10 @@ def publish(root: Path, outcome: Outcome) -> None:
         get_run_logger().warning("no artifact: %s", error)
 
 
-def comparison(metrics: dict[str, Any], lost: list[str]) -> str:
-    """The project's own Markdown table of a metrics file, and a word on experts in whose place the seed stands."""
+def comparison(results: Results, lost: list[str]) -> str:
+    """The project's own Markdown table of the results, and a word on experts in whose place the seed stands."""
     note = f"\n**The seed stands in for {', '.join(lost)}**.\n" if lost else ""
-    return markdown(metrics) + note
+    return markdown(results) + note
 
 
 def embedded(picture: Path) -> str:
@@ -72,14 +69,6 @@ def _heat_map(root: Path) -> Path | None:
             if picture.stat().st_size <= MAX_PICTURE:
                 return picture
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _key(model: str) -> str:

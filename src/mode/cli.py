@@ -65,7 +65,7 @@ def verify(
 ) -> None:
     """Read shards as the index does and account for what is bad; exit code 1 if anything is."""
     from mode.data.shards.verify import verify as verify_shards
-    from mode.reporting.tables import print_index_report
+    from mode.reporting.terminal import print_index_report
 
     report = verify_shards(shards, Path.cwd(), check_images=images)
     print_index_report(report, details)
@@ -98,14 +98,14 @@ def evaluate(
     if bool(folders) == bool(suite):
         raise ModeError("evaluate needs either --tasks or --suite", "mode evaluate --suite clip26 --root DIR")
     if suite:
-        metrics = stages.evaluate_suite(suite, root, models, params, device)
+        found = stages.evaluate_suite(suite, root, models, params, device)
     else:
-        metrics = stages.evaluate_folders(folders, models, params, device)
-    print_results(metrics)
-    if missing := metrics.get("suite", {}).get("missing"):
-        typer.echo(f"not there ({len(missing)}): {', '.join(missing)}")
+        found = stages.evaluate_folders(folders, models, params, device)
+    print_results(found)
+    if found.suite and found.suite.missing:
+        typer.echo(f"not there ({len(found.suite.missing)}): {', '.join(found.suite.missing)}")
     if output:
-        stages.write_json(output, metrics)
+        found.save(output)
         typer.echo(f"wrote {output}")
 
 
@@ -116,7 +116,7 @@ def compare(
     runs: Annotated[Path, typer.Option(help="The folder of MLflow's database.")] = Path("mlruns"),
 ) -> None:
     """Compare two MLflow runs: the parameters that differ, and the metrics side by side."""
-    from mode.reporting.tables import print_comparison
+    from mode.reporting.terminal import print_comparison
     from mode.tracking.runs import Tracker
 
     print_comparison(Tracker(runs).compare(run_a, run_b))
@@ -127,13 +127,10 @@ def results(
     metrics: Annotated[Path, typer.Argument(help="A metrics file.")] = Path("reports/metrics.json"),
 ) -> None:
     """Print the table of the last evaluation."""
-    import json
-
     from mode.reporting.tables import print_results
+    from mode.results import Results
 
-    if not metrics.is_file():
-        raise ModeError(f"{metrics}: no such file", "run `dvc repro` first")
-    print_results(json.loads(metrics.read_text(encoding="utf-8")))
+    print_results(Results.load(metrics))
 
 
 @app.command()
@@ -193,7 +190,7 @@ def predict(
     import json
 
     import mode
-    from mode.reporting.tables import print_predictions
+    from mode.reporting.terminal import print_predictions
 
     names = [name.strip() for name in classes.split(",")]
     task = mode.load(models, device=None if device == "auto" else device).adapt(names, template, top_k=top_k)

@@ -30,6 +30,7 @@ class Role:
             long as an expert, `total` as long as the seed and all experts together.
         many: there are several of it, each named in params.yaml and a stage `NAME@KEY`.
         dispensable: the rest of the pipeline can do without it; the seed answers for a missing expert.
+        colour: of its models in plots and on the page.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Role:
     length: Literal["seed", "dense", "expert", "total"] | None = None
     many: bool = False
     dispensable: bool = False
+    colour: str = "#cc79a7"
+
+    @property
+    def mean(self) -> str:
+        """What tables call the mean of its models, where there are several."""
+        return f"{self.name}s, mean"
 
     @property
     def trained(self) -> bool:
@@ -57,6 +64,7 @@ ROLES = (
         "The partly trained model that every expert and every dense baseline continues from.",
         pairs="all",
         length="seed",
+        colour="#8a8f98",
     ),
     Role(
         "dense",
@@ -66,6 +74,7 @@ ROLES = (
         parent="seed",
         pairs="all",
         length="dense",
+        colour="#0072b2",
     ),
     Role(
         "dense-long",
@@ -75,6 +84,7 @@ ROLES = (
         parent="seed",
         pairs="all",
         length="total",
+        colour="#0072b2",
     ),
     Role(
         "expert",
@@ -86,18 +96,21 @@ ROLES = (
         length="expert",
         many=True,
         dispensable=True,
+        colour="#e69f00",
     ),
     Role(
         "uniform",
         "ensemble",
         "averaging the same experts uniformly",
         "The experts together, all weighed alike: the control for routing.",
+        colour="#56b4e9",
     ),
     Role(
         "ensemble",
         "ensemble",
         "the routed ensemble",
         "The experts together, weighed per task by the words of its classes.",
+        colour="#d55e00",
     ),
 )
 
@@ -112,13 +125,16 @@ DERIVED = tuple(role for role in ROLES if not role.trained)
 
 
 def role_of(model: str) -> Role:
-    """The role of a model by its name; any name that no other role has is an expert's.
+    """The role of a model by its name; `NAME-...` is one of several, and any name that no other role has an expert's.
 
     >>> role_of("dense-long").kind, role_of("uniform").kind, role_of("expert-3").name
     ('dense', 'ensemble', 'expert')
     """
-    role = _BY_NAME.get(model, EXPERT)
-    return EXPERT if role.many else role
+    for role in ROLES:
+        if model == role.name and not role.many:
+            return role
+    several = [role for role in ROLES if role.many and model.startswith(f"{role.name}-")]
+    return max(several, key=lambda role: len(role.name), default=EXPERT)
 
 
 def role_named(name: str) -> Role:

@@ -71,7 +71,7 @@ def test_classification(folders: Any, model_folder: Callable[[str], Path], name:
     """Balanced and unbalanced labels, classes without an image, all four image formats, several tars."""
     folder = folders.classification("colours", labels, shards=3)
     model = model_folder(name)
-    ours = evaluate_tasks({name: model}, None, [folder], CPU)["details"]["colours"][name]
+    ours = evaluate_tasks({name: model}, None, [folder], CPU).details["colours"][name]
     expected = theirs(folder, model)
     assert set(ours) == set(expected)
     assert ours == pytest.approx(expected, abs=1e-7)
@@ -81,7 +81,7 @@ def test_classification(folders: Any, model_folder: Callable[[str], Path], name:
 def test_fewer_than_five_classes(folders: Any, model_folder: Callable[[str], Path]) -> None:
     folder = folders.classification("three", [0, 1, 2] * 10, classes=["red", "green", "blue"], templates=["{c}"])
     model = model_folder("seed")
-    ours = evaluate_tasks({"seed": model}, None, [folder], CPU)["details"]["three"]["seed"]
+    ours = evaluate_tasks({"seed": model}, None, [folder], CPU).details["three"]["seed"]
     expected = theirs(folder, model)
     assert np.isnan(expected.pop("acc5"))
     assert ours.pop("acc5") is None
@@ -93,7 +93,7 @@ def test_retrieval(folders: Any, model_folder: Callable[[str], Path], name: str)
     """1 to 4 captions an image, more images than a batch."""
     folder = folders.retrieval("captions", 40)
     model = model_folder(name)
-    ours = evaluate_tasks({name: model}, None, [folder], CPU)["retrieval"]["tasks"]["captions"][name]
+    ours = evaluate_tasks({name: model}, None, [folder], CPU).retrieval.tasks["captions"][name]
     expected = theirs(folder, model)
     assert {key.replace("_recall", "_retrieval_recall"): value for key, value in ours.items()} == pytest.approx(
         expected, abs=1e-6
@@ -120,9 +120,9 @@ def test_the_ensemble_as_one_open_clip_model(folders: Any, clips: dict[str, Clip
     found = theirs_of(folder, adapted, adapted.preprocess, adapted.tokenizer)
     ours = evaluate_tasks(clips, router, [folder], CPU)
     if kind == "classification":
-        details = ours["details"]["colours"]["ensemble"]
+        details = ours.details["colours"]["ensemble"]
         assert {name: found[name] for name in ("acc1", "acc5", "mean_per_class_recall")} == pytest.approx(details)
     else:
-        recall = ours["retrieval"]["tasks"]["captions"]["ensemble"]
+        recall = ours.retrieval.tasks["captions"]["ensemble"]
         assert found["image_retrieval_recall@5"] == pytest.approx(recall["image_recall@5"])
         assert found["text_retrieval_recall@5"] == pytest.approx(recall["text_recall@5"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from mode.evaluation.retrieval import retrieve
 from mode.evaluation.tasks import Task, open_task
 from mode.evaluation.zeroshot import classify, primary
 from mode.params import MachineParams, RoutingParams
+from mode.results import Results
 
 CPU = MachineParams(device="cpu", inference_batch=16)
 
@@ -198,9 +198,7 @@ def test_an_evaluation_routes_retrieval_as_the_router_says(
 ) -> None:
     folder = folders.retrieval("captions", 30)
     by_query = replace(router, routing=RoutingParams())
-    results = [
-        evaluate_tasks(clips, each, [folder], CPU)["retrieval"]["tasks"]["captions"] for each in (router, by_query)
-    ]
+    results = [evaluate_tasks(clips, each, [folder], CPU).retrieval.tasks["captions"] for each in (router, by_query)]
     assert results[0]["uniform"] == results[1]["uniform"]
     assert results[0]["ensemble"] != results[1]["ensemble"]
 
@@ -239,32 +237,33 @@ class TestEvaluate:
             task = open_task(folder)
             cosines = {name: by_hand(clip, task) for name, clip in clips.items()}
             routed = router.weights(task.prompts)
-            assert found["routing"][task.name] == pytest.approx(routed)
+            assert found.routing[task.name] == pytest.approx(routed)
             cosines["uniform"] = (cosines["expert-0"] + cosines["expert-1"]) / 2
             cosines["ensemble"] = sum(weight * cosines[expert] for expert, weight in routed.items())
             for name, matrix in cosines.items():
                 if task.kind == "retrieval":
                     hits = [(task.owners[np.argsort(-row)[:5]] == i).any() for i, row in enumerate(matrix)]
-                    figures = found["retrieval"]["tasks"][task.name][name]
+                    figures = found.retrieval.tasks[task.name][name]
                     assert figures["text_recall@5"] == pytest.approx(np.mean(hits))
                 else:
                     accuracy = (matrix.argmax(axis=1) == task.labels).mean()
-                    assert found["zeroshot"]["tasks"][task.name][name] == pytest.approx(accuracy)
-        assert list(found["zeroshot"]["tasks"]) == ["bright", "colours"]
-        for name, mean in found["zeroshot"]["mean"].items():
-            both = [found["zeroshot"]["tasks"][task][name] for task in ("bright", "colours")]
+                    assert found.zeroshot.tasks[task.name][name] == pytest.approx(accuracy)
+        assert list(found.zeroshot.tasks) == ["bright", "colours"]
+        for name, mean in found.zeroshot.mean.items():
+            both = [found.zeroshot.tasks[task][name] for task in ("bright", "colours")]
             assert mean == pytest.approx(np.mean(both))
-        assert list(found["zeroshot"]["mean"]) == [*clips, "uniform", "ensemble"]
+        assert list(found.zeroshot.mean) == [*clips, "uniform", "ensemble"]
 
-    def test_the_result_is_plain_json_and_says_what_it_is_about(
-        self, folders: Any, clips: dict[str, Clip], router: Router
+    def test_the_result_is_kept_whole_and_says_what_it_is_about(
+        self, folders: Any, clips: dict[str, Clip], router: Router, tmp_path: Path
     ) -> None:
         folder = folders.classification("two", [0, 1, 1], classes=["red", "green"])
         found = evaluate_tasks(clips, router, [folder], CPU)
-        assert json.loads(json.dumps(found, allow_nan=False)) == found
-        assert found["details"]["two"]["ensemble"]["acc5"] is None
-        assert found["tasks"]["two"] == open_task(folder).summary()
-        assert found["stand_ins"] == {}
+        found.save(tmp_path / "metrics.json")
+        assert Results.load(tmp_path / "metrics.json") == found
+        assert found.details["two"]["ensemble"]["acc5"] is None
+        assert found.tasks["two"] == open_task(folder).summary()
+        assert found.stand_ins == {}
 
     def test_an_untrained_expert_is_stood_in_for_by_the_seed(
         self, folders: Any, clips: dict[str, Clip], router: Router
@@ -273,16 +272,16 @@ class TestEvaluate:
         there = {name: clips[name] for name in ("seed", "expert-0")}
         found = evaluate_tasks(there, router, [folder], CPU)
         as_if = evaluate_tasks({**there, "expert-1": clips["seed"]}, router, [folder], CPU)
-        figures, expected = found["retrieval"]["tasks"]["captions"], as_if["retrieval"]["tasks"]["captions"]
+        figures, expected = found.retrieval.tasks["captions"], as_if.retrieval.tasks["captions"]
         for name in ("uniform", "ensemble"):
             assert figures[name] == pytest.approx(expected[name])
         assert "expert-1" not in figures
-        assert found["stand_ins"] == {"expert-1": "seed"}
-        assert set(found["routing"]["captions"]) == {"expert-0", "expert-1"}
+        assert found.stand_ins == {"expert-1": "seed"}
+        assert set(found.routing["captions"]) == {"expert-0", "expert-1"}
 
     def test_no_expert_trained_is_the_seed(self, folders: Any, clips: dict[str, Clip], router: Router) -> None:
         folder = folders.classification("colours", [i % 6 for i in range(12)])
-        figures = evaluate_tasks({"seed": clips["seed"]}, router, [folder], CPU)["details"]["colours"]
+        figures = evaluate_tasks({"seed": clips["seed"]}, router, [folder], CPU).details["colours"]
         assert figures["uniform"] == figures["ensemble"] == figures["seed"]
 
     def test_growth_begins_with_the_seed_and_ends_with_the_ensemble(
@@ -294,33 +293,34 @@ class TestEvaluate:
             folders.retrieval("captions", 12),
         ]
         found = evaluate_tasks(clips, router, tasks, CPU)
-        growth, figures = found["growth"], found["zeroshot"]["tasks"]
-        for task, grown in growth["tasks"].items():
-            weights = found["routing"][task]
-            assert [weights[expert] for expert in grown["order"]] == sorted(weights.values(), reverse=True)
-            assert grown["experts"] == [0, 1, 2]
+        growth, figures = found.growth, found.zeroshot.tasks
+        for task, grown in growth.tasks.items():
+            weights = found.routing[task]
+            assert [weights[expert] for expert in grown.order] == sorted(weights.values(), reverse=True)
+            assert grown.experts == [0, 1, 2]
             # One expert first: as if the other had never been trained.
-            missing = grown["order"][1]
+            missing = grown.order[1]
             without = {name: clip for name, clip in clips.items() if name != missing}
             fewer = evaluate_tasks(without, router, tasks, CPU)
             if task in figures:
-                assert grown["by_task"][0] == grown["reversed"][0] == figures[task]["seed"]
-                assert grown["by_task"][2] == grown["reversed"][2] == figures[task]["ensemble"]
-                assert grown["by_task"][1] == fewer["zeroshot"]["tasks"][task]["ensemble"]
+                assert grown.by_task[0] == grown.reversed[0] == figures[task]["seed"]
+                assert grown.by_task[2] == grown.reversed[2] == figures[task]["ensemble"]
+                assert grown.by_task[1] == fewer.zeroshot.tasks[task]["ensemble"]
             else:
-                recalls = fewer["retrieval"]["tasks"][task]["ensemble"]
-                assert grown["by_task"][1] == (recalls["image_recall@10"] + recalls["text_recall@10"]) / 2
+                recalls = fewer.retrieval.tasks[task]["ensemble"]
+                assert grown.by_task[1] == (recalls["image_recall@10"] + recalls["text_recall@10"]) / 2
         for order in ("by_task", "reversed"):
-            means = [(a + b) / 2 for a, b in zip(*(growth["tasks"][task][order] for task in figures), strict=True)]
-            assert growth["mean"][order] == pytest.approx(means)
+            curves = [getattr(growth.tasks[task], order) for task in figures]
+            means = [(a + b) / 2 for a, b in zip(*curves, strict=True)]
+            assert getattr(growth.mean, order) == pytest.approx(means)
         assert "by_task 1" not in figures["colours"]
-        assert "growth" not in evaluate_tasks({"expert-0": clips["expert-0"], "expert-1": clips["expert-1"]},
-                                              router, tasks, CPU)  # fmt: skip
+        experts = {name: clips[name] for name in ("expert-0", "expert-1")}
+        assert not evaluate_tasks(experts, router, tasks, CPU).growth.tasks
 
     def test_without_a_router(self, folders: Any, clips: dict[str, Clip]) -> None:
         found = evaluate_tasks(clips, None, [folders.classification("colours", [0, 1])], CPU)
-        assert list(found["zeroshot"]["mean"]) == list(clips)
-        assert found["routing"] == {}
+        assert list(found.zeroshot.mean) == list(clips)
+        assert found.routing == {}
 
     def test_a_loaded_model_keeps_its_mode(self, folders: Any, clips: dict[str, Clip]) -> None:
         """Batch normalisation in training mode would make an image's vector depend on its batch."""
@@ -338,8 +338,8 @@ class TestEvaluate:
         clip = clips["seed"]
         cropped = Clip(clip.model, clip.tokenizer, clip.model_cfg, {**clip.preprocess_cfg, "resize_mode": "longest"})
         folder = folders.classification("colours", [i % 6 for i in range(24)])
-        both = evaluate_tasks({"seed": clip, "other": cropped}, None, [folder], CPU)["details"]["colours"]
-        alone = evaluate_tasks({"other": cropped}, None, [folder], CPU)["details"]["colours"]
+        both = evaluate_tasks({"seed": clip, "other": cropped}, None, [folder], CPU).details["colours"]
+        alone = evaluate_tasks({"other": cropped}, None, [folder], CPU).details["colours"]
         assert both["other"] == alone["other"]
 
     def test_bad_input(self, folders: Any, clips: dict[str, Clip], router: Router, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles, steps, training_order
+from mode.results import GrowthCurve
 
 WEIGHTS = {"expert-0": 0.2, "expert-1": 0.5, "expert-2": 0.3}
 OWN = {expert: expert for expert in WEIGHTS}
@@ -48,11 +49,10 @@ def test_weights_are_kept_whole(values: list[float]) -> None:
 def test_figures_and_their_mean() -> None:
     figures = {"by_task 0": 0.1, "by_task 1": 0.5, "by_task 2": 0.6, "reversed 0": 0.1, "reversed 1": 0.2}
     first = growth_of({"a": 0.3, "b": 0.7}, {**figures, "reversed 2": 0.6})
-    assert first == {"order": ["b", "a"], "experts": [0, 1, 2], "by_task": [0.1, 0.5, 0.6], "reversed": [0.1, 0.2, 0.6]}
-    second = {**first, "order": ["a", "b"], "by_task": [0.3, 0.5, 1.0]}
-    assert mean_growth([first, second]) == {
-        "experts": [0, 1, 2],
-        "by_task": pytest.approx([0.2, 0.5, 0.8]),
-        "reversed": pytest.approx([0.1, 0.2, 0.6]),
-    }
-    assert mean_growth([]) == {}
+    assert first == GrowthCurve(order=["b", "a"], experts=[0, 1, 2], by_task=[0.1, 0.5, 0.6], reversed=[0.1, 0.2, 0.6])
+    second = first.model_copy(update={"order": ["a", "b"], "by_task": [0.3, 0.5, None]})
+    mean = mean_growth([first, second])
+    assert mean.experts == [0, 1, 2]
+    assert mean.by_task == [pytest.approx(0.2), 0.5, None]
+    assert mean.reversed == pytest.approx([0.1, 0.2, 0.6])
+    assert mean_growth([]) == GrowthCurve()

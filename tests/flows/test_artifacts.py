@@ -9,16 +9,17 @@ import pytest
 
 from flows.artifacts import MLFLOW_ADDRESS, comparison, embedded, mlflow_pages
 from mode.reporting.tables import markdown
+from mode.results import Results
 
-METRICS = {"zeroshot": {"mean": {"seed": 0.25, "ensemble": 0.5}, "tasks": {}}}
+RESULTS = Results.model_validate({"zeroshot": {"mean": {"seed": 0.25, "ensemble": 0.5}}})
 
 
 def test_table_is_that_of_the_report() -> None:
-    assert comparison(METRICS, []) == markdown(METRICS)
+    assert comparison(RESULTS, []) == markdown(RESULTS)
 
 
 def test_table_says_where_the_seed_stands_in() -> None:
-    assert comparison(METRICS, ["expert-1", "expert-2"]).endswith("**The seed stands in for expert-1, expert-2**.\n")
+    assert comparison(RESULTS, ["expert-1", "expert-2"]).endswith("**The seed stands in for expert-1, expert-2**.\n")
 
 
 def test_picture_is_embedded(tmp_path: Path) -> None:

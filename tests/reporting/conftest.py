@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mode.reporting.summary import Cluster
+from mode.results import Results
 
 FAMILIES = """
 alphabetic-presentation arabic armenian arrows blackletter-capitals block-elements box-drawing braille chess
@@ -28,7 +29,7 @@ WORDS = (
 FAMILY_NAMES = FAMILIES.split()
 
 
-def make_metrics(tasks: Sequence[str] = FAMILY_NAMES, experts: int = 4, retrieval: bool = False) -> dict[str, Any]:
+def make_metrics(tasks: Sequence[str] = FAMILY_NAMES, experts: int = 4, retrieval: bool = False) -> Results:
     """Results of one run; the same for the same arguments."""
     rng = random.Random(0)
     names = [f"expert-{number}" for number in range(experts)]
@@ -69,16 +70,16 @@ def make_metrics(tasks: Sequence[str] = FAMILY_NAMES, experts: int = 4, retrieva
             model: {f"{way}_recall@{k}": round(mid * k / 40, 4) for way in ("image", "text") for k in (1, 5, 10)}
             for model, mid in level.items()
         }
-    return metrics
+    return Results.model_validate(metrics)
 
 
 @pytest.fixture(scope="session")
-def metrics() -> dict[str, Any]:
+def results() -> Results:
     return make_metrics(retrieval=True)
 
 
 @pytest.fixture(scope="session")
-def few() -> dict[str, Any]:
+def few() -> Results:
     """Results on three tasks, which are drawn quickly."""
     return make_metrics(FAMILY_NAMES[:3])
 

@@ -14,6 +14,7 @@ from mode.data.images import to_png
 from mode.reporting.page import render_page
 from mode.reporting.plots import save_plots
 from mode.reporting.summary import Cluster, FineCluster, percent
+from mode.results import Results
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
 
@@ -53,8 +54,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def text(metrics: dict[str, Any], clusters: list[Cluster], curves: Mapping[str, list[tuple[float, float]]]) -> str:
-    return render_page(metrics, clusters, curves)
+def text(results: Results, clusters: list[Cluster], curves: Mapping[str, list[tuple[float, float]]]) -> str:
+    return render_page(results, clusters, curves)
 
 
 def test_the_page_is_well_formed_and_loads_nothing(text: str) -> None:
@@ -69,24 +70,24 @@ def test_the_page_is_well_formed_and_loads_nothing(text: str) -> None:
     assert {"comparison", "accuracy", "cost", "clusters", "routing", "tasks", "training", "provenance"} <= set(page.ids)
 
 
-def test_its_numbers_are_those_of_the_results(text: str, metrics: dict[str, Any]) -> None:
+def test_its_numbers_are_those_of_the_results(text: str, results: Results) -> None:
     tables = Page(text).tables
     comparison = {line[0]: line for line in tables["comparison"]}
-    for model, accuracy in metrics["zeroshot"]["mean"].items():
+    for model, accuracy in results.zeroshot.mean.items():
         assert comparison[model][1] == percent(accuracy)
     heads, *lines = tables["tasks"]
-    assert [line[0] for line in lines[:52]] == list(metrics["zeroshot"]["tasks"])
+    assert [line[0] for line in lines[:52]] == list(results.zeroshot.tasks)
     for line in lines[:52]:
         for model, shown in zip(heads[1:-1], line[1:-1], strict=True):
-            assert shown == percent(metrics["zeroshot"]["tasks"][line[0]][model])
+            assert shown == percent(results.zeroshot.tasks[line[0]][model])
     assert lines[52][0] == "flickr8k, image recall@10"
 
 
-def test_clusters_and_provenance_are_told(text: str, metrics: dict[str, Any], clusters: list[Cluster]) -> None:
+def test_clusters_and_provenance_are_told(text: str, results: Results, clusters: list[Cluster]) -> None:
     for cluster in clusters:
         assert f"{cluster.size:,} pairs" in text
         assert all(f"<li>{word}</li>" in text for word in cluster.words)
-    assert f"<dd>{metrics['provenance']['commit']}</dd>" in text
+    assert f"<dd>{results.provenance['commit']}</dd>" in text
     assert "<dt>packages.torch</dt><dd>2.15.0</dd>" in text
 
 
@@ -100,32 +101,33 @@ def test_light_and_dark_are_different_drawings(text: str) -> None:
 def test_words_from_data_are_text_not_markup() -> None:
     evil = "<script>alert(1)</script>"
     accuracy = {"dense": 0.5, evil: 0.4}
+    found = {"zeroshot": {"mean": accuracy, "tasks": {evil: accuracy}}, "provenance": {evil: evil}}
     page = render_page(
-        {"zeroshot": {"mean": accuracy, "tasks": {evil: accuracy}}, "provenance": {evil: evil}},
-        [Cluster("base", 0, 3, [evil, "$title", "{c}"])],
+        Results.model_validate({**found, "routing": {evil: {evil: 1.0}}}),
+        [Cluster("base", 0, 3, [evil, "$title", "{{ c }}"])],
         title=evil,
     )
     Page(page)
     assert evil not in page
-    assert "<li>$title</li>" in page
+    assert "<li>$title</li><li>{{ c }}</li>" in page
 
 
 @pytest.mark.parametrize(
-    "metrics",
+    "results",
     [{}, {"zeroshot": {"mean": {}, "tasks": {}}}, {"zeroshot": {"mean": {"seed": None}}}, {"cost": {"seed": {}}}],
 )
-def test_a_page_of_little_is_a_page(metrics: dict[str, Any]) -> None:
-    Page(render_page(metrics))
+def test_a_page_of_little_is_a_page(results: dict[str, Any]) -> None:
+    Page(render_page(Results.model_validate(results)))
 
 
-def test_the_same_run_gives_the_same_page(few: dict[str, Any], clusters: list[Cluster], tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_page(few: Results, clusters: list[Cluster], tmp_path: Path) -> None:
     """Also if it is given the light drawings."""
     saved = [path for path in save_plots(tmp_path, few, clusters) if path.suffix == ".svg"]
     light = {path.stem: path.read_text(encoding="utf-8") for path in saved}
     assert render_page(few, clusters, light=light) == render_page(few, clusters)
 
 
-def test_sample_images_and_the_map_are_inside_the_page(few: dict[str, Any]) -> None:
+def test_sample_images_and_the_map_are_inside_the_page(few: Results) -> None:
     image = to_png(np.full((3, 4, 4), 200, np.uint8))
     fine = [FineCluster(0.2, 0.3, 10, ["dog", "run"]), FineCluster(0.8, 0.1, 5, ["cat"])]
     page = render_page(few, [Cluster("base", 0, 15, ["dog"], "expert-0", fine, [image, image])])

@@ -5,15 +5,10 @@ from typing import Any
 import pytest
 
 from mode.reporting.summary import (
-    EXPERTS_MEAN,
-    Cost,
     best,
-    costs_of,
+    comparison,
     duration,
-    experts_of,
     headline,
-    multiple_of,
-    natural,
     percent,
     quantity,
     recall_names,
@@ -21,8 +16,10 @@ from mode.reporting.summary import (
     times,
     verdict,
 )
+from mode.results import Results
+from mode.roles import EXPERT
 
-SMALL: dict[str, Any] = {
+PARTS: dict[str, Any] = {
     "zeroshot": {
         "mean": {"ensemble": 0.6, "seed": 0.4, "expert-10": 0.5, "expert-2": 0.3, "dense": 0.5, "dense-long": 0.6},
         "tasks": {},
@@ -43,59 +40,66 @@ SMALL: dict[str, Any] = {
 }
 
 
+SMALL = Results.model_validate(PARTS)
+
+
+def with_costs(**costs: dict[str, float]) -> Results:
+    return Results.model_validate({**PARTS, "cost": costs})
+
+
 def test_rows_are_in_the_order_of_the_method() -> None:
-    table = rows(SMALL)
+    table = rows(comparison(SMALL))
     assert [row.model for row in table] == [
         "seed",
         "dense",
         "dense-long",
-        EXPERTS_MEAN,
+        EXPERT.mean,
         "expert-2",
         "expert-10",
         "ensemble",
     ]
     assert table[3].zeroshot == pytest.approx(0.4)
-    assert table[3].cost.samples == pytest.approx(32.5)
+    assert table[3].samples_seen == pytest.approx(32.5)
+    assert [row.model for row in table if row.single] == ["expert-2", "expert-10"]
+
+
+def test_one_expert_needs_no_mean() -> None:
+    one = Results.model_validate({"zeroshot": {"mean": {"tops": 0.5, "dense": 0.4}}})
+    assert list(comparison(one).index) == ["dense", "tops"]
 
 
 def test_the_ensemble_costs_the_seed_and_the_experts_parts_after_it() -> None:
-    assert costs_of(SMALL)["ensemble"] == Cost(27 + 5 + 6, 270 + 50 + 60, pytest.approx(2.7 + 0.5 + 0.6))
-    assert rows(SMALL)[-1].multiple == pytest.approx(380 / 320)
-
-
-def test_a_given_cost_of_the_ensemble_stands() -> None:
-    given = {**SMALL, "cost": {**SMALL["cost"], "ensemble": {"samples_seen": 1, "flops": 2, "seconds": 3}}}
-    assert costs_of(given)["ensemble"] == Cost(1, 2, 3)
-
-
-@pytest.mark.parametrize("missing", ["seed", "expert-2"])
-def test_a_cost_that_is_not_known_is_not_guessed(missing: str) -> None:
-    cost = {model: given for model, given in SMALL["cost"].items() if model != missing}
-    assert costs_of({**SMALL, "cost": cost})["ensemble"] == Cost()
+    assert comparison(SMALL).at["ensemble", "multiple"] == pytest.approx(380 / 320)
 
 
 def test_multiples_fall_back_on_samples() -> None:
-    assert multiple_of(Cost(samples=64), Cost(samples=32, flops=1)) == 2
-    assert multiple_of(Cost(flops=3, samples=64), Cost(samples=32, flops=1)) == 3
-    assert multiple_of(Cost(samples=64), Cost()) is None
+    costs = {"dense": {"samples_seen": 32, "flops": 1}, "seed": {"samples_seen": 64}, "tops": {"flops": 3}}
+    multiples = comparison(with_costs(**costs))["multiple"]
+    assert multiples["seed"] == 2
+    assert multiples["tops"] == 3
+    assert comparison(with_costs(seed={"samples_seen": 64}))["multiple"].isna().all()
+    assert comparison(with_costs(seed={"flops": 64}, dense={"flops": 0}))["multiple"].isna().all()
 
 
 def test_recalls_are_means_over_tasks_at_the_largest_cut_up_to_ten() -> None:
-    assert recall_names(SMALL) == ["image_recall@5", "text_recall@5"]
-    dense = next(row for row in rows(SMALL) if row.model == "dense")
-    assert dense.recalls == pytest.approx({"image_recall@1": 0.2, "image_recall@5": 0.4, "text_recall@5": 0.4})
+    table = comparison(SMALL)
+    assert recall_names(table) == ["image_recall@5", "text_recall@5"]
+    expected = {"image_recall@1": 0.2, "image_recall@5": 0.4, "text_recall@5": 0.4}
+    assert table.loc["dense", [*expected]].to_dict() == pytest.approx(expected)
+    assert table.loc["seed", [*expected]].isna().all()
 
 
-def test_ties_are_all_best_and_the_experts_mean_never() -> None:
-    table = rows(SMALL)
-    assert best(table, {row.model: row.zeroshot for row in table}) == {"dense-long", "ensemble"}
-    assert best(table, {EXPERTS_MEAN: 1.0, "dense": 0.2}) == {"dense"}
-    assert best(table, {}) == set()
+def test_ties_are_all_best_and_a_mean_never() -> None:
+    table = comparison(SMALL)
+    assert set(table.index[best(table["zeroshot"], table)]) == {"dense-long", "ensemble"}
+    mean = table["zeroshot"].where(table["mean"], 0.2)
+    assert EXPERT.mean not in table.index[best(mean, table)]
+    assert not best(table["zeroshot"] * float("nan"), table).any()
 
 
-def test_the_verdict_says_losses_too(metrics: dict[str, Any]) -> None:
-    said = " ".join(verdict(metrics))
-    mean = metrics["zeroshot"]["mean"]
+def test_the_verdict_says_losses_too(results: Results) -> None:
+    said = " ".join(verdict(results))
+    mean = results.zeroshot.mean
     assert f"{100 * mean['ensemble']:.1f} % zero-shot accuracy over 52 tasks" in said
     assert f"gains {100 * (mean['ensemble'] - mean['dense']):.1f} points over the dense model," in said
     lost = 100 * (mean["dense-long"] - mean["ensemble"])
@@ -105,20 +109,21 @@ def test_the_verdict_says_losses_too(metrics: dict[str, Any]) -> None:
 
 
 def test_experts_that_answer_with_the_seed_are_named() -> None:
-    said = " ".join(verdict({**SMALL, "stand_ins": {"expert-3": "seed"}}))
+    said = " ".join(verdict(SMALL.model_copy(update={"stand_ins": {"expert-3": "seed"}})))
     assert "expert-3 is not trained yet: seed answers for it." in said
 
 
 def test_nothing_is_made_of_nothing() -> None:
-    assert rows({}) == []
-    assert verdict({}) == []
-    assert headline({}) == {}
-    assert experts_of({}) == []
+    assert rows(comparison(Results())) == []
+    assert verdict(Results()) == []
+    assert headline(Results()) == {}
 
 
 def test_undefined_figures_are_missing() -> None:
     undefined = {"zeroshot": {"mean": {"dense": None, "seed": float("nan")}, "tasks": {"t": {"dense": None}}}}
-    assert [(row.model, row.zeroshot) for row in rows(undefined)] == [("seed", None), ("dense", None)]
+    table = comparison(Results.model_validate(undefined))
+    assert list(table.index) == ["seed", "dense"]
+    assert table["zeroshot"].isna().all()
 
 
 def test_headline_has_the_means() -> None:
@@ -148,8 +153,3 @@ def test_headline_has_the_means() -> None:
 )
 def test_figures_as_text(shown: str, text: str) -> None:
     assert shown == text
-
-
-def test_names_sort_by_their_numbers() -> None:
-    names = ["expert-10", "expert-2", "fashion", "2", "expert"]
-    assert sorted(names, key=natural) == ["2", "expert", "expert-2", "expert-10", "fashion"]

@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from mode.data.shards.account import FileReport, IndexReport
-from mode.data.shards.scan import Problem
-from mode.reporting.summary import EXPERTS_MEAN, percent
-from mode.reporting.tables import columns, markdown, print_comparison, print_index_report, print_results
-from mode.tracking.runs import Comparison
+from mode.reporting.summary import percent
+from mode.reporting.tables import comparison_cells, markdown, print_results
+from mode.results import Results, ZeroShot
+from mode.roles import EXPERT
 
 
 @pytest.fixture
@@ -24,99 +22,68 @@ def text_of(console: Console) -> str:
     return console.file.getvalue()
 
 
-def few_tasks(metrics: dict[str, Any], count: int) -> dict[str, Any]:
-    tasks = dict(list(metrics["zeroshot"]["tasks"].items())[:count])
-    return {**metrics, "zeroshot": {**metrics["zeroshot"], "tasks": tasks}}
+def few_tasks(results: Results, count: int) -> Results:
+    tasks = dict(list(results.zeroshot.tasks.items())[:count])
+    return results.model_copy(update={"zeroshot": ZeroShot(mean=results.zeroshot.mean, tasks=tasks)})
 
 
-def test_every_model_is_there_with_its_own_figures(metrics: dict[str, Any], console: Console) -> None:
-    print_results(metrics, console)
+def test_every_model_is_there_with_its_own_figures(results: Results, console: Console) -> None:
+    print_results(results, console)
     lines = text_of(console).splitlines()
-    for model, accuracy in metrics["zeroshot"]["mean"].items():
+    for model, accuracy in results.zeroshot.mean.items():
         line = next(line for line in lines if line.split()[:1] == [model])
         assert line.split()[1].lstrip("*") == percent(accuracy)
-        recall = metrics["retrieval"]["tasks"]["flickr8k"][model]["image_recall@10"]
+        recall = results.retrieval.tasks["flickr8k"][model]["image_recall@10"]
         assert line.split()[2].lstrip("*") == percent(recall)
-    assert any(EXPERTS_MEAN in line for line in lines)
+    assert any(EXPERT.mean in line for line in lines)
 
 
-def test_the_best_is_marked_whoever_it_is(metrics: dict[str, Any]) -> None:
-    heads, cells, _ = columns(metrics)
-    column = heads.index("zero-shot %")
-    winner = max(metrics["zeroshot"]["mean"], key=lambda model: metrics["zeroshot"]["mean"][model])
-    assert [line[0] for line in cells if line[column].startswith("*")] == [winner] == ["dense-long"]
+def test_the_best_is_marked_whoever_it_is(results: Results) -> None:
+    cells = comparison_cells(results)["zero-shot %"]
+    winner = max(results.zeroshot.mean, key=lambda model: results.zeroshot.mean[model])
+    assert list(cells.index[cells.str.startswith("*")]) == [winner] == ["dense-long"]
 
 
 def test_columns_without_a_figure_are_left_out() -> None:
-    heads, cells, _ = columns({"zeroshot": {"mean": {"seed": 0.25}, "tasks": {}}})
-    assert heads == ["model", "zero-shot %"]
-    assert cells == [["seed", "*25.0"]]
+    cells = comparison_cells(Results.model_validate({"zeroshot": {"mean": {"seed": 0.25}}}))
+    assert cells.to_dict("index") == {"seed": {"zero-shot %": "*25.0"}}
 
 
-def test_few_tasks_are_shown_one_by_one(metrics: dict[str, Any], console: Console) -> None:
-    print_results(few_tasks(metrics, 3), console)
+def test_few_tasks_are_shown_one_by_one(results: Results, console: Console) -> None:
+    print_results(few_tasks(results, 3), console)
     shown = text_of(console)
-    for task, figures in few_tasks(metrics, 3)["zeroshot"]["tasks"].items():
+    for task, figures in few_tasks(results, 3).zeroshot.tasks.items():
         line = next(line for line in shown.splitlines() if line.split()[:1] == [task])
         assert percent(figures["ensemble"]) in line
-        weights = metrics["routing"][task]
+        weights = results.routing[task]
         main = max(weights, key=lambda expert: weights[expert])
         assert f"{main} {weights[main]:.2f}" in line
 
 
-def test_many_tasks_are_left_to_the_page(metrics: dict[str, Any], console: Console) -> None:
-    print_results(metrics, console)
+def test_many_tasks_are_left_to_the_page(results: Results, console: Console) -> None:
+    print_results(results, console)
     assert "armenian" not in text_of(console)
 
 
 def test_no_results(console: Console) -> None:
-    print_results({}, console)
+    print_results(Results(), console)
     assert text_of(console) == "no results yet\n"
 
 
 def test_names_with_brackets_are_no_markup(console: Console) -> None:
     accuracy = {"[red]odd[/red]": 0.5, "dense": 0.25}
-    print_results({"zeroshot": {"mean": accuracy, "tasks": {"[bold]t[/bold]": accuracy}}}, console)
+    found = {"zeroshot": {"mean": accuracy, "tasks": {"[bold]t[/bold]": accuracy}}}
+    print_results(Results.model_validate(found), console)
     assert "[red]odd[/red]" in text_of(console)
     assert "[bold]t[/bold]" in text_of(console)
 
 
-def test_markdown_is_a_table(metrics: dict[str, Any]) -> None:
-    lines = markdown(metrics).splitlines()
+def test_markdown_is_a_table(results: Results) -> None:
+    lines = markdown(results).splitlines()
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
     assert len(widths) == 1
     assert lines[1].startswith("| --- | ---:")
-    mean = metrics["zeroshot"]["mean"]
+    mean = results.zeroshot.mean
     assert next(line for line in lines if line.startswith("| dense-long")).split(" | ")[1] == (
         f"**{percent(mean['dense-long'])}**"
     )
-
-
-def test_comparison_of_two_runs(console: Console) -> None:
-    comparison = Comparison(
-        ("dense", "expert-0"),
-        ("a" * 32, "b" * 32),
-        {"lr": ("0.1", None)},
-        {"zeroshot/mean": (0.5, 0.625), "train/loss": (None, 1.0)},
-    )
-    print_comparison(comparison, console)
-    shown = [line.split() for line in text_of(console).splitlines()]
-    assert ["parameter", "dense", "aaaaaaaa", "expert-0", "bbbbbbbb"] in shown
-    assert ["lr", "0.1", "–"] in shown
-    assert ["zeroshot/mean", "0.5", "0.625", "+0.125"] in shown
-    assert ["train/loss", "–", "1"] in shown
-
-
-def test_comparison_of_equal_parameters(console: Console) -> None:
-    print_comparison(Comparison(("a", "b"), ("1" * 32, "2" * 32), {}, {}), console)
-    assert text_of(console) == "no parameter differs\n"
-
-
-def test_account_of_shards(console: Console) -> None:
-    problems = [Problem("0.tar", f"key{number}", "empty-caption", "blank") for number in range(3)]
-    report = IndexReport([FileReport("0.tar", 1_200, 1_300, {"empty-caption": 3}, 10_000)], problems)
-    print_index_report(report, 2, console)
-    shown = text_of(console)
-    assert "1,200 images, 1,300 pairs, 3 problems" in shown
-    assert shown.count(": empty-caption: blank") == 2
-    assert "... and 1 more" in shown

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from mode.errors import ModeError
-from mode.tracking.figures import metric_name, metrics_of, models_in, role_of
+from mode.results import Results
+from mode.roles import role_of
+from mode.tracking.figures import metric_name, metrics_of
 from mode.tracking.runs import Tracker, flatten, status_of
 from mode.tracking.store import VIEW_TAG, page_addresses
 
@@ -99,7 +101,7 @@ def run_of(tracker: Tracker, run_id: str | None) -> Any:
     return tracker._store.client.get_run(str(run_id))
 
 
-RESULTS: dict[str, Any] = {
+PARTS: dict[str, Any] = {
     "zeroshot": {
         "mean": {"dense": 0.5, "expert-0": 0.4, "uniform": 0.45, "ensemble": 0.6},
         "tasks": {"chess": {"dense": 0.5, "expert-0": 0.4, "uniform": 0.45, "ensemble": 0.6}},
@@ -108,6 +110,7 @@ RESULTS: dict[str, Any] = {
     "routing": {"chess": {"expert-0": 1.0}},
     "cost": {"dense": {"samples_seen": 100, "flops": 2e12, "seconds": 3.5}},
 }
+RESULTS = Results.model_validate(PARTS)
 
 
 def test_names_are_the_same_for_all_roles() -> None:
@@ -120,14 +123,7 @@ def test_names_are_the_same_for_all_roles() -> None:
         "cost/seconds": 3.5,
     }
     assert metrics_of(RESULTS, "expert-0") == {"zeroshot/mean": 0.4, "zeroshot/chess": 0.4, "routing/chess": 1.0}
-    assert metrics_of({}, "dense") == {}
-    assert models_in(RESULTS) == ["dense", "expert-0", "uniform", "ensemble"]
-    assert [role_of(model) for model in ("seed", "dense-long", "tops", "uniform")] == [
-        "seed",
-        "dense",
-        "expert",
-        "ensemble",
-    ]
+    assert metrics_of(Results(), "dense") == {}
 
 
 @pytest.mark.parametrize(
@@ -351,17 +347,18 @@ def test_results_go_to_the_runs_of_their_models(tracker: Tracker, tmp_path: Path
     (plots / "a.csv").write_text("x", "utf-8")
     ids = tracker.log_results(RESULTS, runs, params={"routing": {"kind": "calibrated"}}, artifacts=[page, plots])
     assert {name: ids[name] for name in runs} == runs
-    for model in models_in(RESULTS):
+    for model in RESULTS.models:
         data = run_of(tracker, ids[model]).data
         assert {key: value for key, value in data.metrics.items() if key != "train/loss"} == metrics_of(RESULTS, model)
-        assert data.tags["role"] == role_of(model)
+        assert data.tags["role"] == role_of(model).kind
+        assert data.tags["mlflow.note.content"] == role_of(model).note
     assert run_of(tracker, runs["dense"]).info.end_time == ended
     assert run_of(tracker, ids["ensemble"]).data.params == {"routing.kind": "calibrated"}
     stored = tracker._store.client.list_artifacts(str(ids["ensemble"]))
     assert sorted(artifact.path for artifact in stored) == ["index.html", "plots"]
 
-    better = json.loads(json.dumps(RESULTS))
-    better["zeroshot"]["mean"]["ensemble"] = 0.7
+    mean = {**PARTS["zeroshot"]["mean"], "ensemble": 0.7}
+    better = Results.model_validate({**PARTS, "zeroshot": {**PARTS["zeroshot"], "mean": mean}})
     assert tracker.log_results(better, runs) == ids
     assert [value for _, value in history(tracker, ids["ensemble"], "zeroshot/mean")] == [0.6, 0.7]
     assert len(history(tracker, ids["dense"], "zeroshot/mean")) == 1

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,8 @@ from mode.evaluation.retrieval import retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.evaluation.zeroshot import classify, primary
 from mode.params import MachineParams
-
-#: Names of the two ensembles in the results.
-UNIFORM, ENSEMBLE = "uniform", "ensemble"
+from mode.results import Figures, Growth, GrowthCurve, Results, Retrieval, ZeroShot
+from mode.roles import DERIVED, ENSEMBLE, UNIFORM
 
 
 def evaluate_tasks(
@@ -36,7 +34,7 @@ def evaluate_tasks(
     tasks: Sequence[Path] | Sequence[Task],
     machine: MachineParams,
     metrics: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Evaluate models and their ensembles on task folders.
 
     Every model is loaded once and encodes each text once; every image is decoded once. An expert of the router that is
@@ -50,18 +48,8 @@ def evaluate_tasks(
         metrics: task name -> its metric, in place of what the folder says.
 
     Returns:
-        What goes into `reports/metrics.json`, all figures in 0..1 and an undefined one `None`:
-
-        - `zeroshot`: `tasks`: TASK -> MODEL -> the task's metric; `mean`: MODEL -> the mean of those;
-        - `retrieval`: `tasks`: TASK -> MODEL -> `image_recall@1` ...;
-        - `routing`: TASK -> EXPERT -> weight; with a router only, as are the MODELs `uniform` and `ensemble`;
-        - `details`: TASK -> MODEL -> `acc1`, `acc5`, `mean_per_class_recall` (and `roc_auc`), as CLIP_benchmark's;
-        - `tasks`: TASK -> kind, metric, counts, and a hash of templates, classes and sample count: figures with
-          different hashes are of different tasks;
-        - `stand_ins`: EXPERT -> the model that answered for it, where that is not its own;
-        - `growth`: with a router and the seed: `tasks`: TASK -> its figure with 0, 1, ... n experts, those of the
-          largest weight first (see `mode.evaluation.growth`); `mean` over the classification tasks. Of a retrieval task
-          the figure is the mean of image and text recall@10.
+        All figures in 0..1; with a router also those of `uniform` and `ensemble`, and with a seed too the growth: of a
+        retrieval task, that of the mean of image and text recall@10. Cost and provenance are the caller's to add.
 
     Raises:
         ModeError: no model or no task; a folder that cannot be read; a model with the name of an ensemble; an expert
@@ -69,22 +57,17 @@ def evaluate_tasks(
     """
     if not models:
         raise ModeError("there is no model to evaluate", "train one first")
-    if taken := {UNIFORM, ENSEMBLE} & set(models):
+    if taken := {role.name for role in DERIVED} & set(models):
         raise ModeError(f"a model is called '{taken.pop()}', which names an ensemble in the results")
     given = [task for task in tasks if isinstance(task, Task)]
     opened = given or open_tasks([task for task in tasks if isinstance(task, Path)], dict(metrics or {}))
     members = router.members(models) if router else {}
     routing = {task.name: router.weights(task.prompts) for task in opened} if router else {}
 
-    results: dict[str, Any] = {
-        "zeroshot": {"mean": {}, "tasks": {}},
-        "retrieval": {"tasks": {}},
-        "routing": routing,
-        "details": {},
-        "tasks": {task.name: task.summary() for task in opened},
-        "stand_ins": {expert: model for expert, model in members.items() if expert != model},
-    }
-    growth: dict[str, dict[str, Any]] = {}
+    zeroshot: dict[str, dict[str, float]] = {}
+    retrieval: dict[str, Mapping[str, Figures]] = {}
+    details: dict[str, Mapping[str, Figures]] = {}
+    growth: dict[str, GrowthCurve] = {}
     device = str(pick_device(machine.device))
     with _ready(models, device) as clips:
         with side_by_side(clips, device) as run:
@@ -99,24 +82,31 @@ def evaluate_tasks(
             if task.kind == "retrieval":
                 by_query = {}
                 if router and router.routing.by_query:
-                    by_query = {ENSEMBLE: query_weights(router, members, task.texts, ensembles[ENSEMBLE], clips)}
+                    routed = ensembles[ENSEMBLE.name]
+                    by_query = {ENSEMBLE.name: query_weights(router, members, task.texts, routed, clips)}
                 figures = retrieve(task, images, metadata, ensembles | partial, by_query=by_query)
             else:
                 figures = classify(task, images, metadata, ensembles | partial)
             grown = {name: figures.pop(name) for name in partial}
             if task.kind == "retrieval":
-                results["retrieval"]["tasks"][task.name] = figures
+                retrieval[task.name] = figures
                 means = {name: (each["image_recall@10"] + each["text_recall@10"]) / 2 for name, each in grown.items()}
             else:
-                results["zeroshot"]["tasks"][task.name] = {name: primary(task, each) for name, each in figures.items()}
-                results["details"][task.name] = {name: _defined(each) for name, each in figures.items()}
+                zeroshot[task.name] = {name: primary(task, each) for name, each in figures.items()}
+                details[task.name] = figures
                 means = {name: primary(task, each) for name, each in grown.items()}
             if grown:
                 growth[task.name] = growth_of(routing[task.name], means)
-    results["zeroshot"]["mean"] = _means(results["zeroshot"]["tasks"])
+    results = Results(
+        zeroshot=ZeroShot(mean=_means(zeroshot), tasks=zeroshot),
+        retrieval=Retrieval(tasks=retrieval),
+        routing=routing,
+        details=details,
+        tasks={task.name: task.summary() for task in opened},
+        stand_ins={expert: model for expert, model in members.items() if expert != model},
+    )
     if growth:
-        classified = [growth[name] for name in results["zeroshot"]["tasks"]]
-        results["growth"] = {"tasks": growth, "mean": mean_growth(classified)}
+        results.growth = Growth(tasks=growth, mean=mean_growth([growth[name] for name in zeroshot]))
     return results
 
 
@@ -156,15 +146,10 @@ def _encode_metadata(
 
 def _ensembles(members: Mapping[str, str], routed: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """The weights of each model in the two ensembles."""
-    return {UNIFORM: by_model(members, uniform_weights(tuple(members))), ENSEMBLE: by_model(members, routed)}
+    return {UNIFORM.name: by_model(members, uniform_weights(tuple(members))), ENSEMBLE.name: by_model(members, routed)}
 
 
 def _means(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Model -> its mean over the tasks."""
     names = next(iter(tasks.values()), {})
     return {name: math.fsum(figures[name] for figures in tasks.values()) / len(tasks) for name in names}
-
-
-def _defined(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN, which JSON lacks, as `None`."""
-    return {name: None if math.isnan(value) else value for name, value in figures.items()}

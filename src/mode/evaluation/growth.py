@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mode.ensemble.combine import by_model
 from mode.ensemble.router import STAND_IN
+from mode.results import Figure, GrowthCurve
 
 #: Experts up to which every number of them is evaluated; beyond, the powers of two.
 EVERY_STEP = 16
@@ -58,23 +58,22 @@ def partial_ensembles(members: Mapping[str, str], weights: Mapping[str, float]) 
     return ensembles
 
 
-def growth_of(weights: Mapping[str, float], figures: Mapping[str, float]) -> dict[str, Any]:
-    """One task's entry in the results, from the figures of its partial ensembles.
-
-    Returns:
-        `order` (experts), `experts` (how many of them), and `by_task` and `reversed`: the figure at each number.
-    """
+def growth_of(weights: Mapping[str, float], figures: Mapping[str, float]) -> GrowthCurve:
+    """One task's curves, from the figures of its partial ensembles."""
     counts = steps(len(weights))
-    lines = {kind: [figures[f"{kind} {count}"] for count in counts] for kind in ORDERS}
-    return {"order": training_order(weights), "experts": counts, **lines}
+    by_task, reverse = ([figures[f"{kind} {count}"] for count in counts] for kind in ORDERS)
+    return GrowthCurve(order=training_order(weights), experts=counts, by_task=by_task, reversed=reverse)
 
 
-def mean_growth(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def mean_growth(tasks: Sequence[GrowthCurve]) -> GrowthCurve:
     """Mean over tasks of the same experts; empty without a task."""
     if not tasks:
-        return {}
-    lines = {
-        kind: [math.fsum(values) / len(tasks) for values in zip(*(task[kind] for task in tasks), strict=True)]
-        for kind in ORDERS
-    }
-    return {"experts": tasks[0]["experts"], **lines}
+        return GrowthCurve()
+    by_task, reverse = [task.by_task for task in tasks], [task.reversed for task in tasks]
+    return GrowthCurve(experts=tasks[0].experts, by_task=_means(by_task), reversed=_means(reverse))
+
+
+def _means(curves: Sequence[Sequence[Figure]]) -> list[Figure]:
+    """Mean at each step; not defined where one of them is not."""
+    defined = ([math.nan if value is None else value for value in curve] for curve in curves)
+    return [math.fsum(values) / len(curves) for values in zip(*defined, strict=True)]

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mode.data.shards.tar import DamagedTar, members
 from mode.errors import ModeError
+from mode.results import TaskFacts
 
 #: What the one figure of a classification task may be; `mean_acc1_acc5` is (top-1 + top-5) / 2.
 METRICS = ("acc1", "mean_per_class_recall", "mean_acc1_acc5", "roc_auc")
@@ -93,17 +94,17 @@ class Task:
         content = [self.kind, self.metric, self.templates, self.classes, self.texts, len(self.images)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> TaskFacts:
         """What the results say about the task itself."""
-        return {
-            "kind": self.kind,
-            "metric": self.metric,
-            "images": len(self.images),
-            "classes": len(self.classes),
-            "templates": len(self.templates),
-            "texts": len(self.texts),
-            "hash": self.fingerprint,
-        }
+        return TaskFacts(
+            kind=self.kind,
+            metric=self.metric,
+            images=len(self.images),
+            classes=len(self.classes),
+            templates=len(self.templates),
+            texts=len(self.texts),
+            hash=self.fingerprint,
+        )
 
 
 def open_task(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from mode.reporting.plots import series_colour
+from mode.reporting.rendering import render
 from mode.reporting.summary import Cluster
 
 #: Below so many centres their two main axes say all; beyond so many t-SNE takes minutes, and they have to do.
@@ -52,7 +52,7 @@ def places(centres: NDArray[np.floating], random_seed: int) -> NDArray[np.float6
     return placed
 
 
-def draw_map(clusters: Sequence[Cluster]) -> str:
+def draw_map(clusters: Sequence[Cluster]) -> Markup:
     """The map as inline SVG, whose points tell their words when pointed at; empty without fine clusters.
 
     Args:
@@ -60,16 +60,12 @@ def draw_map(clusters: Sequence[Cluster]) -> str:
     """
     largest = max((fine.size for cluster in clusters for fine in cluster.fine), default=0)
     if not largest:
-        return ""
+        return Markup()
     points = []
     for position, cluster in enumerate(clusters):
         for fine in cluster.fine:
             x, y = (MARGIN + place * (side - 2 * MARGIN) for place, side in zip((fine.x, fine.y), SIZE, strict=True))
             radius = max(2.5, LARGEST * (fine.size / largest) ** 0.5)  # area by size
             said = f"{cluster.name}: {', '.join(fine.words[:WORDS]) or '(no words)'} ({fine.size:,} captions)"
-            points.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{series_colour(position)}" tabindex="0">'
-                f"<title>{escape(said)}</title></circle>"
-            )
-    named = escape(f"{len(points)} fine clusters of {len(clusters)} coarse ones")
-    return f'<svg class="map" viewBox="0 0 {SIZE[0]} {SIZE[1]}" role="img" aria-label="{named}">{"".join(points)}</svg>'
+            points.append((x, y, radius, position, said))
+    return Markup(render("map.svg", size=SIZE, points=points, coarse=len(clusters)))

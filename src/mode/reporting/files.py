@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from mode.reporting.plots import Curves
-from mode.reporting.summary import routing, rows, zeroshot_tasks
+from mode.reporting.summary import comparison
+from mode.results import Results
 
 
-def write_plot_data(folder: Path, metrics: Mapping[str, Any], curves: Curves | None = None) -> list[Path]:
+def write_plot_data(folder: Path, results: Results, curves: Curves | None = None) -> list[Path]:
     """Write the figures behind the plots as csv, one observation per line; all of them, be they empty.
 
     Files:
@@ -22,40 +23,26 @@ def write_plot_data(folder: Path, metrics: Mapping[str, Any], curves: Curves | N
         growth.csv: order (by_task, reversed), experts (how many are trained), zeroshot (mean, 0..1).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = [row for row in rows(metrics) if row.zeroshot is not None]
-    content: dict[str, tuple[Sequence[str], Iterable[Sequence[object]]]] = {
-        "accuracy.csv": (("model", "zeroshot", "cost"), [(row.model, row.zeroshot, row.multiple) for row in table]),
-        "tasks.csv": (
-            ("task", "model", "zeroshot"),
-            [(task, model, value) for task, given in zeroshot_tasks(metrics).items() for model, value in given.items()],
+    table = comparison(results).dropna(subset="zeroshot").rename(columns={"multiple": "cost"})
+    mean = results.growth.mean
+    growth = pd.DataFrame({"experts": mean.experts, "by_task": mean.by_task, "reversed": mean.reversed})
+    content = {
+        "accuracy.csv": table.reset_index(names="model")[["model", "zeroshot", "cost"]],
+        "tasks.csv": _long(results.zeroshot.tasks, ("task", "model", "zeroshot")),
+        "routing.csv": _long(results.routing, ("task", "expert", "weight")),
+        "training.csv": pd.DataFrame(
+            [(model, *point) for model, curve in (curves or {}).items() for point in curve],
+            columns=["model", "samples", "loss"],
         ),
-        "routing.csv": (
-            ("task", "expert", "weight"),
-            [(task, expert, weight) for task, given in routing(metrics).items() for expert, weight in given.items()],
-        ),
-        "training.csv": (
-            ("model", "samples", "loss"),
-            [(model, samples, loss) for model, curve in (curves or {}).items() for samples, loss in curve],
-        ),
-        "growth.csv": (("order", "experts", "zeroshot"), _growth_lines(metrics.get("growth", {}).get("mean") or {})),
+        "growth.csv": growth.melt("experts", var_name="order", value_name="zeroshot")[["order", "experts", "zeroshot"]],
     }
-    for name, (heads, lines) in content.items():
-        with (folder / name).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(heads)
-            writer.writerows([_short(cell) for cell in line] for line in lines)
+    for name, lines in content.items():
+        # Six significant digits: enough, and equal results stay equal text.
+        lines.to_csv(folder / name, index=False, float_format="%.6g", lineterminator="\n")
     return [folder / name for name in content]
 
 
-def _growth_lines(mean: Mapping[str, Any]) -> list[tuple[str, int, float]]:
-    return [
-        (order, count, value)
-        for order, values in mean.items()
-        if order != "experts"
-        for count, value in zip(mean["experts"], values, strict=True)
-    ]
-
-
-def _short(cell: object) -> object:
-    """Six significant digits: enough, and equal results stay equal text."""
-    return f"{cell:.6g}" if isinstance(cell, float) else "" if cell is None else cell
+def _long(table: Mapping[str, Mapping[str, float | None]], heads: Iterable[str]) -> pd.DataFrame:
+    """A line per figure that there is."""
+    lines = [(row, column, value) for row, figures in table.items() for column, value in figures.items()]
+    return pd.DataFrame(lines, columns=[*heads]).dropna()

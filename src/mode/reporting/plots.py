@@ -7,42 +7,26 @@ plot is drawn for a light or a dark page, with a transparent background.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mode.reporting.summary import (
-    Cluster,
-    Kind,
-    experts_of,
-    kind_of,
-    natural,
-    percent,
-    quantity,
-    routing,
-    rows,
-    zeroshot_tasks,
-)
+from mode.reporting.summary import Cluster, baselines, comparison, percent, quantity, rows, zeroshot_tasks
+from mode.results import Results, natural
+from mode.roles import DENSE, ENSEMBLE, SEED, role_of
 
 #: Training loss of each model: (samples seen, loss).
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
-COLOURS: dict[Kind, str] = {
-    "seed": "#8a8f98",
-    "dense": "#0072b2",
-    "other": "#cc79a7",
-    "experts": "#e69f00",
-    "expert": "#e69f00",
-    "uniform": "#56b4e9",
-    "ensemble": "#d55e00",
-}
 #: For things of which there are several: experts, clusters. Told apart by order and label, should they recur.
 SERIES = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#b8a92b")
 #: More rows than this and a heat map carries no numbers.
@@ -83,19 +67,19 @@ def theme(dark: bool) -> Iterator[None]:
         yield
 
 
-def accuracy(metrics: Mapping[str, Any]) -> Figure | None:
+def accuracy(results: Results) -> Figure | None:
     """Mean zero-shot accuracy of every model, as bars in the table's order; `None` without accuracies."""
-    table = [row for row in rows(metrics) if row.zeroshot is not None]
-    if not table:
+    table = comparison(results).dropna(subset="zeroshot")
+    if table.empty:
         return None
     figure, axes = _axes(WIDTH, 0.9 + 0.34 * len(table))
-    values = [100 * (row.zeroshot or 0.0) for row in table]
-    bars = axes.barh(range(len(table)), values, height=0.72, color=[COLOURS[row.kind] for row in table])
-    for row, bar in zip(table, bars, strict=True):
-        if row.kind == "expert":
+    values = 100 * table["zeroshot"]
+    bars = axes.barh(range(len(table)), values, height=0.72, color=[role.colour for role in table["role"]])
+    for row, bar in zip(rows(table), bars, strict=True):
+        if row.single:
             bar.set_alpha(0.55)
-    axes.bar_label(bars, [percent(row.zeroshot) for row in table], padding=4)
-    axes.set_yticks(range(len(table)), [row.model for row in table])
+    axes.bar_label(bars, table["zeroshot"].map(percent), padding=4)
+    axes.set_yticks(range(len(table)), table.index)
     axes.invert_yaxis()
     axes.set_xlim(0, min(100.0, max(values) * 1.12 + 1))
     _quiet(axes, "x")
@@ -103,21 +87,22 @@ def accuracy(metrics: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def cost(metrics: Mapping[str, Any]) -> Figure | None:
+def cost(results: Results) -> Figure | None:
     """Mean accuracy against training cost, a point per model; `None` without both."""
-    table = [row for row in rows(metrics) if row.zeroshot is not None]
-    multiples = all(row.multiple is not None for row in table)
-    costs = [(row, row.multiple if multiples else row.cost.samples) for row in table]
-    points = [(row, x) for row, x in costs if x is not None]
+    table = rows(comparison(results).dropna(subset="zeroshot"))
+    multiples = not any(math.isnan(row.multiple) for row in table)
+    costs = [(row, row.multiple if multiples else row.samples_seen) for row in table]
+    points = [(row, x) for row, x in costs if not math.isnan(x)]
     if not points:
         return None
     figure, axes = _axes(WIDTH, 4.0)
+    means = {row.role for row, _ in points if row.mean}
     labelled: list[tuple[float, float, str]] = []
     for row, x in points:
-        y = 100 * (row.zeroshot or 0.0)
-        single = row.kind == "expert" and any(other.kind == "experts" for other, _ in points)
-        axes.scatter(x, y, s=28 if single else 90, color=COLOURS[row.kind], alpha=0.5 if single else 1.0, zorder=3)
-        if not single:
+        y = 100 * row.zeroshot
+        faint = row.single and row.role in means
+        axes.scatter(x, y, s=28 if faint else 90, color=row.role.colour, alpha=0.5 if faint else 1.0, zorder=3)
+        if not faint:
             labelled.append((x, y, row.model))
     axes.margins(x=0.18, y=0.14)
     axes.set_xlabel("training cost, multiples of the dense model's" if multiples else "training samples seen")
@@ -127,14 +112,16 @@ def cost(metrics: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def routing_map(metrics: Mapping[str, Any], clusters: Sequence[Cluster] = ()) -> Figure | None:
+def routing_map(results: Results, clusters: Sequence[Cluster] = ()) -> Figure | None:
     """Routing weight by task and expert, tasks grouped by the expert they go to most; `None` without routing."""
-    weights = routing(metrics)
-    experts = [name for name in experts_of(metrics) if any(name in given for given in weights.values())]
-    if not weights or not experts:
+    weights = pd.DataFrame([*results.routing.values()], [*results.routing], dtype=float).fillna(0.0)
+    experts = sorted(weights.columns, key=natural)
+    if not experts:
         return None
-    tasks = sorted(weights, key=lambda task: _place(weights[task], experts))
-    grid = [[weights[task].get(expert, 0.0) for expert in experts] for task in tasks]
+    # By their main expert, then by how clearly it is theirs.
+    main = pd.DataFrame({"expert": weights[experts].to_numpy().argmax(axis=1), "share": -weights.max(axis=1)})
+    tasks = list(main.sort_values(["expert", "share"]).index)
+    grid = weights.loc[tasks, experts].to_numpy()
     words = {cluster.expert: cluster.words for cluster in clusters}
     heads = ["\n".join([expert, *words.get(expert, [])[:3]]) for expert in experts]
     longest = max(len(task) for task in tasks)
@@ -178,45 +165,38 @@ def cluster_sizes(clusters: Sequence[Cluster]) -> Figure | None:
     return figure
 
 
-def gains(metrics: Mapping[str, Any], against: str = "dense", model: str = "ensemble") -> Figure | None:
+def gains(results: Results, against: str = DENSE.name, model: str = ENSEMBLE.name) -> Figure | None:
     """Accuracy of one model minus another's, task by task, best first; `None` if no task has both."""
-    pairs = {
-        task: 100 * (given[model] - given[against])
-        for task, given in zeroshot_tasks(metrics).items()
-        if model in given and against in given
-    }
-    if not pairs:
+    figures = zeroshot_tasks(results).reindex(columns=[model, against])
+    points = (100 * (figures[model] - figures[against])).dropna().sort_index()
+    points = points.sort_values(ascending=False, kind="stable")
+    if points.empty:
         return None
-    tasks = sorted(pairs, key=lambda task: (-pairs[task], task))
-    values = [pairs[task] for task in tasks]
-    experts = experts_of(metrics)
-    figure, axes = _axes(WIDTH, 0.9 + 0.205 * len(tasks))
-    colours = [COLOURS[kind_of(model if value > 0 else against, experts)] for value in values]
-    axes.barh(range(len(tasks)), values, height=0.7, color=colours)
+    figure, axes = _axes(WIDTH, 0.9 + 0.205 * len(points))
+    colours = [role_of(model if value > 0 else against).colour for value in points]
+    axes.barh(range(len(points)), points, height=0.7, color=colours)
     axes.axvline(0, color=mpl.rcParams["text.color"], linewidth=0.8)
-    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_yticks(range(len(points)), points.index)
     axes.tick_params(axis="y", labelsize=8.5)
-    axes.set_ylim(len(tasks) - 0.3, -0.7)
+    axes.set_ylim(len(points) - 0.3, -0.7)
     _quiet(axes, "x")
-    won = sum(value > 0 for value in values)
-    lost = sum(value < 0 for value in values)
-    axes.set_xlabel(f"{model} over {against}, points\nbetter on {won}, worse on {lost} of {len(values)} tasks")
+    won, lost = (points > 0).sum(), (points < 0).sum()
+    axes.set_xlabel(f"{model} over {against}, points\nbetter on {won}, worse on {lost} of {len(points)} tasks")
     return figure
 
 
-def growth(metrics: Mapping[str, Any]) -> Figure | None:
+def growth(results: Results) -> Figure | None:
     """Mean accuracy after 0, 1, ... n experts, trained in the order of the tasks' weights and in its reverse."""
-    mean = metrics.get("growth", {}).get("mean") or {}
-    if not mean:
+    mean = results.growth.mean
+    if not mean.experts:
         return None
     figure, axes = _axes(WIDTH, 4.0)
-    lines: tuple[tuple[str, str, Kind, str], ...] = (
-        ("by_task", "largest weight first", "ensemble", "-"),
-        ("reversed", "smallest first", "seed", "--"),
-    )
-    for key, label, kind, style in lines:
-        values = [100 * value for value in mean[key]]
-        axes.plot(mean["experts"], values, label=label, color=COLOURS[kind], linestyle=style, marker="o")
+    for figures, label, colour, style in (
+        (mean.by_task, "largest weight first", ENSEMBLE.colour, "-"),
+        (mean.reversed, "smallest first", SEED.colour, "--"),
+    ):
+        values = [math.nan if value is None else 100 * value for value in figures]
+        axes.plot(mean.experts, values, label=label, color=colour, linestyle=style, marker="o")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("experts trained; the seed stands in for the others")
     axes.set_ylabel("mean zero-shot accuracy, %")
@@ -230,18 +210,18 @@ def training(curves: Curves, points: int = 400) -> Figure | None:
     drawn = {name: curve for name, curve in curves.items() if len(curve) > 1}
     if not drawn:
         return None
-    experts = sorted((name for name in drawn if kind_of(name, drawn) == "expert"), key=natural)
+    several = sorted((name for name in drawn if role_of(name).many), key=natural)
     figure, axes = _axes(WIDTH, 4.0)
     for name, curve in drawn.items():
         thin = curve[:: max(1, len(curve) // points)]
-        single = name in experts
+        role = role_of(name)
         axes.plot(
             [x for x, _ in thin],
             [y for _, y in thin],
             label=name,
-            color=series_colour(experts.index(name)) if single else COLOURS[kind_of(name, ())],
-            linewidth=1.2 if single else 1.8,
-            linestyle=(0, (4, 1.5)) if single else ":" if name == "dense-long" else "-",
+            color=series_colour(several.index(name)) if role.many else role.colour,
+            linewidth=1.2 if role.many else 1.8,
+            linestyle=(0, (4, 1.5)) if role.many else ":" if role.length == "total" else "-",
         )
     axes.set_xlabel("samples seen")
     axes.set_ylabel("training loss")
@@ -251,31 +231,28 @@ def training(curves: Curves, points: int = 400) -> Figure | None:
     return figure
 
 
-def all_plots(
-    metrics: Mapping[str, Any], clusters: Sequence[Cluster] = (), curves: Curves | None = None
-) -> dict[str, Figure]:
+def all_plots(results: Results, clusters: Sequence[Cluster] = (), curves: Curves | None = None) -> dict[str, Figure]:
     """Every plot for which there are figures, by file name without its ending."""
     drawn = {
-        "accuracy": accuracy(metrics),
-        "cost": cost(metrics),
-        "routing": routing_map(metrics, clusters),
+        "accuracy": accuracy(results),
+        "cost": cost(results),
+        "routing": routing_map(results, clusters),
         "clusters": cluster_sizes(clusters),
-        "gains-dense": gains(metrics, "dense"),
-        "gains-dense-long": gains(metrics, "dense-long"),
-        "growth": growth(metrics),
+        **{f"gains-{role.name}": gains(results, role.name) for role in baselines()},
+        "growth": growth(results),
         "training": training(curves or {}),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def save_plots(
-    folder: Path, metrics: Mapping[str, Any], clusters: Sequence[Cluster] = (), curves: Curves | None = None
+    folder: Path, results: Results, clusters: Sequence[Cluster] = (), curves: Curves | None = None
 ) -> list[Path]:
     """Write every plot as PNG (150 dpi, white) and SVG; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with theme(dark=False):
-        for name, figure in all_plots(metrics, clusters, curves).items():
+        for name, figure in all_plots(results, clusters, curves).items():
             written += [folder / f"{name}.png", folder / f"{name}.svg"]
             written[-1].write_text(svg(figure), encoding="utf-8")
             figure.savefig(written[-2], dpi=150, facecolor="white")
@@ -305,12 +282,6 @@ def _quiet(axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.grid(axis=grid, alpha=0.7)
     axes.tick_params(axis="y" if grid == "x" else "x", length=0)
     axes.spines["left" if grid == "x" else "bottom"].set_visible(False)
-
-
-def _place(weights: Mapping[str, float], experts: Sequence[str]) -> tuple[int, float]:
-    """Where a task stands in the heat map: by its main expert, then by how clearly it is."""
-    main = max(range(len(experts)), key=lambda position: weights.get(experts[position], 0.0))
-    return main, -weights.get(experts[main], 0.0)
 
 
 def _ramp() -> LinearSegmentedColormap:

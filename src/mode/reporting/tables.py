@@ -2,222 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mode.reporting.summary import (
-    Row,
     best,
+    comparison,
     duration,
     percent,
     quantity,
     recall_names,
-    retrieval_tasks,
-    routing,
     rows,
+    task_figures,
     times,
-    zeroshot_tasks,
 )
-
-if TYPE_CHECKING:
-    from mode.data.shards.account import IndexReport
-    from mode.tracking.runs import Comparison
+from mode.reporting.terminal import wide_console
+from mode.results import Results
+from mode.roles import ENSEMBLE
 
 #: With more tasks than this the terminal shows the means only; the page has them all.
 TASKS_ON_TERMINAL = 12
-STYLES = {"ensemble": "bold", "expert": "dim"}
 COST_NOTE = "cost: of the training, from nothing; multiples are of the dense model's FLOPs; best in a column marked *"
 
 
-def columns(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[Row]]:
-    """The comparison as text.
+def comparison_cells(results: Results) -> pd.DataFrame:
+    """The comparison as text, a row per model, a column per head.
 
-    Returns:
-        (heads, one list of cells per model, the rows they come from). Columns for which no model has a figure are
-        left out. The best accuracy and recalls begin with `*`.
+    Columns for which no model has a figure are left out. The best accuracy and recalls begin with `*`.
     """
-    table = rows(metrics)
-    shown: list[tuple[str, Callable[[Row], float | None], Callable[[float | None], str], bool]] = [
-        ("zero-shot %", lambda row: row.zeroshot, percent, True)
-    ]
-    for name in recall_names(metrics):
-        shown.append((f"{name.replace('_', ' ')} %", _recall(name), percent, True))
-    shown += [
-        ("samples seen", lambda row: row.cost.samples, quantity, False),
-        ("FLOPs", lambda row: row.cost.flops, quantity, False),
-        ("cost", lambda row: row.multiple, times, False),
-        ("time", lambda row: row.cost.seconds, duration, False),
-    ]
-    shown = [column for column in shown if any(column[1](row) is not None for row in table)]
-    winners = {
-        head: best(table, {row.model: value(row) for row in table}) for head, value, _, marked in shown if marked
+    table = comparison(results)
+    marked = {"zero-shot %": "zeroshot"} | {f"{name.replace('_', ' ')} %": name for name in recall_names(table)}
+    shown = {head: (table[name].map(percent), table[name]) for head, name in marked.items()} | {
+        "samples seen": (table["samples_seen"].map(quantity), table["samples_seen"]),
+        "FLOPs": (table["flops"].map(quantity), table["flops"]),
+        "cost": (table["multiple"].map(times), table["multiple"]),
+        "time": (table["seconds"].map(duration), table["seconds"]),
     }
-    cells = [
-        [row.model, *(_star(row, winners.get(head)) + text(value(row)) for head, value, text, _ in shown)]
-        for row in table
-    ]
-    return ["model", *(head for head, *_ in shown)], cells, table
+    cells = pd.DataFrame({head: text for head, (text, values) in shown.items() if values.notna().any()}, table.index)
+    for head in cells.columns.intersection([*marked]):
+        cells[head] = cells[head].where(~best(shown[head][1], table), "*" + cells[head])
+    return cells
 
 
-def comparison_table(metrics: Mapping[str, Any]) -> Table:
+def comparison_table(results: Results) -> Table:
     """One row per model, for `rich`."""
-    heads, cells, table = columns(metrics)
-    result = Table(caption=COST_NOTE, caption_justify="left", title_justify="left", header_style="bold", box=None)
-    for position, head in enumerate(heads):
-        result.add_column(head, justify="left" if position == 0 else "right", no_wrap=position == 0)
+    cells = comparison_cells(results)
+    shown = Table(caption=COST_NOTE, caption_justify="left", title_justify="left", header_style="bold", box=None)
+    shown.add_column("model", no_wrap=True)
+    for head in cells.columns:
+        shown.add_column(head, justify="right")
     previous = None
-    for row, line in zip(table, cells, strict=True):
-        group = "expert" if row.kind == "experts" else row.kind
-        if previous not in (None, group) and group in ("expert", "uniform"):
-            result.add_section()
+    for row, line in zip(rows(comparison(results)), cells.to_numpy(), strict=True):
+        if previous and row.role.kind != previous and row.role.kind in ("expert", "ensemble"):
+            shown.add_section()
         marked = [f"[green]{cell}[/green]" if cell.startswith("*") else escape(cell) for cell in line]
-        result.add_row(*marked, style=STYLES.get(row.kind, ""))
-        previous = group
-    return result
+        shown.add_row(escape(row.model), *marked, style="bold" if row.role == ENSEMBLE else "dim" if row.single else "")
+        previous = row.role.kind
+    return shown
 
 
-def task_table(metrics: Mapping[str, Any]) -> Table:
+def task_table(results: Results) -> Table:
     """One row per task: every model's accuracy or recall (percent), and where the task is routed."""
-    models = [row.model for row in rows(metrics) if row.kind != "experts"]
-    weights = routing(metrics)
-    result = Table(header_style="bold", box=None)
-    result.add_column("task, %")
-    for model in models:
-        result.add_column(model, justify="right")
-    if weights:
-        result.add_column("routed to")
-    for name, figures in task_lines(metrics):
-        highest = max(figures.values(), default=None)
-        line = [escape(name)]
-        for model in models:
-            text = percent(figures.get(model))
-            line.append(f"[green]{text}[/green]" if figures.get(model) == highest else text)
-        if weights:
-            line.append(escape(routed(weights.get(name.partition(",")[0], {}))))
-        result.add_row(*line)
-    return result
+    figures = task_figures(results)
+    shown = Table(header_style="bold", box=None)
+    shown.add_column("task, %")
+    for model in figures.columns:
+        shown.add_column(model, justify="right")
+    if results.routing:
+        shown.add_column("routed to")
+    for (task, label), line, highest in zip(figures.index, figures.to_numpy(), figures.max(axis=1), strict=True):
+        cells = [f"[green]{percent(value)}[/green]" if value == highest else percent(value) for value in line]
+        routing = [escape(routed(results.routing.get(task, {})))] if results.routing else []
+        shown.add_row(escape(label), *cells, *routing)
+    return shown
 
 
-def task_lines(metrics: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """(task, figure by model), classification first; for retrieval one line per recall, `TASK, image recall@10`."""
-    lines = list(zeroshot_tasks(metrics).items())
-    chosen = recall_names(metrics)
-    for task, models in retrieval_tasks(metrics).items():
-        for name in chosen:
-            figures = {model: recalls[name] for model, recalls in models.items() if name in recalls}
-            lines.append((f"{task}, {name.replace('_', ' ')}", figures))
-    return lines
-
-
-def routed(weights: Mapping[str, float]) -> str:
+def routed(weights: Mapping[str, float | None]) -> str:
     """The expert with the largest weight, such as `expert-2 0.71`."""
-    if not weights:
-        return ""
-    expert = max(weights, key=lambda name: weights[name])
-    return f"{expert} {weights[expert]:.2f}"
+    known = {expert: weight for expert, weight in weights.items() if weight is not None}
+    expert = max(known, key=lambda name: known[name], default="")
+    return f"{expert} {known[expert]:.2f}" if expert else ""
 
 
-def markdown(metrics: Mapping[str, Any]) -> str:
+def markdown(results: Results) -> str:
     """The comparison as a Markdown table; the best figures are bold."""
-    heads, cells, _ = columns(metrics)
+    cells = comparison_cells(results).reset_index(names="model")
     bold = [
-        [f"**{cell[1:]}**" if cell.startswith("*") else cell.replace("|", r"\|") for cell in line] for line in cells
+        [f"**{cell[1:]}**" if cell.startswith("*") else cell.replace("|", r"\|") for cell in line]
+        for line in cells.to_numpy()
     ]
-    rule = ["---", *("---:" for _ in heads[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, rule, *bold]) + "\n"
+    rule = ["---", *("---:" for _ in cells.columns[1:])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [list(cells.columns), rule, *bold])
 
 
-def print_results(metrics: Mapping[str, Any], console: Console | None = None) -> None:
+def print_results(results: Results, console: Console | None = None) -> None:
     """Print the comparison, and the figures of each task where there are few."""
-    console = console or _console()
-    if not rows(metrics):
+    console = console or wide_console()
+    if not results.models:
         console.print("no results yet")
         return
-    console.print(comparison_table(metrics))
-    if 0 < len(task_lines(metrics)) <= TASKS_ON_TERMINAL or "suite" in metrics:
+    console.print(comparison_table(results))
+    if 0 < len(task_figures(results)) <= TASKS_ON_TERMINAL or results.suite:
         console.print()
-        console.print(task_table(metrics))
-
-
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print two MLflow runs: parameters that differ, then all metrics with their difference."""
-    console = console or _console()
-    first, second = (f"{name} {run[:8]}" for name, run in zip(comparison.names, comparison.runs, strict=True))
-    if comparison.params:
-        table = Table("parameter", first, second, header_style="bold", box=None)
-        for key, (one, other) in comparison.params.items():
-            table.add_row(escape(key), escape(one or "–"), escape(other or "–"))
-        console.print(table)
-    else:
-        console.print("no parameter differs")
-    if comparison.metrics:
-        table = Table("metric", header_style="bold", box=None)
-        for head in (first, second, "difference"):
-            table.add_column(head, justify="right")
-        for key, (left, right) in comparison.metrics.items():
-            gap = "" if left is None or right is None else f"{right - left:+.4g}"
-            table.add_row(escape(key), *("–" if value is None else f"{value:.6g}" for value in (left, right)), gap)
-        console.print()
-        console.print(table)
-
-
-def print_predictions(
-    images: Sequence[str],
-    classes: Sequence[str],
-    probabilities: Sequence[Sequence[float]],
-    weights: Mapping[str, float],
-    console: Console | None = None,
-) -> None:
-    """Print for each image its most probable classes, five at most, and below how the experts were weighed."""
-    console = console or _console()
-    shown = min(5, len(classes))
-    table = Table("image", header_style="bold", box=None)
-    for place in range(shown):
-        table.add_column("class" if place == 0 else "")
-        table.add_column("%", justify="right")
-    for image, row in zip(images, probabilities, strict=True):
-        best = sorted(range(len(classes)), key=lambda column: -row[column])[:shown]
-        cells = [cell for column in best for cell in (escape(classes[column]), percent(row[column]))]
-        table.add_row(escape(image), *cells)
-    console.print(table)
-    used = {expert: weight for expert, weight in weights.items() if weight > 0}
-    console.print("weights: " + ", ".join(f"{expert} {weight:.2f}" for expert, weight in used.items()), style="dim")
-
-
-def print_index_report(report: IndexReport, details: int = 20, console: Console | None = None) -> None:
-    """Print the account of shards: pairs per file, what is bad by kind, and the first `details` bad members."""
-    console = console or _console()
-    kinds = sorted(report.counts)
-    table = Table("file", header_style="bold", box=None)
-    for head in ("images", "pairs", *kinds):
-        table.add_column(head, justify="right")
-    for file in report.files:
-        bad = [f"{file.bad[kind]:,}" if kind in file.bad else "" for kind in kinds]
-        table.add_row(escape(file.path), f"{file.images:,}", f"{file.pairs:,}", *bad)
-    console.print(table)
-    console.print(
-        f"{report.images:,} images, {report.pairs:,} pairs, {len(report.problems):,} problems", highlight=False
-    )
-    for problem in report.problems[:details]:
-        place = f"{problem.file}: {problem.key}" if problem.key else problem.file
-        console.print(f"{escape(place)}: {problem.kind}: {escape(problem.detail)}", highlight=False, soft_wrap=True)
-    if len(report.problems) > details:
-        console.print(f"... and {len(report.problems) - details:,} more", highlight=False)
-
-
-def _console() -> Console:
-    """A terminal's own width; elsewhere (a log, a pipe) wide enough that no row breaks."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _recall(name: str) -> Callable[[Row], float | None]:
-    return lambda row: row.recalls.get(name)
-
-
-def _star(row: Row, winners: set[str] | None) -> str:
-    return "*" if winners and row.model in winners else ""
+        console.print(task_table(results))

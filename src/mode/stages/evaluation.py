@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
 from mode.params import load_params
+from mode.roles import ENSEMBLE, SEED, UNIFORM
 from mode.stages.project import Project, cards_of, sample_captions, trained_models, write_json
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mode.evaluation.tasks import Task
-
-#: What a model card says of cost.
-COST = ("samples_seen", "flops", "seconds")
+    from mode.results import Results
 
 
 def ensemble(project: Project) -> None:
@@ -71,28 +70,29 @@ def evaluate(project: Project) -> None:
     from mode.reporting.summary import headline
 
     where = json.loads((project.tasks / "tasks.json").read_text(encoding="utf-8"))
-    metrics = _evaluate(project, project.models, [project.root / task for task in where])
-    write_json(project.reports / "metrics.json", metrics)
-    write_json(project.reports / "summary.json", headline(metrics))
+    results = _evaluate(project, project.models, [project.root / task for task in where])
+    results.save(project.reports / "metrics.json")
+    write_json(project.reports / "summary.json", headline(results))
 
 
-def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) -> dict[str, Any]:
-    """Figures of all models in `models` on any task folders; the schema is that of `reports/metrics.json`."""
+def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) -> Results:
+    """Figures of all models in `models` on any task folders."""
     return _evaluate(_on_device(params, device), models, [Path(task) for task in tasks])
 
 
-def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: str) -> dict[str, Any]:
+def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: str) -> Results:
     """The same on those tasks of a standard suite that lie under `root`; `suite` in the result says which are missing.
 
     Raises:
         ModeError: no such suite, none of its tasks is there, or one of them is damaged.
     """
     from mode.evaluation.suites import open_suite
+    from mode.results import SuiteFacts
 
     found = open_suite(suite, root)
-    metrics = _evaluate(_on_device(params, device), models, found.tasks)
-    metrics["suite"] = {"name": suite, "missing": list(found.missing)}
-    return metrics
+    results = _evaluate(_on_device(params, device), models, found.tasks)
+    results.suite = SuiteFacts(name=suite, missing=list(found.missing))
+    return results
 
 
 def _on_device(params: Path, device: str) -> Project:
@@ -129,22 +129,23 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     return {expert: weights[expert] for expert in training_order(weights)}
 
 
-def _evaluate(project: Project, models: Path, tasks: Sequence[Path] | Sequence[Task]) -> dict[str, Any]:
+def _evaluate(project: Project, models: Path, tasks: Sequence[Path] | Sequence[Task]) -> Results:
     """Figures of all models, with what each cost and what they were made from."""
     from mode.ensemble.router import Router
     from mode.evaluation.evaluate import evaluate_tasks
+    from mode.results import Cost
 
     trained = [name for name in trained_models(project) if (models / name).is_dir()]
     router = Router.load(models / "ensemble") if (models / "ensemble").is_dir() else None
-    metrics = evaluate_tasks({name: models / name for name in trained}, router, tasks, project.params.machine)
+    results = evaluate_tasks({name: models / name for name in trained}, router, tasks, project.params.machine)
     cards = cards_of(models, trained)
-    metrics["cost"] = {name: card["total"] for name, card in cards.items()}
-    if router is not None and "seed" in cards:
-        members = [cards[name]["own"] for name in router.experts if name in cards]
-        together = {kind: cards["seed"]["total"][kind] + sum(own[kind] for own in members) for kind in COST}
-        metrics["cost"] |= {"uniform": together, "ensemble": together}
-    metrics["provenance"] = _provenance(project)
-    return metrics
+    results.cost = {name: Cost(**card["total"]) for name, card in cards.items()}
+    if router is not None and SEED.name in cards:
+        seed, members = cards[SEED.name]["total"], [cards[name]["own"] for name in router.experts if name in cards]
+        together = Cost(**{kind: seed[kind] + sum(own[kind] for own in members) for kind in Cost.model_fields})
+        results.cost |= dict.fromkeys((UNIFORM.name, ENSEMBLE.name), together)
+    results.provenance = _provenance(project)
+    return results
 
 
 def _provenance(project: Project) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mode.roles import ENSEMBLE
 from mode.stages.project import Project, cards_of, trained_models
 
 if TYPE_CHECKING:
     from mode.reporting.summary import Cluster
+    from mode.results import Results
 
 #: Training images of each cluster on the page.
 SAMPLE_IMAGES = 12
@@ -22,23 +24,24 @@ def report(project: Project) -> None:
     from mode.reporting.files import write_plot_data
     from mode.reporting.page import render_page
     from mode.reporting.plots import save_plots
+    from mode.results import Results
 
-    metrics = json.loads((project.reports / "metrics.json").read_text(encoding="utf-8"))
-    metrics["provenance"] |= _lock_hash(project)
+    results = Results.load(project.reports / "metrics.json")
+    results.provenance |= _lock_hash(project)
     clusters, curves = _reported_clusters(project), _curves(project)
     figures = project.reports / "figures"
-    drawn = [path for path in save_plots(figures, metrics, clusters, curves) if path.suffix == ".svg"]
+    drawn = [path for path in save_plots(figures, results, clusters, curves) if path.suffix == ".svg"]
     light = {path.stem: path.read_text(encoding="utf-8") for path in drawn}
-    write_plot_data(project.reports / "plots", metrics, curves)
+    write_plot_data(project.reports / "plots", results, curves)
     page = project.reports / "index.html"
     with write_aside(page) as temporary:
-        temporary.write_text(render_page(metrics, clusters, curves, light=light), encoding="utf-8")
+        temporary.write_text(render_page(results, clusters, curves, light=light), encoding="utf-8")
     card = project.reports / "model-card.md"
     parameters = project.params.model_dump(include={"model", "training", "embedding", "clustering", "routing"})
     with write_aside(card) as temporary:
         facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
-        temporary.write_text(model_card(metrics, clusters, facts, parameters), encoding="utf-8")
-    _record(project, metrics, [figures, page, card])
+        temporary.write_text(model_card(results, clusters, facts, parameters), encoding="utf-8")
+    _record(project, results, [figures, page, card])
     print(f"wrote {page.relative_to(project.root)}")
 
 
@@ -62,7 +65,7 @@ def _lock_hash(project: Project) -> dict[str, str]:
     return {"dvc_lock_sha256": hashlib.sha256(json.dumps(upstream, sort_keys=True).encode()).hexdigest()}
 
 
-def _record(project: Project, metrics: dict[str, Any], artifacts: list[Path]) -> None:
+def _record(project: Project, results: Results, artifacts: list[Path]) -> None:
     """Tell MLflow how good every model is, and register the ensemble."""
     from mode.ensemble.router import Router
     from mode.tracking.runs import Tracker
@@ -70,14 +73,14 @@ def _record(project: Project, metrics: dict[str, Any], artifacts: list[Path]) ->
     tracker = Tracker(project.runs)
     trained = trained_models(project)
     runs = tracker.log_results(
-        metrics,
+        results,
         {name: card.get("mlflow_run") for name, card in cards_of(project.models, trained).items()},
         params=project.params.model_dump(include={"routing", "clustering", "embedding", "random_seed"}),
         artifacts=artifacts,
     )
     needed = set(Router.load(project.ensemble).members(trained).values())
     folders = {name: project.model(name) for name in sorted(needed)}
-    tracker.register_ensemble(project.ensemble, folders, run_id=runs.get("ensemble"))
+    tracker.register_ensemble(project.ensemble, folders, run_id=runs.get(ENSEMBLE.name))
 
 
 def _reported_clusters(project: Project) -> list[Cluster]:

@@ -111,7 +111,7 @@ def _train(
 ) -> None:
     """Train one model, from its last checkpoint if there is one, with its run in MLflow."""
     from mode.data.loading.selection import without_held_out
-    from mode.tracking.figures import role_of
+    from mode.roles import role_of
     from mode.tracking.runs import Tracker
     from mode.training.distribution import ending_together
     from mode.training.interruption import Interrupted
@@ -154,7 +154,7 @@ def _train(
     }
     run = Tracker(project.runs).run(
         name,
-        role_of(name),
+        role_of(name).kind,
         expert=name if role == "expert" else None,
         source=source,
         params=tracked,

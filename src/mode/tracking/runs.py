@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from filelock import FileLock
 
 from mode.errors import ModeError
-from mode.tracking.figures import Role, metric_name, metrics_of, models_in, role_of
+from mode.results import Results
+from mode.roles import ENSEMBLE, Kind, role_of
+from mode.tracking.figures import metric_name, metrics_of
 from mode.tracking.journal import Header, Journal
 from mode.tracking.registry import CHAMPION, REGISTERED_MODEL, fingerprint, register, registered
 from mode.tracking.store import Store, database_uri, import_mlflow, is_of_the_store, is_temporary, one_line
@@ -27,15 +29,6 @@ Result = TypeVar("Result")
 PARAM_LENGTH = 6_000
 #: Seconds that the last flush of a cancelled run may take: a cancelled training has to be gone soon.
 FAREWELL_SECONDS = 3.0
-#: What a run's page says of its role.
-ROLE_NOTES: dict[Role, str] = {
-    "seed": "The dense model that every expert and every dense baseline continues from.",
-    "dense": "A dense baseline: continues from the seed on all pairs. `dense-long` sees as many samples as seed and all"
-    " experts together.",
-    "expert": "A data expert: continues from the seed on one cluster of pairs, and a few from outside it.",
-    "ensemble": "The experts together: `ensemble` weighs them per task by the words of its classes, `uniform` all"
-    " alike, as a control.",
-}
 log = logging.getLogger(__name__)
 
 
@@ -103,7 +96,7 @@ class Tracker:
     def run(
         self,
         name: str,
-        role: Role,
+        role: Kind,
         *,
         expert: str | None = None,
         source: str | None = None,
@@ -131,14 +124,14 @@ class Tracker:
             name=name,
             tags={key: value for key, value in own.items() if value},
             params={key: str(value)[:PARAM_LENGTH] for key, value in flatten(params or {}).items()},
-            description=description or ROLE_NOTES[role],
+            description=description or role_of(name).note,
             run_id=run_id,
         )
         return Run(self, header)
 
     def log_results(
         self,
-        results: Mapping[str, Any],
+        results: Results,
         runs: Mapping[str, str | None],
         *,
         params: Mapping[str, object] | None = None,
@@ -151,7 +144,7 @@ class Tracker:
         A value that a run has already is not logged twice.
 
         Args:
-            results: the content of `metrics.json`.
+            results: of the evaluation.
             runs: run id of each trained model (its `card.json` says); `None`: it gets a new run. A model that is not in
                 here means its latest run.
             params: for the runs of ensembles.
@@ -161,20 +154,20 @@ class Tracker:
         Returns:
             Run id of every model in `results`; `None` for one whose figures wait in a journal.
         """
-        trained = {model: role_of(model) for model in models_in(results) if role_of(model) != "ensemble"}
+        trained = {model: role_of(model).kind for model in results.models if role_of(model).trained}
         known = {model: runs[model] if model in runs else self._latest({"model": model}) for model in trained}
         experts = {model: known[model] for model, role in trained.items() if role == "expert"}
         identity = hashlib.sha256(json.dumps(experts, sort_keys=True).encode()).hexdigest()[:16]
         ids: dict[str, str | None] = {}
-        for model in models_in(results):
-            role = role_of(model)
+        for model in results.models:
+            role = role_of(model).kind
             run_id = known[model] if model in known else self._latest({"model": model, "members": identity})
             run = self.run(
                 model,
                 role,
                 expert=model if role == "expert" else None,
-                params=params if role == "ensemble" else None,
-                tags={"members": identity} if role == "ensemble" else None,
+                params=params if role == ENSEMBLE.kind else None,
+                tags={"members": identity} if role == ENSEMBLE.kind else None,
                 description=(descriptions or {}).get(model, ""),
                 run_id=run_id,
             )
@@ -182,8 +175,8 @@ class Tracker:
             with run:
                 run.log(0, metrics_of(results, model))
             ids[model] = run.run_id
-        if ids.get("ensemble"):
-            self.log_artifacts(str(ids["ensemble"]), artifacts)
+        if run_of_ensemble := ids.get(ENSEMBLE.name):
+            self.log_artifacts(run_of_ensemble, artifacts)
         return ids
 
     def log_artifacts(self, run_id: str, paths: Iterable[Path]) -> None:
