@@ -4,7 +4,7 @@
     training     seed, dense models, experts
     evaluation   the ensemble and every figure
     reports      plots, page, card, MLflow
-    project      where the files lie: no other room knows
+    project      a project's files and parameters
     machine      processes that train together, the engine
     sources      sources and experts that come and go
 

@@ -69,9 +69,9 @@ def evaluate(project: Project) -> None:
     """Every model, the uniform average and the ensemble on every task."""
     from mode.reporting.summary import headline
 
-    where = json.loads((project.tasks / "tasks.json").read_text(encoding="utf-8"))
+    where = json.loads(project.task_list.read_text(encoding="utf-8"))
     results = _evaluate(project, project.models, [project.root / task for task in where])
-    results.save(project.reports / "metrics.json")
+    results.save(project.metrics)
     write_json(project.reports / "summary.json", headline(results))
 
 
@@ -118,7 +118,7 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     from mode.evaluation.tasks import open_task
 
     project = Project(root, load_params(params))
-    listing = project.tasks / "tasks.json"
+    listing = project.task_list
     listed = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
     folders = {Path(where).name: project.root / where for where in listed}
     folder = folders.get(task, project.root / task)

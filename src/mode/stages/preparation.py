@@ -51,7 +51,7 @@ def tasks(project: Project) -> None:
             for task in where:
                 open_task(project.root / task)  # an unusable folder must not be noticed after the training
             write_json(folder / "manifest.json", _files_of_tasks(project))
-        write_json(folder / "tasks.json", where)
+        write_json(folder / project.task_list.name, where)
     keep_tasks_watch(project)
     print(f"{len(where)} tasks")
 

@@ -1,15 +1,15 @@
-"""Where the files of a project lie: the only place that knows."""
+"""A project: its files and its parameters, and what several stages read of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
 from mode.params import ExpertParams, Params, SourceParams
+from mode.paths import Paths
 
 if TYPE_CHECKING:
     from mode.data.shards.index import PairIndex
@@ -18,68 +18,12 @@ if TYPE_CHECKING:
 BUILT_IN = "glyphs"
 
 
-@dataclass(frozen=True)
-class Project:
+class Project(Paths):
     """A project folder, its parameters, and the names of all files in it."""
 
-    root: Path
-    params: Params
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", self.root.resolve())
-
-    @property
-    def embedder(self) -> Path:
-        return self.root / "data" / "embedder"
-
-    @property
-    def tasks(self) -> Path:
-        return self.root / "data" / "tasks"
-
-    @property
-    def tasks_manifest(self) -> Path:
-        return self.root / "data" / "tasks-manifest.json"
-
-    @property
-    def models(self) -> Path:
-        return self.root / "models"
-
-    @property
-    def ensemble(self) -> Path:
-        return self.models / "ensemble"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "mlruns"
-
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports"
-
-    def shards(self, source: str) -> Path:
-        return self.root / "data" / "shards" / source
-
-    def manifest(self, source: str) -> Path:
-        return self.shards(source) / "manifest.json"
-
-    def index(self, source: str) -> Path:
-        return self.root / "data" / "index" / source
-
-    def vectors(self, source: str) -> Path:
-        return self.root / "data" / "vectors" / f"{source}.npy"
-
-    def clusters(self, source: str) -> Path:
-        return self.root / "data" / "clusters" / source
-
-    def assignment(self, source: str) -> Path:
-        return self.root / "data" / "assignment" / f"{source}.parquet"
-
-    def model(self, name: str) -> Path:
-        return self.models / name
+    def __init__(self, root: Path, params: Params) -> None:
+        super().__init__(root)
+        self.params = params
 
     def source(self, name: str) -> SourceParams:
         """Parameters of a source; `ModeError` names those there are."""

@@ -26,7 +26,7 @@ def report(project: Project) -> None:
     from mode.reporting.plots import save_plots
     from mode.results import Results
 
-    results = Results.load(project.reports / "metrics.json")
+    results = Results.load(project.metrics)
     results.provenance |= _lock_hash(project)
     clusters, curves = _reported_clusters(project), _curves(project)
     figures = project.reports / "figures"
@@ -57,7 +57,7 @@ def _lock_hash(project: Project) -> dict[str, str]:
 
     import yaml
 
-    path = project.root / "dvc.lock"
+    path = project.dvc_lock
     stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {}) if path.is_file() else {}
     upstream = {name: stage for name, stage in stages.items() if name not in ("evaluate", "report")}
     if not upstream:

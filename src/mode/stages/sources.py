@@ -85,7 +85,7 @@ def _edit_watch(project: Project, edit: Callable[[dict[str, Any]], None]) -> Non
     """Change watch.yaml, its comment kept; a file that says the same already is left alone."""
     import yaml
 
-    path = project.root / "watch.yaml"
+    path = project.watch_file
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     before = yaml.safe_load("".join(lines)) or {}
     after = dict(before)

@@ -1,0 +1,64 @@
+"""Where the files of a project lie: the only place that knows. Needs no parameters, and imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class Paths:
+    """The names of all files in a project's folder.
+
+    Args:
+        root: the folder; made absolute.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root = root.resolve()
+        # What a person writes, and what DVC and MLflow keep beside it.
+        self.params_file = root / "params.yaml"
+        self.watch_file = root / "watch.yaml"
+        self.dvc_file = root / "dvc.yaml"
+        self.dvc_lock = root / "dvc.lock"
+        self.deployments = root / "prefect.yaml"
+        self.runs = root / "mlruns"
+        # What stages make.
+        self.data = root / "data"
+        self.embedder = self.data / "embedder"
+        self.tasks = self.data / "tasks"
+        self.task_list = self.tasks / "tasks.json"
+        self.tasks_manifest = self.data / "tasks-manifest.json"
+        self.models = root / "models"
+        self.ensemble = self.models / "ensemble"
+        self.checkpoints = root / "checkpoints"
+        self.reports = root / "reports"
+        self.metrics = self.reports / "metrics.json"
+        # What flows and `make ui` keep.
+        self.state = root / ".mode"
+        self.flow_lock = self.state / "flow.lock"
+        self.page_lock = self.state / "ui.lock"
+        self.cpu_locks = self.state / "locks"
+        self.live_runs = self.state / "runs"
+        self.order = self.state / "order.json"
+        self.logs = self.state / "logs"
+        self.prefect_home = self.state / "prefect"
+
+    def shards(self, source: str) -> Path:
+        return self.data / "shards" / source
+
+    def manifest(self, source: str) -> Path:
+        return self.shards(source) / "manifest.json"
+
+    def index(self, source: str) -> Path:
+        return self.data / "index" / source
+
+    def vectors(self, source: str) -> Path:
+        return self.data / "vectors" / f"{source}.npy"
+
+    def clusters(self, source: str) -> Path:
+        return self.data / "clusters" / source
+
+    def assignment(self, source: str) -> Path:
+        return self.data / "assignment" / f"{source}.parquet"
+
+    def model(self, name: str) -> Path:
+        return self.models / name
