@@ -1,1 +1,4 @@
 """Prefect: when and where the stages of dvc.yaml run. What a stage is made from, DVC alone decides."""
+
+#: The environment variable with the address of MLflow's page; `make ui` sets it for the flows that its worker starts.
+MLFLOW_ADDRESS = "MODE_MLFLOW_URL"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
+import networkx as nx
 from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import Field
 
-from flows.graph import Graph
+from flows import graph
+from flows.evaluate import STAGES
 from flows.parameters import Machine, Name
-from flows.stage import project_root, run_step
-from flows.work import finish, run_part
-from flows.workspace import mark_alive, workspace
+from flows.work import work
 from mode.errors import ModeError
+from mode.params import Params, load_params
+from mode.paths import Paths
 
 
 @flow(name="add-expert", validate_parameters=True, persist_result=False)
@@ -36,41 +36,31 @@ def add_expert(
         experts: Number of new experts: the source is divided into as many clusters.
         machine: Where trainings run, and how they are tried again.
     """
-    root = project_root()
-    mark_alive(root)
-    with workspace(root, machine.wait) as lock:
-        held = (lock.descriptor,)
-        if not is_known(root, name, shards):
-            run_step(f"add source {name}", ["mode.cli", "add-source", name, shards, "--experts", str(experts)], held)
-        new = experts_of_source(root, name)
-        outcome = run_part(root, lambda graph: part_for(graph, new), machine, held)
-        return finish(root, outcome)
+    with work(machine) as here:
+        path = Paths(here.root).params_file
+        if not is_known(load_params(path), name, shards):
+            here.step(f"add source {name}", "mode.cli", "add-source", name, shards, "--experts", str(experts))
+        new = experts_of_source(load_params(path), name)
+        return here.finish(here.run(lambda pipeline: part_for(pipeline, new)))
 
 
-def is_known(root: Path, name: str, shards: str) -> bool:
+def is_known(params: Params, name: str, shards: str) -> bool:
     """Whether params.yaml has this source already.
 
     Raises:
         ModeError: it has one of this name with other shards.
     """
-    source = _params(root).get("sources", {}).get(name)
-    if source is not None and source.get("shards") != shards:
-        raise ModeError(f"source '{name}' is there already: {source.get('shards')}", "choose another name")
+    source = params.sources.get(name)
+    if source is not None and source.shards != shards:
+        raise ModeError(f"source '{name}' is there already: {source.shards}", "choose another name")
     return source is not None
 
 
-def experts_of_source(root: Path, name: str) -> list[str]:
+def experts_of_source(params: Params, name: str) -> list[str]:
     """Experts of params.yaml that a source has."""
-    return [key for key, expert in _params(root).get("experts", {}).items() if expert.get("source", "base") == name]
+    return [key for key, expert in params.experts.items() if expert.source == name]
 
 
-def part_for(graph: Graph, experts: list[str]) -> Graph:
+def part_for(pipeline: nx.DiGraph, experts: list[str]) -> nx.DiGraph:
     """What makes the new experts, then ensemble, evaluation and report; no other expert is trained."""
-    made = graph.upto([f"expert@{expert}" for expert in experts]).needs
-    after = [stage for stage in graph.needs if stage in ("tasks", "ensemble", "evaluate", "report")]
-    return graph.only([*made, *after])
-
-
-def _params(root: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    return content
+    return pipeline.subgraph([*graph.upto(pipeline, map(graph.stage_of, experts)), "tasks", *STAGES])

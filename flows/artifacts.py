@@ -9,13 +9,13 @@ from pathlib import Path
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.schedule import Outcome
+from flows import MLFLOW_ADDRESS
+from flows.progress import Outcome
+from mode.paths import Paths
 from mode.reporting.tables import markdown
 from mode.results import Results
 from mode.tracking.store import page_addresses
 
-#: MLflow's page; `make ui` sets it for the flows that its worker starts.
-MLFLOW_ADDRESS = "MODE_MLFLOW_URL"
 #: A picture of this many bytes still fits into an artifact.
 MAX_PICTURE = 400_000
 
@@ -26,7 +26,7 @@ def publish(root: Path, outcome: Outcome) -> None:
         if outcome.failed:
             create_markdown_artifact(key="experts-lost" if not outcome.fatal else "failed", markdown=_failures(outcome))
         if "evaluate" in {*outcome.done, *outcome.cached}:
-            table = comparison(Results.load(root / "reports" / "metrics.json"), outcome.lost_experts)
+            table = comparison(Results.load(Paths(root).metrics), outcome.lost_experts)
             create_markdown_artifact(key="comparison", markdown=table, description="Models side by side")
         if picture := _heat_map(root):
             create_markdown_artifact(key="routing", markdown=embedded(picture), description="Routing weights")
@@ -51,7 +51,7 @@ def embedded(picture: Path) -> str:
 def mlflow_pages(root: Path) -> dict[str, str]:
     """Addresses of the comparison and of each model in MLflow; empty without a page or a database."""
     address = os.environ.get(MLFLOW_ADDRESS)
-    return page_addresses(root / "mlruns", address) if address else {}
+    return page_addresses(Paths(root).runs, address) if address else {}
 
 
 def _failures(outcome: Outcome) -> str:
@@ -65,7 +65,7 @@ def _failures(outcome: Outcome) -> str:
 
 def _heat_map(root: Path) -> Path | None:
     for suffix in (".png", ".webp", ".svg"):
-        for picture in sorted((root / "reports").rglob(f"*routing*{suffix}")):
+        for picture in sorted(Paths(root).reports.rglob(f"*routing*{suffix}")):
             if picture.stat().st_size <= MAX_PICTURE:
                 return picture
     return None

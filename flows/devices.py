@@ -20,6 +20,7 @@ from pydantic import Field
 
 from flows.locks import Lock
 from mode.errors import ModeError
+from mode.paths import Paths
 
 Gpu = Annotated[int, Field(ge=0)]
 Devices = Literal["auto", "cpu"] | list[Gpu]
@@ -86,7 +87,7 @@ def places_for(devices: Devices, workers: int, per_device: int, root: Path) -> l
     """
     visible = visible_gpus()
     if devices == "cpu" or (devices == "auto" and not visible):
-        return [Place("cpu", root / ".mode" / "locks" / f"cpu-{number}") for number in range(workers)]
+        return [Place("cpu", Paths(root).cpu_locks / f"cpu-{number}") for number in range(workers)]
     chosen = list(range(len(visible))) if devices == "auto" else list(devices)
     if not chosen:
         raise ModeError("devices: an empty list", "`auto`, `cpu`, or numbers of GPUs such as [0, 1]")
@@ -113,11 +114,6 @@ def visible_gpus() -> list[str]:
         return []
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
     return [str(number) for number, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
-
-
-def cpu_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_locks() -> Path:

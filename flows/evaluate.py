@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import networkx as nx
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.graph import Graph, read
+from flows import graph
 from flows.parameters import Machine
-from flows.stage import project_root, run_step
-from flows.work import finish, run_part
-from flows.workspace import mark_alive, workspace
+from flows.work import work
+from mode import roles
+from mode.paths import Paths
 
-STAGES = ("ensemble", "evaluate", "report")
+#: What comes after the experts.
+STAGES = (roles.ENSEMBLE.name, "evaluate", "report")
 
 
 @flow(name="evaluate", validate_parameters=True, persist_result=False)
@@ -25,26 +26,17 @@ def evaluate(remote: bool = False, machine: Machine = Machine()) -> State[Any]: 
         remote: First take over the experts that other machines have pushed to the DVC remote.
         machine: Where the evaluation runs, and how it is tried again.
     """
-    root = project_root()
-    mark_alive(root)
-    absent: list[str] = []
-
-    def pick(graph: Graph) -> Graph:
-        absent.extend(missing_experts(root, graph))
-        return graph.only([stage for stage in STAGES if stage in graph.needs])
-
-    with workspace(root, machine.wait) as lock:
-        held = (lock.descriptor,)
+    with work(machine) as here:
         if remote:
-            pipeline = read(root)[0]
-            experts = [stage for stage in pipeline.needs if stage.startswith("expert@")]
-            run_step("fetch", ["flows.remote", "fetch", *pipeline.upto(experts).needs], held)
-        outcome = run_part(root, pick, machine, held)
+            pipeline = graph.read(here.root)[0]
+            needed = graph.upto(pipeline, map(graph.stage_of, graph.experts_of(pipeline)))
+            here.step("fetch", "flows.remote", "fetch", *graph.in_order(needed))
+        absent: list[str] = []
+
+        def pick(pipeline: nx.DiGraph) -> nx.DiGraph:
+            absent.extend(name for name in graph.experts_of(pipeline) if not Paths(here.root).model(name).exists())
+            return pipeline.subgraph(STAGES)
+
+        outcome = here.run(pick)
         outcome.absent = absent
-        return finish(root, outcome)
-
-
-def missing_experts(root: Path, graph: Graph) -> list[str]:
-    """Experts of the pipeline that have no model yet."""
-    names = [stage.removeprefix("expert@") for stage in graph.needs if stage.startswith("expert@")]
-    return [name for name in names if not (root / "models" / name).exists()]
+        return here.finish(outcome)

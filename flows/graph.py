@@ -1,80 +1,77 @@
-"""What DVC knows about the pipeline: its stages, what each needs, and which are not up to date."""
+"""What DVC knows about the pipeline: its stages, what each needs, and which are not up to date.
+
+A pipeline is a networkx graph as DVC has it, of addresses such as `seed` or `expert@expert-0`: an edge points from a
+stage to one whose output it reads. The attribute `place` of a stage is its place in dvc.yaml.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import yaml
 
+from mode import roles
 from mode.errors import ModeError
+from mode.paths import Paths
 
 
-@dataclass(frozen=True)
-class Graph:
-    """Stages by their address in DVC, such as `seed` or `expert@expert-0`.
+def make_pipeline(needs: Mapping[str, Collection[str]]) -> nx.DiGraph:
+    """A pipeline from the stages that each stage needs, in the order of dvc.yaml."""
+    pipeline = nx.DiGraph(needs)
+    nx.set_node_attributes(pipeline, {stage: place for place, stage in enumerate(needs)}, "place")
+    return pipeline
 
-    Attributes:
-        needs: for each stage the stages whose outputs it reads; in an order in which they can run.
+
+def in_order(pipeline: nx.DiGraph) -> list[str]:
+    """The stages in an order in which they can run; among those that are ready together the first in dvc.yaml leads."""
+    return list(nx.lexicographical_topological_sort(pipeline.reverse(copy=False), pipeline.nodes("place").__getitem__))
+
+
+def upto(pipeline: nx.DiGraph, targets: Iterable[str]) -> nx.DiGraph:
+    """The part of a pipeline that makes `targets`.
+
+    Raises:
+        ModeError: dvc.yaml has no such stage; names those there are.
     """
-
-    needs: dict[str, frozenset[str]]
-
-    @classmethod
-    def of(cls, edges: dict[str, Iterable[str]]) -> Graph:
-        """From the direct needs of each stage, in any order; stages that are ready together stay in the given order."""
-        needs = {stage: frozenset(found) for stage, found in edges.items()}
-        ordered: dict[str, frozenset[str]] = {}
-        while len(ordered) < len(needs):
-            ready = [stage for stage in needs if stage not in ordered and needs[stage] <= ordered.keys()]
-            if not ready:
-                raise ModeError(f"dvc.yaml: stages need each other: {', '.join(sorted(set(needs) - set(ordered)))}")
-            ordered |= {stage: needs[stage] for stage in ready}
-        return cls(ordered)
-
-    def before(self, stage: str) -> set[str]:
-        """All stages that a stage needs, directly or not."""
-        found: set[str] = set()
-        waiting = [*self.needs[stage]]
-        while waiting:
-            other = waiting.pop()
-            if other not in found:
-                found.add(other)
-                waiting += self.needs[other]
-        return found
-
-    def upto(self, targets: Iterable[str]) -> Graph:
-        """The part of the pipeline that makes `targets`.
-
-        Raises:
-            ModeError: dvc.yaml has no such stage; names those there are.
-        """
-        kept: set[str] = set()
-        for target in targets:
-            if target not in self.needs:
-                raise ModeError(f"no stage is called '{target}'", f"dvc.yaml has: {', '.join(self.needs)}")
-            kept |= {target} | self.before(target)
-        return Graph({stage: needs for stage, needs in self.needs.items() if stage in kept})
-
-    def only(self, targets: Iterable[str]) -> Graph:
-        """Just these stages, whatever they need."""
-        part = self.upto(targets)
-        kept = set(targets)
-        return Graph({stage: part.needs[stage] & kept for stage in part.needs if stage in kept})
-
-    def first(self, stages: Sequence[str]) -> Graph:
-        """The same pipeline with these stages, and what they need, before all others that could run as well."""
-        wanted = [stage for stage in stages if stage in self.needs]
-        early = set(wanted).union(*(self.before(stage) for stage in wanted))
-        leading = [stage for stage in self.needs if stage in early - set(wanted)]
-        rest = [stage for stage in self.needs if stage not in early]
-        return Graph({stage: self.needs[stage] for stage in [*leading, *wanted, *rest]})
+    kept: set[str] = set()
+    for target in targets:
+        if target not in pipeline:
+            raise ModeError(f"no stage is called '{target}'", f"dvc.yaml has: {', '.join(in_order(pipeline))}")
+        kept |= {target} | nx.descendants(pipeline, target)
+    return pipeline.subgraph(kept)
 
 
-def read(root: Path) -> tuple[Graph, set[str]]:
+def first(pipeline: nx.DiGraph, stages: Sequence[str]) -> nx.DiGraph:
+    """The same pipeline with these stages, and what they need, before all others that could run as well."""
+    wanted = {stage: turn for turn, stage in enumerate(stages, start=1) if stage in pipeline}
+    needed = set().union(*(nx.descendants(pipeline, stage) for stage in wanted))
+    turns = dict.fromkeys(pipeline, len(stages) + 1) | dict.fromkeys(needed, 0) | wanted
+    reordered = pipeline.copy()
+    places = {stage: (turns[stage], place) for stage, place in pipeline.nodes("place")}
+    nx.set_node_attributes(reordered, places, "place")
+    return reordered
+
+
+def group(stage: str) -> str:
+    """`expert` of `expert@expert-0`."""
+    return stage.partition("@")[0]
+
+
+def stage_of(expert: str) -> str:
+    """The stage that trains an expert."""
+    return f"{roles.EXPERT.name}@{expert}"
+
+
+def experts_of(pipeline: nx.DiGraph) -> list[str]:
+    """Names of the experts that a pipeline trains."""
+    return [stage.partition("@")[2] for stage in in_order(pipeline) if group(stage) == roles.EXPERT.name]
+
+
+def read(root: Path) -> tuple[nx.DiGraph, set[str]]:
     """The pipeline of a project, and those of its stages that are not up to date (`dvc status`).
 
     A stage that is not among those, but needs one that is, may still change.
@@ -89,13 +86,15 @@ def read(root: Path) -> tuple[Graph, set[str]]:
     try:
         with Repo(str(root)) as repo:
             graph: Any = repo.index.graph
-            edges = {stage.addressing: [need.addressing for need in graph.successors(stage)] for stage in graph}
-            pipeline = Graph.of({stage: edges[stage] for stage in _in_file_order(root, edges)})
+            # DVC lists stages as dvc.yaml does, and those of one group as params.yaml does.
+            pipeline = make_pipeline(
+                {stage.addressing: [need.addressing for need in graph[stage]] for stage in repo.index.stages}
+            )
             try:
                 _mend_rwlock(repo)
                 stale = set(repo.status())
             except LockError:  # someone runs DVC by hand: let `dvc repro` decide
-                stale = set(pipeline.needs)
+                stale = set(pipeline)
     except DvcException as error:
         raise ModeError(f"DVC: {' '.join(str(error).split())}", "`dvc status` in the project says more") from None
     return pipeline, stale
@@ -123,20 +122,6 @@ def _mend_rwlock(repo: Any) -> None:
 
 def results(root: Path) -> dict[str, Any]:
     """What dvc.lock records as each stage's outputs."""
-    path = root / "dvc.lock"
+    path = Paths(root).dvc_lock
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     return {name: stage.get("outs") for name, stage in ((content or {}).get("stages") or {}).items()}
-
-
-def _in_file_order(root: Path, stages: Iterable[str]) -> list[str]:
-    """Stages in the order of dvc.yaml, items of one group by name with numbers in order (expert-2 before expert-10)."""
-    path = root / "dvc.yaml"
-    groups = list(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) if path.is_file() else []
-
-    def place(stage: str) -> tuple[int, list[tuple[int, str]]]:
-        group, _, key = stage.partition("@")
-        head, _, number = key.rpartition("-")
-        parts = [(0, head), (int(number), "")] if number.isdigit() else [(0, key)]
-        return (groups.index(group) if group in groups else len(groups)), parts
-
-    return sorted(stages, key=place)

@@ -28,10 +28,10 @@ class Machine(BaseModel):
     )
     per_device: int = Field(default=1, ge=1, le=8, description="Trainings on one GPU at a time.")
     engine: str = Field(
-        default="local",
-        pattern=r"^(local|dask|[a-z]+://[^\s/]+)$",
+        default="",
+        pattern=r"^(|local|dask|[a-z]+://[^\s/]+)$",
         description="Where captions are embedded and assigned: local; dask: processes on the worker's machine;"
-        " or a Dask scheduler that is there, such as tcp://host:8786. The result is the same.",
+        " a Dask scheduler that is there, such as tcp://host:8786; empty: as params.yaml says. The result is the same.",
     )
     retries: int = Field(
         default=2, ge=0, le=10, description="Times that a failing stage is tried again, from its last checkpoint."

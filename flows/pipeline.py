@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows import graph
 from flows.parameters import Machine
-from flows.stage import project_root, run_step
-from flows.work import finish, run_part
-from flows.workspace import mark_alive, workspace
+from flows.work import work
+from mode import roles
 from mode.errors import ModeError
-
-#: What decides the order of experts: this file is written by `mode order TASK`.
-ORDER = Path(".mode") / "order.json"
+from mode.paths import Paths
 
 
 @flow(name="pipeline", validate_parameters=True, persist_result=False)
@@ -38,22 +35,19 @@ def pipeline(
         task: For by_task: one of the project's tasks, or a task folder on the worker's machine.
         machine: Where trainings run, and how they are tried again.
     """
-    root = project_root()
     if (order == "by_task") != bool(task):
         raise ModeError("order: by_task and task go together", "give both, or none of them")
-    mark_alive(root)
-    with workspace(root, machine.wait) as lock:
-        held = (lock.descriptor,)
+    with work(machine) as here:
         if order == "listed":
-            return finish(root, run_part(root, lambda stages: stages, machine, held))
+            return here.finish(here.run(lambda pipeline: pipeline))
         # The experts' conditions are enough to order them: no expert has to be there.
-        before = run_part(root, lambda stages: stages.upto(["tasks", "ensemble"]), machine, held)
+        before = here.run(lambda pipeline: graph.upto(pipeline, ["tasks", roles.ENSEMBLE.name]))
         if before.fatal:
-            return finish(root, before)
-        run_step(f"order by {task}", ["mode.cli", "order", task, "--output", str(ORDER)], held)
-        experts = [f"expert@{name}" for name in json.loads((root / ORDER).read_text(encoding="utf-8"))]
-        outcome = run_part(root, lambda stages: stages.first(experts), machine, held)
-        return finish(root, outcome)
+            return here.finish(before)
+        path = Paths(here.root).order
+        here.step(f"order by {task}", "mode.cli", "order", task, "--output", str(path))
+        experts = [graph.stage_of(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+        return here.finish(here.run(lambda pipeline: graph.first(pipeline, experts)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mode.errors import ModeError
 
@@ -33,9 +34,9 @@ def fetch(root: Path, stages: Sequence[str]) -> list[str]:
     from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
 
-    check_remote(root)
     found = []
     with Repo(str(root)) as repo:
+        check_remote(repo)
         with repo.lock:
             repo.stage_cache.pull(None)
         for address in stages:
@@ -59,22 +60,20 @@ def push(root: Path, stages: Sequence[str]) -> None:
     """
     from dvc.repo import Repo
 
-    check_remote(root)
     with Repo(str(root)) as repo:
+        check_remote(repo)
         count = repo.push(targets=list(stages), run_cache=True)
     print(f"pushed {count} files of {', '.join(stages)}", flush=True)
 
 
-def check_remote(root: Path) -> None:
-    """Raise `ModeError` if the project has no default DVC remote."""
+def check_remote(repo: Any) -> None:
+    """Raise `ModeError` if a project has no default DVC remote."""
     from dvc.config import NoRemoteError
-    from dvc.repo import Repo
 
-    with Repo(str(root)) as repo:
-        try:
-            repo.cloud.get_remote()
-        except NoRemoteError:
-            raise ModeError("there is no DVC remote", "`dvc remote add --default NAME ADDRESS`") from None
+    try:
+        repo.cloud.get_remote()
+    except NoRemoteError:
+        raise ModeError("there is no DVC remote", "`dvc remote add --default NAME ADDRESS`") from None
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ from prefect.states import Cancelled, Completed
 
 from flows.supervise import GRACE
 from mode.errors import ModeError
+from mode.paths import Paths
 
 #: DVC's words for "nothing had to run".
 SKIPPED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
@@ -70,26 +71,31 @@ def run_stage(
         threads: CPU threads for a training where params.yaml leaves them open; 0: as many as it takes.
         held: locks to hand to it (file descriptors), so that they are kept until its last process has gone.
         up_to_date: DVC has said already that nothing is to do.
-        engine: where it spreads blocks of captions, if it does; empty: as the environment says.
+        engine: where it spreads blocks of captions, if it does; empty: as params.yaml says.
     """
     if up_to_date:
         return Completed(name="Cached", message=f"{stage} is up to date")
-    settings = {"MODE_DEVICE": device} if device else {}
-    if device == "cpu":
-        # Threads that spin while they wait bring two computations on the same cores nearly to a stop.
-        settings |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    if threads:
-        settings |= {"MODE_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    if engine:
-        settings["MODE_ENGINE"] = engine
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     try:
-        lines = run_command(command, settings, held)
+        lines = run_command(command, stage_settings(device, threads, engine), held)
     except StageStopped as stopped:
         return Cancelled(message=str(stopped))
     if any(SKIPPED.match(line) for line in lines):
         return Completed(name="Cached", message=f"{stage} is up to date")
     return Completed(message=f"{stage} is done")
+
+
+def stage_settings(device: str, threads: int, engine: str) -> dict[str, str]:
+    """What a stage's environment says of the machine; see `run_stage` for the arguments.
+
+    The share of threads is OpenMP's word, which torch takes as its default: a number in params.yaml decides the bits of
+    a training, and has to win.
+    """
+    settings = {"MODE_DEVICE": device, "OMP_NUM_THREADS": str(threads or ""), "MODE_ENGINE": engine}
+    if device == "cpu":
+        # Threads that spin while they wait bring two computations on the same cores nearly to a stop.
+        settings |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    return {name: value for name, value in settings.items() if value}
 
 
 @task(name="command", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
@@ -182,6 +188,6 @@ def project_root() -> Path:
         ModeError: it is not a project.
     """
     root = Path.cwd()
-    if not (root / "dvc.yaml").is_file():
+    if not Paths(root).dvc_file.is_file():
         raise ModeError(f"{root}: no dvc.yaml", "start the worker inside the project (`make ui` does)")
     return root

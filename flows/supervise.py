@@ -18,8 +18,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterable
 from types import FrameType
+
+import psutil
 
 from mode.processes import adopt_orphans, die_with_parent
 
@@ -50,7 +52,7 @@ def main(command: list[str]) -> int:
     relay = threading.Thread(target=_relay, args=(child.stdout.fileno(), sys.stdout.fileno()))
     relay.start()
     code: int | None = None
-    warned: set[int] = set()
+    warned: set[psutil.Process] = set()
     while True:
         ended, status = _next_ended()
         if ended == child.pid:
@@ -61,13 +63,12 @@ def main(command: list[str]) -> int:
             continue
         if told or code is not None:  # an orphan of a command that has ended is told to end as well
             told = told or time.monotonic()
-            alive = [child.pid] if code is None else []
-            _tell({*alive, *descendants(os.getpid())}, warned, kill=time.monotonic() - told > GRACE)
+            _tell(psutil.Process().children(recursive=True), warned, kill=time.monotonic() - told > GRACE)
         time.sleep(0.05)
     relay.join()
-    if code == 0:
-        return 0
-    return STOPPED if told and (code is None or code < 0) else _shell_code(code)
+    if code is None or (told and code < 0):
+        return STOPPED
+    return 128 - code if code < 0 else code  # as a shell says it
 
 
 def _relay(source: int, target: int) -> None:
@@ -86,31 +87,13 @@ def _next_ended() -> tuple[int, int]:
         return -1, 0
 
 
-def _tell(processes: set[int], warned: set[int], kill: bool) -> None:
+def _tell(processes: Iterable[psutil.Process], warned: set[psutil.Process], kill: bool) -> None:
     """SIGTERM to each process once, or SIGKILL."""
     for process in processes:
         if kill or process not in warned:
             warned.add(process)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL if kill else signal.SIGTERM)
-
-
-def descendants(process: int) -> list[int]:
-    """Children of a process, their children, and so on, from Linux's /proc."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            # "pid (name) state parent ...", and the name may hold spaces and brackets
-            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-            children.setdefault(int(parent), []).append(int(entry.name))
-    found = list(children.get(process, []))
-    for child in found:
-        found += children.get(child, [])
-    return found
-
-
-def _shell_code(code: int | None) -> int:
-    return STOPPED if code is None else 128 - code if code < 0 else code
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import networkx as nx
 from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import Field
 
-from flows.graph import Graph, read
+from flows import graph
 from flows.parameters import Machine, Name
-from flows.stage import project_root, run_step
-from flows.work import finish, run_part
-from flows.workspace import mark_alive, workspace
+from flows.work import work
 from mode.errors import ModeError
 
 
@@ -30,28 +29,21 @@ def train_expert(
             is made here.
         machine: Where trainings run, and how they are tried again.
     """
-    root = project_root()
-    mark_alive(root)
-    stages = [f"expert@{name}" for name in dict.fromkeys(experts)]
-    with workspace(root, machine.wait) as lock:
-        held = (lock.descriptor,)
-        needed = list(experts_of(read(root)[0], stages).needs)
+    with work(machine) as here:
+        needed = graph.in_order(part_for(graph.read(here.root)[0], experts))
         if remote:
-            run_step("fetch", ["flows.remote", "fetch", *needed], held)
-        outcome = run_part(root, lambda graph: experts_of(graph, stages), machine, held)
+            here.step("fetch", "flows.remote", "fetch", *needed)
+        outcome = here.run(lambda pipeline: part_for(pipeline, experts))
         made = [stage for stage in needed if stage in (*outcome.done, *outcome.cached)]
         if remote and made:
-            run_step("push", ["flows.remote", "push", *made], held)
-        return finish(root, outcome, essential=True)
+            here.step("push", "flows.remote", "push", *made)
+        return here.finish(outcome, essential=True)
 
 
-def experts_of(graph: Graph, stages: list[str]) -> Graph:
+def part_for(pipeline: nx.DiGraph, experts: list[str]) -> nx.DiGraph:
     """The part of the pipeline that makes these experts. Raises `ModeError` if there is no such expert."""
-    known = [stage for stage in graph.needs if stage.startswith("expert@")]
-    for stage in stages:
-        if stage not in known:
-            names = ", ".join(name.removeprefix("expert@") for name in known)
-            raise ModeError(
-                f"no expert is called '{stage.removeprefix('expert@')}'", f"params.yaml has: {names or 'none'}"
-            )
-    return graph.upto(stages)
+    known = graph.experts_of(pipeline)
+    for name in experts:
+        if name not in known:
+            raise ModeError(f"no expert is called '{name}'", f"params.yaml has: {', '.join(known) or 'none'}")
+    return graph.upto(pipeline, map(graph.stage_of, experts))

@@ -10,32 +10,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from flows.artifacts import MLFLOW_ADDRESS
+from flows import MLFLOW_ADDRESS
 from flows.locks import Lock, holder
-from flows.workspace import dead_runs, forget_run
+from flows.runs import all_dead, dead_runs, forget_run
 from mode.errors import ModeError
+from mode.paths import Paths
 from mode.processes import die_with_parent
 from mode.tracking.store import page_addresses
 
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.objects import State
+
 HOST = "127.0.0.1"
 POOL = "mode"
-#: States of a run that has a process.
-ALIVE = ("RUNNING", "CANCELLING")
 #: Seconds that the worker has to say itself how a run ended, before it is said in its place.
 WORKER_SECONDS = 10.0
 
@@ -67,10 +70,9 @@ class Services:
 
     def __init__(self, root: Path, addresses: Addresses) -> None:
         self.root, self.addresses = root, addresses
-        self.logs = root / ".mode" / "logs"
+        self.logs = Paths(root).logs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.environment = environment(root, addresses)
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `python -m ARGUMENTS`; its output goes to `.mode/logs/NAME.log`."""
@@ -78,7 +80,6 @@ class Services:
             process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=self.root,
-                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -110,17 +111,19 @@ class Services:
             ModeError: it ended, or does not answer; says where its output is.
         """
         deadline = time.monotonic() + seconds
-        while self.processes[name].poll() is None and time.monotonic() < deadline:
+        while self.is_up(name) and time.monotonic() < deadline:
             with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2):
                 return
             time.sleep(0.1)
         raise ModeError(f"{name} does not answer on {address}", f"see {self.logs / name}.log")
 
+    def is_up(self, name: str) -> bool:
+        """Whether a service has been started and has not ended."""
+        return name in self.processes and self.processes[name].poll() is None
+
     def stop(self, name: str, seconds: float) -> None:
         """SIGTERM to a service, and SIGKILL to what is left of its group after some seconds."""
-        process = self.processes.pop(name, None)
-        if process is None:
-            return
+        process = self.processes.pop(name)
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -135,14 +138,13 @@ class Services:
 
 
 def environment(root: Path, addresses: Addresses) -> dict[str, str]:
-    """Settings of all services and of the flows: the project's own Prefect home, and no telemetry anywhere."""
-    folder = str(Path(sys.executable).parent)
+    """Settings of this program, all services and the flows: the project's own Prefect home, and no telemetry."""
+    folder, home = str(Path(sys.executable).parent), Paths(root).prefect_home
     return {
-        **os.environ,
         "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
-        "PREFECT_HOME": str(root / ".mode" / "prefect"),
-        "PREFECT_PROFILES_PATH": str(root / ".mode" / "prefect" / "profiles.toml"),
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_API_URL": addresses.api,
         "PREFECT_UI_API_URL": addresses.api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -177,83 +179,71 @@ def free_port(port: int, option: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def call(api: str, path: str, body: object) -> Any:
-    """POST to Prefect's API; tried again while its database is locked (503)."""
-    request = urllib.request.Request(
-        f"{api}/{path}", json.dumps(body).encode(), {"content-type": "application/json"}, method="POST"
-    )
-    for attempt in range(5):
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.loads(answer.read() or "null")
-        except urllib.error.HTTPError as error:
-            if error.code != 503 or attempt == 4:
-                raise
-            time.sleep(1)
-    return None
-
-
-def settle_dead_runs(root: Path, api: str, state: str, message: str, only: set[str] | None = None) -> list[str]:
+def settle_dead_runs(
+    root: Path, client: SyncPrefectClient, final: State[Any], only: set[str] | None = None
+) -> list[str]:
     """Give a final state to runs whose process has gone without one: the worker or the machine was killed.
 
     Args:
         root: of the project.
-        api: Prefect's.
-        state: `CRASHED` or `CANCELLED`.
-        message: why.
+        client: of Prefect's server.
+        final: their state; of those that were being cancelled, Cancelled with the same message.
         only: leave the others to the worker for the time being.
 
     Returns:
         Their ids. Prefect alone leaves them Running for ever.
     """
+    from httpx import HTTPError
+    from prefect.states import Cancelled
+
     settled = []
     for run in dead_runs(root):
         try:
-            found = call(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
-            if found and found[0]["state_type"] in ALIVE:
+            this = _runs_like(id={"any_": [run]})
+            found = client.read_flow_runs(flow_run_filter=this)
+            if found and (state := found[0].state) and (state.is_running() or state.is_cancelling()):
                 if only is not None and run not in only:
                     continue
-                final = "CANCELLED" if found[0]["state_type"] == "CANCELLING" else state
-                change = {"state": {"type": final, "message": message}, "force": True}
-                call(api, f"flow_runs/{run}/set_state", change)
-                _settle_tasks(api, run, final, message)
+                end = Cancelled(message=final.message) if state.is_cancelling() else final
+                client.set_flow_run_state(UUID(run), end, force=True)
+                for task in client.read_task_runs(flow_run_filter=this):
+                    if task.state and (task.state.is_running() or task.state.is_cancelling()):
+                        client.set_task_run_state(task.id, end, force=True)
                 settled.append(run)
-        except (OSError, ValueError):
+        except HTTPError:
             continue  # the server is busy: next time
         forget_run(root, run)
     return settled
 
 
-def _settle_tasks(api: str, run: str, state: str, message: str) -> None:
-    tasks = call(api, "task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
-    for task in tasks:
-        if task["state_type"] in ALIVE:
-            change = {"state": {"type": state, "message": message}, "force": True}
-            call(api, f"task_runs/{task['id']}/set_state", change)
+def _runs_like(**criteria: Any) -> FlowRunFilter:
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    return FlowRunFilter.model_validate(criteria)
 
 
-def stop_runs(root: Path, services: Services) -> None:
+def stop_runs(services: Services, client: SyncPrefectClient) -> None:
     """Stop the worker and its runs: trainings write checkpoints, and the runs become Cancelled."""
-    api = services.addresses.api
-    with contextlib.suppress(OSError, ValueError):
-        wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-        for run in call(api, "flow_runs/filter", wanted):
-            # Said before the worker stops: afterwards nobody is left to say it.
-            call(api, f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
-    _await_no_runs(root, seconds=18)
+    from httpx import HTTPError
+    from prefect.states import Cancelled, Cancelling
+
+    served = services.is_up("prefect")  # a server that has died would be asked again and again
+    if served:
+        # Said before the worker stops: afterwards nobody is left to say it.
+        with contextlib.suppress(HTTPError):
+            for run in client.read_flow_runs(flow_run_filter=_runs_like(state={"type": {"any_": ["RUNNING"]}})):
+                client.set_flow_run_state(run.id, Cancelling(), force=True)
+        _await_no_runs(services.root, seconds=18)
     services.stop("worker", seconds=15)
-    _await_no_runs(root, seconds=15)
-    settle_dead_runs(root, api, "CANCELLED", "stopped with the page")
+    _await_no_runs(services.root, seconds=15)
+    if served:
+        settle_dead_runs(services.root, client, Cancelled(message="stopped with the page"))
 
 
 def _await_no_runs(root: Path, seconds: float) -> None:
     """Wait until no run of this project has a process."""
-    folder = root / ".mode" / "runs"
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        marks = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        if set(marks) <= set(dead_runs(root)):
-            return
+    while not all_dead(root) and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
@@ -265,21 +255,25 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
         services.start("prefect", "prefect", "server", "start", "--host", HOST, "--port", port)
         if mlflow:
             _start_mlflow(services)
+        # Importing Prefect takes seconds, in which its server starts.
+        from prefect.client.orchestration import SyncPrefectClient
+        from prefect.states import Crashed
+
+        client = SyncPrefectClient(addresses.api)
         services.await_page("prefect", f"{addresses.api}/health")
-        # No --overwrite: a pool that someone has tuned in the page stays as it is.
-        _create_pool(addresses.api)
+        _create_pool(client)
         services.command("deploy", "prefect", "--no-prompt", "deploy", "--all")
-        settle_dead_runs(root, addresses.api, "CRASHED", "its process has gone: the worker or the machine was stopped")
+        settle_dead_runs(root, client, Crashed(message="its process has gone: the worker or the machine was stopped"))
         services.start_worker()
         if mlflow:
             services.await_page("mlflow", f"{addresses.mlflow}/health")
         print(f"Prefect   {addresses.prefect}")
         print(f"API       {addresses.api}    (export PREFECT_API_URL={addresses.api})")
         print(f"MLflow    {addresses.mlflow if mlflow else 'not started'}")
-        if mlflow and (comparison := page_addresses(root / "mlruns", addresses.mlflow).get("comparison")):
+        if mlflow and (comparison := page_addresses(Paths(root).runs, addresses.mlflow).get("comparison")):
             print(f"Compare   {comparison}")
         print("Ctrl-C stops everything; trainings go on from their checkpoints the next time.", flush=True)
-        _watch(services)
+        _watch(services, client)
     finally:
         # From here on a second Ctrl-C would leave processes behind.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -287,7 +281,7 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
         if services.processes:
             print("stopping ...", flush=True)
         if "worker" in services.processes:
-            stop_runs(root, services)
+            stop_runs(services, client)
         for name in reversed(list(services.processes)):
             services.stop(name, seconds=8)
 
@@ -295,7 +289,7 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
 def _start_mlflow(services: Services) -> None:
     from mode.tracking.runs import Tracker
 
-    tracker = Tracker(services.root / "mlruns")
+    tracker = Tracker(Paths(services.root).runs)
     tracker.prepare()  # before anyone else opens a fresh database
     port = services.addresses.mlflow.rpartition(":")[2]
     services.start(
@@ -304,33 +298,30 @@ def _start_mlflow(services: Services) -> None:
     )
 
 
-def _create_pool(api: str) -> None:
-    try:
-        call(api, "work_pools/", {"name": POOL, "type": "process", "base_job_template": _job_template()})
-    except urllib.error.HTTPError as error:
-        if error.code != 409:  # there already
-            raise
+def _create_pool(client: SyncPrefectClient) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    # A pool that someone has tuned in the page stays as it is.
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
 
 
-def _job_template() -> dict[str, Any]:
-    from prefect.workers.process import ProcessWorker
-
-    return dict(ProcessWorker.get_default_base_job_template())
-
-
-def _watch(services: Services) -> None:
+def _watch(services: Services, client: SyncPrefectClient) -> None:
     """Keep the worker running; give runs that died with one their state."""
+    from prefect.states import Crashed
+
     since: dict[str, float] = {}
     while True:
         time.sleep(2)
         now = time.monotonic()
         since = {run: since.get(run, now) for run in dead_runs(services.root)}
         overdue = {run for run, first in since.items() if now - first > WORKER_SECONDS}
-        message = "its process was killed; start it again to go on"
-        for run in settle_dead_runs(services.root, services.addresses.api, "CRASHED", message, overdue):
+        killed: State[Any] = Crashed(message="its process was killed; start it again to go on")
+        for run in settle_dead_runs(services.root, client, killed, overdue):
             print(f"run {run} had lost its process", flush=True)
         for name, process in list(services.processes.items()):
-            if process.poll() is None:
+            if services.is_up(name):
                 continue
             if name != "worker":
                 raise ModeError(f"{name} has ended (exit code {process.returncode})", f"see {services.logs / name}.log")
@@ -360,9 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow's page out")
     options = parser.parse_args(arguments)
     root = Path.cwd()
-    path = root / ".mode" / "ui.lock"
+    path = Paths(root).page_lock
     try:
-        if not (root / "prefect.yaml").is_file():
+        if not Paths(root).deployments.is_file():
             raise ModeError(f"{root}: no prefect.yaml", "run it in the project's folder")
         lock = Lock.take(path, f"process {os.getpid()}")
         if lock is None:
@@ -371,6 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prefect=f"http://{HOST}:{free_port(options.prefect_port, '--prefect-port N')}",
             mlflow=f"http://{HOST}:{free_port(options.mlflow_port, '--mlflow-port N')}",
         )
+        os.environ |= environment(root, addresses)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
         with lock:

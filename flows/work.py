@@ -2,61 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import artifacts, graph
-from flows.devices import DevicePool, cpu_cores, places_for
-from flows.graph import Graph
+from flows.devices import DevicePool, places_for
 from flows.parameters import Machine
-from flows.schedule import Outcome, Retries, Schedule
-
-Pick = Callable[[Graph], Graph]
-
-
-def run_part(root: Path, pick: Pick, machine: Machine, held: tuple[int, ...]) -> Outcome:
-    """Run the part of the pipeline that `pick` chooses of it.
-
-    Args:
-        root: of the project, held by this flow.
-        pick: from all of DVC's stages to those to run.
-        machine: where, and how often they are tried again.
-        held: locks that every stage keeps until its last process has gone.
-
-    Raises:
-        ModeError: the pipeline cannot be read, or picked stages or devices are not there; nothing has started then.
-    """
-    pool = DevicePool(places_for(machine.devices, machine.workers, machine.per_device, root), cpu_cores())
-    pipeline, stale = graph.read(root)
-    part = pick(pipeline)
-    changing = [stage for stage in part.needs if stage in stale]
-    get_run_logger().info(
-        "%d stages, %d not up to date: %s", len(part.needs), len(changing), ", ".join(changing) or "-"
-    )
-    retries = Retries(machine.retries, machine.retry_delay)
-    return Schedule(root, part, stale, pool, retries, held, engine=machine.engine).run()
+from flows.progress import Outcome
+from flows.runs import mark_alive
+from flows.schedule import Schedule
+from flows.stage import project_root, run_step
+from flows.workspace import workspace
+from mode.parallel import cores
+from mode.params import load_params
+from mode.paths import Paths
 
 
-def finish(root: Path, outcome: Outcome, essential: bool = False) -> State[Any]:
-    """Leave the results on the run's page and turn the stages' outcome into the run's state.
+@dataclass(frozen=True)
+class Work:
+    """A project that this flow run holds.
 
-    Args:
+    Attributes:
         root: of the project.
-        outcome: of the stages.
-        essential: a failed expert fails the run.
+        machine: where stages run, and how often they are tried again.
+        held: locks that every command keeps until its last process has gone.
     """
-    artifacts.publish(root, outcome)
-    counted = f"{len(outcome.done)} stages run, {len(outcome.cached)} cached"
-    reasons = "; ".join(f"{stage}: {reason}" for stage, reason in outcome.failed.items())
-    if outcome.fatal or (essential and outcome.failed):
-        left = f"; not tried: {', '.join(outcome.skipped)}" if outcome.skipped else ""
-        return Failed(message=f"{reasons}{left} ({counted})")
-    if lost := outcome.lost_experts:
-        message = f"without {', '.join(lost)}: the seed stands in for {'it' if len(lost) == 1 else 'them'}"
-        return Completed(name="Incomplete", message=f"{message} ({'; '.join(filter(None, [reasons, counted]))})")
-    return Completed(message=counted)
+
+    root: Path
+    machine: Machine
+    held: tuple[int, ...]
+
+    def step(self, title: str, *command: str) -> None:
+        """Run `python -m COMMAND` in the project as a task of its own."""
+        run_step(title, list(command), self.held)
+
+    def run(self, pick: Callable[[nx.DiGraph], nx.DiGraph]) -> Outcome:
+        """Run the part of the pipeline that `pick` chooses of all of DVC's stages.
+
+        Raises:
+            ModeError: the pipeline cannot be read, or picked stages or devices are not there; nothing has started then.
+        """
+        machine = self.machine
+        pool = DevicePool(places_for(machine.devices, machine.workers, machine.per_device, self.root), cores())
+        pipeline, stale = graph.read(self.root)
+        part = pick(pipeline)
+        changing = [stage for stage in graph.in_order(part) if stage in stale]
+        get_run_logger().info("%d stages, %d not up to date: %s", len(part), len(changing), ", ".join(changing) or "-")
+        return Schedule(self.root, part, stale, pool, machine, self.held, engine_for(self.root, machine)).run()
+
+    def finish(self, outcome: Outcome, essential: bool = False) -> State[Any]:
+        """Leave the results on the run's page and turn the stages' outcome into the run's state.
+
+        Args:
+            outcome: of the stages.
+            essential: a failed expert fails the run.
+        """
+        artifacts.publish(self.root, outcome)
+        counted = f"{len(outcome.done)} stages run, {len(outcome.cached)} cached"
+        reasons = "; ".join(f"{stage}: {reason}" for stage, reason in outcome.failed.items())
+        if outcome.fatal or (essential and outcome.failed):
+            left = f"; not tried: {', '.join(outcome.skipped)}" if outcome.skipped else ""
+            return Failed(message=f"{reasons}{left} ({counted})")
+        if lost := outcome.lost_experts:
+            message = f"without {', '.join(lost)}: the seed stands in for {'it' if len(lost) == 1 else 'them'}"
+            return Completed(name="Incomplete", message=f"{message} ({'; '.join(filter(None, [reasons, counted]))})")
+        return Completed(message=counted)
+
+
+@contextmanager
+def work(machine: Machine) -> Iterator[Work]:
+    """Hold the project in the current folder for this flow run; see `flows.workspace`."""
+    root = project_root()
+    mark_alive(root)
+    with workspace(root, machine.wait) as lock:
+        yield Work(root, machine, (lock.descriptor,))
+
+
+def engine_for(root: Path, machine: Machine) -> str:
+    """Where captions are embedded and assigned: what the form says, or else the environment or params.yaml."""
+    return machine.engine or load_params(Paths(root).params_file).machine.engine

@@ -7,65 +7,71 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.graph import Graph, read
+from flows.graph import experts_of, first, in_order, make_pipeline, read, upto
 from mode.errors import ModeError
 
-DIAMOND = {"report": ["a", "b"], "a": ["seed"], "b": ["seed"], "seed": []}
+DIAMOND = make_pipeline({"report": ["a", "b"], "a": ["seed"], "b": ["seed"], "seed": []})
 
 
 def test_order_follows_needs_and_keeps_the_given_order_among_equals() -> None:
-    assert list(Graph.of(DIAMOND).needs) == ["seed", "a", "b", "report"]
+    assert in_order(DIAMOND) == ["seed", "a", "b", "report"]
 
 
-def test_before_is_transitive() -> None:
-    assert Graph.of(DIAMOND).before("report") == {"a", "b", "seed"}
-    assert Graph.of(DIAMOND).before("seed") == set()
-
-
-def test_upto_keeps_what_the_target_needs() -> None:
-    assert list(Graph.of(DIAMOND).upto(["b"]).needs) == ["seed", "b"]
-
-
-def test_only_keeps_needs_among_the_chosen() -> None:
-    part = Graph.of(DIAMOND).only(["a", "report"])
-    assert part.needs == {"a": frozenset(), "report": frozenset({"a"})}
+def test_upto_keeps_what_the_target_needs_directly_or_not() -> None:
+    assert in_order(upto(DIAMOND, ["b"])) == ["seed", "b"]
+    assert set(upto(DIAMOND, ["report"])) == set(DIAMOND)
 
 
 def test_unknown_target_is_named_with_those_there_are() -> None:
     with pytest.raises(ModeError, match=r"no stage is called 'c'.*seed, a, b, report"):
-        Graph.of(DIAMOND).upto(["c"])
+        upto(DIAMOND, ["c"])
 
 
 def test_empty_pipeline() -> None:
-    assert Graph.of({}).needs == {}
-
-
-def test_circle_is_refused() -> None:
-    with pytest.raises(ModeError, match="a, b"):
-        Graph.of({"a": ["b"], "b": ["a"], "c": []})
+    assert in_order(make_pipeline({})) == []
 
 
 @given(st.lists(st.sets(st.integers(0, 7)), min_size=8, max_size=8))
 def test_every_stage_comes_after_what_it_needs(found: list[set[int]]) -> None:
     edges = {str(stage): [str(need) for need in needs if need < stage] for stage, needs in enumerate(found)}
-    order = list(Graph.of(dict(reversed(edges.items()))).needs)
+    order = in_order(make_pipeline(dict(reversed(edges.items()))))
     assert sorted(order) == sorted(edges)
     assert all(order.index(need) < order.index(stage) for stage, needs in edges.items() for need in needs)
 
 
 def test_some_stages_first_with_what_they_need() -> None:
-    pipeline = Graph.of(
-        {"data": [], "seed": ["data"], "dense": ["seed"], "a": ["seed"], "b": ["seed"], "c": ["seed"], "x": ["a", "b"]}
-    )
-    assert list(pipeline.first(["c", "a", "unknown"]).needs) == ["data", "seed", "c", "a", "dense", "b", "x"]
-    assert pipeline.first(["c"]).needs == pipeline.needs
+    needs = {"data": [], "seed": ["data"], "dense": ["seed"], "a": ["seed"], "b": ["seed"], "c": ["seed"]}
+    pipeline = make_pipeline({**needs, "x": ["a", "b"]})
+    assert in_order(first(pipeline, ["c", "a", "unknown"])) == ["data", "seed", "c", "a", "dense", "b", "x"]
+    assert first(pipeline, ["c"]).edges == pipeline.edges
+    assert in_order(first(pipeline, [])) == in_order(pipeline)
     # Also where the others could begin earlier.
-    deep = Graph.of({"data": [], "vectors": ["data"], "clusters": ["vectors"], "dense": ["data"], "a": ["clusters"]})
-    assert list(deep.first(["a"]).needs) == ["data", "vectors", "clusters", "a", "dense"]
-    assert list(pipeline.first([]).needs) == list(pipeline.needs)
+    needs = {"data": [], "vectors": ["data"], "clusters": ["vectors"], "dense": ["data"], "a": ["clusters"]}
+    assert in_order(first(make_pipeline(needs), ["a"])) == ["data", "vectors", "clusters", "a", "dense"]
+
+
+def test_stages_of_a_project_in_the_order_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # as a worker does: DVC's addresses are relative
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], check=True)
+    expert = {"foreach": "${experts}", "do": {"cmd": "touch ${key}", "deps": ["seed"], "outs": ["${key}"]}}
+    stages = {"expert": expert, "seed": {"cmd": "touch seed", "outs": ["seed"]}}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    (tmp_path / "params.yaml").write_text("experts: {expert-2: {}, expert-10: {}, expert-1: {}}")
+    pipeline, stale = read(tmp_path)
+    assert experts_of(pipeline) == ["expert-2", "expert-10", "expert-1"]
+    assert in_order(pipeline)[0] == "seed"
+    assert stale == set(pipeline)
+
+
+def test_stages_that_need_each_other_are_refused(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {cmd: a, deps: [b], outs: [a]}, b: {cmd: b, deps: [a], outs: [b]}}")
+    with pytest.raises(ModeError, match=r"DVC: .*both a dependency and an output"):
+        read(tmp_path)
 
 
 def test_a_list_of_locks_that_a_killed_dvc_left_torn_is_dropped(
@@ -83,7 +89,7 @@ def test_a_list_of_locks_that_a_killed_dvc_left_torn_is_dropped(
     torn.write_text("")
     assert "rwlock" in dvc("repro").stderr
     pipeline, stale = read(tmp_path)
-    assert list(pipeline.needs) == ["a"]
+    assert list(pipeline) == ["a"]
     assert stale == {"a"}
     assert dvc("repro").returncode == 0
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from flows.locks import Lock, holder, is_held
+from tests.waiting import wait_until
 
 
 def test_second_taker_gets_nothing_and_learns_who_holds_it(tmp_path: Path) -> None:
@@ -55,7 +55,4 @@ def test_child_that_was_handed_the_lock_keeps_it_until_it_is_killed(tmp_path: Pa
     assert is_held(path)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    deadline = time.monotonic() + 5
-    while is_held(path) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_held(path)
+    wait_until(lambda: not is_held(path))

@@ -13,12 +13,15 @@ from pydantic import ValidationError
 
 from flows.add_expert import add_expert, experts_of_source, is_known, part_for
 from flows.evaluate import evaluate
-from flows.graph import Graph
+from flows.graph import in_order, make_pipeline
 from flows.parameters import Machine
 from flows.pipeline import pipeline
-from flows.train_expert import experts_of, train_expert
+from flows.train_expert import part_for as part_for_experts
+from flows.train_expert import train_expert
 from mode.errors import ModeError
+from mode.params import load_params, parse_params
 
+REPOSITORY = Path(__file__).parents[2]
 FLOWS = [pipeline, train_expert, add_expert, evaluate]
 
 
@@ -67,7 +70,7 @@ def test_wrong_parameters_are_refused(flow: Any, wrong: dict[str, Any]) -> None:
         flow.validate_parameters(wrong)
 
 
-GRAPH = Graph.of(
+GRAPH = make_pipeline(
     {
         "seed": [],
         "index@new": [],
@@ -80,31 +83,33 @@ GRAPH = Graph.of(
 
 
 def test_expert_brings_what_it_needs() -> None:
-    assert list(experts_of(GRAPH, ["expert@expert-0"]).needs) == ["seed", "expert@expert-0"]
+    assert in_order(part_for_experts(GRAPH, ["expert-0"])) == ["seed", "expert@expert-0"]
 
 
 def test_unknown_expert_is_named() -> None:
     with pytest.raises(ModeError, match=r"'seed'.*expert-0, expert-1"):
-        experts_of(GRAPH, ["expert@seed"])
+        part_for_experts(GRAPH, ["seed"])
 
 
 def test_new_expert_leaves_the_others_alone() -> None:
-    assert set(part_for(GRAPH, ["expert-1"]).needs) == {"seed", "index@new", "expert@expert-1", "evaluate", "report"}
+    assert set(part_for(GRAPH, ["expert-1"])) == {"seed", "index@new", "expert@expert-1", "evaluate", "report"}
 
 
-def test_known_source_is_gone_on_with_and_another_refused(tmp_path: Path) -> None:
-    params = {"sources": {"new": {"shards": "a"}}, "experts": {"expert-4": {"source": "new"}, "expert-0": {}}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    assert is_known(tmp_path, "new", "a")
-    assert not is_known(tmp_path, "newer", "a")
-    assert experts_of_source(tmp_path, "new") == ["expert-4"]
-    assert experts_of_source(tmp_path, "base") == ["expert-0"]
+def test_known_source_is_gone_on_with_and_another_refused() -> None:
+    content = load_params(REPOSITORY / "params.yaml").model_dump()
+    content["sources"]["new"] = {"shards": "a"}
+    content["experts"]["expert-4"] = {"source": "new", "cluster": 0}
+    params = parse_params(content)
+    assert is_known(params, "new", "a")
+    assert not is_known(params, "newer", "a")
+    assert experts_of_source(params, "new") == ["expert-4"]
+    assert experts_of_source(params, "base") == ["expert-0", "expert-1", "expert-2", "expert-3"]
     with pytest.raises(ModeError, match="is there already: a"):
-        is_known(tmp_path, "new", "b")
+        is_known(params, "new", "b")
 
 
 def test_deployments_name_the_flows() -> None:
-    content = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text(encoding="utf-8"))
     named = {entry["name"]: entry["entrypoint"] for entry in content["deployments"]}
     for flow in FLOWS:
         path, _, function = named[flow.name].partition(":")

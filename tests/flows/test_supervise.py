@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.waiting import LONG, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
 
@@ -33,33 +34,27 @@ def supervised(code: str, *arguments: str, **settings: str) -> subprocess.Popen[
     return subprocess.Popen(command, env={**os.environ, **settings})
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def is_gone(process: int) -> bool:
+    """Whether a process has ended; one that its parent has not asked for yet has."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
 
 
 def started(checkpoint: Path) -> int:
     note = checkpoint.with_name(checkpoint.name + ".pid")
-    wait_for(lambda: note.is_file() and note.read_text())
+    wait_until(lambda: note.is_file() and note.read_text())
     return int(note.read_text())
 
 
 @pytest.mark.parametrize("code", [0, 1, 130, 143])
 def test_exit_code_is_that_of_the_command(code: int) -> None:
-    assert supervised(f"raise SystemExit({code})").wait(20) == code
+    assert supervised(f"raise SystemExit({code})").wait(LONG) == code
 
 
 def test_killed_command_gives_the_code_that_a_shell_gives() -> None:
-    assert supervised("import os; os.kill(os.getpid(), 9)").wait(20) == 137
+    assert supervised("import os; os.kill(os.getpid(), 9)").wait(LONG) == 137
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -68,7 +63,7 @@ def test_told_to_stop_it_waits_for_the_checkpoint(tmp_path: Path, number: signal
     process = supervised(STAGE, str(checkpoint))
     stage = started(checkpoint)
     process.send_signal(number)
-    assert process.wait(20) == 143
+    assert process.wait(LONG) == 143
     assert checkpoint.read_text() == "checkpoint"
     assert is_gone(stage)
 
@@ -80,22 +75,27 @@ def test_stage_whose_dvc_died_still_gets_to_write_its_checkpoint(tmp_path: Path)
     process = supervised(dvc, str(checkpoint))
     stage = started(checkpoint)
     process.terminate()
-    assert process.wait(20) == 143
+    assert process.wait(LONG) == 143
     assert checkpoint.read_text() == "checkpoint"
     assert is_gone(stage)
 
 
 def test_output_is_passed_on_and_nobody_who_reads_it_stops_no_stage(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    talkative = STAGE.replace("while not told:", "while not told:\n    print('step', flush=True)")
+    talkative = STAGE.replace(
+        "while not told:",
+        "while not told:\n    open(sys.argv[1] + '.steps', 'a').write('step'); print('step', flush=True)",
+    )
     command = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", talkative, str(checkpoint)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "step\n"
     process.stdout.close()  # as when the flow has been killed
-    time.sleep(0.2)
+    steps = tmp_path / "checkpoint.steps"
+    before = steps.stat().st_size
+    wait_until(lambda: steps.stat().st_size > before + 100)
     process.terminate()
-    assert process.wait(20) == 143
+    assert process.wait(LONG) == 143
     assert checkpoint.read_text() == "checkpoint"
 
 
@@ -108,7 +108,7 @@ def test_command_that_does_not_stop_is_killed(tmp_path: Path) -> None:
     process = supervised(deaf, str(note), MODE_STOP_SECONDS="0.3")
     stage = started(note)
     process.terminate()
-    assert process.wait(20) == 143
+    assert process.wait(LONG) == 143
     assert is_gone(stage)
 
 
@@ -125,5 +125,5 @@ def test_command_ends_with_the_supervisor_s_parent(tmp_path: Path) -> None:
     stage = started(checkpoint)
     parent.kill()
     parent.wait()
-    wait_for(lambda: is_gone(stage))
+    wait_until(lambda: is_gone(stage))
     assert checkpoint.read_text() == "checkpoint"
