@@ -21,15 +21,20 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import yaml
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.objects import State, TaskRun
 
 REPOSITORY = Path(__file__).parent.parent
 #: What a file may say that is measured, not computed.
@@ -77,7 +82,7 @@ def environment(root: Path) -> dict[str, str]:
 
 def stages_in_order(root: Path) -> list[str]:
     """Stages of dvc.yaml by address, in an order in which they can run."""
-    code = "from flows.graph import read; from pathlib import Path; print(*read(Path.cwd())[0].needs)"
+    code = "from flows.graph import in_order, read; from pathlib import Path; print(*in_order(read(Path.cwd())[0]))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env=environment(root), capture_output=True, text=True, check=True
     )
@@ -117,55 +122,89 @@ def run_dvc(root: Path) -> dict[str, float]:
 
 
 class Page:
-    """`make ui` on a clone."""
+    """`make ui` on a project, and Prefect's own client for its server.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: of the project.
+        settings: the environment; default that of commands in a clone.
+        options: of `python -m flows.ui`.
+
+    Raises:
+        RuntimeError: it did not start; says what it printed.
+    """
+
+    def __init__(self, root: Path, settings: dict[str, str] | None = None, *options: str) -> None:
+        from prefect.client.orchestration import SyncPrefectClient
+
+        self.root = root
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0"],
+            [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0", *options],
             cwd=root,
-            env=environment(root),
+            env=settings or environment(root),
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
+        self.output: list[str] = []
         assert self.process.stdout is not None
-        lines = iter(self.process.stdout)
-        self.api = next(line.split()[1] for line in lines if line.startswith("API"))
-        next(line for line in lines if line.startswith("Ctrl-C"))
+        for line in self.process.stdout:
+            self.output.append(line)
+            if line.startswith("Ctrl-C"):
+                break
+        else:
+            raise RuntimeError(f"the page did not start: {''.join(self.output)}")
+        self.prefect, self.mlflow = (self.address(name) for name in ("Prefect", "MLflow"))
+        self.client = SyncPrefectClient(f"{self.prefect}/api")
 
-    def call(self, path: str, body: object | None = None) -> Any:
-        """GET, or POST a body."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.api}/{path}", data, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read() or "null")
+    def address(self, name: str) -> str:
+        """An address that it printed."""
+        return next(line.split()[1] for line in self.output if line.startswith(name))
+
+    def start(self, deployment: str, **parameters: Any) -> UUID:
+        """Start a run of a deployment, as the page does; a flow's own one has the flow's name."""
+        full = deployment if "/" in deployment else f"{deployment}/{deployment}"
+        found = self.client.read_deployment_by_name(full)
+        return self.client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def state(self, run: UUID) -> State[Any]:
+        """A run's state."""
+        state = self.client.read_flow_run(run).state
+        assert state is not None
+        return state
+
+    def tasks(self, run: UUID) -> dict[str, TaskRun]:
+        """Task runs by name, but for those that the server lists a moment before they have a state."""
+        found = self.client.read_task_runs(flow_run_filter=this_run(run))
+        return {task.name: task for task in found if task.state}
 
     def run(self, flow: str = "pipeline", workers: int = 2, **parameters: Any) -> dict[str, float]:
         """Seconds of a run of a flow, from the click to its last state, and from its first expert to its last."""
-        deployment = self.call(f"deployments/name/{flow}/{flow}")["id"]
         started = time.monotonic()
-        machine = {"devices": "cpu", "workers": workers}
-        body = {"parameters": {"machine": machine, **parameters}, "state": {"type": "SCHEDULED"}}
-        run = self.call(f"deployments/{deployment}/create_flow_run", body)["id"]
-        while (state := self.call(f"flow_runs/{run}")["state"])["type"] in ("SCHEDULED", "PENDING", "RUNNING"):
+        run = self.start(flow, machine={"devices": "cpu", "workers": workers}, **parameters)
+        while not (state := self.state(run)).is_final():
             time.sleep(0.5)
         seconds = time.monotonic() - started
-        if state["type"] != "COMPLETED":
-            raise SystemExit(f"the run ended as {state['name']}: {state['message']}")
-        tasks = self.call("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
-        experts = [task for task in tasks if task["name"].startswith("expert@")]
-        begun, ended = (sorted(_moment(task[key]) for task in experts) for key in ("start_time", "end_time"))
-        return {"all": seconds, "experts": ended[-1] - begun[0]}
+        if not state.is_completed():
+            raise SystemExit(f"the run ended as {state.name}: {state.message}")
+        experts = [task for name, task in self.tasks(run).items() if name.startswith("expert@")]
+        begun = min(task.start_time.timestamp() for task in experts if task.start_time)
+        ended = max(task.end_time.timestamp() for task in experts if task.end_time)
+        return {"all": seconds, "experts": ended - begun}
 
-    def stop(self) -> None:
-        """Ctrl-C."""
-        self.process.terminate()
-        self.process.wait(60)
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Ctrl-C, and wait for the end; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=300)
+        self.output.append(output)
+        return self.process.returncode
 
 
-def _moment(text: str) -> float:
-    from datetime import datetime
+def this_run(run: UUID) -> FlowRunFilter:
+    """Prefect's filter for one run."""
+    from prefect.client.schemas.filters import FlowRunFilter
 
-    return datetime.fromisoformat(text).timestamp()
+    return FlowRunFilter.model_validate({"id": {"any_": [run]}})
 
 
 def outdate_experts(root: Path) -> list[str]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import textwrap
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import psutil
 import pytest
 import yaml
+from prefect.client.schemas.filters import LogFilter
+from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import LogSort
+from prefect.states import AwaitingRetry, Cancelling
+
+from benchmarks import orchestration
+from mode.paths import Paths
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -48,7 +54,7 @@ if fault.is_file() and int(fault.read_text()) > 0:
     sys.exit(f"error: {name} has a fault")
 checkpoint = Path("checkpoints") / f"{name}-{params['salt']}"
 position = int(checkpoint.read_text()) if checkpoint.is_file() else 0
-note("start", position=position, device=os.environ.get("MODE_DEVICE"), threads=os.environ.get("MODE_THREADS"))
+note("start", position=position, device=os.environ.get("MODE_DEVICE"), threads=os.environ.get("OMP_NUM_THREADS"))
 print(f"{name} starts at step {position}", flush=True)
 steps = plan["steps"].get(name, 2)
 while position < steps or (name in plan["held"] and not Path("release").exists()):
@@ -123,7 +129,8 @@ class ToyProject:
         (self.root / "stage.py").write_text(STAGE)
         (self.root / "dvc.yaml").write_text(DVC_YAML)
         experts = {f"expert-{number}": {"source": "base", "cluster": number} for number in range(4)}
-        (self.root / "params.yaml").write_text(yaml.safe_dump({"sources": {"base": {}}, "experts": experts}))
+        params = {"sources": {"base": {"shards": "glyphs"}}, "experts": experts, "model": {"name": "ViT-B-32"}}
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params))
         (self.root / ".dvcignore").write_text("/.mode\n/flows\n/checkpoints\n")
         (self.root / ".gitignore").write_text("/data/\n/models/\n/reports/\n")
         shutil.copytree(REPOSITORY / "flows", self.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
@@ -175,143 +182,84 @@ class ToyProject:
         content: dict[str, Any] = yaml.safe_load((self.root / "dvc.lock").read_text())
         return dict(content["stages"])
 
-    def processes(self) -> list[str]:
-        """Command lines of processes of stages or flows in this project."""
+    def processes(self) -> list[psutil.Process]:
+        """Processes that work in this project's folder."""
         found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                inside = (entry / "cwd").readlink().is_relative_to(self.root)
-            except OSError:
-                continue
-            if inside and any(word in command for word in ("stage.py", "dvc", "prefect.engine", "supervise")):
-                found.append(command)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile, or is not ours
+                if Path(process.cwd()).is_relative_to(self.root):
+                    found.append(process)
         return found
 
+    def stages(self) -> list[str]:
+        """Command lines of processes of stages or flows in this project."""
+        words = ("stage.py", "dvc", "prefect.engine", "supervise")
+        return [line for line in map(command_line, self.processes()) if any(word in line for word in words)]
 
-class Page:
-    """`python -m flows.ui` on a project, and Prefect's API."""
 
-    def __init__(self, project: ToyProject, *options: str) -> None:
+class Page(orchestration.Page):
+    """The page of a toy project."""
+
+    def __init__(self, project: Any, *options: str) -> None:
         self.project = project
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0", *options],
-            cwd=project.root,
-            env=terminal(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.output: list[str] = []
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output.append(line)
-            if line.startswith("Ctrl-C"):
-                break
-        else:
-            raise AssertionError(f"the page did not start: {''.join(self.output)}{self.logs()}")
-        self.address = next(line.split()[1] for line in self.output if line.startswith("Prefect"))
-        self.mlflow = next(line.split()[1] for line in self.output if line.startswith("MLflow"))
+        super().__init__(project.root, terminal(), *options)
 
     def logs(self) -> str:
         """Ends of the services' logs."""
-        files = sorted((self.project.root / ".mode" / "logs").glob("*.log"))
+        files = sorted(Paths(self.root).logs.glob("*.log"))
         return "".join(f"\n--- {path.name}\n{path.read_text()[-3000:]}" for path in files)
 
-    def call(self, path: str, body: object | None = None) -> Any:
-        """GET, or POST a body."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.address}/api/{path}", data, {"content-type": "application/json"})
-        for _ in range(10):
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    return json.loads(answer.read() or "null")
-            except urllib.error.HTTPError as error:
-                if error.code != 503:  # the server's database is locked: Prefect's own client tries again, too
-                    raise
-                time.sleep(1)
-        raise AssertionError("the server's database stays locked")
-
-    def start(self, flow: str, **parameters: Any) -> str:
-        """Start a run of a deployment, as the page does; its id."""
-        deployment = self.call(f"deployments/name/{flow}/{flow}")["id"]
+    def start(self, deployment: str, **parameters: Any) -> UUID:
+        """Start a run on the CPU that waits for nothing before it tries again."""
         machine = {"devices": "cpu", "retry_delay": 0, **parameters.pop("machine", {})}
-        body = {"parameters": {"machine": machine, **parameters}, "state": {"type": "SCHEDULED"}}
-        return str(self.call(f"deployments/{deployment}/create_flow_run", body)["id"])
+        return super().start(deployment, machine=machine, **parameters)
 
-    def state(self, run: str) -> dict[str, Any]:
-        """A run's state: type, name, message."""
-        return dict(self.call(f"flow_runs/{run}")["state"])
-
-    def await_end(self, run: str, seconds: float = 240) -> dict[str, Any]:
+    def await_end(self, run: UUID) -> State[Any]:
         """Wait for a run's final state."""
-        ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-        await_that(lambda: self.state(run)["type"] in ends, seconds, lambda: f"{self.state(run)} {self.text(run)}")
+        wait_until(lambda: self.state(run).is_final(), lambda: f"{self.state(run)} {self.text(run)} {self.logs()}")
         return self.state(run)
 
-    def cancel(self, run: str) -> None:
+    def cancel(self, run: UUID) -> None:
         """Cancel a run, as the page and the command line do."""
-        self.call(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+        self.client.set_flow_run_state(run, Cancelling())
 
-    def retry(self, run: str) -> None:
+    def retry(self, run: UUID) -> None:
         """Retry a run that has ended, as the page's button does."""
-        self.call(
-            f"flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
-        )
+        self.client.set_flow_run_state(run, AwaitingRetry(), force=True)
 
-    def tasks(self, run: str) -> dict[str, dict[str, Any]]:
-        """Task runs by name, but for those that the server lists a moment before they have a state."""
-        found = self.call("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
-        return {task["name"]: task for task in found if task["state"]}
-
-    def text(self, run: str) -> str:
+    def text(self, run: UUID) -> str:
         """All log lines of a run."""
-        body = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
-        return "\n".join(line["message"] for line in self.call("logs/filter", body))
+        these = LogFilter.model_validate({"flow_run_id": {"any_": [run]}})
+        lines = self.client.read_logs(these, limit=200, sort=LogSort.TIMESTAMP_ASC)
+        return "\n".join(line.message for line in lines)
+
+    def artifacts(self, run: UUID) -> dict[str, Any]:
+        """What a run has left on its page, by key."""
+        found = self.client.read_artifacts(flow_run_filter=orchestration.this_run(run))
+        return {artifact.key or "": artifact.data for artifact in found}
 
     def worker(self) -> int:
         """Process id of the worker."""
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                inside = (entry / "cwd").readlink() == self.project.root
-            except OSError:
-                continue
-            if inside and "prefect worker start" in command:
-                return int(entry.name)
-        raise AssertionError("no worker")
+        [found] = [each.pid for each in self.project.processes() if "prefect worker start" in command_line(each)]
+        return found
 
-    def stop(self, number: int = signal.SIGINT) -> int:
-        """Ctrl-C, and wait for the end; the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=180)
-        self.output.append(output)
-        return self.process.returncode
+
+def command_line(process: psutil.Process) -> str:
+    """Of a process that may end meanwhile."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def terminal() -> dict[str, str]:
     """The environment of a terminal in the project: its own programs first, no settings of Prefect's, `/bin/sh`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_", "SHELL"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_", "OMP_", "SHELL"))
+    }
     folder = str(Path(sys.executable).parent)
     path = f"{folder}{os.pathsep}{kept['PATH']}"
     # A machine that stands still for a moment must not get a training killed before its checkpoint.
     return kept | {"PATH": path, "DVC_NO_ANALYTICS": "true", "MODE_STOP_SECONDS": "60"}
-
-
-def await_that(condition: Callable[[], object], seconds: float = 180, describe: Callable[[], str] = lambda: "") -> None:
-    """Wait until a condition holds; fail with a description if it does not."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"did not happen within {seconds} s: {textwrap.shorten(describe(), 4000)}")
-        time.sleep(0.1)
-
-
-@pytest.fixture(scope="session")
-def wait_until() -> Callable[..., None]:
-    """`wait_until(condition, seconds, describe)`."""
-    return await_that
 
 
 @pytest.fixture

@@ -20,16 +20,16 @@ pytestmark = [
 
 def test_run_started_from_the_form_completes(project: Any, page: Any, tab: Tab, tmp_path: Path) -> None:
     project.fresh()
-    deployment = page.call("deployments/name/pipeline/pipeline")["id"]
-    before = {run["id"] for run in page.call("flow_runs/filter", {})}
-    tab.goto(f"{page.address}/deployments/deployment/{deployment}/run")
+    deployment = page.client.read_deployment_by_name("pipeline/pipeline").id
+    before = {run.id for run in page.client.read_flow_runs()}
+    tab.goto(f"{page.prefect}/deployments/deployment/{deployment}/run")
     tab.get_by_text("Trainings side by side on the CPU").wait_for()
     keep(tab, "form", tmp_path)
     tab.get_by_role("button", name="Submit").click()
     tab.wait_for_url(f"**/deployment/{deployment}?**")  # the page goes back to the deployment
-    (run,) = {run["id"] for run in page.call("flow_runs/filter", {})} - before
-    assert page.await_end(run)["type"] == "COMPLETED", page.text(run)
-    tab.goto(f"{page.address}/runs/flow-run/{run}")
+    (run,) = {run.id for run in page.client.read_flow_runs()} - before
+    assert page.await_end(run).type == "COMPLETED", page.text(run)
+    tab.goto(f"{page.prefect}/runs/flow-run/{run}")
     tab.get_by_text("Completed", exact=True).first.wait_for()
     tab.get_by_text("expert@expert-3").first.wait_for()
     keep(tab, "run", tmp_path)

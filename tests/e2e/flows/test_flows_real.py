@@ -16,6 +16,7 @@ from benchmarks.orchestration import lock_differences
 from mode.data.glyphs.dataset import write_glyph_shards
 from mode.params import GlyphParams
 from tests.e2e.conftest import REPOSITORY, SmallProject, keep, make_project
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -37,11 +38,11 @@ def lock_of(project: SmallProject) -> dict[str, Any]:
 
 
 def test_experts_by_task_leave_what_dvc_repro_leaves(
-    flowing: tuple[SmallProject, Any], finished_project: SmallProject, wait_until: Callable[..., None]
+    flowing: tuple[SmallProject, Any], finished_project: SmallProject
 ) -> None:
     project, page = flowing
     run = page.start("pipeline", order="by_task", task="dice", machine={"workers": 2})
-    assert page.await_end(run, 400)["type"] == "COMPLETED", page.text(run)
+    assert page.await_end(run).type == "COMPLETED", page.text(run)
     assert lock_differences(finished_project.root, project.root) == []
     assert project.stages_to_run() == set()
 
@@ -50,13 +51,12 @@ def test_experts_by_task_leave_what_dvc_repro_leaves(
     assert order == pytest.approx(metrics["routing"]["dice"])
     assert list(order) == metrics["growth"]["tasks"]["dice"]["order"]
     timed = {"dense", "dense-long", *(f"expert@{expert}" for expert in order)}
-    wait_until(lambda: timed <= set(page.tasks(run)), 60)
-    starts = {name: task["start_time"] for name, task in page.tasks(run).items()}
+    wait_until(lambda: timed <= set(page.tasks(run)))
+    starts = {name: task.start_time for name, task in page.tasks(run).items()}
     first, second = (starts[f"expert@{expert}"] for expert in order)
     assert first <= second < max(starts["dense"], starts["dense-long"])
 
-    found = page.call("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
-    artifacts = {artifact["key"]: artifact["data"] for artifact in found}
+    artifacts = page.artifacts(run)
     assert "| ensemble |" in artifacts["comparison"].replace("**", "")
     assert "data:image/" in artifacts["routing"]
     assert page.mlflow in artifacts["mlflow-ensemble"]
@@ -79,19 +79,18 @@ def test_a_source_added_later_touches_nothing_old(
     flowing: tuple[SmallProject, Any],
     finished_project: SmallProject,
     tmp_path: Path,
-    wait_until: Callable[..., None],
 ) -> None:
     project, page = flowing
     before, files = lock_of(project), contents(project)
     shards = tmp_path / "later"
     write_glyph_shards(GlyphParams(pairs=400, shard_pairs=200), shards, random_seed=9)
     wrong = page.start("add-expert", name="later", shards=str(tmp_path / "nowhere"))
-    assert page.await_end(wrong)["type"] == "FAILED"
-    assert "nowhere" in page.state(wrong)["message"]
+    assert page.await_end(wrong).type == "FAILED"
+    assert "nowhere" in page.state(wrong).message
     assert lock_of(project) == before
 
     run = page.start("add-expert", name="later", shards=str(shards))
-    assert page.await_end(run, 400)["type"] == "COMPLETED", page.text(run)
+    assert page.await_end(run).type == "COMPLETED", page.text(run)
     after = lock_of(project)
     new = {"watch@later", "index@later", "embed@later", "cluster@later", "assign@later", "expert@expert-2"}
     assert set(after) - set(before) == new
@@ -99,10 +98,10 @@ def test_a_source_added_later_touches_nothing_old(
     assert changed == {"ensemble", "evaluate", "report"}
 
     def ran() -> set[str]:
-        return {name for name, task in page.tasks(run).items() if task["state"]["name"] == "Completed"}
+        return {name for name, task in page.tasks(run).items() if task.state.name == "Completed"}
 
     # Prefect's server notes the states of tasks a moment after they were sent.
-    wait_until(lambda: ran() - {"add source later"} == new | changed, 60, lambda: str(ran()))
+    wait_until(lambda: ran() - {"add source later"} == new | changed, ran)
     assert contents(project) == files
     metrics = json.loads((project.root / "reports/metrics.json").read_text())
     assert set(metrics["routing"]["dice"]) == {"expert-0", "expert-1", "expert-2"}

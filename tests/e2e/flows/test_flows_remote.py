@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.schemas.actions import WorkPoolCreate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -29,7 +29,7 @@ def prefect(project: Any, page: Any, *arguments: str) -> subprocess.Popen[str]:
     """Prefect's command line in a checkout, speaking to the page's server."""
     from tests.e2e.flows.conftest import terminal
 
-    settings = {"PREFECT_API_URL": f"{page.address}/api", "PREFECT_HOME": str(project.root / ".mode" / "prefect")}
+    settings = {"PREFECT_API_URL": f"{page.prefect}/api", "PREFECT_HOME": str(project.root / ".mode" / "prefect")}
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
         cwd=project.root,
@@ -40,18 +40,8 @@ def prefect(project: Any, page: Any, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run_elsewhere(page: Any, **parameters: Any) -> str:
-    """Start a run of the other checkout's deployment."""
-    deployment = page.call("deployments/name/train-expert/train-expert-cluster")["id"]
-    body = {
-        "parameters": {"machine": {"devices": "cpu"}, "remote": True, **parameters},
-        "state": {"type": "SCHEDULED"},
-    }
-    return str(page.call(f"deployments/{deployment}/create_flow_run", body)["id"])
-
-
 def test_a_worker_elsewhere_trains_an_expert_that_the_ensemble_takes_in(
-    project: Any, page: Any, tmp_path: Path, wait_until: Callable[..., None]
+    project: Any, page: Any, tmp_path: Path
 ) -> None:
     project.fresh()
     shutil.rmtree(project.root / "models", ignore_errors=True)  # of other tests on the shared project
@@ -64,13 +54,13 @@ def test_a_worker_elsewhere_trains_an_expert_that_the_ensemble_takes_in(
         *(other, page, "deploy", "flows/train_expert.py:train_expert"),
         *("--name", "train-expert-cluster", "--pool", "cluster"),
     )
-    page.call("work_pools/", {"name": "cluster", "type": "process"})
+    page.client.create_work_pool(WorkPoolCreate(name="cluster", type="process"))
     printed, _ = deploy.communicate(timeout=120)
     assert deploy.returncode == 0, printed
     worker = prefect(other, page, "worker", "start", "--pool", "cluster", "--type", "process", "--limit", "1")
     try:
-        run = run_elsewhere(page, experts=["expert-1"])
-        assert page.await_end(run)["type"] == "COMPLETED", page.text(run)
+        run = page.start("train-expert/train-expert-cluster", remote=True, experts=["expert-1"])
+        assert page.await_end(run).type == "COMPLETED", page.text(run)
     finally:
         worker.send_signal(signal.SIGINT)
         worker.communicate(timeout=180)
@@ -80,8 +70,8 @@ def test_a_worker_elsewhere_trains_an_expert_that_the_ensemble_takes_in(
 
     run = page.start("evaluate", remote=True)
     state = page.await_end(run)
-    assert state["name"] == "Incomplete", page.text(run)
-    assert "without expert-0, expert-2, expert-3" in state["message"]
+    assert state.name == "Incomplete", page.text(run)
+    assert "without expert-0, expert-2, expert-3" in state.message
     assert "expert@expert-0: nobody has made it yet" in page.text(run)
     assert [event["stage"] for event in project.events("start")] == ["data", "seed", "ensemble", "evaluate", "report"]
     models = json.loads((project.root / "reports" / "metrics.json").read_text())["models"]
@@ -94,6 +84,6 @@ def test_without_a_remote_the_flow_says_so(project: Any, page: Any) -> None:
     (project.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
     run = page.start("train-expert", experts=["expert-1"], remote=True)
     state = page.await_end(run)
-    assert state["type"] == "FAILED"
-    assert "there is no DVC remote (`dvc remote add --default NAME ADDRESS`)" in state["message"]
+    assert state.type == "FAILED"
+    assert "there is no DVC remote (`dvc remote add --default NAME ADDRESS`)" in state.message
     assert project.events() == []

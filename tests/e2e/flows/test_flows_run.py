@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import urllib.error
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx import HTTPStatusError
+
+from mode.parallel import cores
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -26,17 +28,18 @@ def most_side_by_side(events: list[dict[str, Any]], stages: list[str]) -> int:
     return most
 
 
-def test_flow_leaves_what_dvc_repro_leaves_and_runs_nothing_twice(
-    project: Any, page: Any, tmp_path: Path, wait_until: Callable[..., None]
-) -> None:
+def test_flow_leaves_what_dvc_repro_leaves_and_runs_nothing_twice(project: Any, page: Any, tmp_path: Path) -> None:
     project.fresh(steps=dict.fromkeys(EXPERTS, 30))
     run = page.start("pipeline", machine={"workers": 2})
-    assert page.await_end(run)["type"] == "COMPLETED", page.text(run)
+    assert page.await_end(run).type == "COMPLETED", page.text(run)
     by_flow = project.lock()
     events = project.events()
     assert most_side_by_side(events, ["dense", *EXPERTS]) == 2
-    assert {event["device"] for event in events if event["what"] == "start" and event["stage"] in EXPERTS} == {"cpu"}
-    wait_until(lambda: set(page.tasks(run)) == set(by_flow), 180)
+    how = {event["stage"]: (event["device"], event["threads"]) for event in events if event["what"] == "start"}
+    assert how["seed"] == ("cpu", str(cores()))
+    assert {how[expert] for expert in EXPERTS} == {("cpu", str(max(1, cores() // 2)))}
+    assert how["data"] == how["report"] == (None, None)
+    wait_until(lambda: set(page.tasks(run)) == set(by_flow))
     assert "expert-2: step 30" in page.text(run)  # the stage's own output
 
     # The same by DVC alone, in a copy that has no results and no cache.
@@ -48,18 +51,15 @@ def test_flow_leaves_what_dvc_repro_leaves_and_runs_nothing_twice(
     assert project.dvc("status").strip() == "Data and pipelines are up to date."
 
     again = page.start("pipeline")
-    assert page.await_end(again)["type"] == "COMPLETED"
+    assert page.await_end(again).type == "COMPLETED"
 
     def states() -> dict[str, str]:
-        return {name: task["state"]["name"] for name, task in page.tasks(again).items()}
+        return {name: task.state.name for name, task in page.tasks(again).items()}
 
     # Prefect's server notes the states of tasks a moment after they were sent.
-    wait_until(lambda: states() == dict.fromkeys(by_flow, "Cached"), 180, lambda: str(states()))
+    wait_until(lambda: states() == dict.fromkeys(by_flow, "Cached"), states)
     assert len(project.events()) == len(events)
-    artifacts = {
-        artifact["key"]: artifact["data"]
-        for artifact in page.call("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [again]}}})
-    }
+    artifacts = page.artifacts(again)
     assert "| ensemble | **75.0** |" in artifacts["comparison"]
 
 
@@ -67,9 +67,9 @@ def test_expert_that_keeps_failing_is_left_out_and_the_run_says_so(project: Any,
     project.fresh(faults={"expert-1": 3, "expert-2": 1})
     run = page.start("pipeline", machine={"workers": 2, "retries": 2})
     state = page.await_end(run)
-    assert (state["type"], state["name"]) == ("COMPLETED", "Incomplete"), page.text(run)
-    assert "without expert-1: the seed stands in for it" in state["message"]
-    assert "expert-1 has a fault" in state["message"]
+    assert (state.type, state.name) == ("COMPLETED", "Incomplete"), page.text(run)
+    assert "without expert-1: the seed stands in for it" in state.message
+    assert "expert-1 has a fault" in state.message
     assert len(project.events("fault", "expert-1")) == 3
     assert len(project.events("fault", "expert-2")) == 1
     assert json.loads((project.root / "reports" / "metrics.json").read_text())["models"] == [
@@ -78,26 +78,26 @@ def test_expert_that_keeps_failing_is_left_out_and_the_run_says_so(project: Any,
     # Its faults are mended: only it and what comes after it runs.
     before = len(project.events("start"))
     run = page.start("train-expert", experts=["expert-1"])
-    assert page.await_end(run)["type"] == "COMPLETED", page.text(run)
+    assert page.await_end(run).type == "COMPLETED", page.text(run)
     run = page.start("evaluate")
     state = page.await_end(run)
-    assert (state["type"], state["name"]) == ("COMPLETED", "Completed"), page.text(run)
+    assert (state.type, state.name) == ("COMPLETED", "Completed"), page.text(run)
     assert [event["stage"] for event in project.events("start")[before:]] == ["expert-1", "evaluate", "report"]
 
 
-def test_two_flows_on_one_project(project: Any, page: Any, wait_until: Callable[..., None]) -> None:
+def test_two_flows_on_one_project(project: Any, page: Any) -> None:
     project.fresh(held=("expert-0",))
     first = page.start("train-expert", experts=["expert-0"])
-    wait_until(lambda: project.events("start", "expert-0"), 240, lambda: page.text(first))
+    wait_until(lambda: project.events("start", "expert-0"), lambda: page.text(first))
     impatient = page.start("train-expert", experts=["expert-1"], machine={"wait": False})
     state = page.await_end(impatient)
-    assert state["type"] == "FAILED"
-    assert "this project is held by train-expert run" in state["message"]
+    assert state.type == "FAILED"
+    assert "this project is held by train-expert run" in state.message
     patient = page.start("evaluate")
-    wait_until(lambda: "waiting: this project" in page.text(patient), 120, lambda: page.text(patient))
+    wait_until(lambda: "waiting: this project" in page.text(patient), lambda: page.text(patient))
     project.release()
-    assert page.await_end(first)["type"] == "COMPLETED"
-    assert page.await_end(patient)["type"] == "COMPLETED", page.text(patient)
+    assert page.await_end(first).type == "COMPLETED"
+    assert page.await_end(patient).type == "COMPLETED", page.text(patient)
     assert project.events("start", "evaluate")[0]["time"] > project.events("end", "expert-0")[0]["time"]
 
 
@@ -110,13 +110,11 @@ def test_wrong_input_is_refused_before_anything_starts(project: Any, page: Any) 
         ("train-expert", {}),
         ("add-expert", {"name": "No spaces", "shards": "x"}),
     ]:
-        with pytest.raises(urllib.error.HTTPError) as refused:
+        with pytest.raises(HTTPStatusError) as refused:
             page.start(flow, **wrong)
-        assert refused.value.code == 409
+        assert refused.value.response.status_code == 409
     run = page.start("train-expert", experts=["expert-9"])
     state = page.await_end(run)
-    assert state["type"] == "FAILED"
-    assert (
-        "no expert is called 'expert-9' (params.yaml has: expert-0, expert-1, expert-2, expert-3)" in state["message"]
-    )
+    assert state.type == "FAILED"
+    assert "no expert is called 'expert-9' (params.yaml has: expert-0, expert-1, expert-2, expert-3)" in state.message
     assert project.events() == []
