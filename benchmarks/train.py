@@ -86,17 +86,19 @@ def _ours(
     import torch
 
     from mode.data.shards.index import PairIndex
+    from mode.roles import SEED
     from mode.training.flops import flops_per_pair
     from mode.training.loop import train
-    from mode.training.plan import make_plan
+    from mode.training.plan import Training, make_plan
 
     if given.size == "quick":
         batch, steps = 8, 2
     index = PairIndex.load(given.folder / "index")
-    model_params, image, training, machine = _recipe(model, batch, batch * steps, precision, workers, given.device)
-    training = training.model_copy(update={"compile": compiled})
+    model_params, image, recipe, machine = _recipe(model, batch, batch * steps, precision, workers, given.device)
+    recipe = recipe.model_copy(update={"compile": compiled})
     rows = np.arange(len(index))
-    plan = make_plan("seed", "seed", rows, training, len(index), source="base")
+    plan = make_plan(SEED, rows, recipe, len(index))
+    training = Training(plan, index, model_params, image, recipe, random_seed=0)
     waits: list[float] = []
     reports: list[tuple[int, float]] = []  # step, time
 
@@ -107,14 +109,9 @@ def _ours(
     def run() -> dict[str, Any]:
         reports.clear()
         result = train(
-            plan,
-            index,
+            training,
             given.folder,
-            model=model_params,
-            image=image,
-            training=training,
             machine=machine,
-            random_seed=0,
             checkpoint_dir=given.folder / "checkpoints",
             on_metrics=report,
         )

@@ -385,7 +385,7 @@ class Params(Section):
                 raise ValueError(f"experts.{name}: that name belongs to another model")
             if expert.source not in self.sources:
                 raise ValueError(f"experts.{name}.source: no source is called '{expert.source}'")
-            coarse = self.clusters_of(expert.source)[1]
+            coarse = self.coarse_of(expert.source)
             if expert.cluster >= coarse:
                 raise ValueError(
                     f"experts.{name}.cluster: {expert.cluster}, but source '{expert.source}' has {coarse} coarse"
@@ -398,8 +398,11 @@ class Params(Section):
 
     def clusters_of(self, source: str) -> tuple[int, int]:
         """(fine, coarse) of a source: its own numbers, or those of `clustering`."""
-        own = self.sources[source]
-        return own.fine or self.clustering.fine, own.coarse or self.clustering.coarse
+        return self.sources[source].fine or self.clustering.fine, self.coarse_of(source)
+
+    def coarse_of(self, source: str) -> int:
+        """Coarse clusters of a source: its own number, or that of `clustering`."""
+        return self.sources[source].coarse or self.clustering.coarse
 
 
 def load_params(path: Path) -> Params:

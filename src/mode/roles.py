@@ -19,16 +19,17 @@ class Role:
     """One arm.
 
     Attributes:
-        name: of the arm, of its stage in dvc.yaml, and of its model (an expert's model is named in params.yaml).
+        name: of the arm, of its stage in dvc.yaml, and of its model; where there are `many`, see `model`.
         kind: which part of the method it is.
         label: what sentences call it.
         note: Markdown for its run's page in MLflow.
-        parent: the role whose weights it starts from; None: from random weights.
+        parent: `seed`, whose weights it starts from; None: from random weights.
         pairs: what a training sees: all pairs of a source, or those of one cluster. None: not trained, but derived
             from other models.
         length: how long a training is, see `mode.training.plan`: `seed` and `dense` end where those do, `expert` is as
             long as an expert, `total` as long as the seed and all experts together.
-        many: there are several of it, each named in params.yaml and a stage `NAME@KEY`.
+        many: there is one for each key of `experts` in params.yaml, with the source, epochs and learning rate that
+            stand there, made by a stage `NAME@KEY`.
         dispensable: the rest of the pipeline can do without it; the seed answers for a missing expert.
         colour: of its models in plots and on the page.
     """
@@ -53,6 +54,16 @@ class Role:
     def trained(self) -> bool:
         """Whether a stage trains it; the others are derived from trained models."""
         return self.pairs is not None
+
+    def model(self, key: str | None = None) -> str:
+        """Name of its model; with `many`, of the one of that key: an expert's is the key, others' the two joined.
+
+        >>> DENSE_LONG.model(), EXPERT.model("expert-3")
+        ('dense-long', 'expert-3')
+        """
+        if key is None:
+            return self.name
+        return key if self.kind == "expert" else f"{self.name}-{key}"
 
 
 #: In the order of every table.
@@ -149,4 +160,4 @@ def models_of(experts: Iterable[str]) -> list[str]:
     ['seed', 'dense', 'dense-long', 'expert-0', 'expert-1']
     """
     experts = list(experts)
-    return [name for role in TRAINED for name in (experts if role.many else [role.name])]
+    return [role.model(key) for role in TRAINED for key in (experts if role.many else [None])]

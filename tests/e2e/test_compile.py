@@ -12,8 +12,9 @@ from mode.data.glyphs.dataset import write_glyph_shards
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.params import GlyphParams, ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
+from mode.roles import SEED
 from mode.training.loop import train
-from mode.training.plan import make_plan
+from mode.training.plan import Training, make_plan
 
 CONFIG = {
     "embed_dim": 16,
@@ -32,20 +33,16 @@ def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
     index = PairIndex.load(tmp_path / "index")
     losses = {}
     for compiled in (False, True):
-        training = TrainingParams(
+        recipe = TrainingParams(
             epoch_samples=64, epochs=2, seed_epochs=1, batch_size=16, lr=1e-3, warmup=0, compile=compiled
         )
-        plan = make_plan("seed", "seed", np.arange(len(index)), training, index.images, source="base")
+        plan = make_plan(SEED, np.arange(len(index)), recipe, index.images)
+        model = ModelParams(config=CONFIG, tokenizer="words")
         seen: list[float] = []
         result = train(
-            plan,
-            index,
+            Training(plan, index, model, ImageParams(size=32), recipe, random_seed=0),
             tmp_path,
-            model=ModelParams(config=CONFIG, tokenizer="words"),
-            image=ImageParams(size=32),
-            training=training,
             machine=MachineParams(device="cpu"),
-            random_seed=0,
             checkpoint_dir=tmp_path / f"checkpoints-{compiled}",
             on_metrics=lambda _, figures, seen=seen: seen.append(figures["train/loss"]),  # type: ignore[misc]
             log_every=1,

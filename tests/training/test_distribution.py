@@ -14,15 +14,16 @@ from safetensors.torch import load_file
 
 from mode.data.shards.index import PairIndex
 from mode.params import ImageParams, MachineParams, ModelParams, TrainingParams
+from mode.roles import DENSE
 from mode.training.loop import train
-from mode.training.plan import make_plan
+from mode.training.plan import Training, make_plan
 
 ACCUMULATE = (1, 2)
 
 
 def train_here(project: Path, model: ModelParams, out: Path, accumulate: int) -> None:
     """Train and write `losses.json` and the model folder; also what each process of torchrun runs."""
-    training = TrainingParams(
+    recipe = TrainingParams(
         epoch_samples=24,
         epochs=4,
         seed_epochs=2,
@@ -32,18 +33,18 @@ def train_here(project: Path, model: ModelParams, out: Path, accumulate: int) ->
         lr=1e-3,
     )
     index = PairIndex.load(project / "index")
+    plan = make_plan(DENSE, np.arange(len(index)), recipe, index.images)
     losses: dict[int, float] = {}
+
+    def on_metrics(step: int, figures: dict[str, float]) -> None:
+        losses[step] = figures["train/loss"]
+
     result = train(
-        make_plan("dense", "dense", np.arange(len(index)), training, index.images, source="base"),
-        index,
+        Training(plan, index, model, ImageParams(size=32, flip=True, shift=2), recipe, random_seed=3),
         project,
-        model=model,
-        image=ImageParams(size=32, flip=True, shift=2),
-        training=training,
         machine=MachineParams(device="cpu", threads=1),
-        random_seed=3,
         checkpoint_dir=out / "checkpoints",
-        on_metrics=lambda step, figures: losses.update({step: figures["train/loss"]}),
+        on_metrics=on_metrics,
         log_every=1,
     )
     result.save(out / "model")

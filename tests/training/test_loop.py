@@ -19,10 +19,11 @@ from torch import Tensor
 from mode.clip.model import load_model
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
-from mode.params import ImageParams, MachineParams, ModelParams, TrainingParams
+from mode.params import ExpertParams, ImageParams, MachineParams, ModelParams, TrainingParams
+from mode.roles import role_named
 from mode.training.interruption import Interrupted
 from mode.training.loop import TrainResult, train
-from mode.training.plan import make_plan
+from mode.training.plan import Training, make_plan
 
 IMAGE = ImageParams(size=32, flip=True, shift=2)
 SETTINGS: dict[str, Any] = {
@@ -44,7 +45,7 @@ class Bench:
 
     def train(
         self,
-        role: Any,
+        role: str,
         rows: np.ndarray | None = None,
         on_step: Callable[[int], None] = lambda _: None,
         plan: dict[str, Any] | None = None,
@@ -53,8 +54,9 @@ class Bench:
     ) -> tuple[TrainResult, dict[int, float]]:
         elsewhere = {key: settings.pop(key) for key in list(settings) if key not in TrainingParams.model_fields}
         machine = MachineParams(**{**MACHINE, **elsewhere})
-        training = TrainingParams(**{**SETTINGS, **settings})
+        recipe = TrainingParams(**{**SETTINGS, **settings})
         rows = np.arange(len(self.index)) if rows is None else rows
+        made = make_plan(role_named(role), rows, recipe, self.index.images, **(plan or {}))
         losses: dict[int, float] = {}
 
         def on_metrics(step: int, figures: dict[str, float]) -> None:
@@ -62,14 +64,9 @@ class Bench:
             on_step(step)
 
         result = train(
-            make_plan(role, role, rows, training, self.index.images, source="base", **(plan or {})),
-            self.index,
+            Training(made, self.index, self.model, IMAGE, recipe, random_seed=3),
             self.project,
-            model=self.model,
-            image=IMAGE,
-            training=training,
             machine=machine,
-            random_seed=3,
             checkpoint_dir=self.folder / checkpoints,
             on_metrics=on_metrics,
             log_every=1,
@@ -118,7 +115,7 @@ def test_an_expert_goes_on_from_weights_and_moments_of_the_seed(bench: Bench) ->
     for file in (bench.folder / "seed").iterdir():
         (bench.folder / "bare" / file.name).write_bytes(file.read_bytes())
     rows = np.arange(0, 60, 3)
-    given = {"parent": bench.folder / "seed", "cluster": 1}
+    given = {"parent": bench.folder / "seed", "expert": ExpertParams(cluster=1)}
     expert, losses = bench.train("expert", rows, plan=given)
     assert list(losses) == [9, 10, 11, 12]
     card = expert.clip.card

@@ -7,23 +7,26 @@ import numpy as np
 import pytest
 
 from mode.errors import ModeError
-from mode.params import TrainingParams
-from mode.training.plan import Role, TrainPlan, make_plan
+from mode.params import ExpertParams, TrainingParams
+from mode.roles import DENSE, DENSE_LONG, EXPERT, SEED, UNIFORM, Role
+from mode.training.plan import TrainPlan, make_plan
 
 ROWS = np.arange(10, dtype=np.int64)
-SEED = Path("models/seed")
+PARENT = Path("models/seed")
+#: An arm that no table has.
+FULL = Role("full", "dense", "a full model", "", parent="seed", pairs="all", length="expert", many=True)
 
 
 def plan(role: Role, schedule: str = "wsd", **given: Any) -> TrainPlan:
     training = TrainingParams(
         epoch_samples=100, epochs=32, seed_epochs=27, batch_size=10, warmup=5, lr=1.0, schedule=schedule
     )  # type: ignore[arg-type]
-    return make_plan(role, role, ROWS, training, images=7, source="base", **given)
+    return make_plan(role, ROWS, training, images=7, **given)
 
 
 def test_seed_then_dense_cover_the_steps_of_one_dense_training() -> None:
     for schedule in ("wsd", "cosine"):
-        seed, dense, straight = plan("seed", schedule), plan("dense", schedule, parent=SEED), plan("dense", schedule)
+        seed, dense, straight = plan(SEED, schedule), plan(DENSE, schedule, parent=PARENT), plan(DENSE, schedule)
         assert (seed.first_step, seed.last_step) == (0, 270)
         assert (dense.first_step, dense.last_step) == (270, 320)
         assert (straight.first_step, straight.last_step) == (0, 320)
@@ -35,41 +38,59 @@ def test_seed_then_dense_cover_the_steps_of_one_dense_training() -> None:
 
 
 def test_dense_long_has_the_steps_of_seed_and_experts() -> None:
-    wsd = plan("dense-long", parent=SEED, expert_epochs=[None, None, None, 10])
-    assert (wsd.first_step, wsd.last_step) == (270, 270 + 3 * 50 + 100)
+    wsd = plan(DENSE_LONG, parent=PARENT, experts=5)
+    assert (wsd.first_step, wsd.last_step) == (270, 270 + 5 * 50)
     assert wsd.schedule.rate(270) == 1.0
     assert wsd.schedule.rate(395) == 0.5
-    assert wsd.parent == SEED
+    assert wsd.parent == PARENT
 
 
 def test_dense_long_with_a_cosine_starts_from_scratch() -> None:
-    cosine = plan("dense-long", "cosine", parent=SEED, expert_epochs=[None] * 4)
+    cosine = plan(DENSE_LONG, "cosine", parent=PARENT, experts=4)
     assert (cosine.first_step, cosine.last_step, cosine.stream_start, cosine.parent) == (0, 470, 0, None)
     assert cosine.schedule.rate(237) == pytest.approx(0.5, abs=0.01)
 
 
 def test_an_expert_branches_off_with_its_own_stream_steps_and_rate() -> None:
-    expert = plan("expert", parent=SEED, cluster=2, epochs=10, lr=0.5)
+    own = ExpertParams(source="other", cluster=2, epochs=10, lr=0.5)
+    expert = plan(EXPERT, key="tops", expert=own, parent=PARENT)
+    assert (expert.name, expert.source, expert.cluster) == ("tops", "other", 2)
     assert (expert.first_step, expert.last_step, expert.stream_start) == (270, 370, 0)
     assert expert.samples == expert.stream_stop == 1_000
     assert expert.position(271) == 10
     assert [expert.schedule.rate(step) for step in (270, 320)] == [0.5, 0.25]
 
 
+def test_another_arm_needs_no_more_than_its_row() -> None:
+    """Many models on all pairs: each is as long as its expert, and has a stretch of the stream of its own."""
+    experts = {f"expert-{number}": ExpertParams(cluster=number) for number in range(3)}
+    plans = [plan(FULL, key=key, expert=expert, parent=PARENT) for key, expert in experts.items()]
+    assert [each.name for each in plans] == ["full-expert-0", "full-expert-1", "full-expert-2"]
+    assert {(each.cluster, each.first_step, each.last_step, each.parent) for each in plans} == {
+        (None, 270, 320, PARENT)
+    }
+    assert [each.stream_start for each in plans] == [2_700, 3_200, 3_700]
+    assert plan(FULL, key="own", expert=ExpertParams(cluster=0, epochs=10, lr=0.5), parent=PARENT).steps == 100
+
+
+def test_what_is_derived_from_models_is_not_trained() -> None:
+    with pytest.raises(ValueError, match="uniform is not trained"):
+        plan(UNIFORM)
+
+
 def test_an_epoch_is_one_pass_over_the_images_unless_set() -> None:
     training = TrainingParams(epochs=4, seed_epochs=2, batch_size=10, warmup=0)
-    assert make_plan("seed", "seed", ROWS, training, images=55, source="base").last_step == 11
+    assert make_plan(SEED, ROWS, training, images=55).last_step == 11
 
 
 @pytest.mark.parametrize(
     ("role", "given", "message"),
     [
-        ("expert", {}, "needs a seed"),
-        ("dense-long", {"parent": SEED}, "needs experts"),
-        ("teacher", {}, "no training role is called 'teacher'"),
+        (EXPERT, {"key": "tops"}, "tops: needs a seed"),
+        (DENSE_LONG, {"parent": PARENT}, "needs experts"),
     ],
 )
-def test_what_makes_no_plan_is_refused(role: Any, given: dict[str, Any], message: str) -> None:
+def test_what_makes_no_plan_is_refused(role: Role, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ModeError, match=message):
         plan(role, **given)
 
@@ -84,9 +105,9 @@ def test_what_makes_no_plan_is_refused(role: Any, given: dict[str, Any], message
 def test_settings_that_allow_no_training_are_refused(settings: dict[str, int], message: str) -> None:
     training = TrainingParams(**{"epochs": 4, "seed_epochs": 2, "batch_size": 10, "warmup": 0, **settings})  # type: ignore
     with pytest.raises(ModeError, match=message):
-        make_plan("seed", "seed", ROWS, training, images=100, source="base")
+        make_plan(SEED, ROWS, training, images=100)
 
 
 def test_no_pairs_are_refused() -> None:
     with pytest.raises(ModeError, match="no pairs"):
-        make_plan("seed", "seed", ROWS[:0], TrainingParams(), images=1, source="base")
+        make_plan(SEED, ROWS[:0], TrainingParams(), images=1)

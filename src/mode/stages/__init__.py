@@ -14,17 +14,19 @@ Libraries are imported inside the functions, since a stage needs one room and th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mode.errors import ModeError
 from mode.params import load_params
+from mode.roles import TRAINED
 from mode.stages.evaluation import ensemble, evaluate, evaluate_folders, evaluate_suite, order_experts
 from mode.stages.machine import in_several_processes
 from mode.stages.preparation import assign, cluster, data, embed, embedder, index, tasks, watch_tasks
 from mode.stages.project import Project, write_json
 from mode.stages.reports import report
 from mode.stages.sources import add_source, remove_expert
-from mode.stages.training import dense, dense_long, expert, export_shards, seed
+from mode.stages.training import export_shards, train_role
 
 __all__ = [
     "add_source",
@@ -66,7 +68,7 @@ KEYED_STAGES: dict[str, Callable[[Project, str], None]] = {
     "embed": embed,
     "cluster": cluster,
     "assign": assign,
-    "expert": expert,
+    **{role.name: partial(train_role, role) for role in TRAINED if role.many},
 }
 
 
@@ -74,9 +76,7 @@ STAGES: dict[str, Callable[[Project], None]] = {
     "watch-tasks": watch_tasks,
     "tasks": tasks,
     "embedder": embedder,
-    "seed": seed,
-    "dense": dense,
-    "dense-long": dense_long,
+    **{role.name: partial(train_role, role) for role in TRAINED if not role.many},
     "ensemble": ensemble,
     "evaluate": evaluate,
     "report": report,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mode.params import load_params
+from mode.roles import DENSE_LONG, Role
 from mode.stages.project import Project
 
 if TYPE_CHECKING:
@@ -18,54 +18,61 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mode.clustering.assignment import Assignment
-    from mode.data.shards.index import PairIndex
-    from mode.training.plan import Role
+    from mode.tracking.runs import Run
+    from mode.training.plan import Training
 
 
-def seed(project: Project) -> None:
-    """The shared, partly trained beginning of every model."""
-    params = project.params.training
-    _train(project, "seed", "seed", params.source, _all_rows)
+def train_role(role: Role, project: Project, key: str | None = None) -> None:
+    """Train the model of a role (where there are many, the one of this key), from its checkpoint if there is one.
 
-
-def dense(project: Project) -> None:
-    """The dense baseline: the seed trained on, on everything, to the last epoch."""
-    _train(project, "dense", "dense", project.params.training.source, _all_rows)
-
-
-def dense_long(project: Project) -> None:
-    """A dense model of as many samples as seed and experts together, if `baselines.dense_long` asks for it."""
-    params = project.params
-    if not params.baselines.dense_long:
-        project.model("dense-long").mkdir(parents=True, exist_ok=True)
-        print("dense-long: not trained, baselines.dense_long is false")
+    `dense-long` is trained if `baselines.dense_long` asks for it; else its folder stays empty.
+    """
+    if role is DENSE_LONG and not project.params.baselines.dense_long:
+        project.model(role.name).mkdir(parents=True, exist_ok=True)
+        print(f"{role.name}: not trained, baselines.dense_long is false")
         return
-    _train(
-        project,
-        "dense-long",
-        "dense-long",
-        params.training.source,
-        _all_rows,
-        # One expert per cluster of the first source, each of the common length: an expert that is added, removed or
-        # given epochs of its own later must not make this model out of date.
-        expert_epochs=[None] * params.clusters_of(params.training.source)[1],
-    )
+    _train(project, training_of(project, role, key))
 
 
-def expert(project: Project, name: str) -> None:
-    """One data expert: from the seed, on its cluster."""
-    params = project.expert(name)
-    rows, _ = rows_of_expert(project, name)
-    _train(
-        project,
-        "expert",
-        name,
-        params.source,
-        lambda _index: rows,
-        cluster=params.cluster,
-        epochs=params.epochs,
-        lr=params.lr,
+def training_of(project: Project, role: Role, key: str | None = None) -> Training:
+    """What params.yaml and the files of earlier stages make of a role.
+
+    Only the sections of params.yaml that dvc.yaml gives a training are read here.
+
+    Args:
+        project: with the index of its source; for the pairs of a cluster, with their assignment.
+        role: which.
+        key: of `experts` in params.yaml, where there are many of the role: source, cluster, epochs and learning rate
+            are those of that expert.
+    """
+    import numpy as np
+
+    from mode.data.loading.selection import without_held_out
+    from mode.training.plan import Training, make_plan
+
+    params = project.params
+    recipe = params.training
+    expert = project.expert(key) if key is not None else None
+    source = expert.source if expert else recipe.source
+    index = project.load_index(source)
+    images = index.images if source == recipe.source else project.load_index(recipe.source).images
+    if role.pairs == "cluster" and key is not None:
+        rows, _ = rows_of_expert(project, key)
+    else:
+        rows = np.arange(len(index), dtype=np.int64)
+    plan = make_plan(
+        role,
+        without_held_out(rows, index.image, recipe.held_out, params.random_seed),
+        recipe,
+        images,
+        key=key,
+        expert=expert,
+        # As many as the first source has clusters: an expert that is added, removed or given epochs of its own later
+        # must not make this model out of date.
+        experts=params.coarse_of(source) if role.length == "total" else 0,
+        parent=project.model(role.parent) if role.parent else None,
     )
+    return Training(plan, index, params.model, params.image, recipe, params.random_seed)
 
 
 def rows_of_expert(project: Project, name: str) -> tuple[NDArray[np.int64], Assignment]:
@@ -97,122 +104,86 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
     print(f"{name}: {len(rows):,} pairs in {shards:,} tars in {folder}")
 
 
-def _train(
-    project: Project,
-    role: Role,
-    name: str,
-    source: str,
-    rows_of: Callable[[PairIndex], NDArray[np.int64]],
-    *,
-    cluster: int | None = None,
-    epochs: int | None = None,
-    lr: float | None = None,
-    expert_epochs: Sequence[int | None] = (),
-) -> None:
-    """Train one model, from its last checkpoint if there is one, with its run in MLflow."""
-    from mode.data.loading.selection import without_held_out
-    from mode.roles import role_of
-    from mode.tracking.runs import Tracker
+def _train(project: Project, training: Training) -> None:
+    """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.training.distribution import ending_together
     from mode.training.interruption import Interrupted
-    from mode.training.loop import configuration_hash, train
-    from mode.training.plan import make_plan
+    from mode.training.loop import train
 
-    params = project.params
-    training = params.training
-    index = project.load_index(source)
-    epoch_images = project.load_index(training.source).images if source != training.source else index.images
-    plan = make_plan(
-        role,
-        name,
-        without_held_out(rows_of(index), index.image, training.held_out, params.random_seed),
-        training,
-        epoch_images,
-        source=source,
-        cluster=cluster,
-        parent=None if role == "seed" else project.model("seed"),
-        epochs=epochs,
-        lr=lr,
-        expert_epochs=expert_epochs,
-    )
+    plan = training.plan
     # A checkpoint of another configuration stays beside until this training is done, in case one goes back to it.
-    configuration = configuration_hash(plan, index, params.model, params.image, training, params.random_seed)
-    checkpoints = project.checkpoints / name / configuration[:12]
-    curve = _Curve(checkpoints / "curve.csv")
-    noted_run = checkpoints / "mlflow_run"
+    checkpoints = project.checkpoints / plan.name / training.fingerprint[:12]
     leads = os.environ.get("RANK", "0") == "0"  # under torchrun, the process that reports and writes
     if leads and any(checkpoints.glob("*.safetensors")):
-        print(f"{name} goes on from its checkpoint", flush=True)
+        print(f"{plan.name} goes on from its checkpoint", flush=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    tracked: dict[str, object] = {
-        **params.model_dump(include={"random_seed", "image", "model"}),
-        "training": training.model_dump(),
-        "machine": params.machine.model_dump(),
-        "pairs": len(plan.rows),
-        "steps": plan.steps,
-        "cluster": cluster,
-    }
-    run = Tracker(project.runs).run(
-        name,
-        role_of(name).kind,
-        expert=name if role == "expert" else None,
-        source=source,
-        params=tracked,
-        run_id=noted_run.read_text(encoding="utf-8") if noted_run.is_file() else None,
-    )
-
-    def on_metrics(step: int, figures: dict[str, float]) -> None:
-        curve.add(step * plan.batch_size, figures["train/loss"])
-        run.log(step * plan.batch_size, figures)
-        if run.header.run_id and not noted_run.is_file():
-            noted_run.write_text(run.header.run_id, encoding="utf-8")
-
+    record = _Record(project, training, checkpoints)
     with ending_together():
-        with run if leads else nullcontext():
+        with record.run if leads else nullcontext():
             try:
                 result = train(
-                    plan,
-                    index,
+                    training,
                     project.root,
-                    model=params.model,
-                    image=params.image,
-                    training=training,
-                    machine=params.machine,
-                    random_seed=params.random_seed,
+                    machine=project.params.machine,
                     checkpoint_dir=checkpoints,
-                    on_metrics=on_metrics,
+                    on_metrics=record.add,
                 )
             except Interrupted as interrupted:
                 if leads:
                     print(interrupted, file=sys.stderr)
                 sys.exit(interrupted.exit_code)
             if leads:
-                result.clip.card["mlflow_run"] = run.run_id
-            result.save(project.model(name))
+                result.clip.card["mlflow_run"] = record.run.run_id
+            result.save(project.model(plan.name))
         if leads:
-            curve.move_to(project.model(name) / "curve.csv")
-            shutil.rmtree(project.checkpoints / name)
+            record.write_curve(project.model(plan.name) / "curve.csv")
+            shutil.rmtree(project.checkpoints / plan.name)
 
 
-def _all_rows(index: PairIndex) -> NDArray[np.int64]:
-    import numpy as np
+class _Record:
+    """A training's figures, in MLflow and in a file; what it needs to go on with both lies beside the checkpoint.
 
-    return np.arange(len(index), dtype=np.int64)
+    Attributes:
+        run: in MLflow; the one of the interrupted training where there was one.
+    """
 
+    def __init__(self, project: Project, training: Training, checkpoints: Path) -> None:
+        self._batch_size = training.plan.batch_size
+        self._losses, self._noted_run = checkpoints / "curve.csv", checkpoints / "mlflow_run"
+        self.run = self._open_run(project, training)
 
-class _Curve:
-    """Training loss over samples, kept beside the checkpoint so that it survives an interruption."""
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        """Figures of the last steps up to `step`."""
+        samples = step * self._batch_size
+        with self._losses.open("a", encoding="utf-8") as file:
+            file.write(f"{samples},{figures['train/loss']:.6f}\n")
+        self.run.log(samples, figures)
+        if self.run.header.run_id and not self._noted_run.is_file():
+            self._noted_run.write_text(self.run.header.run_id, encoding="utf-8")
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def add(self, samples: int, loss: float) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{samples},{loss:.6f}\n")
-
-    def move_to(self, path: Path) -> None:
-        """Write the curve with a header; of a part that was trained twice after a crash the last one counts."""
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+    def write_curve(self, path: Path) -> None:
+        """Write loss over samples; of a part that was trained twice after a crash the last one counts."""
+        lines = self._losses.read_text(encoding="utf-8").splitlines() if self._losses.is_file() else []
         points = {int(samples): loss for samples, _, loss in (line.partition(",") for line in lines)}
         rows = [f"{samples},{loss}" for samples, loss in sorted(points.items())]
         path.write_text("\n".join(["samples,loss", *rows]) + "\n", encoding="utf-8")
+
+    def _open_run(self, project: Project, training: Training) -> Run:
+        from mode.tracking.runs import Tracker
+
+        plan = training.plan
+        parameters: dict[str, object] = {
+            **training.parameters,
+            "machine": project.params.machine.model_dump(),
+            "pairs": len(plan.rows),
+            "steps": plan.steps,
+            "cluster": plan.cluster,
+        }
+        return Tracker(project.runs).run(
+            plan.name,
+            plan.role.kind,
+            expert=plan.name if plan.role.kind == "expert" else None,
+            source=plan.source,
+            params=parameters,
+            run_id=self._noted_run.read_text(encoding="utf-8") if self._noted_run.is_file() else None,
+        )

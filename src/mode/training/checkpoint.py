@@ -1,8 +1,9 @@
 """The state of a training in one file: replaced in one piece, refused under another configuration.
 
 A checkpoint is a safetensors file with the weights (`model.*`), AdamW's moments (`optimizer.*`) and, in its metadata,
-the step and the running figures as JSON. There is no random state in it: every random choice is a function of the seed
-and the position (see `mode.training.loop`). The seed keeps `optimizer.*` beside its model, so that others branch off.
+the step and the running figures as JSON. There is no random state in it: every random choice is a function of the
+random seed and the position (see `mode.training.loop`). The seed's folder also keeps the moments (`optimizer.*`), so
+that other models can branch off from it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class RunState:
         step: the next optimiser step, counted from the beginning of the seed.
         losses: of the steps since figures were last reported.
         recent: of the last steps, for the card.
-        seconds: spent so far, over all interruptions.
+        seconds: spent so far, in all attempts.
         bad_images: images that could not be decoded and were replaced.
     """
 
@@ -43,14 +44,14 @@ class RunState:
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, state: RunState, fingerprint: str) -> None:
-    """Write everything that an exact continuation needs; the previous checkpoint stays until the new one is whole."""
+    """Write all that it takes to resume exactly; the previous checkpoint stays until the new one is whole."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= _optimizer_tensors(model, optimizer)
     _save(path, tensors, {"state": json.dumps(asdict(state)), "fingerprint": fingerprint})
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, fingerprint: str) -> RunState:
-    """Continue from `path`: fills model and optimiser.
+    """Resume from `path`: fills model and optimiser.
 
     Raises:
         ModeError: it was made under another configuration, or is damaged.

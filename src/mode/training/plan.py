@@ -1,49 +1,54 @@
-"""What a role trains on, from which step to which, and from whose weights: how seed, dense and experts relate.
+"""What a model is trained on, from which step to which, and from whose weights: how seed, dense and experts relate.
 
-Steps are optimiser steps counted from the beginning of the seed. With S = the seed's steps and D = the dense model's:
+Steps are optimiser steps counted from the beginning of the seed. With S = the seed's steps and D = the dense model's, a
+role trains, by its `length` in `mode.roles`:
 
-| role       | `wsd`                                   | `cosine`                                          |
-|------------|-----------------------------------------|---------------------------------------------------|
-| seed       | 0 to S, constant after the warm-up      | 0 to S of the dense model's cosine                |
-| dense      | the seed from S to D, falling to 0      | the seed from S to D, the rest of the cosine      |
-| dense-long | the seed from S on for as many steps as | from scratch for as many steps as seed and        |
-|            | all experts together, falling to 0      | experts together: its cosine is another from 0 on |
-| expert     | the seed from S on its own pairs, for   | the same, on the rest of the cosine               |
-|            | its own steps, falling to 0             |                                                   |
+| length   | `wsd`                                    | `cosine`                                               |
+|----------|------------------------------------------|--------------------------------------------------------|
+| `seed`   | 0 to S, constant after the warm-up       | 0 to S of the dense model's cosine                     |
+| `dense`  | from the seed at S to D, falling to 0    | from the seed at S to D, the rest of the cosine        |
+| `total`  | from the seed at S, for as many steps as | from random weights, for as many steps as the seed and |
+|          | all experts together, falling to 0       | all experts together, on a cosine of its own           |
+| `expert` | from the seed at S, for D - S steps or   | the same, on the rest of the cosine, stretched to its  |
+|          | its own number of epochs, falling to 0   | own length                                             |
 
-Seed then dense is therefore the same as one uninterrupted dense training.
+Training the seed and then the dense model is therefore the same as training the dense model in one go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mode.clip.model import WEIGHTS
+from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
-from mode.params import TrainingParams
+from mode.files import sha256_of
+from mode.params import ExpertParams, ImageParams, ModelParams, TrainingParams
+from mode.roles import Role
 from mode.training.schedule import Schedule
 
-Role = Literal["seed", "dense", "dense-long", "expert"]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainPlan:
-    """One training, completely.
+    """The pairs, steps and learning rates of one training.
 
     Attributes:
-        role, name: such as `expert` and `expert-3`.
+        role, name: such as `EXPERT` and `expert-3`.
         source, cluster: whose pairs; `cluster` is None where it is all of them.
-        rows: pairs, rows of the index, int64.
+        rows: the pairs, as rows of the index, int64.
         first_step, last_step: half-open range of optimiser steps, counted from the beginning of the seed.
-        batch_size: samples of a step.
+        batch_size: samples per step.
         stream_start: position in the stream of samples at `first_step`.
-        schedule: learning rate of a step.
-        parent: the seed's folder, whose weights and optimiser state this training goes on from; None: from scratch.
+        schedule: learning rate of every step.
+        parent: folder of the model whose weights and optimiser state this training starts from; None: from scratch.
     """
 
     role: Role
@@ -78,99 +83,161 @@ class TrainPlan:
         return self.stream_start + (step - self.first_step) * self.batch_size
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """Everything that decides what a training computes. Where and how fast it runs is in `MachineParams`.
+
+    Attributes:
+        plan: which pairs, which steps, whose weights.
+        index: of the source of the pairs.
+        model: the architecture, where there is no parent to take it from.
+        image: how images are prepared and augmented.
+        recipe: batch size, optimiser, precision.
+        random_seed: of weights, order of samples, augmentation and dropout.
+    """
+
+    plan: TrainPlan
+    index: PairIndex
+    model: ModelParams
+    image: ImageParams
+    recipe: TrainingParams
+    random_seed: int
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The sections of params.yaml that decide it, by their names there."""
+        return {
+            "random_seed": self.random_seed,
+            "model": self.model.model_dump(),
+            "image": self.image.model_dump(),
+            "training": self.recipe.model_dump(),
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all of it, with the contents of the index and the parent's weights, as 64 hexadecimal digits."""
+        plan = self.plan
+        content = {
+            "role": plan.role.name,
+            "steps": [plan.first_step, plan.last_step],
+            "stream_start": plan.stream_start,
+            "schedule": vars(plan.schedule),
+            "parent": sha256_of(plan.parent / WEIGHTS) if plan.parent is not None else None,
+            **self.parameters,
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
+        arrays: list[NDArray[Any]] = [plan.rows, self.index.image, self.index.offset, self.index.length]
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
 def make_plan(
     role: Role,
-    name: str,
     rows: NDArray[np.int64],
-    training: TrainingParams,
+    recipe: TrainingParams,
     images: int,
     *,
-    source: str,
-    cluster: int | None = None,
+    key: str | None = None,
+    expert: ExpertParams | None = None,
+    experts: int = 0,
     parent: Path | None = None,
-    epochs: int | None = None,
-    lr: float | None = None,
-    expert_epochs: Sequence[int | None] = (),
 ) -> TrainPlan:
-    """Work out a role's steps and schedule.
+    """Work out the steps and the schedule of one model.
 
     Args:
         role: see the table above.
-        name: of the model.
-        rows: the pairs it may see, rows of the index.
-        training: the recipe.
+        rows: the pairs it may see, as rows of the index.
+        recipe: shared by all roles.
         images: of the source that the seed is trained on: samples of an epoch if `training.epoch_samples` is null.
-        source, cluster: noted on the card.
-        parent: the seed's folder. Needed by an expert; `dense` and `dense-long` without it start from scratch, and
-            `dense-long` with a cosine always does.
-        epochs, lr: an expert's own, in place of those of `training`.
-        expert_epochs: of `dense-long`: every expert's own epochs, None where it has none.
+        key: which of the models of a role of which there are many.
+        expert: what params.yaml says about that key; default: a whole length on the recipe's source and learning rate.
+        experts: how many a `total` length counts, each of the common length.
+        parent: the seed's folder; None: from random weights, which an expert cannot start from. Ignored where the role
+            starts from random weights anyway: the seed, and a `total` length on a cosine.
 
     Raises:
         ModeError: no pairs, fewer samples than one step, a warm-up longer than the seed, an expert without a seed, or
-            a `dense-long` without experts.
+            a `total` length without experts.
     """
-    if role not in get_args(Role):
-        raise ModeError(f"no training role is called '{role}'", f"there are: {', '.join(get_args(Role))}")
+    name = role.model(key)
     if not len(rows):
         raise ModeError(f"{name}: no pairs to train on")
-    steps = _Steps(training, training.epoch_samples or images)
-    seed, dense = steps.seed, steps.dense
-    if training.warmup > seed:
+    steps = _Steps(recipe, recipe.epoch_samples or images)
+    if recipe.warmup > steps.seed:
         raise ModeError(
-            f"training.warmup ({training.warmup} steps) exceeds the seed's {seed} steps", "set a shorter warm-up"
+            f"training.warmup ({recipe.warmup} steps) exceeds the seed's {steps.seed} steps", "set a shorter warm-up"
         )
+    if role.length == "total" and not experts:
+        raise ModeError(f"{name}: needs experts whose steps it can match", "set baselines.dense_long: false")
+    if role.length == "expert" and parent is None:
+        raise ModeError(f"{name}: needs a seed to branch from", "train the seed first")
+    if role.parent is None or (role.length == "total" and recipe.schedule == "cosine"):
+        parent = None
 
-    first, last, dense_end = (0 if parent is None else seed), dense, None
-    if role == "seed":
-        first, last, parent = 0, seed, None
-    elif role == "expert":
-        if parent is None:
-            raise ModeError(f"{name}: an expert needs a seed to branch from")
-        last, dense_end = seed + steps.of_expert(epochs), dense
-    elif role == "dense-long":
-        if not expert_epochs:
-            raise ModeError(
-                f"{name}: dense-long needs experts whose steps it can match", "set baselines.dense_long: false"
-            )
-        last = seed + sum(steps.of_expert(own) for own in expert_epochs)
-        if training.schedule == "cosine":
-            first, parent = 0, None
-    end = dense if role == "seed" else last
+    first = 0 if parent is None else steps.seed
+    last = steps.end_of(role, expert, experts)
     return TrainPlan(
         role=role,
         name=name,
-        source=source,
-        cluster=cluster,
+        source=expert.source if expert else recipe.source,
+        cluster=expert.cluster if expert and role.pairs == "cluster" else None,
         rows=rows,
         first_step=first,
         last_step=last,
-        batch_size=training.batch_size,
-        # An expert's pairs are a stream of their own; the others go on with the seed's.
-        stream_start=0 if role == "expert" else first * training.batch_size,
+        batch_size=recipe.batch_size,
+        stream_start=_stretch(role, expert, first, last) * recipe.batch_size,
         schedule=Schedule(
-            training.schedule, lr or training.lr, training.warmup, branch=seed, end=end, dense_end=dense_end
+            recipe.schedule,
+            (expert and expert.lr) or recipe.lr,
+            recipe.warmup,
+            branch=steps.seed,
+            end=steps.dense if role.length == "seed" else last,
+            dense_end=steps.dense if role.length == "expert" else None,
         ),
         parent=parent,
     )
 
 
-class _Steps:
-    """Epochs to optimiser steps."""
+def _stretch(role: Role, expert: ExpertParams | None, first: int, last: int) -> int:
+    """Where a training begins in its stream of samples, in steps.
 
-    def __init__(self, training: TrainingParams, epoch_samples: int) -> None:
-        self._epoch_samples, self._batch_size = epoch_samples, training.batch_size
-        self.seed = self._of(training.seed_epochs)
-        self.dense = self._of(training.epochs)
+    The pairs of a cluster are a stream of their own. On all pairs, a model goes on where the seed stopped; of many such
+    models, each takes the next stretch of the stream, so that no two of them are the same.
+    """
+    if role.pairs == "cluster":
+        return 0
+    return first + (expert.cluster * (last - first) if expert else 0)
+
+
+class _Steps:
+    """Epochs as optimiser steps, counted from the beginning of the seed."""
+
+    def __init__(self, recipe: TrainingParams, epoch_samples: int) -> None:
+        self._epoch_samples, self._batch_size = epoch_samples, recipe.batch_size
+        self.seed = self._of(recipe.seed_epochs)
+        self.dense = self._of(recipe.epochs)
         if self.seed < 1 or self.dense <= self.seed:
             raise ModeError(
                 f"training.epoch_samples: {epoch_samples} samples an epoch are too few for steps of"
-                f" {training.batch_size}",
+                f" {recipe.batch_size}",
                 "set training.epoch_samples or a smaller batch_size",
             )
 
-    def of_expert(self, epochs: int | None) -> int:
-        return self.dense - self.seed if epochs is None else max(1, self._of(epochs))
+    def end_of(self, role: Role, expert: ExpertParams | None, experts: int) -> int:
+        """The step at which a role's training ends."""
+        branch = self.dense - self.seed
+        match role.length:
+            case "seed":
+                return self.seed
+            case "dense":
+                return self.dense
+            case "total":
+                return self.seed + experts * branch
+            case "expert":
+                own = expert.epochs if expert else None
+                return self.seed + (branch if own is None else max(1, self._of(own)))
+        raise ValueError(f"{role.name} is not trained")
 
     def _of(self, epochs: int) -> int:
         return epochs * self._epoch_samples // self._batch_size

@@ -1,0 +1,97 @@
+"""What a training looks at in every step: augmented images and the token ids of their captions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mode.clip.encode import takes_short_texts, without_padding
+from mode.clip.model import Clip
+from mode.data.loading.loader import ImageStore, PairStream, augment_batch, make_loader, normalise
+from mode.data.shards.index import PairIndex
+from mode.params import MachineParams
+from mode.training.distribution import Group
+from mode.training.plan import Training
+
+
+class Batches:
+    """The share that one process has of every batch, on its device, from `step` to the end of the training.
+
+    Args:
+        training: which pairs, and how images are augmented.
+        clip: whose tokenizer is used.
+        step: the next step, counted from the beginning of the seed.
+        root: what relative paths of shards are relative to.
+        machine: workers and memory.
+        group: the processes that share each batch.
+
+    Attributes:
+        waited: seconds spent on waiting for data and preparing it, until someone sets it back.
+    """
+
+    def __init__(
+        self, training: Training, clip: Clip, step: int, root: Path, machine: MachineParams, group: Group
+    ) -> None:
+        plan, index = training.plan, training.index
+        self.waited = 0.0
+        self._training, self._device = training, group.device
+        self._dtype = torch.bfloat16 if training.recipe.precision == "bf16" else torch.float32
+        self._tokens = _Tokens(index, clip, machine.cache_mb)
+        self._store = ImageStore(index, root, training.image, machine.cache_mb, plan.rows)
+        self._loader = make_loader(
+            self._store,
+            PairStream(plan.rows, index.image[plan.rows], training.random_seed),
+            start=plan.position(step),
+            stop=plan.stream_stop,
+            batch_size=plan.batch_size,
+            workers=machine.workers,
+            rank=group.rank,
+            world=group.world,
+        )
+
+    @property
+    def bad(self) -> int:
+        """Samples so far whose image could not be decoded and was replaced."""
+        return self._store.bad
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Images, normalised, [b, 3, S, S], and token ids, int64 [b, at most context], of the next step."""
+        asked = time.monotonic()
+        batch = next(self._loader)
+        tokens = self._tokens.of(batch.rows)
+        image = self._training.image
+        pixels = batch.images.to(self._device, non_blocking=True)
+        pixels = augment_batch(pixels, image, random_seed=self._training.random_seed, position=batch.first)
+        images = normalise(pixels, image, dtype=self._dtype)
+        self.waited += time.monotonic() - asked
+        return images, tokens.to(self._device, non_blocking=True)
+
+
+class _Tokens:
+    """Token ids of captions by row, each caption tokenised once where all fit into `cache_mb`."""
+
+    def __init__(self, index: PairIndex, clip: Clip, cache_mb: int) -> None:
+        self._index, self._tokenizer = index, clip.tokenizer
+        self._cut: Callable[[Tensor], Tensor] = (
+            without_padding if takes_short_texts(clip.model) else lambda tokens: tokens
+        )
+        context = clip.tokenizer([""]).shape[1]
+        fits = len(index) * (context * 4 + 1) <= cache_mb * 2**20
+        self._ids = np.zeros((len(index) if fits else 0, context), dtype=np.int32)
+        self._known = np.zeros(len(self._ids), dtype=bool)
+
+    def of(self, rows: NDArray[np.int64]) -> Tensor:
+        """int64 [rows, tokens], cut after the longest text where the model allows it."""
+        if not len(self._ids):
+            return self._cut(self._tokenizer(self._index.captions(rows)))
+        new = np.unique(rows[~self._known[rows]])
+        if len(new):
+            self._ids[new] = self._tokenizer(self._index.captions(new)).numpy()
+            self._known[new] = True
+        return self._cut(torch.from_numpy(self._ids[rows]).long())

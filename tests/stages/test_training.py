@@ -1,0 +1,86 @@
+"""What a training stage makes of params.yaml and of the table of roles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mode.data.glyphs.dataset import write_glyph_shards
+from mode.data.shards.index import build_index
+from mode.data.shards.manifest import build_manifest
+from mode.errors import ModeError
+from mode.params import GlyphParams, IndexParams, SourceParams, parse_params
+from mode.roles import DENSE_LONG, SEED, Role
+from mode.stages.project import Project
+from mode.stages.training import train_role, training_of
+
+PARAMS = {
+    "random_seed": 5,
+    "sources": {"base": {"shards": "glyphs"}},
+    "experts": {"expert-0": {"cluster": 0}, "expert-1": {"cluster": 1, "epochs": 3, "lr": 0.25}},
+    "model": {"name": "ViT-B-32"},
+    "clustering": {"coarse": 3},
+    "training": {"epoch_samples": 32, "epochs": 4, "seed_epochs": 2, "batch_size": 8, "warmup": 0, "lr": 0.5},
+}
+#: An arm that no table has.
+FULL = Role("full", "dense", "a full model", "", parent="seed", pairs="all", length="expert", many=True)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with an index of 64 pairs."""
+    root = tmp_path_factory.mktemp("project")
+    write_glyph_shards(GlyphParams(pairs=64, shard_pairs=64), root / "shards", random_seed=0, workers=1)
+    build_index(build_manifest(SourceParams(shards="shards"), root), root, root / "data/index/base", IndexParams(), 1)
+    return root
+
+
+def test_another_arm_needs_no_more_than_its_row(root: Path) -> None:
+    """One for each expert, with that expert's epochs and learning rate, on all pairs."""
+    project = Project(root, parse_params(PARAMS))
+    parent = project.model("seed")
+    parent.mkdir(parents=True, exist_ok=True)
+    (parent / "open_clip_model.safetensors").write_bytes(b"weights")
+    trainings = [training_of(project, FULL, key) for key in project.params.experts]
+    assert [each.plan.name for each in trainings] == ["full-expert-0", "full-expert-1"]
+    assert [each.plan.steps for each in trainings] == [8, 12]
+    assert [each.plan.schedule.lr for each in trainings] == [0.5, 0.25]
+    for each in trainings:
+        np.testing.assert_array_equal(each.plan.rows, np.arange(64))
+        assert (each.plan.parent, each.random_seed) == (parent, 5)
+    assert len({each.fingerprint for each in trainings}) == 2
+
+
+def test_dense_long_is_as_long_as_the_seed_and_one_expert_per_cluster(root: Path) -> None:
+    """Whatever experts there are: one that comes, goes or has epochs of its own does not make it out of date."""
+    plan = training_of(Project(root, parse_params(PARAMS)), DENSE_LONG).plan
+    assert (plan.first_step, plan.steps) == (8, 3 * 8)
+    fewer = parse_params({**PARAMS, "sources": {"base": {"shards": "glyphs", "coarse": 2}}})
+    assert training_of(Project(root, fewer), DENSE_LONG).plan.steps == 2 * 8
+
+
+def test_dense_long_that_is_not_wanted_is_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = Project(tmp_path, parse_params({**PARAMS, "baselines": {"dense_long": False}}))
+    train_role(DENSE_LONG, project)
+    assert list(project.model("dense-long").iterdir()) == []
+    assert capsys.readouterr().out == "dense-long: not trained, baselines.dense_long is false\n"
+
+
+def test_all_that_decides_a_training_is_in_its_fingerprint(root: Path) -> None:
+    first = training_of(Project(root, parse_params(PARAMS)), SEED).fingerprint
+    for other in (
+        {"random_seed": 6},
+        {"model": {"name": "ViT-B-16"}},
+        {"image": {"shift": 1}},
+        {"training": {**PARAMS["training"], "eps": 1e-8}},  # type: ignore[dict-item]
+    ):
+        assert training_of(Project(root, parse_params({**PARAMS, **other})), SEED).fingerprint != first
+    elsewhere = parse_params({**PARAMS, "machine": {"threads": 1, "cache_mb": 0}, "clustering": {"coarse": 4}})
+    assert training_of(Project(root, elsewhere), SEED).fingerprint == first
+
+
+def test_an_expert_that_no_one_named_is_refused(root: Path) -> None:
+    with pytest.raises(ModeError, match="no expert is called 'expert-7'"):
+        training_of(Project(root, parse_params(PARAMS)), FULL, "expert-7")
