@@ -91,7 +91,7 @@ class Cost(BaseModel):
     Attributes:
         samples_seen: image-caption pairs seen in training.
         flops: floating-point operations of the training.
-        seconds: of training, summed over devices.
+        seconds: of training, summed over the processes that trained together: device-seconds.
     """
 
     samples_seen: Figure = None

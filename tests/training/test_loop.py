@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from mode.clip.model import load_model
 from mode.data.shards.index import PairIndex
@@ -23,6 +26,7 @@ from mode.params import ExpertParams, ImageParams, MachineParams, ModelParams, T
 from mode.roles import role_named
 from mode.training.interruption import Interrupted
 from mode.training.loop import TrainResult, train
+from mode.training.objective import Towers
 from mode.training.plan import Training, make_plan
 
 IMAGE = ImageParams(size=32, flip=True, shift=2)
@@ -234,13 +238,93 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(bench: Bench
     assert str(bench.folder / "checkpoints" / "checkpoint.safetensors") in str(error.value)
 
 
-def test_settings_of_each_kind_train(bench: Bench) -> None:
-    for settings in ({"precision": "bf16"}, {"precision": "amp"}, {"accumulate": 3}, {"clip_norm": None}):
-        result, losses = bench.train("dense", checkpoints=str(settings), **settings)
-        assert len(losses) == 12
-        assert all(np.isfinite(loss) for loss in losses.values())
-        result.save(bench.folder / "model")
-        assert load_model(bench.folder / "model").model.logit_scale.item() > 0
+@dataclass
+class ForwardPasses:
+    """What forward passes were seen to do.
+
+    Attributes:
+        pairs: in each forward pass of both towers.
+        computed_in: dtypes that the image tower's convolutions gave.
+    """
+
+    pairs: list[int] = field(default_factory=list)
+    computed_in: set[torch.dtype] = field(default_factory=set)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_meta:  # counting FLOPs
+            return
+        if isinstance(module, Towers):
+            self.pairs.append(len(inputs[0]))
+        elif isinstance(module, nn.Conv2d):
+            self.computed_in.add(output.dtype)
+
+
+def observed(bench: Bench, name: str, **settings: Any) -> tuple[TrainResult, list[float], ForwardPasses]:
+    """A training of the dense model under observation of its forward passes."""
+    seen = ForwardPasses()
+    hook = register_module_forward_hook(seen)
+    try:
+        result, losses = bench.train("dense", checkpoints=name, **settings)
+    finally:
+        hook.remove()
+    return result, list(losses.values()), seen
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept_in", "computed_in"),
+    [
+        ("fp32", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("amp", torch.float32, torch.bfloat16),
+    ],
+)
+def test_precision_is_that_of_weights_and_activations(
+    bench: Bench, vit: ModelParams, precision: str, kept_in: torch.dtype, computed_in: torch.dtype
+) -> None:
+    bench.model = vit
+    _, exact, _ = observed(bench, "exact")
+    result, losses, seen = observed(bench, precision, precision=precision)
+    assert seen.computed_in == {computed_in}
+    result.save(bench.folder / "model")
+    stored = load_file(bench.folder / "model" / "open_clip_model.safetensors")
+    assert stored["visual.conv1.weight"].dtype == stored["transformer.resblocks.0.mlp.c_fc.weight"].dtype == kept_in
+    assert losses == pytest.approx(exact, rel=0.05)
+    assert (losses == exact) == (precision == "fp32")
+
+
+def test_accumulation_takes_smaller_forward_passes_to_the_same_weights(bench: Bench, vit: ModelParams) -> None:
+    """With a ViT: batch norm sees one pass at a time."""
+    bench.model = vit
+    whole, expected, one_pass = observed(bench, "whole")
+    parts, losses, three_passes = observed(bench, "parts", accumulate=3)
+    assert one_pass.pairs == [12] * 12
+    assert three_passes.pairs == [4] * (3 * 2) * 12  # each once without and once with gradients
+    assert losses == pytest.approx(expected, rel=1e-5)
+    theirs = weights(whole)
+    for name, tensor in weights(parts).items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_gradient_is_clipped_to_the_norm_that_is_asked_for(bench: Bench) -> None:
+    """A gradient clipped to far below AdamW's eps moves hardly anything."""
+    free, losses, _ = observed(bench, "free", clip_norm=None)
+    loose, same_losses, _ = observed(bench, "loose", clip_norm=1e6)
+    assert losses == same_losses
+    assert_equal(weights(free), weights(loose))
+    tight, _, _ = observed(bench, "tight", clip_norm=1e-9)
+    first, moved = np.log(1 / 0.07), weights(free)["logit_scale"].item()
+    assert abs(weights(tight)["logit_scale"].item() - first) < 0.01 * abs(moved - first)
+
+
+def test_images_unlike_the_parents_are_refused(bench: Bench) -> None:
+    seed, _ = bench.train("seed")
+    seed.save(bench.folder / "seed")
+    file = bench.folder / "seed" / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModeError, match=r"image.mean is \[0.48145466, .*\], but .*seed was made for \[0.5, 0.5, 0.5\]"):
+        bench.train("dense", plan={"parent": bench.folder / "seed"})
 
 
 def test_what_cannot_run_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from mode.training.plan import Training
 def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> dict[str, Any]:
     """What the model was trained on and what that cost: by itself (`own`), and with its parent (`total`).
 
-    Costs are `samples_seen`, `flops`, and `seconds`.
+    Costs are `samples_seen`, `flops`, and `seconds`: the time of the training, once for each of its processes.
 
     Args:
         training: that made it.

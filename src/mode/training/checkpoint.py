@@ -32,7 +32,7 @@ class RunState:
         step: the next optimiser step, counted from the beginning of the seed.
         losses: of the steps since figures were last reported.
         recent: of the last steps, for the card.
-        seconds: spent so far, in all attempts.
+        seconds: spent so far, in all attempts, and once for each process: device-seconds.
         bad_images: images that could not be decoded and were replaced.
     """
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from mode.clip.model import Clip, build_model, load_model
-from mode.params import TrainingParams
+from mode.errors import ModeError
+from mode.params import ImageParams, TrainingParams
 from mode.training.distribution import Group
 from mode.training.objective import Towers, backward
 from mode.training.plan import Training
@@ -25,10 +28,15 @@ _LARGEST_SCALE = 100
 
 
 def first_model(training: Training, group: Group) -> Clip:
-    """The parent's model, or a new one with random weights, on the device of this process."""
+    """The parent's model, or a new one with random weights, on the device of this process.
+
+    Raises:
+        ModeError: the parent takes other images than `training.image` describes.
+    """
     plan, precision = training.plan, training.recipe.precision
     if plan.parent is not None:
         clip = load_model(plan.parent, precision=precision)
+        _refuse_other_images(clip, training.image, plan.parent)
     else:
         captions = (caption for block in training.index.iter_captions(65_536) for caption in block)
         clip = build_model(training.model, training.image, captions, training.random_seed, precision)
@@ -136,3 +144,16 @@ def _placed(model: open_clip.CLIP, group: Group) -> open_clip.CLIP:
     if group.world > 1 and group.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return model.to(group.device)
+
+
+def _refuse_other_images(clip: Clip, image: ImageParams, parent: Path) -> None:
+    """A model is trained on with the images that it knows, since inference takes size, mean and std from its folder."""
+    its = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, **clip.preprocess_cfg}
+    size = its.get("size", clip.model.visual.image_size)
+    found = {"size": size if isinstance(size, int) else size[0], "mean": list(its["mean"]), "std": list(its["std"])}
+    for name, ours in {"size": image.size, "mean": list(image.mean), "std": list(image.std)}.items():
+        if ours != found[name]:
+            raise ModeError(
+                f"image.{name} is {ours}, but {parent} was made for {found[name]}",
+                f"set image.{name} to its value, or train it again",
+            )

@@ -204,7 +204,7 @@ class _Monitor:
         """One step more, with its loss."""
         self._pending.append(loss)
         self._state.step += 1
-        self._state.seconds = self._seconds_before + time.monotonic() - self._started
+        self._state.seconds = self._seconds_before + (time.monotonic() - self._started) * self._group.world
         self._state.bad_images = self._bad_before + self._batches.bad
         if self.bar:
             self.bar.update(self._training.plan.batch_size)
