@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +57,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(markdown(json.loads((given.out or RESULTS).read_text(encoding="utf-8"))))
         return 0
 
-    races = _chosen(given.only, "quick" if given.quick else "large" if given.large else "full")
+    size: Size = "quick" if given.quick else "large" if given.large else "full"
+    races = _chosen(given.only, size)
     _set_threads(given.threads or cores())
     work = given.work or Path(tempfile.mkdtemp(prefix="mode-benchmarks-"))
     try:
-        return _run(races, work, given, out)
+        return _run(races, size, work, given, out)
     finally:
         if given.work is None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _run(races: list[tuple[str, Race]], work: Path, given: argparse.Namespace, out: Path | None) -> int:
-    size: Size = "quick" if given.quick else "large" if given.large else "full"
-    kept: dict[str, Any] = _kept(out)
-    failed = 0
+def _run(races: list[tuple[str, Race]], size: Size, work: Path, given: argparse.Namespace, out: Path | None) -> int:
+    kept, failed = _kept(out), 0
     for group, race in races:
         started = time.monotonic()
         print(f"{race.name}: {race.step}", file=sys.stderr, flush=True)
@@ -140,15 +141,10 @@ def has_gpu() -> bool:
 
 def _when(given: argparse.Namespace) -> dict[str, Any]:
     """What a result has to be read with."""
-    git = ["git", "-C", str(RESULTS.parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False
-    )
+    changed = _git("status", "--porcelain", "--untracked-files=no").splitlines()
     return {
-        "commit": commit.stdout.strip() or None,
-        "uncommitted_changes": [line for line in changed.stdout.split("\n") if line and "results.json" not in line]
-        != [],
+        "commit": _git("rev-parse", "--short", "HEAD") or None,
+        "uncommitted_changes": any("results.json" not in line for line in changed),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "repeats": given.repeats,
         "threads": int(os.environ["OMP_NUM_THREADS"]),
@@ -156,16 +152,19 @@ def _when(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(RESULTS.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def machine() -> dict[str, Any]:
     """CPU model, cores, memory, system."""
     model = platform.processor() or platform.machine()
     memory = 0.0
-    try:
+    with suppress(OSError, ValueError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    except (OSError, ValueError):
-        pass
     return {
         "cpu": model,
         "cores": cores(),
@@ -179,10 +178,8 @@ def machine() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -209,8 +206,9 @@ def show(results: dict[str, Any]) -> None:
         "race", "side", "median time", "peak memory", "quality", "target", title="Races", title_justify="left"
     )
     for name, record in results["races"].items():
-        for number, row in enumerate(rows_of(name, record)):
-            table.add_row(*row, end_section=number == len(rows_of(name, record)) - 1)
+        for row in rows_of(name, record):
+            table.add_row(*row)
+        table.add_section()
     console = Console() if sys.stdout.isatty() else Console(width=180)
     console.print(table)
 
@@ -219,21 +217,17 @@ def rows_of(name: str, record: dict[str, Any]) -> list[tuple[str, ...]]:
     """Cells of a race: a row per side, targets beside them."""
     if record["not_run"]:
         return [(name, "", "", "", "", f"not run: {record['not_run']}")]
-    verdicts = [verdict(target) for target in record["targets"]]
-    rows: list[tuple[str, ...]] = []
-    for number in range(max(len(record["sides"]), len(verdicts))):
-        side = record["sides"][number] if number < len(record["sides"]) else None
-        rows.append(
-            (
-                name if number == 0 else "",
-                side["name"] if side else "",
-                _time(side) if side else "",
-                f"{max(side['peak_mb'], side['children_mb']):,.0f} MB" if side else "",
-                figures_of(side["figures"]) if side else "",
-                verdicts[number] if number < len(verdicts) else "",
-            )
+    sides = [
+        (
+            side["name"],
+            f"{_seconds(side['median'])} (CPU {_seconds(side['cpu_seconds'])})",
+            f"{max(side['peak_mb'], side['children_mb']):,.0f} MB",
+            figures_of(side["figures"]),
         )
-    return rows
+        for side in record["sides"]
+    ]
+    lines = zip_longest([name], sides, map(verdict, record["targets"]))
+    return [(head or "", *(side or [""] * 4), target or "") for head, side, target in lines]
 
 
 def verdict(target: dict[str, Any]) -> str:
@@ -250,10 +244,6 @@ def figures_of(figures: dict[str, Any]) -> str:
         for key, value in figures.items()
         if isinstance(value, int | float)
     )
-
-
-def _time(side: dict[str, Any]) -> str:
-    return f"{_seconds(side['median'])} (CPU {_seconds(side['cpu_seconds'])})"
 
 
 def _seconds(value: float) -> str:

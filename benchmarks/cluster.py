@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,10 +12,14 @@ import numpy as np
 
 from benchmarks.harness import Input, Race, Run, Side, Size, Target, faster, figure, share_of_time
 
+#: Clusters once; returns labels and iterations.
+Fit = Callable[[], tuple[np.ndarray, int]]
+Sizes = dict[str, tuple[int, int, int]]
+
 #: Vectors, dimensions, clusters.
-SIZES = {"quick": (2_000, 16, 16), "full": (100_000, 384, 1_024), "large": (100_000, 384, 1_024)}
+SIZES: Sizes = {"quick": (2_000, 16, 16), "full": (100_000, 384, 1_024), "large": (100_000, 384, 1_024)}
 #: The same, for the peers that compare every point with every place in every cluster.
-SMALL = {"quick": (512, 16, 8), "full": (4_096, 384, 64), "large": (8_192, 384, 128)}
+SMALL: Sizes = {"quick": (512, 16, 8), "full": (4_096, 384, 64), "large": (8_192, 384, 128)}
 ITERATIONS = 20
 KERNELMACHINE = "kernelmachine balanced_kmeans"
 #: Environment variable: the folder of a checkout of it.
@@ -62,77 +68,90 @@ def quality(vectors: np.ndarray, labels: np.ndarray, clusters: int) -> dict[str,
     }
 
 
-def _make(given: Input) -> None:
-    count, dimensions, _ = SIZES[given.size]
-    np.save(given.folder / "vectors.npy", vectors_like_captions(count, dimensions))
+def _make(given: Input, sizes: Sizes, random_seed: int) -> None:
+    count, dimensions, _ = sizes[given.size]
+    np.save(given.folder / "vectors.npy", vectors_like_captions(count, dimensions, random_seed))
 
 
-def _make_small(given: Input) -> None:
-    count, dimensions, _ = SMALL[given.size]
-    np.save(given.folder / "vectors.npy", vectors_like_captions(count, dimensions, random_seed=1))
+def _side(name: str, prepare: Callable[[np.ndarray, int], Fit], sizes: Sizes) -> Side:
+    return Side(name, partial(_judged, prepare=prepare, sizes=sizes))
 
 
-def _ours(given: Input, sizes: dict[str, tuple[int, int, int]]) -> Run:
+def _judged(given: Input, prepare: Callable[[np.ndarray, int], Fit], sizes: Sizes) -> Run:
+    """Time the fit only; then judge its labels."""
+    vectors, clusters = np.load(given.folder / "vectors.npy"), sizes[given.size][2]
+    fit = prepare(vectors, clusters)
+
+    def run() -> dict[str, Any]:
+        started = time.perf_counter()
+        labels, iterations = fit()
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "iterations": int(iterations), **quality(vectors, labels, clusters)}
+
+    return run
+
+
+def _ours(vectors: np.ndarray, clusters: int) -> Fit:
     from mode.clustering.kmeans import balanced_kmeans
     from mode.clustering.rows import Rows
 
-    vectors = np.load(given.folder / "vectors.npy")
-    clusters = sizes[given.size][2]
+    def fit() -> tuple[np.ndarray, int]:
+        found = balanced_kmeans(Rows(vectors), clusters, BALANCE, ITERATIONS, random_seed=0)
+        return found.labels, found.iterations
 
-    def run() -> dict[str, Any]:
-        fit = balanced_kmeans(Rows(vectors), clusters, BALANCE, ITERATIONS, random_seed=0)
-        return {"labels": fit.labels, "iterations": fit.iterations}
-
-    return _judged(run, vectors, clusters)
+    return fit
 
 
-def _faiss(given: Input, sizes: dict[str, tuple[int, int, int]]) -> Run:
+def _faiss(vectors: np.ndarray, clusters: int) -> Fit:
     import faiss
 
-    vectors = np.load(given.folder / "vectors.npy")
-    clusters = sizes[given.size][2]
+    def fit() -> tuple[np.ndarray, int]:
+        found = faiss.Kmeans(vectors.shape[1], clusters, niter=ITERATIONS, seed=1, max_points_per_centroid=len(vectors))
+        found.train(vectors)
+        _, labels = found.index.search(vectors, 1)  # training does not say where the points are; ours does
+        return labels[:, 0], ITERATIONS
 
-    def run() -> dict[str, Any]:
-        fit = faiss.Kmeans(vectors.shape[1], clusters, niter=ITERATIONS, seed=1, max_points_per_centroid=len(vectors))
-        fit.train(vectors)
-        _, labels = fit.index.search(vectors, 1)  # training does not say where the points are; ours does
-        return {"labels": labels[:, 0], "iterations": ITERATIONS}
-
-    return _judged(run, vectors, clusters)
+    return fit
 
 
-def _sklearn(given: Input) -> Run:
+def _sklearn(vectors: np.ndarray, clusters: int) -> Fit:
     """Lloyd from random points, as the others: its k-means++ alone takes longer than all other sides together."""
     from sklearn.cluster import KMeans
 
-    vectors = np.load(given.folder / "vectors.npy")
-    clusters = SIZES[given.size][2]
+    def fit() -> tuple[np.ndarray, int]:
+        found = KMeans(clusters, init="random", n_init=1, max_iter=ITERATIONS, random_state=0).fit(vectors)
+        return found.labels_, found.n_iter_
 
-    def run() -> dict[str, Any]:
-        fit = KMeans(clusters, init="random", n_init=1, max_iter=ITERATIONS, random_state=0).fit(vectors)
-        return {"labels": fit.labels_, "iterations": fit.n_iter_}
-
-    return _judged(run, vectors, clusters)
+    return fit
 
 
-def _hungarian(given: Input) -> Run:
+def _hungarian(vectors: np.ndarray, clusters: int) -> Fit:
     """Balanced k-means of Malinen and Fränti (2014): the best balanced assignment in every iteration."""
     from scipy.optimize import linear_sum_assignment
 
-    vectors = np.load(given.folder / "vectors.npy")
-    clusters = SMALL[given.size][2]
-    capacity = int(BALANCE * len(vectors) / clusters)
+    places = np.repeat(np.arange(clusters), int(BALANCE * len(vectors) / clusters))
 
-    def assign(centres: np.ndarray) -> np.ndarray:
-        costs = np.square(centres).sum(axis=1) - 2 * vectors @ centres.T
-        places = np.repeat(np.arange(clusters), capacity)
-        labels: np.ndarray = places[linear_sum_assignment(costs[:, places])[1]]
-        return labels
+    def fit() -> tuple[np.ndarray, int]:
+        centres = vectors[np.random.default_rng(0).choice(len(vectors), clusters, replace=False)]
+        labels = np.full(len(vectors), -1)
+        iteration = 0
+        while iteration < ITERATIONS:
+            iteration += 1
+            costs = np.square(centres).sum(axis=1) - 2 * vectors @ centres.T
+            new = places[linear_sum_assignment(costs[:, places])[1]]
+            if (new == labels).all():
+                break
+            labels = new
+            sums = np.zeros_like(centres)
+            np.add.at(sums, labels, vectors)
+            sizes = np.bincount(labels, minlength=clusters)[:, None]
+            centres = np.where(sizes > 0, sums / np.maximum(sizes, 1), centres).astype(np.float32)
+        return labels, iteration
 
-    return _judged(partial(_lloyd, vectors, clusters, assign), vectors, clusters)
+    return fit
 
 
-def _kernelmachine(given: Input) -> Run:
+def _kernelmachine(vectors: np.ndarray, clusters: int) -> Fit:
     """github.com/kernelmachine/balanced-kmeans, from a checkout: it is on no package registry."""
     import sys
     import types
@@ -144,52 +163,14 @@ def _kernelmachine(given: Input) -> Run:
     sys.modules["kmeans_pytorch.soft_dtw_cuda"] = types.SimpleNamespace(SoftDTW=None)  # type: ignore[assignment]
     from kmeans_pytorch import KMeans  # type: ignore[import-not-found]
 
-    vectors = np.load(given.folder / "vectors.npy")
-    clusters = SMALL[given.size][2]
     points = torch.from_numpy(vectors)
 
-    def run() -> dict[str, Any]:
+    def fit() -> tuple[np.ndarray, int]:
         np.random.seed(0)
-        fit = KMeans(n_clusters=clusters, balanced=True)
-        labels = fit.fit(points, iter_limit=ITERATIONS, tqdm_flag=False)
-        return {"labels": labels.numpy(), "iterations": ITERATIONS}
+        found = KMeans(n_clusters=clusters, balanced=True)
+        return found.fit(points, iter_limit=ITERATIONS, tqdm_flag=False).numpy(), ITERATIONS
 
-    return _judged(run, vectors, clusters)
-
-
-def _lloyd(vectors: np.ndarray, clusters: int, assign: Any) -> dict[str, Any]:
-    centres = vectors[np.random.default_rng(0).choice(len(vectors), clusters, replace=False)]
-    labels = np.full(len(vectors), -1)
-    iteration = 0
-    while iteration < ITERATIONS:
-        iteration += 1
-        new = assign(centres)
-        if (new == labels).all():
-            break
-        labels = new
-        sums = np.zeros_like(centres)
-        np.add.at(sums, labels, vectors)
-        sizes = np.bincount(labels, minlength=clusters)[:, None]
-        centres = np.where(sizes > 0, sums / np.maximum(sizes, 1), centres).astype(np.float32)
-    return {"labels": labels, "iterations": iteration}
-
-
-def _judged(fit: Run, vectors: np.ndarray, clusters: int) -> Run:
-    """Time the fit only; then judge its labels."""
-
-    def run() -> dict[str, Any]:
-        import time
-
-        started = time.perf_counter()
-        found = fit()
-        seconds = time.perf_counter() - started
-        return {
-            "seconds": seconds,
-            "iterations": int(found["iterations"]),
-            **quality(vectors, np.asarray(found["labels"]), clusters),
-        }
-
-    return run
+    return fit
 
 
 #: Vectors, dimensions, clusters, passes of a fit from the disk, and the size of run that it belongs to.
@@ -250,46 +231,39 @@ def _disk_race(pairs: int, dimensions: int, clusters: int, passes: int, size: Si
     )
 
 
+FAISS, HUNGARIAN = "faiss.Kmeans, unbalanced", "Hungarian (scipy)"
+EXACT = "inertia at most 1.03x the exact balanced one"
 RACES = (
     Race(
         name="cluster",
         step="fine clustering, 100,000 x 384, m = 1,024",
         sides=(
-            Side("mode", partial(_ours, sizes=SIZES)),
-            Side("faiss.Kmeans, unbalanced", partial(_faiss, sizes=SIZES)),
-            Side("scikit-learn KMeans, unbalanced", _sklearn),
+            _side("mode", _ours, SIZES),
+            _side(FAISS, _faiss, SIZES),
+            _side("scikit-learn KMeans, unbalanced", _sklearn, SIZES),
         ),
         targets=(
-            Target(
-                "balanced in at most 1.5x faiss's time", share_of_time("mode", "faiss.Kmeans, unbalanced"), 1.5, True
-            ),
-            Target("largest cluster at most 1.1x the mean", figure("mode", "imbalance"), 1.1, True),
-            Target(
-                "inertia at most 1.03x faiss's", figure("mode", "inertia", over="faiss.Kmeans, unbalanced"), 1.03, True
-            ),
+            Target("balanced in at most 1.5x faiss's time", share_of_time("mode", FAISS), 1.5, at_most=True),
+            Target("largest cluster at most 1.1x the mean", figure("mode", "imbalance"), 1.1, at_most=True),
+            Target("inertia at most 1.03x faiss's", figure("mode", "inertia", over=FAISS), 1.03, at_most=True),
         ),
-        make=_make,
+        make=partial(_make, sizes=SIZES, random_seed=0),
         notes="all sides: the same points, 20 iterations at most; inertia is the mean squared distance",
     ),
     Race(
         name="cluster-balanced",
         step="the same against balanced k-means, on a size that those can hold: 4,096 x 384, m = 64",
         sides=(
-            Side("mode", partial(_ours, sizes=SMALL)),
-            *((Side(KERNELMACHINE, _kernelmachine),) if CHECKOUT in os.environ else ()),
-            Side("Hungarian (scipy)", _hungarian),
-            Side("faiss.Kmeans, unbalanced", partial(_faiss, sizes=SMALL)),
+            _side("mode", _ours, SMALL),
+            *((_side(KERNELMACHINE, _kernelmachine, SMALL),) if CHECKOUT in os.environ else ()),
+            _side(HUNGARIAN, _hungarian, SMALL),
+            _side(FAISS, _faiss, SMALL),
         ),
         targets=(
             Target("at least 50x the balanced peer", faster("mode", KERNELMACHINE), 50.0),
-            Target(
-                "inertia at most 1.03x the exact balanced one",
-                figure("mode", "inertia", over="Hungarian (scipy)"),
-                1.03,
-                True,
-            ),
+            Target(EXACT, figure("mode", "inertia", over=HUNGARIAN), 1.03, at_most=True),
         ),
-        make=_make_small,
+        make=partial(_make, sizes=SMALL, random_seed=1),
         inputs="cluster-small",
         notes=(
             "kernelmachine's clusters are all of mean size; the Hungarian method finds the best assignment at the same"

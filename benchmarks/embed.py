@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Input, Race, Run, Side, Target, faster
-from benchmarks.pictures import captions
+from benchmarks.inputs import captions
 
 #: Captions, layers, width.
 SIZES = {"quick": (60, 2, 32), "full": (1_500, 6, 384), "large": (30_000, 6, 384)}

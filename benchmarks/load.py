@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Input, Race, Run, Side, Target, faster, figure
-from benchmarks.pictures import captions, make_pictures, photographs, tars_of, write_tars
+from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target, faster, figure
+from benchmarks.inputs import index_shards, make_shards, tar_members, tars_of
 
 #: Pairs, pairs in a tar, batch size.
 SIZES = {"quick": (40, 20, 8), "full": (6_000, 500, 64), "large": (10_000, 1_000, 256)}
@@ -18,15 +20,9 @@ WORKERS = 2
 
 
 def _make(given: Input) -> None:
-    from mode.data.shards.index import build_index
-    from mode.data.shards.manifest import build_manifest
-    from mode.params import IndexParams, SourceParams
-
     pairs, per_tar, _ = SIZES[given.size]
-    images = photographs(given.photos, 2_000) if given.photos else make_pictures(8 if given.size == "quick" else 256)
-    write_tars(given.folder / "shards", images, captions(pairs), per_tar)
-    manifest = build_manifest(SourceParams(shards="shards"), given.folder)
-    build_index(manifest, given.folder, given.folder / "index", IndexParams(check_images=False), workers=1)
+    make_shards(given, pairs, per_tar, distinct=8 if given.size == "quick" else 256)
+    index_shards(given.folder)
     np.save(given.folder / "cluster.npy", np.random.default_rng(0).integers(0, SHARE, pairs).astype(np.int32))
 
 
@@ -41,7 +37,7 @@ def _ours(given: Input, everything: bool, cached: bool = False) -> Run:
 
     batch = SIZES[given.size][2]
     index = PairIndex.load(given.folder / "index")
-    rows = np.arange(len(index)) if everything else np.flatnonzero(np.load(given.folder / "cluster.npy") == 0)
+    rows = _rows(given, everything)
     image = ImageParams(size=224)
     store = ImageStore(index, given.folder, image, cache_mb=4_096 if cached else 0, rows=rows)
     stream = PairStream(rows, index.image[rows], random_seed=0)
@@ -68,13 +64,16 @@ def _transform() -> Any:
     return image_transform_v2(PreprocessCfg(size=224), is_train=False)
 
 
-def _expert_keys(given: Input, everything: bool) -> set[str]:
+def _rows(given: Input, everything: bool) -> np.ndarray:
+    cluster = np.load(given.folder / "cluster.npy")
+    return np.arange(len(cluster)) if everything else np.flatnonzero(cluster == 0)
+
+
+def _keys(given: Input, everything: bool) -> set[str]:
     from pyarrow import parquet
 
-    keys = parquet.read_table(given.folder / "index" / "index.parquet", columns=["key"])["key"].to_pylist()
-    if everything:
-        return set(keys)
-    return {keys[row] for row in np.flatnonzero(np.load(given.folder / "cluster.npy") == 0)}
+    keys = parquet.read_table(given.folder / "index" / "index.parquet", columns=["key"])["key"]
+    return set(keys.take(_rows(given, everything)).to_pylist())
 
 
 def _webdataset(given: Input, everything: bool) -> Run:
@@ -82,7 +81,7 @@ def _webdataset(given: Input, everything: bool) -> Run:
     import webdataset
 
     batch = SIZES[given.size][2]
-    tars, keys = tars_of(given.folder / "shards"), _expert_keys(given, everything)
+    tars, keys = tars_of(given.folder / "shards"), _keys(given, everything)
     dataset = webdataset.DataPipeline(
         webdataset.SimpleShardList(tars),
         webdataset.split_by_worker,
@@ -109,18 +108,38 @@ def _is_mine(sample: dict[str, Any], keys: set[str]) -> bool:
     return sample["__key__"] in keys
 
 
-def _tarfile(given: Input, everything: bool) -> Run:
+def _tarfile(given: Input) -> Run:
     """Every tar from end to end with the standard library, in the workers of a DataLoader."""
-    from torch.utils.data import DataLoader
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-    from benchmarks.peers import Tars
+    tars, keys = tars_of(given.folder / "shards"), _keys(given, everything=False)
+    batch, transform = SIZES[given.size][2], _transform()
 
-    dataset = Tars(
-        tars_of(given.folder / "shards"), _expert_keys(given, everything), SIZES[given.size][2], _transform()
-    )
+    class Tars(IterableDataset[Any]):
+        """Whole batches of the wanted pairs."""
+
+        def __iter__(self) -> Iterator[Any]:
+            worker = get_worker_info()
+            assert worker is not None
+            images, texts = [], []
+            for path in tars[worker.id :: worker.num_workers]:
+                for name, content in tar_members(path):
+                    if name[:-4] not in keys:
+                        continue
+                    if name.endswith(".jpg"):
+                        images.append(transform(Image.open(io.BytesIO(content)).convert("RGB")))
+                    elif name.endswith(".txt"):
+                        texts.append(content.decode())
+                    if len(texts) == batch:
+                        yield torch.stack(images), texts
+                        images, texts = [], []
+            if texts:
+                yield torch.stack(images), texts
 
     def run() -> dict[str, Any]:
-        return _summary(DataLoader(dataset, batch_size=None, num_workers=WORKERS, multiprocessing_context="fork"))
+        return _summary(DataLoader(Tars(), batch_size=None, num_workers=WORKERS, multiprocessing_context="fork"))
 
     return run
 
@@ -134,32 +153,27 @@ def _summary(loader: Any) -> dict[str, Any]:
 
 
 def _same_pixels(peer: str) -> Target:
-    return Target(
-        "the same images: mean pixel within 1e-4",
-        lambda sides: abs(sides["mode"].figures["mean_pixel"] - sides[peer].figures["mean_pixel"]),
-        1e-4,
-        at_most=True,
-    )
+    def gap(sides: Outcomes) -> float:
+        return abs(figure("mode", "mean_pixel")(sides) - figure(peer, "mean_pixel")(sides))
+
+    return Target("the same images: mean pixel within 1e-4", gap, 1e-4, at_most=True)
 
 
+WEBDATASET, TARFILE = "webdataset, filtered before decoding", "tarfile, filtered before decoding"
 RACES = (
     Race(
         name="load-expert",
         step="one expert's loader: a quarter of 6,000 photographs, decode and resize to 224, 2 workers",
         sides=(
             Side("mode", partial(_ours, everything=False)),
-            Side("webdataset, filtered before decoding", partial(_webdataset, everything=False)),
-            Side("tarfile, filtered before decoding", partial(_tarfile, everything=False)),
+            Side(WEBDATASET, partial(_webdataset, everything=False)),
+            Side(TARFILE, _tarfile),
             Side("mode, decoded images kept (from the second pass)", partial(_ours, everything=False, cached=True)),
         ),
         targets=(
-            Target(
-                "at least 3x both",
-                faster("mode", "webdataset, filtered before decoding", "tarfile, filtered before decoding"),
-                3.0,
-            ),
+            Target("at least 3x both", faster("mode", WEBDATASET, TARFILE), 3.0),
             Target("bytes read at most 1.05x the share of 1/4", figure("mode", "share_of_bytes"), 0.25 * 1.05, True),
-            _same_pixels("webdataset, filtered before decoding"),
+            _same_pixels(WEBDATASET),
         ),
         make=_make,
         inputs="pictures-load",
@@ -171,10 +185,7 @@ RACES = (
             Side("mode", partial(_ours, everything=True)),
             Side("webdataset", partial(_webdataset, everything=True)),
         ),
-        targets=(
-            Target("at least 1.2x webdataset", faster("mode", "webdataset"), 1.2),
-            _same_pixels("webdataset"),
-        ),
+        targets=(Target("at least 1.2x webdataset", faster("mode", "webdataset"), 1.2), _same_pixels("webdataset")),
         make=_make,
         inputs="pictures-load",
     ),

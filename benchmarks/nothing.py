@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
+
+import yaml
 
 from benchmarks.harness import Input, Race, Run, Side, Target
 
@@ -14,17 +17,12 @@ STAGES = {"quick": 3, "full": 30, "large": 100}
 
 def _make(given: Input) -> None:
     """A toy project whose stages depend on parameters, files and each other, all up to date."""
-    lines = ["stages:"]
-    for number in range(STAGES[given.size]):
-        source = f"out-{number - 1}.txt" if number else "source.txt"
-        lines += [
-            f"  stage-{number}:",
-            f"    cmd: cp {source} out-{number}.txt",
-            f"    deps: [{source}]",
-            "    params: [value]",
-            f"    outs: [out-{number}.txt]",
-        ]
-    (given.folder / "dvc.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files = ["source.txt", *(f"out-{number}.txt" for number in range(STAGES[given.size]))]
+    stages = {
+        f"stage-{number}": {"cmd": f"cp {source} {out}", "deps": [source], "params": ["value"], "outs": [out]}
+        for number, (source, out) in enumerate(pairwise(files))
+    }
+    (given.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8")
     (given.folder / "params.yaml").write_text("value: 1\n", encoding="utf-8")
     (given.folder / "source.txt").write_text("content\n", encoding="utf-8")
     for command in (["git", "init", "-q"], [*DVC, "init", "-q"], [*DVC, "config", "core.analytics", "false"], REPRO):

@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Input, Race, Run, Side, Target, share_of_time
-from benchmarks.pictures import captions, make_pictures
+from benchmarks.harness import Input, Race, Run, Side, Target, figure, share_of_time
+from benchmarks.inputs import EXPERTS, captions, make_pictures, random_experts, save_router
 
 #: The model, and predictions in one timed run by batch size.
 SIZES = {"quick": ("demo", {1: 2, 64: 1}), "full": ("ViT-S-32", {1: 20, 64: 1}), "large": ("ViT-B-32", {1: 20, 64: 1})}
-EXPERTS = ("expert-0", "expert-1", "expert-2", "expert-3")
 CLASSES = tuple(f"a thing of kind {number}" for number in range(10))
 
 
 def _make(given: Input) -> None:
-    import pickle
-
-    import numpy as np
-
-    from mode.clustering.hierarchy import fit_clusters
-    from mode.embedding.base import build_embedder
-    from mode.ensemble.router import Router
-    from mode.params import ClusteringParams, EmbeddingParams, RoutingParams
-
-    texts = [*captions(2_000), *CLASSES]
-    embedder = build_embedder(EmbeddingParams(dimensions=32), texts, random_seed=0)
-    clusters = fit_clusters(embedder.encode(texts), ClusteringParams(fine=16), 16, 4, random_seed=0)
-    conditions = {name: clusters.condition(number) for number, name in enumerate(EXPERTS)}
-    Router.fit(conditions, embedder, RoutingParams(), texts, 0).save(given.folder / "router")
+    save_router(given.folder, [*captions(2_000), *CLASSES])
     (given.folder / "images.pickle").write_bytes(pickle.dumps(make_pictures(64 if given.size != "quick" else 4)))
-    np.save(given.folder / "classes.npy", np.arange(len(CLASSES)))
 
 
-def _models(given: Input) -> dict[str, Any]:
-    from mode.clip.model import build_model
-    from mode.params import ImageParams, ModelParams, load_params
-
-    name = SIZES[given.size][0]
-    model, image = ModelParams(name=name), ImageParams(size=224)
-    if name == "demo":
-        demo = load_params(Path(__file__).parents[1] / "params.yaml")
-        model, image = demo.model, demo.image
-    return {expert: build_model(model, image, captions(500), seed) for seed, expert in enumerate(EXPERTS)}
+def _experts(given: Input) -> dict[str, Any]:
+    return random_experts(SIZES[given.size][0], captions(500))
 
 
 def _images(given: Input, batch: int) -> list[bytes]:
-    import pickle
-
     images: list[bytes] = pickle.loads((given.folder / "images.pickle").read_bytes())
     return (images * batch)[:batch]
 
@@ -62,7 +38,7 @@ def _ours(given: Input, batch: int, top: int | None) -> Run:
     from mode.ensemble.model import Ensemble
     from mode.ensemble.router import Router
 
-    ensemble = Ensemble(Router.load(given.folder / "router"), _models(given), device="cpu")
+    ensemble = Ensemble(Router.load(given.folder / "router"), _experts(given), device="cpu")
     task = ensemble.adapt(CLASSES, top_k=top)
     images, times = _images(given, batch), SIZES[given.size][1][batch]
 
@@ -87,7 +63,7 @@ def _four_in_a_row(given: Input, batch: int) -> Run:
 
     from mode.ensemble.router import Router
 
-    clips = _models(given)
+    clips = _experts(given)
     weights = Router.load(given.folder / "router").weights([[name] for name in CLASSES])
     clip = clips[EXPERTS[0]]
     preprocess = image_transform_v2(PreprocessCfg(size=clip.preprocess_cfg["size"]), is_train=False)
@@ -121,6 +97,9 @@ def _compare(folder: Path, batch: int) -> dict[str, float]:
     return {"largest_difference": float(np.abs(ours - theirs).max())}
 
 
+PEER = "four open_clip passes in a row"
+
+
 def _race(batch: int) -> Race:
     return Race(
         name=f"predict-{batch}",
@@ -128,19 +107,12 @@ def _race(batch: int) -> Race:
         sides=(
             Side("mode", partial(_ours, batch=batch, top=None)),
             Side("mode, top-1", partial(_ours, batch=batch, top=1)),
-            Side("four open_clip passes in a row", partial(_four_in_a_row, batch=batch)),
+            Side(PEER, partial(_four_in_a_row, batch=batch)),
         ),
         targets=(
-            Target("at most 1.05x their time", share_of_time("mode", "four open_clip passes in a row"), 1.05, True),
-            Target(
-                "top-1 at most 0.3x", share_of_time("mode, top-1", "four open_clip passes in a row"), 0.3, at_most=True
-            ),
-            Target(
-                "the same probabilities within 1e-5",
-                lambda sides: sides["mode"].figures["largest_difference"],
-                1e-5,
-                at_most=True,
-            ),
+            Target("at most 1.05x their time", share_of_time("mode", PEER), 1.05, at_most=True),
+            Target("top-1 at most 0.3x", share_of_time("mode, top-1", PEER), 0.3, at_most=True),
+            Target("the same probabilities within 1e-5", figure("mode", "largest_difference"), 1e-5, at_most=True),
         ),
         make=_make,
         compare=partial(_compare, batch=batch),

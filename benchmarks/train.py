@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.harness import Input, Race, Run, Side, Target, faster
-from benchmarks.pictures import captions, make_pictures, photographs, write_tars
+from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target, faster, figure
+from benchmarks.inputs import index_shards, make_shards, model_params
 
-Precision = Literal["fp32", "bf16", "amp"]
 OURS, COMPILED, THEIRS = "mode", "mode, compiled", "open_clip_train"
-#: The demo's model: an image of 32 x 32, 1.5 M parameters.
-DEMO = Path(__file__).parents[1] / "params.yaml"
 #: What a recipe sets to a number that does not matter here.
 _LR = 1e-4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides train: one pass, no image seen twice. `model`: see `model_params`."""
+
+    model: str
+    batch: int
+    steps: int
+    precision: Literal["fp32", "bf16", "amp"] = "fp32"
+    workers: int = 0
+    gpu: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Pairs of the pass."""
+        return self.batch * self.steps
+
+    def at(self, size: str) -> Setting:
+        """The same, or a tiny one to see whether it works."""
+        return replace(self, batch=8, steps=2) if size == "quick" else self
 
 
 def _make_glyphs(given: Input) -> None:
@@ -27,58 +46,17 @@ def _make_glyphs(given: Input) -> None:
     write_glyph_shards(
         GlyphParams(pairs=pairs, shard_pairs=pairs // 2), given.folder / "shards", random_seed=0, workers=1
     )
-    _index(given)
+    index_shards(given.folder)
 
 
 def _make_pictures(given: Input) -> None:
     count = 16 if given.size == "quick" else 32 if given.device == "cpu" else 20_000
-    images = photographs(given.photos, 2_000) if given.photos else make_pictures(min(count, 256))
-    write_tars(given.folder / "shards", images, captions(count), max(1, count // 16))
-    _index(given)
+    make_shards(given, count, max(1, count // 16), distinct=min(count, 256))
+    index_shards(given.folder)
 
 
-def _index(given: Input) -> None:
-    from mode.data.shards.index import build_index
-    from mode.data.shards.manifest import build_manifest
-    from mode.params import IndexParams, SourceParams
-
-    manifest = build_manifest(SourceParams(shards="shards"), given.folder)
-    build_index(manifest, given.folder, given.folder / "index", IndexParams(check_images=False), workers=1)
-
-
-def _recipe(model: str, batch: int, samples: int, precision: Precision, workers: int, device: str) -> Any:
-    """Parameters of model, image, training and machine: one pass over `samples` pairs, no image seen twice."""
-    from mode.params import ImageParams, MachineParams, ModelParams, TrainingParams, load_params
-
-    demo = load_params(DEMO)
-    training = TrainingParams(
-        epoch_samples=samples,
-        epochs=2,
-        seed_epochs=1,
-        batch_size=batch,
-        lr=_LR,
-        warmup=0,
-        precision=precision,
-    )
-    machine = MachineParams(workers=workers, device=device, checkpoint_minutes=1_000.0)
-    if model == "demo":
-        return demo.model, demo.image, training, machine
-    return ModelParams(name=model), ImageParams(size=224), training, machine
-
-
-def _ours(
-    given: Input,
-    model: str,
-    batch: int,
-    steps: int,
-    precision: Precision,
-    workers: int,
-    compiled: bool = False,
-    steady: bool = False,
-) -> Run:
+def _ours(given: Input, setting: Setting, compiled: bool = False, steady: bool = False) -> Run:
     """One training; `steady`: timed from its first report on (step 20), when all compiling is over."""
-    import time
-
     from mode.processes import use_huge_pages
 
     use_huge_pages()  # as every command of `mode` does
@@ -86,19 +64,29 @@ def _ours(
     import torch
 
     from mode.data.shards.index import PairIndex
+    from mode.params import MachineParams, TrainingParams
     from mode.roles import SEED
     from mode.training.flops import flops_per_pair
     from mode.training.loop import train
     from mode.training.plan import Training, make_plan
 
-    if given.size == "quick":
-        batch, steps = 8, 2
+    setting = setting.at(given.size)
     index = PairIndex.load(given.folder / "index")
-    model_params, image, recipe, machine = _recipe(model, batch, batch * steps, precision, workers, given.device)
-    recipe = recipe.model_copy(update={"compile": compiled})
+    model, image = model_params(setting.model)
+    recipe = TrainingParams(
+        epoch_samples=setting.samples,
+        epochs=2,
+        seed_epochs=1,
+        batch_size=setting.batch,
+        lr=_LR,
+        warmup=0,
+        precision=setting.precision,
+        compile=compiled,
+    )
+    machine = MachineParams(workers=setting.workers, device=given.device, checkpoint_minutes=1_000.0)
     rows = np.arange(len(index))
     plan = make_plan(SEED, rows, recipe, len(index))
-    training = Training(plan, index, model_params, image, recipe, random_seed=0)
+    training = Training(plan, index, model, image, recipe, random_seed=0)
     waits: list[float] = []
     reports: list[tuple[int, float]] = []  # step, time
 
@@ -117,7 +105,7 @@ def _ours(
         )
         seconds, samples = result.clip.card["own"]["seconds"], plan.samples
         if steady:
-            seconds, samples = reports[-1][1] - reports[0][1], (reports[-1][0] - reports[0][0]) * batch
+            seconds, samples = reports[-1][1] - reports[0][1], (reports[-1][0] - reports[0][0]) * setting.batch
         flops = flops_per_pair(result.clip)
         figures = {
             "seconds": seconds,
@@ -135,7 +123,7 @@ def _ours(
     return run
 
 
-def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precision, workers: int) -> Run:
+def _theirs(given: Input, setting: Setting) -> Run:
     """`open_clip_train`: its arguments, its webdataset pipeline, its `train_one_epoch`; the optimiser of its main."""
     import multiprocessing
 
@@ -155,19 +143,18 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precisi
     # webdataset 1.0 marks the end of a tar by an empty sample, which open_clip 3.3 does not expect.
     expander = open_clip_train.data.tar_file_expander
     open_clip_train.data.tar_file_expander = partial(expander, eof_value=None)
-    if given.size == "quick":
-        batch, steps = 8, 2
-    model_params, image, _, _ = _recipe(model, batch, batch * steps, precision, workers, given.device)
+    setting = setting.at(given.size)
     index = PairIndex.load(given.folder / "index")
     texts = (caption for block in index.iter_captions() for caption in block)
-    folder = given.folder / f"model-{model}"
-    save_model(folder, build_model(model_params, image, texts, random_seed=0), {})
+    folder = given.folder / f"model-{setting.model}"
+    save_model(folder, build_model(*model_params(setting.model), texts, random_seed=0), {})
     shards = sorted((given.folder / "shards").glob("*.tar"))
     args = parse_args(
         [
             *("--train-data", "{" + ",".join(map(str, shards)) + "}", "--dataset-type", "webdataset"),
-            *("--train-num-samples", str(batch * steps), "--batch-size", str(batch), "--workers", str(workers)),
-            *("--precision", precision, "--grad-clip-norm", "1.0", "--lr", str(_LR), "--log-every-n-steps", "20"),
+            *("--train-num-samples", str(setting.samples), "--batch-size", str(setting.batch)),
+            *("--workers", str(setting.workers), "--precision", setting.precision),
+            *("--grad-clip-norm", "1.0", "--lr", str(_LR), "--log-every-n-steps", "20"),
         ]
     )
     # What its main sets after parsing.
@@ -179,7 +166,7 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precisi
 
     def run() -> dict[str, Any]:
         network, _, preprocess = open_clip.create_model_and_transforms(
-            f"local-dir:{folder}", precision=precision, device=given.device, output_dict=True
+            f"local-dir:{folder}", precision=setting.precision, device=given.device, output_dict=True
         )
         plain = [p for p in network.parameters() if p.ndim < 2]
         decayed = [p for p in network.parameters() if p.ndim >= 2]
@@ -195,9 +182,7 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precisi
         }
         loss = open_clip.ClipLoss(cache_labels=True)
         losses = _Losses(loss)
-        scheduler: Callable[[int], None] = const_lr(optimizer, args.lr, 0, steps)
-        import time
-
+        scheduler: Callable[[int], None] = const_lr(optimizer, args.lr, 0, setting.steps)
         started = time.perf_counter()
         train_one_epoch(network, data, losses, 0, optimizer, None, scheduler, None, args)
         if given.device == "cuda":
@@ -205,7 +190,7 @@ def _theirs(given: Input, model: str, batch: int, steps: int, precision: Precisi
         seconds = time.perf_counter() - started
         return {
             "seconds": seconds,
-            "samples_per_second": batch * steps / seconds,
+            "samples_per_second": setting.samples / seconds,
             "loss": float(torch.stack(losses.seen).mean()),
         }
 
@@ -227,8 +212,6 @@ class _Losses:
 
 def _peak_flops() -> float:
     """Dense bfloat16 operations a second of the GPU, as its maker states them; of others, as a large GEMM has them."""
-    import time
-
     import torch
 
     stated = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
@@ -247,105 +230,76 @@ def _peak_flops() -> float:
     return 2 * 8_192**3 * 20 / seconds
 
 
-def _inputs(model: str, gpu: bool) -> dict[str, Any]:
-    """Pairs to train on: glyphs for the demo's model, pictures for the others, more of them on a GPU."""
-    if model == "demo":
-        return {"make": _make_glyphs, "inputs": "train-glyphs", "needs_gpu": gpu}
-    return {"make": _make_pictures, "inputs": "train-pictures" + ("-gpu" if gpu else ""), "needs_gpu": gpu}
-
-
-def _race(name: str, step: str, goal: float, *, gpu: bool = False, **settings: Any) -> Race:
+def _race(name: str, step: str, setting: Setting, goal: float) -> Race:
+    """Against open_clip's loop."""
     targets = [Target(f"at least {goal}x open_clip_train", faster(OURS, THEIRS), goal)]
-    if gpu:
+    if setting.gpu:
         targets += [
-            Target("model FLOP utilisation at least 0.45", lambda sides: sides[OURS].figures["utilisation"], 0.45),
-            Target(
-                "waits for data less than 5% of the time", lambda sides: sides[OURS].figures["data_wait"], 0.05, True
-            ),
+            Target("model FLOP utilisation at least 0.45", figure(OURS, "utilisation"), 0.45),
+            Target("waits for data less than 5% of the time", figure(OURS, "data_wait"), 0.05, at_most=True),
         ]
-    return Race(
-        name=name,
-        step=step,
-        sides=(Side(OURS, partial(_ours, **settings)), Side(THEIRS, partial(_theirs, **settings))),
-        targets=tuple(targets),
-        **_inputs(settings["model"], gpu),
-        sizes=("full", "large") if settings["model"] != "demo" else ("quick", "full", "large"),
-        notes="one pass over the pairs, every image decoded; loading the model is not timed",
-    )
+    sides = Side(OURS, partial(_ours, setting=setting)), Side(THEIRS, partial(_theirs, setting=setting))
+    notes = "one pass over the pairs, every image decoded; loading the model is not timed"
+    return _with_inputs(Race(name, f"train {step}", sides, tuple(targets), notes=notes), setting)
 
 
-def _compile_race(name: str, step: str, *, gpu: bool = False, **settings: Any) -> Race:
+def _compile_race(name: str, step: str, setting: Setting) -> Race:
     """What `torch.compile` brings; no speed is asked for."""
-    return Race(
-        name=name,
-        step=step,
-        sides=(
-            Side(OURS, partial(_ours, **settings, steady=True)),
-            Side(COMPILED, partial(_ours, **settings, compiled=True, steady=True)),
-        ),
-        targets=(
-            Target(
-                "the same loss within 1%",
-                lambda sides: abs(sides[COMPILED].figures["loss"] / sides[OURS].figures["loss"] - 1),
-                0.01,
-                at_most=True,
-            ),
-        ),
-        **_inputs(settings["model"], gpu),
-        sizes=("full", "large"),
-        notes="timed from step 20 on, when all compiling is over",
+
+    def loss_gap(sides: Outcomes) -> float:
+        return abs(figure(COMPILED, "loss", over=OURS)(sides) - 1)
+
+    sides = tuple(
+        Side(side, partial(_ours, setting=setting, compiled=side == COMPILED, steady=True)) for side in (OURS, COMPILED)
+    )
+    targets = (Target("the same loss within 1%", loss_gap, 0.01, at_most=True),)
+    notes = "timed from step 20 on, when all compiling is over"
+    return _with_inputs(Race(name, step, sides, targets, notes=notes, sizes=("full", "large")), setting)
+
+
+def _with_inputs(race: Race, setting: Setting) -> Race:
+    """Pairs to train on: glyphs for the demo's model, pictures for the others, more of them on a GPU."""
+    demo = setting.model == "demo"
+    return replace(
+        race,
+        make=_make_glyphs if demo else _make_pictures,
+        inputs="train-glyphs" if demo else "train-pictures-gpu" if setting.gpu else "train-pictures",
+        needs_gpu=setting.gpu,
+        sizes=race.sizes if demo else ("full", "large"),
     )
 
 
-_DEMO: dict[str, Any] = {"model": "demo", "batch": 128, "precision": "fp32", "workers": 0}
-_VIT_ON_GPU: dict[str, Any] = {"gpu": True, "model": "ViT-B-32", "batch": 1_024, "precision": "bf16", "workers": 12}
+_DEMO = Setting("demo", batch=128, steps=40)
+_VIT_B_32_ON_GPU = Setting("ViT-B-32", batch=1_024, steps=40, precision="bf16", workers=12, gpu=True)
 
 RACES = (
-    _race(
-        "train-demo",
-        "train the demo's model, batch 128, fp32, 0 workers, 40 steps",
-        1.3,
-        steps=40,
-        **_DEMO,
-    ),
+    _race("train-demo", "the demo's model, batch 128, fp32, 0 workers, 40 steps", _DEMO, 1.3),
     _race(
         "train-vit-b-32",
-        "train ViT-B/32 at 224, batch 16, fp32, 2 workers, 2 steps",
+        "ViT-B/32 at 224, batch 16, fp32, 2 workers, 2 steps",
+        Setting("ViT-B-32", batch=16, steps=2, workers=2),
         1.0,
-        model="ViT-B-32",
-        batch=16,
-        steps=2,
-        precision="fp32",
-        workers=2,
     ),
     _race(
         "train-vit-b-32-gpu",
-        "train ViT-B/32 at 224 on a GPU, batch 1,024, bf16, 12 workers, 40 steps",
+        "ViT-B/32 at 224 on a GPU, batch 1,024, bf16, 12 workers, 40 steps",
+        _VIT_B_32_ON_GPU,
         1.2,
-        steps=40,
-        **_VIT_ON_GPU,
     ),
     _race(
         "train-vit-b-16-gpu",
-        "train ViT-B/16 at 224 on a GPU, batch 512, bf16, 12 workers, 40 steps",
+        "ViT-B/16 at 224 on a GPU, batch 512, bf16, 12 workers, 40 steps",
+        replace(_VIT_B_32_ON_GPU, model="ViT-B-16", batch=512),
         1.2,
-        gpu=True,
-        model="ViT-B-16",
-        batch=512,
-        steps=40,
-        precision="bf16",
-        workers=12,
     ),
     _compile_race(
         "train-compile",
         "the demo's model with and without torch.compile, batch 128, fp32, 0 workers, 100 steps",
-        steps=100,
-        **_DEMO,
+        replace(_DEMO, steps=100),
     ),
     _compile_race(
         "train-compile-gpu",
         "ViT-B/32 on a GPU with and without torch.compile, batch 1,024, bf16, 12 workers, 100 steps",
-        steps=100,
-        **_VIT_ON_GPU,
+        replace(_VIT_B_32_ON_GPU, steps=100),
     ),
 )

@@ -1,0 +1,187 @@
+"""Inputs that several races share: tars of photograph-like pictures with captions, their index, models and a router.
+
+Imports what it needs where it is needed: most sides use none of it, and memory is measured.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.harness import Input
+
+if TYPE_CHECKING:
+    from mode.clip.model import Clip
+    from mode.clustering.hierarchy import Clusters
+    from mode.data.shards.manifest import Manifest
+    from mode.params import ImageParams, ModelParams
+
+#: Different pictures; tars larger than this repeat them.
+DISTINCT = 256
+EXPERTS = ("expert-0", "expert-1", "expert-2", "expert-3")
+
+
+def make_shards(given: Input, pairs: int, per_tar: int, distinct: int = DISTINCT) -> None:
+    """Tars in `shards`: the photographs that were given, or else `distinct` made pictures."""
+    images = photographs(given.photos, 2_000) if given.photos else make_pictures(distinct)
+    write_tars(given.folder / "shards", images, captions(pairs), per_tar)
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Of the tars in `shards`."""
+    from mode.data.shards.manifest import build_manifest
+    from mode.params import SourceParams
+
+    return build_manifest(SourceParams(shards="shards"), folder)
+
+
+def index_shards(folder: Path) -> None:
+    """The index of `shards`, in `index`."""
+    from mode.data.shards.index import build_index
+    from mode.params import IndexParams
+
+    build_index(manifest_of(folder), folder, folder / "index", IndexParams(check_images=False), workers=1)
+
+
+def model_params(name: str) -> tuple[ModelParams, ImageParams]:
+    """A model of open_clip at 224 pixels, or `demo`: that of params.yaml (an image of 32 x 32, 1.5 M parameters)."""
+    from mode.params import ImageParams, ModelParams, load_params
+
+    if name == "demo":
+        demo = load_params(Path(__file__).parents[1] / "params.yaml")
+        return demo.model, demo.image
+    return ModelParams(name=name), ImageParams(size=224)
+
+
+def random_experts(model: str, texts: Sequence[str]) -> dict[str, Clip]:
+    """Four experts with random weights, each with its own."""
+    from mode.clip.model import build_model
+
+    params, image = model_params(model)
+    return {name: build_model(params, image, texts, random_seed) for random_seed, name in enumerate(EXPERTS)}
+
+
+def save_router(folder: Path, texts: list[str]) -> None:
+    """A router of the four experts, fitted on `texts`, in `router`."""
+    from mode.clustering.hierarchy import fit_clusters
+    from mode.embedding.base import build_embedder
+    from mode.ensemble.router import Router
+    from mode.params import ClusteringParams, EmbeddingParams, RoutingParams
+
+    embedder = build_embedder(EmbeddingParams(dimensions=32), texts, random_seed=0)
+    clusters = fit_clusters(embedder.encode(texts), ClusteringParams(fine=16), 16, 4, random_seed=0)
+    conditions = {name: clusters.condition(number) for number, name in enumerate(EXPERTS)}
+    Router.fit(conditions, embedder, RoutingParams(), texts, 0).save(folder / "router")
+
+
+def clusters_at(centres: np.ndarray, coarse: int) -> Clusters:
+    """Clusters with these fine centres, dealt out to the coarse ones in turn; their sizes mean nothing."""
+    from mode.clustering.hierarchy import Clusters
+
+    count = len(centres)
+    return Clusters(
+        fine_centres=centres,
+        coarse_of_fine=(np.arange(count) % coarse).astype(np.int32),
+        coarse_centres=centres[:coarse],
+        fine_sizes=np.ones(count, np.int64),
+        coarse_sizes=np.full(coarse, count // coarse),
+        strategy="two-level",
+        random_seed=0,
+    )
+
+
+def make_pictures(count: int = DISTINCT, random_seed: int = 0, extent: tuple[int, int] = (500, 375)) -> list[bytes]:
+    """JPEGs (quality 90) of smooth noise with a little grain: as large and as slow to decode as a photograph.
+
+    Args:
+        count: pictures.
+        random_seed: of the noise.
+        extent: width and height in pixels.
+    """
+    from PIL import Image
+
+    random = np.random.default_rng(random_seed)
+    pictures = []
+    for _ in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (extent[1] // 25, extent[0] // 25, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize(extent, Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = random.normal(0, 5, smooth.shape).astype(np.int16)
+        file = io.BytesIO()
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        pictures.append(file.getvalue())
+    return pictures
+
+
+def photographs(folder: Path, count: int) -> list[bytes]:
+    """The first JPEGs of a folder's tars."""
+    members = (member for path in sorted(folder.rglob("*.tar")) for member in tar_members(str(path)))
+    images = (content for name, content in members if name.lower().endswith((".jpg", ".jpeg")))
+    found = list(islice(images, count))
+    if not found:
+        raise SystemExit(f"error: {folder}: no tar with a JPEG in it")
+    return found
+
+
+def captions(count: int, random_seed: int = 0) -> list[str]:
+    """Captions of the built-in data: 1 to 12 words, a tenth of them noise; some run together into longer ones."""
+    from mode.data.glyphs.dataset import caption
+    from mode.data.glyphs.families import FAMILIES
+    from mode.params import GlyphParams
+
+    random = np.random.default_rng(random_seed)
+    params = GlyphParams()
+    kinds = [(character, family.kind) for family in FAMILIES for character in family.characters]
+    colours = ("red", "green", "blue", "black", "white")
+    texts = []
+    for _ in range(count):
+        parts = []
+        # As on the web: most captions are short, a few are whole paragraphs.
+        for _ in range(min(8, random.geometric(0.6))):
+            character, kind = kinds[random.integers(len(kinds))]
+            pair = (colours[random.integers(5)], colours[random.integers(5)])
+            parts.append(caption(character, kind, pair, params, random))
+        texts.append(", ".join(parts))
+    return texts
+
+
+def write_tars(folder: Path, images: list[bytes], texts: list[str], per_tar: int) -> None:
+    """`00000.tar`, `00001.tar` ... as img2dataset writes them: `key.jpg`, `key.json`, `key.txt`.
+
+    Args:
+        folder: made if it is not there.
+        images: used again from the first when they are fewer than the texts.
+        texts: one pair each.
+        per_tar: pairs in a tar.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(texts), per_tar):
+        with tarfile.open(folder / f"{start // per_tar:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number in range(start, min(start + per_tar, len(texts))):
+                key, image = f"{number:09d}", images[number % len(images)]
+                about = {"caption": texts[number], "key": key, "status": "success", "width": 500, "height": 375}
+                files = {"jpg": image, "json": json.dumps(about).encode(), "txt": texts[number].encode()}
+                for suffix, content in files.items():
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def tars_of(folder: Path) -> list[str]:
+    """Paths of a folder's tars, in order."""
+    return [str(path) for path in sorted(folder.glob("*.tar"))]
+
+
+def tar_members(path: str) -> Iterator[tuple[str, bytes]]:
+    """Every member of a tar, name and content, as the standard library reads it from end to end."""
+    with tarfile.open(path, "r|") as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None:
+                yield member.name, file.read()
