@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -21,26 +22,28 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
-from benchmarks.orchestration import clone, environment
+from benchmarks.study import Row, clone, dvc, environment, figures, markdown, read_metrics, set_params, spread
 
 #: The setting for photographs at 48 pixels; byte pairs, since the new domain brings words of its own.
-CHANGES: dict[str, dict[str, Any]] = {
-    "embedding": {"dimensions": 128},
-    "clustering": {"fine": 128},
-    "image": {"size": 48, "flip": True, "shift": 4},
-    "model": {
-        "tokenizer": "model",
-        "config": {
-            "embed_dim": 128,
-            "vision_cfg": {
-                **{"image_size": 48, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32, "patch_size": None},
-            },
-            "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
-        },
-    },
-    "training": {"epoch_samples": 3200, "dense_long": False},
+CHANGES: dict[str, Any] = {
+    "embedding.dimensions": 128,
+    "clustering.fine": 128,
+    "image.size": 48,
+    "image.flip": True,
+    "image.shift": 4,
+    "model.tokenizer": "model",
+    "model.config.embed_dim": 128,
+    "model.config.vision_cfg.image_size": 48,
+    "model.config.text_cfg.context_length": 32,
+    "+model.config.text_cfg.vocab_size": 49408,  # `+`: a new key
+    "model.config.text_cfg.width": 128,
+    "training.epoch_samples": 3200,
+    "baselines.dense_long": False,
+    "watch.yaml:generated": [],
+    "watch.yaml:watched": ["base"],
 }
 
 
@@ -64,15 +67,6 @@ def split(shards: Path, later: str, folder: Path) -> tuple[Path, Path]:
     return parts
 
 
-def dvc(root: Path, *arguments: str) -> str:
-    """Run DVC in the clone; what it printed."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(arguments)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout
-
-
 def old_results(root: Path) -> dict[str, str]:
     """Hash of every output of every stage but those that join the experts."""
     stages = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
@@ -80,34 +74,45 @@ def old_results(root: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in kept.values() for out in stage.get("outs", [])}
 
 
-def grow(root: Path, base: Path, later: Path, tasks: list[Path], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics before and after the new source."""
-    path = root / "params.yaml"
-    params = yaml.safe_load(path.read_text())
-    for section, changes in CHANGES.items():
-        params[section] |= changes
-    params["random_seed"] = seed
-    params["sources"]["base"]["shards"] = str(base)
-    params["evaluation"]["tasks"] = [str(task) for task in tasks]
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
-    (root / "watch.yaml").write_text("generated: []\nwatched: [base]\n")
-    dvc(root, "repro", "evaluate")
-    before, old = json.loads((root / "reports/metrics.json").read_text()), old_results(root)
+def grow(root: Path, base: Path, later: Path, tasks: list[Path], random_seed: int) -> dict[str, Row]:
+    """Figures before and after the new source, and the weights of its expert."""
+    given = {
+        "random_seed": random_seed,
+        "sources.base.shards": str(base),
+        "evaluation.tasks": [str(task) for task in tasks],
+    }
+    dvc(root, "exp", "run", *set_params(CHANGES | given), "evaluate")
+    before, old = read_metrics(root / "reports/metrics.json"), old_results(root)
     command = [sys.executable, "-m", "mode.cli", "add-source", "later", str(later), "--fine", "32"]
     subprocess.run(command, cwd=root, env=environment(root), check=True)
-    ran = re.findall(r"^Running stage '(.*)'", dvc(root, "repro", "evaluate"), re.MULTILINE)
-    after, new = json.loads((root / "reports/metrics.json").read_text()), old_results(root)
+    ran = dvc(root, "repro", "evaluate")
+    after, new = read_metrics(root / "reports/metrics.json"), old_results(root)
     changed = [path for path in old if new.get(path) != old[path]]
-    print(f"seed {seed}: old results that changed: {changed or 'none'}; stages that ran: {', '.join(ran)}", flush=True)
-    return before, after
+    print(
+        f"random_seed {random_seed}: old results that changed: {changed or 'none'}; stages that ran: {', '.join(ran)}"
+    )
+    weights = {task: weights.get("expert-4", 0.0) for task, weights in after["routing"].items()}
+    return {"before": of_ensemble(before), "after": of_ensemble(after), "weight of the new expert": weights}
 
 
-def figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The ensemble's figure of each task."""
-    found = {task: models["ensemble"] for task, models in metrics["zeroshot"]["tasks"].items()}
-    for task, models in metrics["retrieval"]["tasks"].items():
-        found[f"{task} image recall@10"] = models["ensemble"]["image_recall@10"]
-    return found
+def of_ensemble(metrics: dict[str, Any]) -> Row:
+    """The ensemble's figure of each task: its accuracy, or image recall@10."""
+    own = figures(metrics, most_tasks=math.inf)["ensemble"]
+    del own["zero-shot"]
+    return {head: value for head, value in own.items() if "recall@" not in head or head.endswith(" image recall@10")}
+
+
+def table(runs: list[dict[str, Row]]) -> str:
+    """Markdown: a row per task, in percent over the runs, each of which is named too."""
+    rows = {}
+    for task in runs[0]["before"]:
+        row = {}
+        for head, when in (("without the new expert", "before"), ("with it", "after")):
+            values = [100 * run[when][task] for run in runs]
+            row[head] = f"{spread(values)} ({', '.join(f'{value:.1f}' for value in values)})"
+        weight = statistics.mean(run["weight of the new expert"][task.split(" ")[0]] for run in runs)
+        rows[task] = row | {"its weight": f"{weight:.2f}"}
+    return markdown(pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def main() -> None:
@@ -124,23 +129,11 @@ def main() -> None:
     if not base.is_dir():
         split(options.shards.resolve(), options.later, folder)
     tasks = [task.resolve() for task in options.tasks]
-    for seed in options.seeds:
-        before, after = grow(clone(folder / f"seed-{seed}"), base, later, tasks, seed)
-        weights = {task: weights.get("expert-4", 0.0) for task, weights in after["routing"].items()}
-        content = {"before": figures(before), "after": figures(after), "weight of the new expert": weights}
-        (folder / f"seed-{seed}.json").write_text(json.dumps(content, indent=2) + "\n")
+    for random_seed in options.seeds:
+        content = grow(clone(folder / f"seed-{random_seed}"), base, later, tasks, random_seed)
+        (folder / f"seed-{random_seed}.json").write_text(json.dumps(content, indent=2) + "\n")
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
-    print(f"{len(runs)} seeds\n\n| task | without the new expert | with it | its weight |\n|---|---:|---:|---:|")
-    for task in runs[0]["before"]:
-        cells = [spread([100 * run[when][task] for run in runs]) for when in ("before", "after")]
-        weight = statistics.mean(run["weight of the new expert"][task.split(" ")[0]] for run in runs)
-        print(f"| {task} | {cells[0]} | {cells[1]} | {weight:.2f} |")
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation, and the values themselves."""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation} ({', '.join(f'{value:.1f}' for value in values)})"
+    print(f"{len(runs)} seeds\n\n{table(runs)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import signal
@@ -26,21 +25,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 import yaml
+from dvc.utils.serialize import modify_yaml
+
+from benchmarks.study import clone, dvc, environment
 
 if TYPE_CHECKING:
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.client.schemas.objects import State, TaskRun
 
-REPOSITORY = Path(__file__).parent.parent
 #: What a file may say that is measured, not computed.
 MEASURED = re.compile(r'"(seconds|threads|mlflow_run|commit|uncommitted_changes)"')
 
 RUNS = ["plain", "dvc", "flow-1", "flow-2", "experts"]
+#: Seconds of `all`, and of the `experts` alone.
+Seconds = dict[str, float]
 
 #: `mode stage` with a tracker that does nothing.
 UNTRACKED = """
@@ -67,19 +71,6 @@ stages.run_stage(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None, Path.c
 """
 
 
-def clone(folder: Path) -> Path:
-    """A fresh clone of what is committed here; it uses this environment's tools and its own sources."""
-    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(folder)], check=True)
-    return folder
-
-
-def environment(root: Path) -> dict[str, str]:
-    """Settings of commands in a clone."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_", "OMP_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return kept | {"PATH": path, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "DVC_NO_ANALYTICS": "true"}
-
-
 def stages_in_order(root: Path) -> list[str]:
     """Stages of dvc.yaml by address, in an order in which they can run."""
     code = "from flows.graph import in_order, read; from pathlib import Path; print(*in_order(read(Path.cwd())[0]))"
@@ -89,36 +80,27 @@ def stages_in_order(root: Path) -> list[str]:
     return done.stdout.split()
 
 
-def run_plain(root: Path) -> dict[str, float]:
-    """Seconds in all, and of the experts."""
-    spent = {"all": 0.0, "experts": 0.0}
+def run_plain(root: Path) -> Seconds:
+    """Every stage by itself."""
+    stages = {}
     for stage in stages_in_order(root):
         started = time.monotonic()
         command = [sys.executable, "-c", UNTRACKED, *stage.split("@")]
         subprocess.run(command, cwd=root, env=environment(root), check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - started
-        spent["all"] += seconds
-        spent["experts"] += seconds if stage.startswith("expert@") else 0.0
-    return spent
+        stages[stage] = time.monotonic() - started
+    return {"all": sum(stages.values()), "experts": of_experts(stages)}
 
 
-def run_dvc(root: Path) -> dict[str, float]:
-    """The same of `dvc repro`, from the lines that it prints."""
+def run_dvc(root: Path) -> Seconds:
+    """The same of `dvc repro`."""
     started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"], cwd=root, env=environment(root), stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    begun: list[tuple[str, float]] = []
-    for line in process.stdout:
-        if found := re.match(r"Running stage '(.*)'", line):
-            begun.append((found[1], time.monotonic()))
-    if process.wait():
-        raise SystemExit("dvc repro failed")
-    ended = time.monotonic()
-    times = [*(moment for _, moment in begun), ended]
-    experts = sum(times[n + 1] - times[n] for n, (stage, _) in enumerate(begun) if stage.startswith("expert@"))
-    return {"all": ended - started, "experts": experts}
+    stages = dvc(root, "repro")
+    return {"all": time.monotonic() - started, "experts": of_experts(stages)}
+
+
+def of_experts(stages: Mapping[str, float]) -> float:
+    """Seconds of all experts together."""
+    return sum(seconds for stage, seconds in stages.items() if stage.startswith("expert@"))
 
 
 class Page:
@@ -191,6 +173,12 @@ class Page:
         ended = max(task.end_time.timestamp() for task in experts if task.end_time)
         return {"all": seconds, "experts": ended - begun}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self, number: int = signal.SIGINT) -> int:
         """Ctrl-C, and wait for the end; the exit code."""
         if self.process.poll() is None:
@@ -209,27 +197,21 @@ def this_run(run: UUID) -> FlowRunFilter:
 
 def outdate_experts(root: Path) -> list[str]:
     """Give each expert a learning rate of its own; returns their names."""
-    path = root / "params.yaml"
-    params = yaml.safe_load(path.read_text())
-    for expert in params["experts"].values():
-        expert["lr"] = 0.99 * params["training"]["lr"]
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
-    return list(params["experts"])
+    with modify_yaml(root / "params.yaml") as params:  # as `dvc exp run` does, which would be timed as well
+        for expert in params["experts"].values():
+            expert["lr"] = 0.99 * params["training"]["lr"]
+        return list(params["experts"])
 
 
-def race_experts(sequential: Path, flowing: Path) -> dict[str, dict[str, float]]:
+def race_experts(sequential: Path, flowing: Path) -> dict[str, Seconds]:
     """Four experts one after another, and two at a time, in finished projects."""
     stages = [f"expert@{name}" for name in outdate_experts(sequential)]
     started = time.monotonic()
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *stages]
-    subprocess.run(command, cwd=sequential, env=environment(sequential), check=True, stdout=subprocess.DEVNULL)
-    figures = {"experts, one after another": {"all": time.monotonic() - started}}
+    dvc(sequential, "repro", "--single-item", *stages)
+    figures: dict[str, Seconds] = {"experts, one after another": {"all": time.monotonic() - started}}
     names = outdate_experts(flowing)
-    page = Page(flowing)
-    try:
+    with Page(flowing) as page:
         figures["experts, two at a time"] = page.run("train-expert", experts=names)
-    finally:
-        page.stop()
     return figures
 
 
@@ -274,33 +256,33 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="mode-orchestration-"))
     wanted = options.only or RUNS
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, Seconds] = {}
+
+    def show(found: dict[str, Seconds]) -> None:
+        figures.update(found)
+        for name, seconds in found.items():
+            print(name, seconds, flush=True)
+
+    def compare_locks(one: Path, other: Path) -> None:
+        print("dvc.lock differs in:", lock_differences(one, other) or "nothing", flush=True)
+
     try:
         if "plain" in wanted:
-            figures["plain"] = run_plain(clone(folder / "plain"))
-            print("plain", figures["plain"], flush=True)
+            show({"plain": run_plain(clone(folder / "plain"))})
         if "dvc" in wanted:
-            figures["dvc"] = run_dvc(clone(folder / "dvc"))
-            print("dvc", figures["dvc"], flush=True)
+            show({"dvc": run_dvc(clone(folder / "dvc"))})
         for workers in (1, 2):
             if f"flow-{workers}" not in wanted:
                 continue
             root = clone(folder / f"flow-{workers}")
-            page = Page(root)
-            try:
-                figures[f"flow-{workers}"] = page.run(workers=workers)
-                print(f"flow-{workers}", figures[f"flow-{workers}"], flush=True)
-                figures[f"nothing to do ({workers})"] = {"all": page.run(workers=workers)["all"]}
-                print("nothing to do", figures[f"nothing to do ({workers})"], flush=True)
-            finally:
-                page.stop()
+            with Page(root) as page:
+                show({f"flow-{workers}": page.run(workers=workers)})
+                show({f"nothing to do ({workers})": {"all": page.run(workers=workers)["all"]}})
             if "dvc" in wanted:
-                print("dvc.lock differs in:", lock_differences(folder / "dvc", root) or "nothing", flush=True)
+                compare_locks(folder / "dvc", root)
         if "experts" in wanted:  # in the projects that the others have left
-            figures |= race_experts(folder / "dvc", folder / "flow-2")
-            for name in list(figures)[-2:]:
-                print(name, figures[name], flush=True)
-            print("dvc.lock differs in:", lock_differences(folder / "dvc", folder / "flow-2") or "nothing", flush=True)
+            show(race_experts(folder / "dvc", folder / "flow-2"))
+            compare_locks(folder / "dvc", folder / "flow-2")
         if options.output:
             options.output.write_text(json.dumps(figures, indent=2) + "\n")
     finally:

@@ -1,6 +1,6 @@
 """Compare routing rules on finished projects. Nothing is trained.
 
-    python benchmarks/routing.py PROJECT... [--out reports/routing.json]
+    python -m benchmarks.routing PROJECT... [--out reports/routing.json]
 
 A project is a folder in which `dvc repro` has finished with `training.held_out` above 0 (params.yaml): that many images
 were kept out of every training. Projects with the same tasks are seeds of one experiment: a row is a mean ± standard
@@ -18,24 +18,21 @@ The rule by which the default is chosen looks at the last two alone, see docs/re
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from mode.clip.encode import encode_prompts, encode_texts
+from benchmarks.study import Row, Rows, compare_projects, markdown, row_of, spreads
+from mode.clip.encode import encode_prompts, encode_texts, unit_vectors
 from mode.clip.model import Clip, load_model
 from mode.clip.preprocess import Preprocess
 from mode.data.loading.selection import held_out_images
@@ -48,11 +45,12 @@ from mode.ensemble.rules import (
     class_distances,
     paper_weights,
     partial_captions,
+    posteriors,
     published_weights,
 )
 from mode.evaluation import metrics
 from mode.evaluation.features import encode_tasks
-from mode.evaluation.tasks import open_tasks
+from mode.evaluation.tasks import Task
 from mode.params import Params, load_params
 
 #: Held-out tasks: how many, and captions in each.
@@ -90,20 +88,30 @@ class Problem:
 
 @dataclass(frozen=True)
 class Project:
-    """A finished project: its tasks as problems, and its held-out pairs."""
+    """A finished project: its tasks as problems, and its held-out pairs.
 
-    name: str
+    Attributes:
+        tests: by task.
+        held_out: retrieval among all held-out pairs.
+        neighbourhoods: small tasks of held-out pairs.
+        temperatures: of the posterior, by how they were found: by the `router`, from training captions with half their
+            words; from held-out `captions` alone; from held-out `pairs`, as the one that makes them most likely.
+        scales: of each expert's scores, that which makes held-out pairs most likely ...
+        own_scales: ... and that which it learnt in training.
+    """
+
     router: Router
     tests: dict[str, Problem]
     held_out: Problem
     neighbourhoods: list[Problem]
-    partial: tuple[Nearest, NDArray[np.int64]]
+    temperatures: dict[str, float]
     scales: dict[str, float]
     own_scales: dict[str, float]
-    pair_temperature: float
 
 
 Weights = Callable[[Project, Problem], Array]
+#: Scores of a problem: rows are images, columns texts; with True the other way round.
+Scoring = Callable[[Problem, bool], Array]
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ class Rule:
 
 def posterior(problem: Problem, temperature: float) -> Array:
     """p(expert | text), [texts, experts]; uniform where the embedder knows no word."""
-    found: Array = softmax(-(problem.nearest.distances**2) / temperature, axis=1)
+    found: Array = posteriors(problem.nearest, temperature)
     found[~problem.known] = 1 / found.shape[1]
     return found
 
@@ -141,26 +149,12 @@ def whole(weigh: Callable[[Project, Problem], Array]) -> Weights:
     return weights
 
 
-def calibrated(project: Project, problem: Problem) -> Array:
-    """Per text, with the temperature of the project's router: from training captions with half their words."""
-    return posterior(problem, temperature_of(project))
+def at(temperature: str) -> Weights:
+    """Per text, the posterior with one of the project's temperatures."""
+    return lambda project, problem: posterior(problem, project.temperatures[temperature])
 
 
-def temperature_of(project: Project) -> float:
-    """As `Router.fit` sets it, from captions of all pairs."""
-    assert project.router.temperature is not None, "the project's routing.kind must be calibrated"
-    return project.router.temperature
-
-
-def by_held_out_captions(project: Project, problem: Problem) -> Array:
-    """Per text, with the temperature from held-out captions alone."""
-    nearest, assigned = project.partial
-    return posterior(problem, calibrate_temperature(nearest.distances, assigned))
-
-
-def by_pairs(project: Project, problem: Problem) -> Array:
-    """Per text, with the temperature that makes held-out pairs most likely."""
-    return posterior(problem, project.pair_temperature)
+calibrated = at("router")
 
 
 def share(_: Project, problem: Problem) -> Array:
@@ -218,8 +212,8 @@ RULES: dict[str, Rule] = {
     "paper, bandwidth 1": Rule(paper(1)),
     "paper, bandwidth 0.1": Rule(paper(0.1)),
     "calibrated": Rule(whole(calibrated)),
-    "calibrated, temperature from held-out captions": Rule(whole(by_held_out_captions)),
-    "calibrated, temperature from held-out pairs": Rule(whole(by_pairs)),
+    "calibrated, temperature from held-out captions": Rule(whole(at("captions"))),
+    "calibrated, temperature from held-out pairs": Rule(whole(at("pairs"))),
     "share of texts": Rule(whole(share)),
     "calibrated and share, half each": Rule(whole(half)),
     "calibrated, squared": Rule(squared),
@@ -270,52 +264,43 @@ def total(rule: Rule, project: Project, problem: Problem, by_text: bool = False)
     return result
 
 
-def figures(problem: Problem, scores: Callable[[bool], Array], wanted: str = "all") -> dict[str, float]:
-    """Accuracy, or recall both ways.
+def accuracy(problem: Problem, scores: Scoring) -> float:
+    """Of a problem with labels."""
+    assert problem.labels is not None
+    return metrics.accuracy(metrics.ranks(scores(problem, False), problem.labels))
 
-    Args:
-        scores: -> rows images, columns texts; with True the other way round.
-        wanted: `all`, or `recall@1`: the mean of both ways only.
-    """
-    if problem.labels is not None:
-        return {"accuracy": metrics.accuracy(metrics.ranks(scores(False), problem.labels))}
+
+def recalls(problem: Problem, scores: Scoring) -> Row:
+    """Both ways, of a problem with owners."""
     assert problem.owners is not None
-    image = metrics.ranks(scores(True), problem.owners)
-    text = metrics.best_ranks(scores(False), problem.owners)
-    if wanted == "recall@1":
-        return {"recall@1": (metrics.accuracy(image) + metrics.accuracy(text)) / 2}
-    found: dict[str, float] = {}
-    for k in (1, 10):
-        found |= {f"image recall@{k}": metrics.accuracy(image, k), f"text recall@{k}": metrics.accuracy(text, k)}
-    return found
+    image = metrics.ranks(scores(problem, True), problem.owners)
+    text = metrics.best_ranks(scores(problem, False), problem.owners)
+    return {
+        f"{kind} recall@{k}": metrics.accuracy(ranks, k)
+        for k in (1, 10)
+        for kind, ranks in (("image", image), ("text", text))
+    }
 
 
-def all_figures(project: Project, scores: Callable[[Problem, bool], Array]) -> dict[str, float]:
+def all_figures(project: Project, scores: Scoring) -> Row:
     """One row of the table."""
-    row: dict[str, float] = {}
-    accuracies = {}
+    accuracies: Row = {}
+    others: Row = {}
     for task, problem in project.tests.items():
-        for name, value in figures(problem, partial(scores, problem)).items():
-            if name == "accuracy":
-                accuracies[task] = value
-            else:
-                row[f"{task} {name}"] = value
-    if accuracies:
-        row = {"zero-shot": statistics.fmean(accuracies.values())} | row
-    if len(accuracies) <= 6:
-        row |= accuracies
-    found = [figures(problem, partial(scores, problem))["accuracy"] for problem in project.neighbourhoods]
-    row["held-out tasks"] = statistics.fmean(found)
-    row["held-out retrieval"] = figures(project.held_out, partial(scores, project.held_out), "recall@1")["recall@1"]
-    return row
+        if problem.labels is not None:
+            accuracies[task] = accuracy(problem, scores)
+        else:
+            others |= {f"{task} {name}": value for name, value in recalls(problem, scores).items()}
+    others["held-out tasks"] = statistics.fmean(accuracy(problem, scores) for problem in project.neighbourhoods)
+    held_out = recalls(project.held_out, scores)
+    others["held-out retrieval"] = (held_out["image recall@1"] + held_out["text recall@1"]) / 2
+    return row_of(accuracies, others)
 
 
-def compare(project: Project) -> dict[str, dict[str, float]]:
+def compare(root: Path, tasks: list[Task]) -> Rows:
     """Rule or model -> its figures."""
-    rows = {}
-    for name in OTHERS:
-        if name in project.held_out.scores:
-            rows[name] = all_figures(project, partial(_alone, name))
+    project = open_project(root, tasks)
+    rows = {name: all_figures(project, partial(_alone, name)) for name in OTHERS if name in project.held_out.scores}
     experts = [all_figures(project, partial(_alone, name)) for name in project.router.experts]
     rows["an expert alone, mean"] = {key: statistics.fmean(row[key] for row in experts) for key in experts[0]}
     rows["best expert per task, by the test labels"] = _best_by_label(project, experts)
@@ -333,16 +318,16 @@ def _alone(name: str, problem: Problem, by_text: bool) -> Array:
 
 def _best_by_label(project: Project, experts: list[dict[str, float]]) -> dict[str, float]:
     """What the best expert of each task would reach, chosen with the test labels; no rule that could be used."""
-    best = []
-    for problem in project.tests.values():
-        if problem.labels is not None:
-            ranks = [metrics.ranks(problem.scores[name], problem.labels) for name in project.router.experts]
-            best.append(max(metrics.accuracy(found) for found in ranks))
+    best = [
+        max(accuracy(problem, partial(_alone, name)) for name in project.router.experts)
+        for problem in project.tests.values()
+        if problem.labels is not None
+    ]
     row = {key: max(expert[key] for expert in experts) for key in experts[0] if not key.startswith("held-out")}
     return row | ({"zero-shot": statistics.fmean(best)} if best else {})
 
 
-def open_project(root: Path) -> Project:
+def open_project(root: Path, tasks: list[Task]) -> Project:
     """Encode all that is needed, once."""
     params = load_params(root / "params.yaml")
     router = Router.load(root / "models" / "ensemble")
@@ -352,30 +337,28 @@ def open_project(root: Path) -> Project:
     }
     for clip in clips.values():
         clip.model.eval()
-    tests = _tests(root, router, clips)
-    held_out, vectors_of_images = _held_out(root, params, router, clips)
-    neighbourhoods = _neighbourhoods(held_out, vectors_of_images, params.random_seed)
-    captions = _held_out_captions(root, params)[1]
-    parts = router.embedder.encode(partial_captions(captions, params.random_seed))
-    useful = parts.any(axis=1) & held_out.known
-    assigned = held_out.nearest.distances[useful].argmin(axis=1)
+    held_out, captions, owners = _held_out(root, params, router, clips)
+    neighbourhoods = _neighbourhoods(held_out, owners, params.random_seed)
+    assert router.temperature is not None, "the project's routing.kind must be calibrated"
     project = Project(
-        name=str(root),
         router=router,
-        tests=tests,
+        tests=_tests(tasks, router, clips),
         held_out=held_out,
         neighbourhoods=neighbourhoods,
-        partial=(class_distances(parts[useful], router.conditions), assigned),
+        temperatures={"router": router.temperature},
         scales={name: _scale([(p.scores[name], p.labels) for p in neighbourhoods]) for name in router.experts},
         own_scales={name: clips[name].model.logit_scale.exp().item() for name in router.experts},
-        pair_temperature=1.0,
     )
-    return Project(**{**vars(project), "pair_temperature": _pair_temperature(project)})
+    parts = router.embedder.encode(partial_captions(captions, params.random_seed))
+    useful = parts.any(axis=1) & held_out.known
+    distances = class_distances(parts[useful], router.conditions).distances
+    assigned = held_out.nearest.distances[useful].argmin(axis=1)
+    project.temperatures["captions"] = calibrate_temperature(distances, assigned)
+    project.temperatures["pairs"] = _pair_temperature(project)
+    return project
 
 
-def _tests(root: Path, router: Router, clips: Mapping[str, Clip]) -> dict[str, Problem]:
-    where = json.loads((root / "data" / "tasks" / "tasks.json").read_text(encoding="utf-8"))
-    tasks = open_tasks([root / task for task in where])
+def _tests(tasks: list[Task], router: Router, clips: Mapping[str, Clip]) -> dict[str, Problem]:
     problems = {}
     for task, images in encode_tasks(tasks, clips, batch_size=BATCH, workers=1, device="cpu"):
         columns = {
@@ -392,44 +375,39 @@ def _tests(root: Path, router: Router, clips: Mapping[str, Clip]) -> dict[str, P
     return problems
 
 
-def _held_out_captions(root: Path, params: Params) -> tuple[NDArray[np.int64], list[str], NDArray[np.int64]]:
-    """Rows of the held-out pairs, their captions, and their images numbered from 0."""
+def _held_out(
+    root: Path, params: Params, router: Router, clips: Mapping[str, Clip]
+) -> tuple[Problem, list[str], NDArray[np.int64]]:
+    """Retrieval among the held-out pairs, their captions, and the captions' images numbered from 0."""
     index = PairIndex.load(root / "data" / "index" / params.training.source)
     count = params.training.held_out
     if not count:
         sys.exit(f"error: {root}: training.held_out is 0: nothing was held out to compare rules on")
     rows = np.flatnonzero(held_out_images(index.images, count, params.random_seed)[index.image])
-    captions = index.captions(rows)
-    distinct = np.unique(captions, return_index=True)[1]  # of captions that several images have, one image's
+    distinct = np.unique(index.captions(rows), return_index=True)[
+        1
+    ]  # of captions that several images have, one image's
     rows = rows[np.sort(distinct)]
-    return rows, index.captions(rows), np.unique(index.image[rows], return_inverse=True)[1]
-
-
-def _held_out(
-    root: Path, params: Params, router: Router, clips: Mapping[str, Clip]
-) -> tuple[Problem, NDArray[np.int64]]:
-    index = PairIndex.load(root / "data" / "index" / params.training.source)
-    rows, captions, owners = _held_out_captions(root, params)
+    captions, owners = index.captions(rows), np.unique(index.image[rows], return_inverse=True)[1]
     first = rows[np.unique(owners, return_index=True)[1]]
     image = params.image.model_copy(update={"crop_scale": None})
     pixels, _ = ImageStore(index, root, image, cache_mb=0, rows=first).load(first)
     scores = {}
     for name, clip in clips.items():
         preprocess = Preprocess(clip)
-        with torch.inference_mode():
-            parts = [
-                F.normalize(clip.model.encode_image(preprocess.normalise(b)), dim=-1)
-                for b in torch.split(pixels, BATCH)
-            ]
+        parts = [
+            unit_vectors(clip.model.encode_image, preprocess.normalise(batch), name)
+            for batch in torch.split(pixels, BATCH)
+        ]
         texts = encode_texts(clip, captions, batch_size=BATCH, device="cpu", name=name)
         scores[name] = (torch.cat(parts) @ texts.T).numpy()
     vectors = router.embedder.encode(captions)
-    return Problem(scores, vectors, class_distances(vectors, router.conditions), owners=owners), owners
+    return Problem(scores, vectors, class_distances(vectors, router.conditions), owners=owners), captions, owners
 
 
-def _neighbourhoods(held_out: Problem, owners: NDArray[np.int64], seed: int) -> list[Problem]:
+def _neighbourhoods(held_out: Problem, owners: NDArray[np.int64], random_seed: int) -> list[Problem]:
     """Small tasks: a held-out caption and those next to it, one of each image."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_seed)
     anchors = random.permutation(np.flatnonzero(held_out.known))[:TASKS]
     tasks = []
     for anchor in anchors:
@@ -469,60 +447,26 @@ def _pair_temperature(project: Project) -> float:
         scale = _scale(parts)
         return _surprise([(scores, labels) for scores, labels in parts if labels is not None], scale)
 
-    return float(min(temperature_of(project) * np.geomspace(1e-2, 1e2, 13), key=surprise))
+    return float(min(project.temperatures["router"] * np.geomspace(1e-2, 1e2, 13), key=surprise))
 
 
-def main() -> None:
-    """Compare, print, keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("projects", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, help="keep all figures there, as JSON")
-    arguments = parser.parse_args()
-    experiments: dict[tuple[str, ...], list[dict[str, dict[str, float]]]] = defaultdict(list)
-    kept = {}
-    for root in arguments.projects:
-        print(root, file=sys.stderr)
-        project = open_project(root)
-        kept[str(root)] = compare(project)
-        experiments[tuple(sorted(project.tests))].append(kept[str(root)])
-    for runs in experiments.values():
-        print(table(runs), end="\n\n")
-    print(choice(list(experiments.values())))
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-
-
-def table(runs: list[dict[str, dict[str, float]]]) -> str:
+def table(runs: Sequence[Rows]) -> str:
     """Markdown: a row per rule, mean ± standard deviation over the runs."""
-    columns = list(runs[0]["uniform"])
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for name in runs[0]:
-        cells = [spread([run[name][column] for run in runs if column in run[name]]) for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(spreads(runs))
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation, in percent."""
-    if not values:
-        return "–"
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def choice(experiments: list[list[dict[str, dict[str, float]]]]) -> str:
+def choice(experiments: Sequence[Sequence[Rows]]) -> str:
     """What the held-out pairs say: the mean over experiments of the mean over seeds, and the best rule by it."""
     lines = []
-    for column in ("held-out tasks", "held-out retrieval"):
-        mean = {
-            rule: statistics.fmean(statistics.fmean(run[rule][column] for run in runs) for runs in experiments)
+    for head in ("held-out tasks", "held-out retrieval"):
+        of_rule = {
+            rule: 100 * statistics.fmean(statistics.fmean(run[rule][head] for run in runs) for runs in experiments)
             for rule in RULES
         }
-        best = max(mean, key=lambda rule: mean[rule])
-        lines.append(f"{column}: {best} {100 * mean[best]:.2f}; calibrated {100 * mean['calibrated']:.2f}")
+        best = max(of_rule, key=lambda rule: of_rule[rule])
+        lines.append(f"{head}: {best} {of_rule[best]:.2f}; calibrated {of_rule['calibrated']:.2f}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    print(choice(compare_projects(__doc__, compare, table)))

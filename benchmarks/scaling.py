@@ -1,6 +1,6 @@
 """Rates of one core, and operations of one pair: the figures that docs/scaling.md is worked out from.
 
-    python benchmarks/scaling.py SHARDS [--images 2000]
+    python -m benchmarks.scaling SHARDS [--images 2000]
 
 SHARDS is a folder of tars. Times are CPU times of one thread, so that other work on the machine changes them little;
 reading from a disk or a network comes on top. Each takes a few seconds.
@@ -12,7 +12,6 @@ import argparse
 import io
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +21,10 @@ import torch
 from pyarrow import compute as pc
 from pyarrow import parquet
 
+from benchmarks.inputs import clusters_at
+from benchmarks.study import cpu_seconds
 from mode.clip.model import build_model
 from mode.clustering.assignment import Assignment, assign
-from mode.clustering.hierarchy import Clusters
 from mode.data.images import decode, resize_and_crop
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import Manifest, build_manifest
@@ -39,13 +39,6 @@ BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, 
 FINE, DIMENSIONS = 1024, 768
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU time of this process."""
-    before = time.process_time()
-    work()
-    return time.process_time() - before
-
-
 def show(what: str, rate: float, unit: str) -> None:
     """One line of the result."""
     print(f"{what:<44} {rate:>14,.4g} {unit}", flush=True)
@@ -57,7 +50,7 @@ def index_rates(shards: Path, folder: Path, images: int) -> PairIndex:
     few = Manifest("tars", everything.shards[: max(1, round(len(everything.shards) * images / 18_000))])
     for check in (True, False):
         out = folder / f"index-{check}"
-        seconds = cpu_seconds(partial(build_index, few, folder, out, IndexParams(check_images=check), 1))
+        seconds, _ = cpu_seconds(partial(build_index, few, folder, out, IndexParams(check_images=check), 1))
         index = PairIndex.load(out)
         show(f"index, check_images: {str(check).lower()}", index.images / seconds, "images/s")
     size = sum(path.stat().st_size for path in (folder / "index-False").iterdir())
@@ -77,7 +70,7 @@ def image_rates(index: PairIndex, folder: Path, size: int, count: int = 200) -> 
     images = np.unique(index.image, return_index=True)[1][:count]
     contents = [files.read(int(row)) for row in images]
     for what, chosen in (("as it is", contents), ("from 320", [enlarged(content, 320) for content in contents])):
-        seconds = cpu_seconds(partial(decode_all, chosen, size))
+        seconds, _ = cpu_seconds(partial(decode_all, chosen, size))
         mean = np.mean([len(content) for content in chosen])
         show(f"decode and resize to {size}, {what}, {mean:,.0f} bytes", len(chosen) / seconds, "images/s")
 
@@ -101,14 +94,14 @@ def embedding_rates(index: PairIndex) -> None:
     captions = [caption for block in index.iter_captions() for caption in block]
     show("length of a caption", float(np.mean([len(caption.encode()) for caption in captions])), "bytes")
     embedder = LsaEmbedder.fit(captions, 64, 0)
-    show("embed, lsa of 64 dimensions", len(captions) / cpu_seconds(lambda: embedder.encode(captions)), "captions/s")
+    show("embed, lsa of 64 dimensions", len(captions) / cpu_seconds(lambda: embedder.encode(captions))[0], "captions/s")
     from transformers import BertConfig, BertModel
 
     encoder = BertModel(BertConfig(vocab_size=30_522, **BERT)).eval()
     tokens = torch.randint(1000, 30_000, (16, 16))
     with torch.inference_mode():
         encoder(tokens)
-        seconds = cpu_seconds(lambda: [encoder(tokens) for _ in range(4)])
+        seconds, _ = cpu_seconds(lambda: [encoder(tokens) for _ in range(4)])
     show("embed, BERT base, 16 tokens, on the CPU", 64 / seconds, "captions/s")
 
 
@@ -116,11 +109,8 @@ def assignment_rate() -> None:
     """Nearest of 1,024 centres of 768 dimensions."""
     random = np.random.default_rng(0)
     centres = random.standard_normal((FINE, DIMENSIONS), dtype=np.float32)
-    clusters = Clusters(
-        centres, np.zeros(FINE, np.int32), centres[:1], np.ones(FINE, np.int64), np.ones(1, np.int64), "two-level", 0
-    )
     vectors = random.standard_normal((65_536, DIMENSIONS), dtype=np.float32).astype(np.float16)
-    seconds = cpu_seconds(lambda: assign(vectors, clusters))
+    seconds, _ = cpu_seconds(lambda: assign(vectors, clusters_at(centres, 1)))
     show(f"assign, m = {FINE}, d = {DIMENSIONS}", len(vectors) / seconds, "pairs/s")
 
 
@@ -135,7 +125,7 @@ def assignment_size(folder: Path, pairs: int = 1_000_000) -> None:
 def shuffle_rate(images: int = 10_000_000) -> None:
     """Of a pass of training."""
     random = np.random.default_rng(0)
-    show("shuffle of a pass", images / cpu_seconds(lambda: random.permutation(images)), "images/s")
+    show("shuffle of a pass", images / cpu_seconds(lambda: random.permutation(images))[0], "images/s")
 
 
 def block_of_vectors(number: int) -> np.ndarray:
