@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from benchmarks.study import Rows, figures, markdown, read_metrics, spreads
-from mode.reporting.summary import EXPERTS_MEAN, rows
+from mode.reporting.summary import comparison
+from mode.results import Results
+from mode.roles import EXPERT
 
-ORDER = ["seed", "dense", "dense-long", EXPERTS_MEAN, "uniform", "ensemble"]
+ORDER = ["seed", "dense", "dense-long", EXPERT.mean, "uniform", "ensemble"]
 
 
 def main() -> None:
@@ -60,14 +60,15 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     if not results:
         return "no results"
     cells = spreads([with_mean(figures(metrics)) for metrics in results])
-    cells["training samples"] = pd.Series({row.model: f"{row.cost.samples or 0:,.0f}" for row in rows(results[0])})
+    samples = comparison(Results.model_validate(results[0]))["samples_seen"]
+    cells["training samples"] = samples.map("{:,.0f}".format)
     return markdown(cells.reindex(ORDER).fillna("–"))
 
 
 def with_mean(models: Rows) -> Rows:
     """With a row for the mean of the experts."""
     experts = [row for model, row in models.items() if model.startswith("expert-")]
-    return models | {EXPERTS_MEAN: {head: statistics.fmean(row[head] for row in experts) for head in experts[0]}}
+    return models | {EXPERT.mean: {head: statistics.fmean(row[head] for row in experts) for head in experts[0]}}
 
 
 if __name__ == "__main__":
