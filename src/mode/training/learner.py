@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
+from mode.clip.device import autocast
 from mode.clip.model import Clip, build_model, load_model
 from mode.errors import ModeError
 from mode.params import ImageParams, TrainingParams
@@ -81,6 +82,7 @@ class Learner:
             # Texts are cut to the longest of a batch: one program for all lengths instead of one for each.
             towers.compile(dynamic=True)
         self._towers = towers
+        self._autocast = partial(autocast, group.device, training.recipe.precision)
         self._loss = ClipLoss(
             local_loss=True, gather_with_grad=True, cache_labels=True, rank=group.rank, world_size=group.world
         )
@@ -120,11 +122,6 @@ class Learner:
     def finite(self) -> bool:
         """Whether no weight is NaN or infinite."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._training.recipe.precision == "amp":
-            return torch.autocast(self._group.device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
     def _reseeding(self, step: int) -> Callable[[int], None]:
         """Makes dropout a function of random seed, step, process and forward pass: there is no state to save."""
