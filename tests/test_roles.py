@@ -26,7 +26,9 @@ FULL = Role(
     many=True,
     colour="#123456",
 )
-WIDE = Role("dense-wide", "dense", "the wide dense model", "A dense model of twice the width.", colour="#654321")
+WIDE = Role(
+    "dense-wide", "dense", "the wide dense model", "A dense model of twice the width.", pairs="all", colour="#654321"
+)
 MEANS = {"seed": 0.4, "full-1": 0.5, "full-0": 0.3, "dense-wide": 0.55, "expert-0": 0.5, "ensemble": 0.6}
 
 
@@ -64,7 +66,7 @@ def test_plots_and_page_have_the_new_arms(results: Results) -> None:
     assert {"full-0", "dense-wide"} <= {str(line.get_label()) for line in drawn["training"].axes[0].get_lines()}
     page = render_page(results, (), curves)
     assert '<tr class="single" style="--k:#123456"><th scope="row"><i class="dot"></i>full-0</th>' in page
-    assert '<div class="tile" style="--k:#654321"><span>dense-wide</span>' in page
+    assert page.count('<div class="tile" style="--k:#654321"><span>dense-wide</span>') == 1
     assert WIDE.note in page
     assert 'id="gains-dense-wide"' in page
 

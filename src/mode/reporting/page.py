@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isnan
 
+from mode import roles
 from mode.reporting.cluster_map import draw_map
 from mode.reporting.plots import Curves, all_plots, series_colour, svg, theme
 from mode.reporting.rendering import data_url, render
 from mode.reporting.summary import Cluster, Row, baselines, comparison, rows, task_figures, verdict
 from mode.reporting.tables import comparison_cells
 from mode.results import Results
-from mode.roles import DERIVED, ENSEMBLE, SEED
+from mode.roles import ENSEMBLE, SEED
 
 #: Title, what it shows, by plot; one against each baseline comes to them.
 FIGURES = {
@@ -86,7 +87,8 @@ def render_page(
 
 def _tiles(table: Sequence[Row]) -> list[Row]:
     """The few figures to see first: the ensembles, and what they are held against."""
-    models = [role.name for role in (*reversed(DERIVED), *baselines())]
+    ensembles = [role for role in reversed(roles.ROLES) if not role.trained]
+    models = [role.name for role in (*ensembles, *baselines())]
     there = {row.model: row for row in table if not isnan(row.zeroshot)}
     return [there[model] for model in models if model in there]
 
