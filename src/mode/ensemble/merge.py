@@ -2,7 +2,7 @@
 
 Models that were trained on from the same seed lie close enough together for the average of their parameters to be a
 model as well (as in "model soups", Wortsman et al., ICML 2022). It costs one model's inference instead of all. What
-BatchNorm layers remember of their input is no parameter: it belongs to the activations of the model that it was
+BatchNorm layers remember of their input is not a parameter: it belongs to the activations of the model that it was
 measured in, and has to be measured again in the average.
 """
 

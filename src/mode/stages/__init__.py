@@ -8,7 +8,7 @@
     machine      processes that train together, the engine
     sources      sources and experts that come and go
 
-Libraries are imported inside the functions, since a stage needs one room and the others cost seconds to import.
+Libraries are imported inside the functions, since a stage needs few of them and the others cost seconds to import.
 """
 
 from __future__ import annotations

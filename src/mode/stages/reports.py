@@ -1,4 +1,4 @@
-"""Plots, the page, the model card, and what MLflow is told."""
+"""Plots, the page, the model card, and what goes to MLflow."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _WORTH_PROCESSES_UNREAD = 512 * 2**20
 def build_index(
     manifest: Manifest, root: Path, out: Path, params: IndexParams, workers: int | None = None
 ) -> IndexReport:
-    """Index a source: find its pairs, set aside what is none.
+    """Index a source: find its pairs, and list what is bad.
 
     Writes the folder `out`: `index.parquet` (see `SCHEMA`), `files.parquet` (number and path of each file that holds
     images), `quarantine.csv` (file, key, kind and detail of everything skipped) and `report.json` (counts per file).
