@@ -17,7 +17,9 @@ class Lock:
     """An exclusive lock on a file, held from creation until `close`. The file's text says who holds it.
 
     Example:
-        >>> lock = Lock.take(Path(".mode/flow.lock"), "pipeline, run 12")  # doctest: +SKIP
+        >>> lock = Lock.take(Path(".mode/flow.lock"), "pipeline, run 12")
+        >>> Lock.take(Path(".mode/flow.lock"), "pipeline, run 13") is None
+        True
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import os
+
+# Read when numpy and torch are imported: before them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +23,9 @@ from mode.ensemble.merge import images_to_keep
 from mode.ensemble.router import Router
 from mode.params import ImageParams, ModelParams, RoutingParams
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-
+# A shell ignores SIGINT for what it runs in the background, and whatever that starts inherits this; the tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CAPTIONS = ["white chess king", "black chess rook", "red queen", "ace of hearts", "two of spades", "ten of clubs"] * 3
 MODEL = ModelParams(
@@ -31,12 +38,13 @@ MODEL = ModelParams(
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with `models/` and the images that the examples speak of, to work in."""
+@pytest.fixture(scope="session")
+def small_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `models/`, two untrained experts and their ensemble, and three images: to be copied."""
+    root = tmp_path_factory.mktemp("ensemble")
     random = np.random.default_rng(0)
     for number, name in enumerate(("expert-0", "expert-1")):
-        save_model(tmp_path / "models" / name, build_model(MODEL, ImageParams(size=32), CAPTIONS, number), {})
+        save_model(root / "models" / name, build_model(MODEL, ImageParams(size=32), CAPTIONS, number), {})
     embedder = LsaEmbedder.fit(CAPTIONS, 4, 0)
     conditions = {"expert-0": embedder.encode(CAPTIONS[:3]), "expert-1": embedder.encode(CAPTIONS[3:6])}
     fitted = Router.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0)
@@ -44,8 +52,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         name: random.integers(0, 255, (min(40, images_to_keep(2, 32)), 3, 32, 32), dtype=np.uint8)
         for name in conditions
     }
-    Router(conditions, embedder, fitted.routing, fitted.temperature, kept).save(tmp_path / "models/ensemble")
+    Router(conditions, embedder, fitted.routing, fitted.temperature, kept).save(root / "models/ensemble")
     for name in ("king", "ace", "rook"):
-        Image.fromarray(random.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(random.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(root / f"{name}.png")
+    return root
+
+
+@pytest.fixture
+def folder(small_ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `models/` and the images that the examples speak of, to work in."""
+    shutil.copytree(small_ensemble, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -58,7 +58,7 @@ class Tracker:
         flush_seconds: time between two batches of a run in progress.
         patience: seconds to wait for a locked database where waiting is all there is to do (at the end of a run).
 
-    Example:
+    Example (not run by the tests: making a database takes seconds):
         >>> tracker = Tracker(Path("mlruns"))                                       # doctest: +SKIP
         >>> with tracker.run("expert-0", role="expert", expert="expert-0") as run:  # doctest: +SKIP
         ...     run.log(128, {"train/loss": 4.1})
