@@ -18,7 +18,7 @@ def test_blocks_give_every_row_once(tmp_path, count, dtype):
     vectors = np.random.default_rng(0).standard_normal((count, 3)).astype(dtype)
     np.save(tmp_path / "vectors.npy", vectors)
     for source in (vectors, np.load(tmp_path / "vectors.npy", mmap_mode="r") if count else vectors):
-        seen = [(which, block.copy()) for which, block in Rows(source).blocks(7)]
+        seen = [(which, block.copy()) for which, block in Rows(source, block=7).blocks()]
         joined = np.concatenate([block for _, block in seen]) if seen else np.empty((0, 4), np.float32)
         assert [which.start for which, _ in seen] == list(range(0, count, 7))
         assert joined.dtype == np.float32

@@ -88,14 +88,14 @@ def assign(vectors: np.ndarray, clusters: Clusters, block: int = BLOCK) -> Assig
     Raises:
         ModeError: vectors and centres differ in their dimensions.
     """
-    rows = Rows(vectors)
+    rows = Rows(vectors, block=block)
     _check_dimensions(rows.dimensions, clusters)
     found = Assignment(
         np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.float32)
     )
     search = _Search(clusters)
     with Progress("assign", total=len(rows), unit="pairs") as bar:
-        for which, points in rows.blocks(block):
+        for which, points in rows.blocks():
             part = search.assign(points, which.start)
             found.fine[which], found.coarse[which], found.distance[which] = part.fine, part.coarse, part.distance
             bar.update(len(points))
@@ -163,8 +163,8 @@ class _StoredSearch:
         vectors = np.load(self.vectors, mmap_mode="r")
         if vectors.shape != self.shape:
             raise ModeError(f"{self.vectors}: another file on a worker", "all workers have to see the project folder")
-        rows = Rows(vectors[first : first + self.block])
-        (_, points), *_ = rows.blocks(self.block)
+        rows = Rows(vectors[first : first + self.block], block=self.block)
+        (_, points), *_ = rows.blocks()
         return _opened(self.clusters, self.content).assign(points, first)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from mode.clustering.nearest import NearestCentre
-from mode.clustering.rows import BLOCK, Rows
+from mode.clustering.rows import Rows
 from mode.errors import ModeError
 from mode.progress import Progress
 
@@ -177,7 +177,7 @@ def _lloyd(
     warm_up = WARM_UP_PER_CLUSTER * clusters
     if len(rows) > 2 * warm_up:
         chosen = _sample(rows, warm_up, random)
-        sample = Rows(rows.take(chosen)[:, :-1])
+        sample = Rows(rows.take(chosen)[:, :-1], block=rows.block)
         _iterate(sample, state, capacity * len(sample) / len(rows), iterations // 2, random)
     done = _iterate(rows, state, capacity, iterations, random, progress)
     assigned = _assign(rows, state)
@@ -301,12 +301,12 @@ def _update_prices(assigned: _Assigned, state: _State, capacity: float) -> None:
     every = math.ceil(len(assigned.labels) / PRICE_POINTS)
     aim = (capacity + len(assigned.labels) / len(state.centres)) / 2
     excess = (assigned.sizes - aim) / every
-    rise = _nth_regret(assigned.labels[::every], assigned.regret[::every], excess)
-    fall = _nth_regret(assigned.second[::every], assigned.regret[::every], -excess)
+    rise = nth_regret(assigned.labels[::every], assigned.regret[::every], excess)
+    fall = nth_regret(assigned.second[::every], assigned.regret[::every], -excess)
     state.prices = np.maximum(0.0, state.prices + DAMPING * np.where(excess > 0, rise, -fall))
 
 
-def _nth_regret(clusters: np.ndarray, regret: np.ndarray, nth: np.ndarray) -> np.ndarray:
+def nth_regret(clusters: np.ndarray, regret: np.ndarray, nth: np.ndarray) -> np.ndarray:
     """For each cluster the `nth` smallest (from 1, rounded up) of the regrets given for it; 0 if none is given.
 
     Cluster and regret are sorted as one number, in a third of the time of sorting by two keys: floats of one sign have
@@ -361,11 +361,11 @@ def _enforce_capacity(rows: Rows, assigned: _Assigned, state: _State, capacity: 
         open_clusters = np.flatnonzero(room)
         nearest = NearestCentre(state.centres[open_clusters], state.prices[open_clusters])
         left = []
-        for start in range(0, len(homeless), BLOCK):
-            points = homeless[start : start + BLOCK]
+        for start in range(0, len(homeless), rows.block):
+            points = homeless[start : start + rows.block]
             block = rows.take(points)
             costs, numbers = nearest.search(block, min(CANDIDATES, len(open_clusters)))
-            new = _place(costs, open_clusters[numbers], room)
+            new = place(costs, open_clusters[numbers], room)
             _move(assigned, points[new >= 0], block[new >= 0, :-1], new[new >= 0])
             left.append(points[new < 0])
         homeless = np.concatenate(left)
@@ -389,7 +389,7 @@ def _rank_in_group(sorted_groups: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _place(costs: np.ndarray, candidates: np.ndarray, room: np.ndarray) -> np.ndarray:
+def place(costs: np.ndarray, candidates: np.ndarray, room: np.ndarray) -> np.ndarray:
     """Give each point the first of its candidates that still has room, the cheapest points first; -1 for none.
 
     Args:

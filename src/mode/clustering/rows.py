@@ -10,8 +10,7 @@ import numpy as np
 
 from mode.errors import ModeError
 
-#: Rows that are read, converted and searched together. The float32 copies of two such blocks are what a pass keeps in
-#: memory.
+#: Rows of a block, by default. The float32 copies of two blocks are what a pass keeps in memory.
 BLOCK = 32_768
 #: Rows that are picked out of a mapped file before its pages are released: the system maps 64 kB around each.
 PICKED = 1_024
@@ -26,17 +25,19 @@ class Rows:
     Args:
         vectors: float16 or float32 [all, d], in memory or memory-mapped.
         chosen: int64, ascending row numbers; default all.
+        block: rows that are read, converted and searched together.
 
     Raises:
         ModeError: not a two-dimensional array of floats.
     """
 
-    def __init__(self, vectors: np.ndarray, chosen: np.ndarray | None = None) -> None:
+    def __init__(self, vectors: np.ndarray, chosen: np.ndarray | None = None, block: int = BLOCK) -> None:
         if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.shape[1]:
             raise ModeError(
                 f"vectors: {vectors.dtype} {list(vectors.shape)} instead of floats [pairs, dimensions]",
                 "embed the captions again",
             )
+        self.block = block
         self._vectors, self._chosen = vectors, chosen
         self._mapping = _mapping_of(vectors)
 
@@ -50,26 +51,27 @@ class Rows:
 
     def subset(self, rows: np.ndarray) -> Rows:
         """Only these of the rows (ascending numbers among the rows of this object)."""
-        return Rows(self._vectors, rows if self._chosen is None else self._chosen[rows])
+        return Rows(self._vectors, rows if self._chosen is None else self._chosen[rows], self.block)
 
     def in_memory(self) -> Rows:
         """The same rows, copied out of a file: for chosen ones that are read again and again."""
         copy = np.empty((len(self), self.dimensions), dtype=self._vectors.dtype)
         for which, block in self.blocks():
             copy[which] = block[:, :-1]
-        return Rows(copy)
+        return Rows(copy, block=self.block)
 
     @property
     def bytes(self) -> int:
         """Size of the rows as they are stored."""
         return len(self) * self.dimensions * self._vectors.dtype.itemsize
 
-    def blocks(self, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Which rows, and their vectors as float32 [b, d + 1] with a last column of zeros (see `NearestCentre`).
 
         While a block is worked on, a thread reads and converts the next one. Two buffers take turns: a block is valid
         until the next one is asked for.
         """
+        size = self.block
         buffers = [np.zeros((min(size, len(self)), self.dimensions + 1), dtype=np.float32) for _ in range(2)]
         parts = [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
         with ThreadPoolExecutor(1, thread_name_prefix="rows") as pool:
