@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 import mode
@@ -78,8 +81,8 @@ def test_wrong_input_is_one_line(
 def test_the_page_shows_each_experts_opinion(folder: Path) -> None:
     ensemble = mode.load("models")
     image = Image.open("king.png")
-    answer, rows = ask_ensemble(ensemble, image, CLASSES, ["{c}"])
-    task = ensemble.adapt(CLASSES, ["{c}"])
+    answer, rows = ask_ensemble(ensemble, image, CLASSES, ["a picture of {c}"])
+    task = ensemble.adapt(CLASSES, ["a picture of {c}"])
     assert answer == pytest.approx(dict(zip(CLASSES, task(image)[0].tolist(), strict=True)))
     assert [row[0] for row in rows] == ["expert-0", "expert-1"]
     assert [row[1] for row in rows] == pytest.approx(list(task.weights.values()), abs=1e-3)
@@ -91,7 +94,21 @@ def test_the_page_shows_each_experts_opinion(folder: Path) -> None:
         ask_ensemble(ensemble, image, [], ["{c}"])
 
 
-def test_the_page_is_built_from_the_ensemble(folder: Path) -> None:
-    page = build(mode.load("models"))
-    labels = {component.get("props", {}).get("label") for component in page.get_config_file()["components"]}
-    assert {"Image", "Classes, one a line", "The ensemble's answer", "Each expert's opinion"} <= labels
+def test_the_page_asks_its_ensemble(folder: Path) -> None:
+    """Over HTTP, as a browser does: with what is typed, tidied, and a fault as a sentence."""
+    ensemble = mode.load("models")
+    expected, opinions = ask_ensemble(ensemble, Image.open("king.png"), CLASSES, ["a picture of {c}"])
+    page = build(ensemble)
+    _, address, _ = page.launch(server_name="127.0.0.1", share=False, quiet=True, prevent_thread_lock=True)
+    try:
+        ask = partial(Client(address, verbose=False).predict, handle_file("king.png"), api_name="/ask")
+        typed = f"\n {CLASSES[0]} \n\n{CLASSES[1]}\n{CLASSES[2]}\n{CLASSES[0]}\n"
+        answer, table = ask(typed, "a picture of {c}\n")
+        assert {said["label"]: said["confidence"] for said in answer["confidences"]} == pytest.approx(expected)
+        assert table["data"] == opinions
+        with pytest.raises(AppError, match="at least one name"):
+            ask("", "{c}")
+        with pytest.raises(AppError, match="At most 1000 classes"):
+            ask("\n".join(map(str, range(1001))), "{c}")
+    finally:
+        page.close()

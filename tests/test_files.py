@@ -73,12 +73,12 @@ def test_suffix_is_kept_for_writers_that_look_at_it(tmp_path: Path) -> None:
 
 def test_leftover_of_a_killed_process_is_removed_and_of_a_living_one_kept(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib\nfrom mode.files import write_aside\n"
+        "import sys, pathlib\nfrom mode.files import write_aside\n"
         "with write_aside(pathlib.Path(sys.argv[1])) as t:\n"
-        "    t.write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+        "    t.write_text('half'); print('ready', flush=True); sys.stdin.read()\n"
     )
     path = tmp_path / "out"
-    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert writer.stdout is not None
         writer.stdout.readline()

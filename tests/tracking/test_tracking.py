@@ -6,14 +6,14 @@ import json
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from mode.errors import ModeError
 from mode.results import Results
@@ -21,6 +21,7 @@ from mode.roles import role_of
 from mode.tracking.figures import metric_name, metrics_of
 from mode.tracking.runs import Tracker, flatten, status_of
 from mode.tracking.store import VIEW_TAG, page_addresses
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -48,31 +49,26 @@ def tracker(template: Path, tmp_path: Path) -> Tracker:
 
 
 @contextmanager
-def locked(folder: Path, seconds: float | None = None) -> Iterator[threading.Event]:
-    """Hold the database exclusively, for some seconds or for the length of the block; the event says it is free."""
-    connection = sqlite3.connect(folder / "mlflow.db", isolation_level=None, check_same_thread=False)
-    connection.execute("BEGIN EXCLUSIVE")
-    free = threading.Event()
-
-    def release() -> None:
-        free.set()
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the database exclusively for the length of the block."""
+    with closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
         connection.execute("ROLLBACK")
-        connection.close()
 
-    if seconds is not None:
-        threading.Timer(seconds, release).start()
-    try:
-        yield free
-    finally:
-        if seconds is None:
-            release()
+
+def open_database(tracker: Tracker) -> tuple[MlflowClient, str]:
+    """MLflow's own client, and the id of the project's experiment."""
+    client = MlflowClient(tracker.uri)
+    experiment = client.get_experiment_by_name("mode")
+    assert experiment is not None
+    return client, experiment.experiment_id
 
 
 def test_pages_of_the_comparison_and_of_each_models_latest_run(tracker: Tracker) -> None:
     page = "http://127.0.0.1:5000"
     assert page_addresses(tracker.folder / "elsewhere", page) == {}
-    client = tracker._store.client
-    experiment = tracker._store.experiment_id
+    client, experiment = open_database(tracker)
     comparison = f"{page}/#/experiments/{experiment}/runs?viewStateShareKey=mode"
     assert page_addresses(tracker.folder, page) == {"comparison": comparison}
     ids = [client.create_run(experiment, start_time=n, run_name=name).info.run_id for n, name in enumerate("aab", 1)]
@@ -84,7 +80,7 @@ def test_pages_of_the_comparison_and_of_each_models_latest_run(tracker: Tracker)
 
 
 def test_an_older_experiment_gets_the_saved_view(tracker: Tracker) -> None:
-    client, experiment = tracker._store.client, tracker._store.experiment_id
+    client, experiment = open_database(tracker)
     client.set_experiment_tag(experiment, VIEW_TAG, "{}")
     Tracker(tracker.folder).prepare()
     view = json.loads(client.get_experiment(experiment).tags[VIEW_TAG])
@@ -93,12 +89,18 @@ def test_an_older_experiment_gets_the_saved_view(tracker: Tracker) -> None:
 
 
 def history(tracker: Tracker, run_id: str | None, key: str = "train/loss") -> list[tuple[int, float]]:
-    points = tracker._store.client.get_metric_history(str(run_id), key)
+    points = open_database(tracker)[0].get_metric_history(str(run_id), key)
     return sorted((point.step, point.value) for point in points)
 
 
 def run_of(tracker: Tracker, run_id: str | None) -> Any:
-    return tracker._store.client.get_run(str(run_id))
+    return open_database(tracker)[0].get_run(str(run_id))
+
+
+def latest(tracker: Tracker, name: str) -> Any:
+    """MLflow's latest run of a name; None if there is none."""
+    client, experiment = open_database(tracker)
+    return next(iter(client.search_runs([experiment], f"attributes.run_name = '{name}'")), None)
 
 
 PARTS: dict[str, Any] = {
@@ -217,7 +219,7 @@ def test_resuming_logs_nothing_twice_and_takes_changed_parameters(tracker: Track
 def test_resuming_a_run_that_was_deleted_starts_a_new_one(tracker: Tracker) -> None:
     with tracker.run("dense", "dense") as run:
         run.log(3, {"train/loss": 1.0})
-    tracker._store.client.delete_run(str(run.run_id))
+    open_database(tracker)[0].delete_run(str(run.run_id))
     for reference in (run.run_id, "0" * 32):
         with tracker.run("dense", "dense", run_id=reference) as new:
             new.log(1, {"train/loss": 1.0})
@@ -225,30 +227,34 @@ def test_resuming_a_run_that_was_deleted_starts_a_new_one(tracker: Tracker) -> N
         assert history(tracker, new.run_id) == [(1, 1.0)]
 
 
-WORKER = """
-import sys
+WORKERS = """
+import os, sys
 from pathlib import Path
 from mode.tracking.runs import Tracker
-tracker = Tracker(Path(sys.argv[1]), flush_seconds=0.05)
-with tracker.run(sys.argv[2], "expert", expert=sys.argv[2]) as run:
-    for step in range(150):
-        run.log(step, {"train/loss": step / 2})
+from mode.tracking.store import import_mlflow
+
+import_mlflow()  # once for all of them: it takes seconds
+children = []
+for name in sys.argv[2:]:
+    children.append(os.fork())
+    if not children[-1]:
+        with Tracker(Path(sys.argv[1]), flush_seconds=0.05).run(name, "expert", expert=name) as run:
+            for step in range(150):
+                run.log(step, {"train/loss": step / 2})
+        sys.exit()
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
 
 
 def test_four_processes_on_a_fresh_database(tmp_path: Path) -> None:
     """They used to collide when the tables were made; the last line of defence, for `prepare` runs before them."""
     names = [f"expert-{number}" for number in range(4)]
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "mlruns"), name], stderr=subprocess.PIPE)
-        for name in names
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+    command = [sys.executable, "-c", WORKERS, str(tmp_path / "mlruns"), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     tracker = Tracker(tmp_path / "mlruns")
     for name in names:
-        found = tracker._store.find(name)
+        found = latest(tracker, name)
         assert found.info.status == "FINISHED"
         assert history(tracker, found.info.run_id) == [(step, step / 2) for step in range(150)]
 
@@ -287,7 +293,7 @@ def test_sending_a_journal_again_adds_nothing(tracker: Tracker) -> None:
     with tracker.run("seed", "seed") as run:
         run.log(1, {"train/loss": 2.0})
         assert run.run_id
-        journal = run._journal.path
+        [journal] = tracker.pending.glob("*.jsonl")
         header, line = vars(run.header), {"step": 1, "time": 1_700_000_000_000, "values": {"train/loss": 3.0}}
     for _ in range(2):
         journal.write_text(json.dumps({**header, "after": 0}) + "\n" + json.dumps(line) + "\n", "utf-8")
@@ -304,7 +310,7 @@ def test_a_journal_that_was_cut_off_in_a_line_is_sent_up_to_it(tracker: Tracker)
     )
     (tracker.pending / "empty.jsonl").write_text("", "utf-8")
     assert tracker.send_pending() == 1
-    assert history(tracker, tracker._store.find("seed").info.run_id) == [(4, 3.0)]
+    assert history(tracker, latest(tracker, "seed").info.run_id) == [(4, 3.0)]
 
 
 def test_logging_does_not_wait_for_a_locked_database(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
@@ -312,10 +318,9 @@ def test_logging_does_not_wait_for_a_locked_database(tracker: Tracker, caplog: p
     with tracker.run("expert-0", "expert") as run:
         run.log(0, {"train/loss": 9.0})
         assert run.run_id
-        with locked(tracker.folder, seconds=3.0) as free:
+        with locked(tracker.folder):  # whoever waited for it at each step would still wait when the test is given up
             for step in range(1, 200):
                 run.log(step, {"train/loss": float(step)})
-            assert not free.is_set()
     assert history(tracker, run.run_id) == [(0, 9.0)] + [(step, float(step)) for step in range(1, 200)]
     assert not [record for record in caplog.records if "kept" in record.message]
 
@@ -326,9 +331,9 @@ def test_a_database_locked_from_beginning_to_end_loses_nothing(tracker: Tracker)
     with locked(tracker.folder), tracker.run("expert-0", "expert", params={"lr": 1}) as run:
         run.log(7, {"train/loss": 1.5})
         assert run.run_id is None
-    run._thread.join(60)  # in a training the process would end here, and the next one would send the journal
-    tracker.send_pending()
-    found = tracker._store.find("expert-0")
+    # In a training the process would end here, and the next one would send the journal.
+    wait_until(lambda: latest(tracker, "expert-0") and latest(tracker, "expert-0").info.status == "FINISHED")
+    found = latest(tracker, "expert-0")
     assert history(tracker, found.info.run_id) == [(7, 1.5)]
     assert found.data.params == {"lr": "1"}
     assert found.info.status == "FINISHED"
@@ -354,7 +359,7 @@ def test_results_go_to_the_runs_of_their_models(tracker: Tracker, tmp_path: Path
         assert data.tags["mlflow.note.content"] == role_of(model).note
     assert run_of(tracker, runs["dense"]).info.end_time == ended
     assert run_of(tracker, ids["ensemble"]).data.params == {"routing.kind": "calibrated"}
-    stored = tracker._store.client.list_artifacts(str(ids["ensemble"]))
+    stored = open_database(tracker)[0].list_artifacts(str(ids["ensemble"]))
     assert sorted(artifact.path for artifact in stored) == ["index.html", "plots"]
 
     mean = {**PARTS["zeroshot"]["mean"], "ensemble": 0.7}
@@ -383,14 +388,19 @@ def test_compare_shows_only_parameters_that_differ(tracker: Tracker) -> None:
         tracker.compare("dense", "nothing")
 
 
+def next_millisecond() -> None:
+    now = time.time_ns() // 10**6
+    wait_until(lambda: time.time_ns() // 10**6 > now)
+
+
 def test_a_name_means_its_latest_run(tracker: Tracker) -> None:
     ids = []
     for _ in range(2):
         with tracker.run("dense", "dense") as run:
             pass
         ids.append(run.run_id)
-        time.sleep(0.01)  # runs are ordered by milliseconds
-    assert tracker._store.find("dense").info.run_id == ids[1]
+        next_millisecond()  # by which runs are ordered
+    assert tracker.compare("dense", "dense").runs == (ids[1], ids[1])
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
@@ -411,6 +421,7 @@ def test_prepare_gives_up_on_a_lock_that_stays(tmp_path: Path) -> None:
 
 
 def test_experiment_opens_as_a_table_of_models(tracker: Tracker) -> None:
-    experiment = tracker._store.client.get_experiment(tracker._store.experiment_id)
+    client, number = open_database(tracker)
+    experiment = client.get_experiment(number)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "zeroshot/mean" in experiment.tags["mlflow.note.content"]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -165,7 +164,7 @@ def test_interrupted_and_resumed_is_uninterrupted(bench: Bench, number: signal.S
 
     def interrupt(step: int) -> None:
         if step == 5:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     with pytest.raises(Interrupted) as stopped:
         bench.train("dense", on_step=interrupt, checkpoints="broken")
@@ -314,6 +313,41 @@ def test_the_gradient_is_clipped_to_the_norm_that_is_asked_for(bench: Bench) -> 
     tight, _, _ = observed(bench, "tight", clip_norm=1e-9)
     first, moved = np.log(1 / 0.07), weights(free)["logit_scale"].item()
     assert abs(weights(tight)["logit_scale"].item() - first) < 0.01 * abs(moved - first)
+
+
+def test_adamw_has_the_numbers_of_the_recipe(bench: Bench) -> None:
+    result, _ = bench.train("dense", betas=(0.8, 0.95), eps=1e-5)
+    last = result.plan.schedule.rate(result.plan.last_step - 1)
+    assert last < SETTINGS["lr"]
+    for group in result.optimizer.param_groups:
+        assert (*group["betas"], group["eps"], group["lr"]) == (0.8, 0.95, 1e-5, last)
+
+
+def test_weight_decay_shrinks_matrices_alone(bench: Bench) -> None:
+    """A gradient of nothing (see above) leaves only the decay: what has one dimension is not decayed."""
+    kept, _ = bench.train("dense", clip_norm=1e-12, weight_decay=0.0, checkpoints="kept")
+    decayed, _ = bench.train("dense", clip_norm=1e-12, weight_decay=1.0, checkpoints="decayed")
+    smaller = dict(decayed.clip.model.named_parameters())
+    for name, parameter in kept.clip.model.named_parameters():
+        if parameter.ndim < 2:
+            torch.testing.assert_close(smaller[name], parameter, rtol=0, atol=1e-6)
+        else:  # twelve steps at 0.002, warm-up and fall included
+            assert 0.97 < (smaller[name].norm() / parameter.norm()).item() < 0.99, name
+
+
+def test_threads_are_those_of_the_machine(bench: Bench) -> None:
+    try:
+        result, _ = bench.train("seed", threads=2)
+        assert result.clip.card["provenance"]["threads"] == torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_similarities_are_never_scaled_by_more_than_100(bench: Bench, vit: ModelParams) -> None:
+    assert vit.config is not None
+    bench.model = ModelParams(config={**vit.config, "init_logit_scale": 6.0}, tokenizer="words")
+    result, _ = bench.train("seed")
+    assert 90 < result.clip.model.logit_scale.exp().item() < 100.001  # and not e^6
 
 
 def test_images_unlike_the_parents_are_refused(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from mode.data.loading.store import replacements
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.params import ImageParams
+from tests.waiting import wait_until
 
 Make = Callable[..., list[tuple[str, bytes]]]
 flat = chain.from_iterable
@@ -157,13 +159,20 @@ def test_a_missing_shard(index: PairIndex, tmp_path: Path) -> None:
 
 
 def test_leaving_early_leaves_nothing_running(index: PairIndex, tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+
+    def readers() -> set[psutil.Process]:
+        return set(psutil.Process().children()) - before
+
     for workers in (0, 2):
         loader = make_loader(
             ImageStore(index, tmp_path, PLAIN, 0), stream_of(index), start=0, stop=10**9, batch_size=4, workers=workers
         )
         first = next(loader)
         assert first.position == 4
+        assert bool(readers()) == bool(workers), "processes read, or one thread of this process"
         loader.close()  # type: ignore[attr-defined]
+        wait_until(lambda: not readers(), readers)
 
 
 def test_more_files_than_are_kept_open(index_of: Callable[..., PairIndex], pair: Make, tmp_path: Path) -> None:

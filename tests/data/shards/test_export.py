@@ -42,7 +42,7 @@ def original(index: PairIndex, root: Path, row: int) -> bytes:
 def test_webdataset_reads_the_pairs_with_their_bytes(
     index: PairIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_BLOCK", 3)
+    monkeypatch.setattr(room, "BLOCK", 3)
     assert export(index, tmp_path) == 3
     tars = [str(tmp_path / "out" / f"0000{number}.tar") for number in range(3)]
     samples = list(webdataset.WebDataset(tars, shardshuffle=False))

@@ -40,7 +40,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("suffix", "workers"), [(".csv", 1), (".tsv", 2), (".parquet", 1)])
 def test_table(folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, workers: int) -> None:
-    monkeypatch.setattr("mode.data.shards.tables._BLOCK", 2)  # several blocks of few images
+    monkeypatch.setattr("mode.data.shards.tables.BLOCK", 2)  # several blocks of few images
     frame = pd.DataFrame(ROWS, columns=["image", "caption"])
     path = folder / "photos" / f"pairs{suffix}"
     if suffix == ".parquet":
@@ -86,6 +86,13 @@ def test_absolute_image_paths(folder: Path) -> None:
     (folder / "pairs.csv").write_text(f"image,caption\n{image},words\n")
     build_index(build_manifest(SourceParams(shards="pairs.csv"), folder), folder, folder / "index", IndexParams())
     assert PairIndex.load(folder / "index").files == [str(image)]
+
+
+def test_images_are_decoded_only_if_asked_for(folder: Path) -> None:
+    (folder / "photos" / "pairs.csv").write_text("image,caption\nin/bad.jpg,words\n")
+    manifest = build_manifest(SourceParams(shards="photos/pairs.csv"), folder)
+    report = build_index(manifest, folder, folder / "index", IndexParams(check_images=False))
+    assert (report.pairs, report.bad) == (1, 0)
 
 
 def test_a_table_that_cannot_be_parsed(folder: Path) -> None:

@@ -30,7 +30,7 @@ from mode.progress import Progress
 RECORD = "export.json"
 _TAR = re.compile(r"\d{5,}\.tar")
 #: Rows whose captions are read together.
-_BLOCK = 65_536
+BLOCK = 65_536
 
 
 def export_pairs(
@@ -162,7 +162,7 @@ class _Captions:
     """Captions of ascending rows, read once from the disk as one goes."""
 
     def __init__(self, index: PairIndex) -> None:
-        self._blocks = index.iter_captions(_BLOCK)
+        self._blocks = index.iter_captions(BLOCK)
         self._block: list[str] = []
         self._first = 0
 

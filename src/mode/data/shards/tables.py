@@ -24,7 +24,7 @@ from mode.errors import ModeError
 from mode.parallel import ordered_map
 
 #: Images that one call of a worker looks at.
-_BLOCK = 512
+BLOCK = 512
 
 
 def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int) -> tuple[Scan, list[str]]:
@@ -106,7 +106,7 @@ def _parquet_rows(path: Path, manifest: Manifest) -> Iterator[tuple[str, str | N
 
 
 def _blocks(images: list[str]) -> list[list[str]]:
-    return [images[start : start + _BLOCK] for start in range(0, len(images), _BLOCK)]
+    return [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
 
 
 def _look_at(images: list[str], folder: Path, check_images: bool) -> list[tuple[int, str, str]]:
