@@ -104,7 +104,7 @@ class Services:
         """Start the worker that runs flows as processes of this machine."""
         self.start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "here")
 
-    def await_page(self, name: str, address: str, seconds: float = 90.0) -> None:
+    def await_page(self, name: str, address: str, seconds: float = 300.0) -> None:
         """Wait until a service answers.
 
         Raises:

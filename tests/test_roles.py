@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from mode import roles
 from mode.reporting.page import render_page
@@ -75,7 +76,7 @@ def test_mlflow_has_the_new_arms(results: Results, tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
     ids = tracker.log_results(results, dict.fromkeys(["seed", "dense-wide", "full-0", "full-1", "expert-0"]))
     for model in MEANS:
-        run = tracker._store.client.get_run(str(ids[model]))
+        run = MlflowClient(tracker.uri).get_run(str(ids[model]))
         assert run.data.tags["role"] == role_of(model).kind
         assert run.data.tags["mlflow.note.content"] == role_of(model).note
         assert run.data.metrics["zeroshot/mean"] == MEANS[model]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 #: Seconds after which a test gives up; no test depends on how much of them passes.
-LONG = 500.0
+LONG = 1000.0
 
 
 def wait_until(condition: Callable[[], object], describe: Callable[[], object] = str, seconds: float = LONG) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,10 +18,8 @@ from playwright.sync_api import Page as Tab
 from playwright.sync_api import sync_playwright
 
 REPOSITORY = Path(__file__).parent.parent.parent
-
-# A shell ignores SIGINT for what it runs in the background, and whatever that starts inherits this; the tests send it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+#: Milliseconds for what a page is to show: for what never comes, for a busy machine may take long.
+PATIENCE = 600_000
 
 #: Changes to the project's params.yaml that make everything small.
 SMALL: dict[str, dict[str, Any]] = {
@@ -100,6 +97,16 @@ def make_project(root: Path) -> SmallProject:
     return project
 
 
+def take_cache(giver: SmallProject, taker: SmallProject, but: set[str]) -> None:
+    """Give a project what DVC has kept of another's runs, which it then takes over; `but` of these stages' runs."""
+    cache = taker.root / ".dvc/cache"
+    shutil.copytree(giver.root / ".dvc/cache", cache)
+    for run in (cache / "runs").glob("*/*/*"):
+        command = yaml.safe_load(run.read_text())["cmd"]
+        if command.partition("mode stage ")[2].split()[0] in but:
+            run.unlink()
+
+
 @pytest.fixture(scope="module")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
     """A project after its first `dvc repro`, shared by the tests of a file: leave it as it was found."""
@@ -131,7 +138,7 @@ def tab() -> Iterator[Tab]:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         tab = browser.new_page(viewport={"width": 1280, "height": 1000})
-        tab.set_default_timeout(120_000)
+        tab.set_default_timeout(PATIENCE)
         yield tab
         browser.close()
 

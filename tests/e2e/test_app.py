@@ -14,11 +14,10 @@ from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect
 
 from mode.evaluation.tasks import open_task
-from tests.e2e.conftest import SmallProject, environment, keep
+from tests.e2e.conftest import PATIENCE, SmallProject, environment, keep
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.timeout(300),
     pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium"),
 ]
 
@@ -43,7 +42,7 @@ def address(finished_project: SmallProject) -> Iterator[str]:
         raise AssertionError("".join(lines))
     yield line.split()[1]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=180)
+    process.communicate()
 
 
 def test_an_image_and_classes_give_an_answer(
@@ -56,11 +55,11 @@ def test_an_image_and_classes_give_an_answer(
     tab.get_by_label("Classes, one a line").fill("white chess king\nblack chess queen\ndie face six")
     tab.get_by_role("button", name="Ask the ensemble").click()
     for expert in ("expert-0", "expert-1"):
-        expect(tab.get_by_role("gridcell", name=expert)).to_be_visible(timeout=120_000)
+        expect(tab.get_by_role("gridcell", name=expert)).to_be_visible(timeout=PATIENCE)
     said = re.compile("white chess king|black chess queen|die face six")
     expect(tab.get_by_test_id("label-output-value")).to_have_text(said)
     keep(tab, "app", tmp_path)
 
     tab.get_by_label("Classes, one a line").fill("")
     tab.get_by_role("button", name="Ask the ensemble").click()
-    expect(tab.get_by_text("needs at least one name")).to_be_visible(timeout=120_000)
+    expect(tab.get_by_text("needs at least one name")).to_be_visible(timeout=PATIENCE)

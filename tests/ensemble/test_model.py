@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from mlflow import MlflowClient
 from PIL import Image
 
 import mode
@@ -292,7 +293,7 @@ def test_the_registered_model_answers_as_the_loaded_one(
     assert version == "1"
     assert tracker.register_ensemble(project / "ensemble", members) == "1"  # the same: no second version
     assert tracker.register_ensemble(project / "ensemble", models(project, "expert-0", "seed"), alias=None) == "2"
-    client = tracker._store.client
+    client = MlflowClient(tracker.uri)
     champion = client.get_model_version_by_alias("mode-ensemble", "champion")
     assert (str(champion.version), champion.run_id) == ("1", run.run_id)
 

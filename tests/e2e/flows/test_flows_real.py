@@ -15,16 +15,22 @@ from playwright.sync_api import Page as Tab
 from benchmarks.orchestration import lock_differences
 from mode.data.glyphs.dataset import write_glyph_shards
 from mode.params import GlyphParams
-from tests.e2e.conftest import REPOSITORY, SmallProject, keep, make_project
+from tests.e2e.conftest import REPOSITORY, SmallProject, keep, make_project, take_cache
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def flowing(tmp_path_factory: pytest.TempPathFactory, open_page: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
-    """A small project in which nothing has run, and its page with MLflow's."""
+def flowing(
+    finished_project: SmallProject, tmp_path_factory: pytest.TempPathFactory, open_page: Callable[..., Any]
+) -> Iterator[tuple[Any, Any]]:
+    """A small project in which nothing has run, and its page with MLflow's.
+
+    DVC has all but the experts in its cache, and what is always made anew: evaluation and report.
+    """
     project = make_project(tmp_path_factory.mktemp("real") / "project")
+    take_cache(finished_project, project, but={"expert", "report"})
     shutil.copytree(REPOSITORY / "flows", project.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "prefect.yaml", project.root)
     page = open_page(project)

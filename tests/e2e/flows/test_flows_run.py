@@ -13,7 +13,7 @@ from httpx import HTTPStatusError
 from mode.parallel import cores
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 EXPERTS = [f"expert-{number}" for number in range(4)]
 

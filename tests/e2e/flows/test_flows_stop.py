@@ -14,7 +14,7 @@ from flows.locks import is_held
 from mode.paths import Paths
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 #: They train until they are stopped; two more would come after them.
 HELD = ("expert-0", "expert-1")
