@@ -215,8 +215,12 @@ class Page(orchestration.Page):
         return super().start(deployment, machine=machine, **parameters)
 
     def await_end(self, run: UUID) -> State[Any]:
-        """Wait for a run's final state."""
-        wait_until(lambda: self.state(run).is_final(), lambda: f"{self.state(run)} {self.text(run)} {self.logs()}")
+        """Wait for a run's final state, as long as stages begin and end."""
+        wait_until(
+            lambda: self.state(run).is_final(),
+            lambda: f"{self.state(run)} {self.text(run)} {self.logs()}",
+            lambda: sorted((name, task.state_name) for name, task in self.tasks(run).items()),
+        )
         return self.state(run)
 
     def cancel(self, run: UUID) -> None:
