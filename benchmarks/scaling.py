@@ -32,7 +32,7 @@ from mode.data.shards.reading import ImageFiles
 from mode.embedding.lsa import LsaEmbedder
 from mode.engine import open_engine
 from mode.params import ImageParams, IndexParams, ModelParams, SourceParams
-from mode.training.flops import flops_per_pair
+from mode.training.card import flops_per_pair
 
 #: SimCSE's encoder, BERT base, of which only the shape matters here.
 BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

@@ -66,7 +66,7 @@ def _ours(given: Input, setting: Setting, compiled: bool = False, steady: bool =
     from mode.data.shards.index import PairIndex
     from mode.params import MachineParams, TrainingParams
     from mode.roles import SEED
-    from mode.training.flops import flops_per_pair
+    from mode.training.card import flops_per_pair
     from mode.training.loop import train
     from mode.training.plan import Training, make_plan
 

@@ -23,9 +23,8 @@ from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.params import ExpertParams, ImageParams, MachineParams, ModelParams, TrainingParams
 from mode.roles import role_named
-from mode.training.interruption import Interrupted
-from mode.training.loop import TrainResult, train
-from mode.training.objective import Towers
+from mode.training.learner import Towers
+from mode.training.loop import Interrupted, TrainResult, train
 from mode.training.plan import Training, make_plan
 
 IMAGE = ImageParams(size=32, flip=True, shift=2)
@@ -168,7 +167,6 @@ def test_interrupted_and_resumed_is_uninterrupted(bench: Bench, number: signal.S
 
     with pytest.raises(Interrupted) as stopped:
         bench.train("dense", on_step=interrupt, checkpoints="broken")
-    assert stopped.value.signal == number
     assert stopped.value.exit_code == 128 + number
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     assert handlers == (signal.SIG_DFL, signal.default_int_handler)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mode.errors import ModeError
 from mode.params import ExpertParams, TrainingParams
 from mode.roles import DENSE, DENSE_LONG, EXPERT, SEED, UNIFORM, Role
-from mode.training.plan import TrainPlan, make_plan
+from mode.training.plan import Schedule, TrainPlan, make_plan
 
 ROWS = np.arange(10, dtype=np.int64)
 PARENT = Path("models/seed")
@@ -17,11 +20,11 @@ PARENT = Path("models/seed")
 FULL = Role("full", "dense", "a full model", "", parent="seed", pairs="all", length="expert", many=True)
 
 
-def plan(role: Role, schedule: str = "wsd", **given: Any) -> TrainPlan:
+def plan(role: Role, schedule: str = "wsd", **details: Any) -> TrainPlan:
     training = TrainingParams(
         epoch_samples=100, epochs=32, seed_epochs=27, batch_size=10, warmup=5, lr=1.0, schedule=schedule
     )  # type: ignore[arg-type]
-    return make_plan(role, ROWS, training, images=7, **given)
+    return make_plan(role, ROWS, training, images=7, **details)
 
 
 def test_seed_then_dense_cover_the_steps_of_one_dense_training() -> None:
@@ -84,15 +87,15 @@ def test_an_epoch_is_one_pass_over_the_images_unless_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "given", "message"),
+    ("role", "details", "message"),
     [
         (EXPERT, {"key": "tops"}, "tops: needs a seed"),
         (DENSE_LONG, {"parent": PARENT}, "needs experts"),
     ],
 )
-def test_what_makes_no_plan_is_refused(role: Role, given: dict[str, Any], message: str) -> None:
+def test_what_makes_no_plan_is_refused(role: Role, details: dict[str, Any], message: str) -> None:
     with pytest.raises(ModeError, match=message):
-        plan(role, **given)
+        plan(role, **details)
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,44 @@ def test_settings_that_allow_no_training_are_refused(settings: dict[str, int], m
 def test_no_pairs_are_refused() -> None:
     with pytest.raises(ModeError, match="no pairs"):
         make_plan(SEED, ROWS[:0], TrainingParams(), images=1)
+
+
+def test_wsd_by_hand() -> None:
+    wsd = Schedule("wsd", lr=1.0, warmup=2, branch=4, end=8)
+    assert [wsd.rate(step) for step in range(8)] == [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_cosine_by_hand() -> None:
+    cosine = Schedule("cosine", lr=2.0, warmup=1, branch=4, end=5)
+    expected = [2.0, 2.0, 1 + math.cos(math.pi / 4), 1.0, 1 + math.cos(3 * math.pi / 4)]
+    assert [cosine.rate(step) for step in range(5)] == pytest.approx(expected)
+
+
+def test_an_expert_of_equal_length_follows_the_dense_cosine() -> None:
+    dense = Schedule("cosine", lr=1.0, warmup=3, branch=20, end=30)
+    expert = Schedule("cosine", lr=1.0, warmup=3, branch=20, end=30, dense_end=30)
+    assert [expert.rate(step) for step in range(20, 30)] == [dense.rate(step) for step in range(20, 30)]
+
+
+def test_a_longer_expert_runs_the_rest_of_the_cosine_over_its_own_steps() -> None:
+    dense = Schedule("cosine", lr=1.0, warmup=0, branch=20, end=30)
+    expert = Schedule("cosine", lr=1.0, warmup=0, branch=20, end=40, dense_end=30)
+    assert [expert.rate(20 + 2 * step) for step in range(10)] == pytest.approx(
+        [dense.rate(20 + step) for step in range(10)]
+    )
+
+
+@given(
+    kind=st.sampled_from(["wsd", "cosine"]),
+    warmup=st.integers(0, 50),
+    stable=st.integers(0, 50),
+    decay=st.integers(1, 50),
+)
+def test_rate_rises_then_never_rises_again_and_ends_near_zero(kind: str, warmup: int, stable: int, decay: int) -> None:
+    branch = warmup + stable
+    schedule = Schedule(kind, lr=3.0, warmup=warmup, branch=branch, end=branch + decay)  # type: ignore[arg-type]
+    rates = [schedule.rate(step) for step in range(branch + decay)]
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert all(0 < rate <= 3.0 for rate in rates)
+    assert schedule.rate(branch + decay) == pytest.approx(0.0, abs=1e-12)

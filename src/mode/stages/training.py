@@ -107,8 +107,7 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
 def _train(project: Project, training: Training) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.training.distribution import ending_together
-    from mode.training.interruption import Interrupted
-    from mode.training.loop import train
+    from mode.training.loop import Interrupted, train
 
     plan = training.plan
     # A checkpoint of another configuration stays beside until this training is done, in case one goes back to it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +61,11 @@ class Batches:
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Images, normalised, [b, 3, S, S], and token ids, int64 [b, at most context], of the next step."""
-        asked = time.monotonic()
+        asked, image, random_seed = time.monotonic(), self._training.image, self._training.random_seed
         batch = next(self._loader)
         tokens = self._tokens.of(batch.rows)
-        image = self._training.image
         pixels = batch.images.to(self._device, non_blocking=True)
-        pixels = augment_batch(pixels, image, random_seed=self._training.random_seed, position=batch.first)
+        pixels = augment_batch(pixels, image, random_seed=random_seed, position=batch.first)
         images = normalise(pixels, image, dtype=self._dtype)
         self.waited += time.monotonic() - asked
         return images, tokens.to(self._device, non_blocking=True)
@@ -77,10 +75,7 @@ class _Tokens:
     """Token ids of captions by row, each caption tokenised once where all fit into `cache_mb`."""
 
     def __init__(self, index: PairIndex, clip: Clip, cache_mb: int) -> None:
-        self._index, self._tokenizer = index, clip.tokenizer
-        self._cut: Callable[[Tensor], Tensor] = (
-            without_padding if takes_short_texts(clip.model) else lambda tokens: tokens
-        )
+        self._index, self._tokenizer, self._cuts = index, clip.tokenizer, takes_short_texts(clip.model)
         context = clip.tokenizer([""]).shape[1]
         fits = len(index) * (context * 4 + 1) <= cache_mb * 2**20
         self._ids = np.zeros((len(index) if fits else 0, context), dtype=np.int32)
@@ -88,10 +83,12 @@ class _Tokens:
 
     def of(self, rows: NDArray[np.int64]) -> Tensor:
         """int64 [rows, tokens], cut after the longest text where the model allows it."""
-        if not len(self._ids):
-            return self._cut(self._tokenizer(self._index.captions(rows)))
-        new = np.unique(rows[~self._known[rows]])
-        if len(new):
-            self._ids[new] = self._tokenizer(self._index.captions(new)).numpy()
-            self._known[new] = True
-        return self._cut(torch.from_numpy(self._ids[rows]).long())
+        if len(self._ids):
+            new = np.unique(rows[~self._known[rows]])
+            if len(new):
+                self._ids[new] = self._tokenizer(self._index.captions(new)).numpy()
+                self._known[new] = True
+            tokens = torch.from_numpy(self._ids[rows]).long()
+        else:
+            tokens = self._tokenizer(self._index.captions(rows))
+        return without_padding(tokens) if self._cuts else tokens

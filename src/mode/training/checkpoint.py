@@ -45,9 +45,12 @@ class RunState:
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, state: RunState, fingerprint: str) -> None:
     """Write all that it takes to resume exactly; the previous checkpoint stays until the new one is whole."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= _optimizer_tensors(model, optimizer)
-    _save(path, tensors, {"state": json.dumps(asdict(state)), "fingerprint": fingerprint})
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    _save(
+        path,
+        weights | _optimizer_tensors(model, optimizer),
+        {"state": json.dumps(asdict(state)), "fingerprint": fingerprint},
+    )
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, fingerprint: str) -> RunState:
@@ -93,11 +96,8 @@ def load_branch_state(path: Path, model: nn.Module, optimizer: Optimizer, step: 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"optimizer.{names[parameter]}.{key}": value
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+    states = ((names[parameter], state) for parameter, state in optimizer.state.items())
+    return {f"optimizer.{name}.{key}": value for name, state in states for key, value in state.items()}
 
 
 def _restore_optimizer(path: Path, model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -107,18 +107,13 @@ def _restore_optimizer(path: Path, model: nn.Module, optimizer: Optimizer, tenso
         for name, parameter in model.named_parameters():
             if f"optimizer.{name}.step" not in tensors:
                 continue  # it never had a gradient
-            optimizer.state[parameter] = {
-                "step": tensors[f"optimizer.{name}.step"].to(parameter.device if fused else "cpu"),
-                "exp_avg": _like(parameter, tensors[f"optimizer.{name}.exp_avg"]),
-                "exp_avg_sq": _like(parameter, tensors[f"optimizer.{name}.exp_avg_sq"]),
-            }
+            state = optimizer.state[parameter]
+            state["step"] = tensors[f"optimizer.{name}.step"].to(parameter.device if fused else "cpu")
+            for key in ("exp_avg", "exp_avg_sq"):
+                # In the memory layout of the parameter: the fused kernel walks both in memory order.
+                state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"optimizer.{name}.{key}"])
     except (KeyError, RuntimeError) as error:
         raise ModeError(f"{path}: does not fit the model: {error}", "train the seed again") from None
-
-
-def _like(parameter: Tensor, stored: Tensor) -> Tensor:
-    """`stored` in the memory layout of `parameter`: the fused kernel walks both in memory order."""
-    return torch.empty_like(parameter, requires_grad=False).copy_(stored)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -127,13 +122,10 @@ def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         kept = "; the one before is kept, and the next run goes on from it" if path.is_file() else ""
-        raise ModeError(f"{path}: cannot be written: {_reason(error)}{kept}", "make room and run it again") from None
-
-
-def _reason(error: OSError | SafetensorError) -> str:
-    """What the system said: safetensors wraps it."""
-    said = error.strerror if isinstance(error, OSError) else None
-    return said or str(error).partition("I/O error: ")[2].partition(" (os error")[0] or str(error)
+        # What the system said; safetensors wraps it.
+        wrapped = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
+        reason = getattr(error, "strerror", None) or wrapped or str(error)
+        raise ModeError(f"{path}: cannot be written: {reason}{kept}", "make room and run it again") from None
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

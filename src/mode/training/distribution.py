@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,26 +37,20 @@ class Group:
         return self.rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
-        """Each flag: is it set in any process? All have to ask at the same step."""
-        if self.world == 1:
-            return list(flags)
+        """Each flag: is it set in any process? All have to ask at the same step, and wait for one another."""
         # Tensors on the CPU go through gloo: no wait for a GPU.
         raised = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        if self.world > 1:
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
 
     def agree(self, *numbers: int) -> bool:
         """Whether all processes ask with the same whole numbers; all have to ask."""
-        if self.world == 1:
-            return True
         highest, lowest = torch.tensor(numbers), torch.tensor(numbers)
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+        if self.world > 1:
+            dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+            dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
         return bool((highest == lowest).all())
-
-    def wait(self) -> None:
-        """Until all processes have come here."""
-        self.any(False)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes, element by element; `values` on any device, the result on the CPU."""
@@ -87,12 +82,17 @@ def process_group(device: str) -> Group:
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         except RuntimeError as error:  # another one found a fault and was gone before this one had joined
-            reason = str(error).splitlines()[0]
-            raise ModeError(
-                f"process {_from_environment('RANK', 0)} could not join the others: {reason}", "see what they said"
-            ) from None
+            rank, reason = _from_environment("RANK", 0), str(error).splitlines()[0]
+            raise ModeError(f"process {rank} could not join the others: {reason}", "see what they said") from None
         atexit.register(dist.destroy_process_group)
     return Group(dist.get_rank(), dist.get_world_size(), chosen)
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ModeError(f"{name}: '{value}' is not a number", "start several processes with torchrun")
+    return int(value)
 
 
 @contextmanager
@@ -103,19 +103,7 @@ def ending_together() -> Iterator[None]:
     """
     try:
         yield
-    except SystemExit:  # told to stop: all are
-        _wait()
-        raise
-    _wait()
-
-
-def _wait() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(torch.zeros(1))
-
-
-def _from_environment(name: str, default: int) -> int:
-    value = os.environ.get(name, str(default))
-    if not value.isdecimal():
-        raise ModeError(f"{name}: '{value}' is not a number", "start several processes with torchrun")
-    return int(value)
+    finally:
+        told_or_done = isinstance(sys.exception(), SystemExit | None)  # told to stop: all are
+        if told_or_done and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(torch.zeros(1))

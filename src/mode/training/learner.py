@@ -1,9 +1,10 @@
-"""A model that learns: where it comes from, AdamW, and one optimiser step."""
+"""A model that learns: where it comes from, CLIP's contrastive objective over a whole batch, and one step of AdamW."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -13,16 +14,19 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from mode.clip.device import autocast
+from mode.clip.encode import encode_text
 from mode.clip.model import Clip, build_model, load_model
 from mode.errors import ModeError
 from mode.params import ImageParams, TrainingParams
 from mode.training.distribution import Group
-from mode.training.objective import Towers, backward
 from mode.training.plan import Training
+
+Features = tuple[Tensor, Tensor, Tensor]
 
 #: Largest logit scale, as in the CLIP paper, section 2.5.
 _LARGEST_SCALE = 100
@@ -41,21 +45,34 @@ def first_model(training: Training, group: Group) -> Clip:
     else:
         captions = (caption for block in training.index.iter_captions(65_536) for caption in block)
         clip = build_model(training.model, training.image, captions, training.random_seed, precision)
-    clip.model = _placed(clip.model, group)
+    visual = clip.model.visual
+    if sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 1:  # more than a ViT's patch embedding
+        visual.to(memory_format=torch.channels_last)  # faster for convolutions
+    if group.world > 1 and group.device.type == "cuda":
+        clip.model = nn.SyncBatchNorm.convert_sync_batchnorm(clip.model)  # type: ignore[no-untyped-call]
+    clip.model.to(group.device)
     return clip
+
+
+def _refuse_other_images(clip: Clip, image: ImageParams, parent: Path) -> None:
+    """A model is trained on with the images that it knows, since inference takes size, mean and std from its folder."""
+    its = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, **clip.preprocess_cfg}
+    size = its.get("size", clip.model.visual.image_size)
+    found = {"size": size if isinstance(size, int) else size[0], "mean": list(its["mean"]), "std": list(its["std"])}
+    for name, ours in {"size": image.size, "mean": list(image.mean), "std": list(image.std)}.items():
+        if ours != found[name]:
+            raise ModeError(
+                f"image.{name} is {ours}, but {parent} was made for {found[name]}",
+                f"set image.{name} to its value, or train it again",
+            )
 
 
 def adamw(model: nn.Module, recipe: TrainingParams) -> AdamW:
     """AdamW; gains, biases and the logit scale are not decayed, as in open_clip."""
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    return AdamW(
-        [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": recipe.weight_decay}],
-        lr=recipe.lr,
-        betas=recipe.betas,
-        eps=recipe.eps,
-        fused=True,
-    )
+    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": recipe.weight_decay}]
+    return AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 class Learner:
@@ -75,36 +92,29 @@ class Learner:
         self._training, self._group = training, group
         self.model, self.optimizer = model.train(), optimizer
         self.rate, self.grad_norm = 0.0, torch.zeros(())
-        towers: nn.Module = Towers(model)
+        self._towers: nn.Module = Towers(model)
         if group.world > 1:
-            towers = DistributedDataParallel(towers)
+            self._towers = DistributedDataParallel(self._towers)
         if training.recipe.compile:
             # Texts are cut to the longest of a batch: one program for all lengths instead of one for each.
-            towers.compile(dynamic=True)
-        self._towers = towers
+            self._towers.compile(dynamic=True)
         self._autocast = partial(autocast, group.device, training.recipe.precision)
         self._loss = ClipLoss(
             local_loss=True, gather_with_grad=True, cache_labels=True, rank=group.rank, world_size=group.world
         )
 
     def step(self, number: int, images: Tensor, tokens: Tensor) -> Tensor:
-        """Make optimiser step `number` on a batch.
+        """Make optimiser step `number`, counted from the beginning of the seed, on this process's share of a batch.
 
-        Args:
-            number: counted from the beginning of the seed.
-            images: this process's share, normalised, [b, 3, S, S], on the device.
-            tokens: int64 [b, at most context], on the device.
-
-        Returns:
-            The loss, a scalar on the device: to look at it is to wait for a GPU.
+        Images are normalised, [b, 3, S, S], and tokens int64 [b, at most context], both on the device. So is the loss,
+        a scalar: to look at it is to wait for a GPU.
         """
         recipe = self._training.recipe
         self.rate = self._training.plan.schedule.rate(number)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.rate
-        loss = backward(
-            self._towers, self._loss, images, tokens, recipe.accumulate, self._autocast, self._reseeding(number)
-        )
+        reseed = partial(self._reseed, number)
+        loss = backward(self._towers, self._loss, images, tokens, recipe.accumulate, self._autocast, reseed)
         if recipe.clip_norm is not None:
             self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()
@@ -113,44 +123,85 @@ class Learner:
             self.model.logit_scale.clamp_(0, math.log(_LARGEST_SCALE))
         return loss
 
-    @property
-    def logit_scale(self) -> float:
-        """What cosine similarities are multiplied by."""
-        return float(self.model.logit_scale.detach().exp())
-
-    @property
-    def finite(self) -> bool:
-        """Whether no weight is NaN or infinite."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
-
-    def _reseeding(self, step: int) -> Callable[[int], None]:
+    def _reseed(self, step: int, forward_pass: int) -> None:
         """Makes dropout a function of random seed, step, process and forward pass: there is no state to save."""
-
-        def reseed(number: int) -> None:
-            words = np.random.SeedSequence([self._training.random_seed, step, self._group.rank, number])
-            torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
-
-        return reseed
+        words = np.random.SeedSequence([self._training.random_seed, step, self._group.rank, forward_pass])
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
 
-def _placed(model: open_clip.CLIP, group: Group) -> open_clip.CLIP:
-    """The model on its device, convolutions in the memory layout that is fastest for them."""
-    visual = model.visual
-    if sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 1:  # more than a ViT's patch embedding
-        visual.to(memory_format=torch.channels_last)
-    if group.world > 1 and group.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return model.to(group.device)
+class Towers(nn.Module):
+    """Both towers in one forward pass, texts cut to the longest of the batch.
+
+    `forward(images, tokens)` takes normalised images [b, 3, S, S] and token ids int64 [b, at most context] and returns
+    image features [b, d] and text features [b, d], of unit length, float32, and the logit scale [].
+    """
+
+    def __init__(self, model: open_clip.CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Features:
+        """See the class."""
+        image_features = F.normalize(self.model.encode_image(images).float(), dim=-1)
+        text_features = F.normalize(encode_text(self.model, tokens).float(), dim=-1)
+        return image_features, text_features, self.model.logit_scale.exp()
 
 
-def _refuse_other_images(clip: Clip, image: ImageParams, parent: Path) -> None:
-    """A model is trained on with the images that it knows, since inference takes size, mean and std from its folder."""
-    its = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, **clip.preprocess_cfg}
-    size = its.get("size", clip.model.visual.image_size)
-    found = {"size": size if isinstance(size, int) else size[0], "mean": list(its["mean"]), "std": list(its["std"])}
-    for name, ours in {"size": image.size, "mean": list(image.mean), "std": list(image.std)}.items():
-        if ours != found[name]:
-            raise ModeError(
-                f"image.{name} is {ours}, but {parent} was made for {found[name]}",
-                f"set image.{name} to its value, or train it again",
-            )
+def backward(
+    towers: nn.Module,
+    loss: ClipLoss,
+    images: Tensor,
+    tokens: Tensor,
+    passes: int = 1,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    reseed: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """Gradients of the contrastive loss over the whole batch, accumulated into the parameters.
+
+    With more than one pass, every pair is still contrasted with the whole batch: the features of all passes are
+    computed without gradients, the loss gives the gradient of every feature, and each pass is then run again with
+    gradients and continued from those (GradCache, arXiv 2101.06983). Memory is that of one pass, time about 4/3.
+    Batch norm sees one pass at a time, as in open_clip.
+
+    Args:
+        towers: `Towers`, or those in `DistributedDataParallel`.
+        loss: open_clip's, which gathers the features of all processes.
+        images: normalised, [b, 3, S, S]: this process's share of the batch.
+        tokens: int64 [b, at most context].
+        passes: into how many equal parts the batch is cut.
+        autocast: entered around every forward pass.
+        reseed: called with the pass's number before it, so that dropout is the same both times.
+
+    Returns:
+        The loss, a scalar without gradient.
+    """
+    if passes == 1:
+        reseed(0)
+        with autocast():
+            features = towers(images, tokens)
+        value: Tensor = loss(*features)
+        torch.autograd.backward([value])
+        return value.detach()
+
+    parts = list(zip(images.chunk(passes), tokens.chunk(passes), strict=True))
+    cached: list[Features] = []
+    with torch.no_grad():
+        for number, part in enumerate(parts):
+            reseed(number)
+            with autocast():
+                cached.append(towers(*part))
+    image_features = torch.cat([features[0] for features in cached]).requires_grad_()
+    text_features = torch.cat([features[1] for features in cached]).requires_grad_()
+    scale = cached[0][2].clone().requires_grad_()
+    value = loss(image_features, text_features, scale)
+    image_grads, text_grads, scale_grad = torch.autograd.grad(value, [image_features, text_features, scale])
+
+    grads = zip(image_grads.chunk(passes), text_grads.chunk(passes), strict=True)
+    for number, (part, (image_grad, text_grad)) in enumerate(zip(parts, grads, strict=True)):
+        reseed(number)
+        last = number == passes - 1
+        with nullcontext() if last or not isinstance(towers, DistributedDataParallel) else towers.no_sync():
+            with autocast():
+                features = towers(*part)
+            torch.autograd.backward(features, [image_grad, text_grad, scale_grad / passes])
+    return value.detach()

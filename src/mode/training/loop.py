@@ -8,11 +8,14 @@ was never interrupted.
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +39,6 @@ from mode.training.checkpoint import (
     save_checkpoint,
 )
 from mode.training.distribution import Group, process_group
-from mode.training.interruption import Interrupted, Interruption
 from mode.training.learner import Learner, adamw, first_model
 from mode.training.plan import Training, TrainPlan
 
@@ -44,6 +46,18 @@ from mode.training.plan import Training, TrainPlan
 RECENT_STEPS = 100
 
 Metrics = Callable[[int, dict[str, float]], None]
+
+
+class Interrupted(Exception):
+    """A training was asked to stop by `number`, SIGTERM or SIGINT, and has left a checkpoint.
+
+    Attributes:
+        exit_code: 143 or 130, as a shell reports a command ended by that signal.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 @dataclass
@@ -107,14 +121,23 @@ def train(
         torch.set_num_threads(machine.threads)
     plan, checkpoint = training.plan, checkpoint_dir / CHECKPOINT
     group = process_group(machine.device)
-    with Interruption() as interruption:
-        _refuse_uneven_shares(training, group)
+    with _noting_signals() as signals:
+        accumulate = training.recipe.accumulate
+        if plan.batch_size % (group.world * accumulate):
+            raise ModeError(
+                f"training.batch_size ({plan.batch_size}) is not a multiple of processes x accumulate"
+                f" ({group.world} x {accumulate})"
+            )
 
         # Model and optimiser: as new, as the seed left them, or as the checkpoint has them.
         clip = first_model(training, group)
         optimizer = adamw(clip.model, training.recipe)
         state = _first_state(training, clip.model, optimizer, checkpoint)
-        _refuse_disagreement(training, state, group)
+        if not group.agree(state.step, int(training.fingerprint[:8], 16)):
+            raise ModeError(
+                f"{plan.name}: the {group.world} processes do not begin with the same data, parameters or checkpoint",
+                "all machines have to see the same project folder",
+            )
         learner = Learner(training, clip.model, optimizer, group)
 
         # Data from the position of the next step on.
@@ -127,7 +150,7 @@ def train(
                 monitor.count(learner.step(state.step, images, tokens))
 
                 due = monitor.since_checkpoint > machine.checkpoint_minutes * 60
-                stop, due = group.any(interruption.signal is not None, group.leads and due)
+                stop, due = group.any(bool(signals), group.leads and due)
                 report = state.step % log_every == 0 or state.step == plan.last_step
                 if stop or due or report:
                     monitor.look_at_losses()
@@ -136,9 +159,9 @@ def train(
                 if stop or due:
                     monitor.save_checkpoint()
                 if stop:
-                    group.wait()  # for the checkpoint: torchrun stops all when one has ended
+                    group.any(False)  # waits for the checkpoint: torchrun stops all when one has ended
                     raise Interrupted(
-                        interruption.signal or 15,
+                        signals[0] if signals else signal.SIGTERM,
                         f"{plan.name}: stopped after step {state.step:,} of {plan.last_step:,};"
                         f" the next run goes on from {checkpoint}",
                     )
@@ -149,13 +172,26 @@ def train(
         return TrainResult(clip, plan, optimizer, checkpoint, group.leads)
 
 
-def _refuse_uneven_shares(training: Training, group: Group) -> None:
-    batch_size, accumulate = training.plan.batch_size, training.recipe.accumulate
-    if batch_size % (group.world * accumulate):
-        raise ModeError(
-            f"training.batch_size ({batch_size}) is not a multiple of processes x accumulate"
-            f" ({group.world} x {accumulate})"
-        )
+@contextmanager
+def _noting_signals() -> Iterator[list[int]]:
+    """Take SIGTERM and SIGINT as a request to stop at the next step: notes them; a second Ctrl-C ends the process.
+
+    A second SIGTERM changes nothing: those who stop a tree of processes send it to each, and again through each parent.
+    Outside the main thread, where Python allows no handler, nothing is noted.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _first_state(training: Training, model: nn.Module, optimizer: AdamW, checkpoint: Path) -> RunState:
@@ -166,15 +202,6 @@ def _first_state(training: Training, model: nn.Module, optimizer: AdamW, checkpo
     if plan.parent is not None:
         load_branch_state(plan.parent / BRANCH_STATE, model, optimizer, plan.first_step)
     return RunState(step=plan.first_step)
-
-
-def _refuse_disagreement(training: Training, state: RunState, group: Group) -> None:
-    if not group.agree(state.step, int(training.fingerprint[:8], 16)):
-        raise ModeError(
-            f"{training.plan.name}: the {group.world} processes do not begin with the same data, parameters or"
-            " checkpoint",
-            "all machines have to see the same project folder",
-        )
 
 
 class _Monitor:
@@ -215,9 +242,9 @@ class _Monitor:
         Raises:
             ModeError: one is NaN or infinite.
         """
-        state = self._state
         if not self._pending:
             return
+        state = self._state
         values = self._group.mean(torch.stack(self._pending)).tolist()
         for step, value in enumerate(values, start=state.step - len(values)):
             if not math.isfinite(value):
@@ -234,7 +261,7 @@ class _Monitor:
                 "train/loss": sum(state.losses) / len(state.losses),
                 "train/lr": self._learner.rate,
                 "train/grad_norm": float(self._learner.grad_norm),
-                "train/logit_scale": self._learner.logit_scale,
+                "train/logit_scale": float(self._learner.model.logit_scale.detach().exp()),
                 "train/samples_per_second": self.bar.rate,
                 "train/data_wait": self._batches.waited / max(now - self._last_report, 1e-9),
                 "train/bad_images": float(state.bad_images),
@@ -258,7 +285,7 @@ class _Monitor:
 
     def refuse_broken_weights(self) -> None:
         """Weights that are NaN or infinite must replace neither a good checkpoint nor a model."""
-        if not self._learner.finite:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._learner.model.parameters()):
             self._fail("weights are not finite", self._state.step - 1)
 
     def _fail(self, what: str, step: int) -> None:

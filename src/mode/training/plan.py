@@ -1,4 +1,4 @@
-"""What a model is trained on, from which step to which, and from whose weights: how seed, dense and experts relate.
+"""What a model is trained on, from which step to which, at which learning rates, and from whose weights.
 
 Steps are optimiser steps counted from the beginning of the seed. With S = the seed's steps and D = the dense model's, a
 role trains, by its `length` in `mode.roles`:
@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,47 @@ from mode.errors import ModeError
 from mode.files import sha256_of
 from mode.params import ExpertParams, ImageParams, ModelParams, TrainingParams
 from mode.roles import Role
-from mode.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up, then `wsd` or `cosine`, in optimiser steps since the seed began.
+
+    Attributes:
+        kind: `wsd` (warm-up, stable, decay: arXiv 2404.06395) is constant up to `branch` and falls linearly to 0 at
+            `end`; `cosine` falls from the end of the warm-up to 0 at `end`.
+        lr: the highest rate.
+        warmup: steps of linear rise, the first at lr / warmup (as open_clip's).
+        branch: the step at which experts leave the seed.
+        end: the step at which the rate has reached 0.
+        dense_end: where the dense model's schedule ends, if this one leaves it at `branch` for a shorter or longer way
+            to `end`: its cosine is then stretched between the two; default `end`.
+    """
+
+    kind: Literal["wsd", "cosine"]
+    lr: float
+    warmup: int
+    branch: int
+    end: int
+    dense_end: int | None = None
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step`, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.kind == "wsd":
+            return self.lr * min(1.0, max(0.0, (self.end - step) / max(1, self.end - self.branch)))
+        dense_end = self.end if self.dense_end is None else self.dense_end
+        position = float(step)
+        if step > self.branch:
+            position = self.branch + (step - self.branch) * (dense_end - self.branch) / max(1, self.end - self.branch)
+        progress = (position - self.warmup) / max(1, dense_end - self.warmup)
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 @dataclass(frozen=True, eq=False)
 class TrainPlan:
-    """The pairs, steps and learning rates of one training.
+    """The pairs, steps and learning rates of one training; `steps` and `samples` are its own, not its parent's.
 
     Attributes:
         role, name: such as `EXPERT` and `expert-3`.
@@ -65,12 +101,10 @@ class TrainPlan:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of this training itself."""
         return self.last_step - self.first_step
 
     @property
     def samples(self) -> int:
-        """Samples of this training itself."""
         return self.steps * self.batch_size
 
     @property
@@ -126,8 +160,7 @@ class Training:
             **self.parameters,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
-        arrays: list[NDArray[Any]] = [plan.rows, self.index.image, self.index.offset, self.index.length]
-        for array in arrays:
+        for array in (plan.rows, self.index.image, self.index.offset, self.index.length):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -160,13 +193,24 @@ def make_plan(
         ModeError: no pairs, fewer samples than one step, a warm-up longer than the seed, an expert without a seed, or
             a `total` length without experts.
     """
-    name = role.model(key)
+    name, epoch = role.model(key), recipe.epoch_samples or images
+
+    def steps_of(epochs: int) -> int:
+        return epochs * epoch // recipe.batch_size
+
+    seed, dense = steps_of(recipe.seed_epochs), steps_of(recipe.epochs)
+    if role.length is None:
+        raise ValueError(f"{role.name} is not trained")
     if not len(rows):
         raise ModeError(f"{name}: no pairs to train on")
-    steps = _Steps(recipe, recipe.epoch_samples or images)
-    if recipe.warmup > steps.seed:
+    if seed < 1 or dense <= seed:
         raise ModeError(
-            f"training.warmup ({recipe.warmup} steps) exceeds the seed's {steps.seed} steps", "set a shorter warm-up"
+            f"training.epoch_samples: {epoch} samples an epoch are too few for steps of {recipe.batch_size}",
+            "set training.epoch_samples or a smaller batch_size",
+        )
+    if recipe.warmup > seed:
+        raise ModeError(
+            f"training.warmup ({recipe.warmup} steps) exceeds the seed's {seed} steps", "set a shorter warm-up"
         )
     if role.length == "total" and not experts:
         raise ModeError(f"{name}: needs experts whose steps it can match", "set baselines.dense_long: false")
@@ -175,8 +219,12 @@ def make_plan(
     if role.parent is None or (role.length == "total" and recipe.schedule == "cosine"):
         parent = None
 
-    first = 0 if parent is None else steps.seed
-    last = steps.end_of(role, expert, experts)
+    own = max(1, steps_of(expert.epochs)) if expert and expert.epochs is not None else dense - seed
+    ends = {"seed": seed, "dense": dense, "total": seed + experts * (dense - seed), "expert": seed + own}
+    first, last = 0 if parent is None else seed, ends[role.length]
+    # The pairs of a cluster are a stream of their own. On all pairs, a model goes on where the seed stopped; of many
+    # such models, each takes the next stretch of the stream, so that no two of them are the same.
+    stream_start = 0 if role.pairs == "cluster" else first + (expert.cluster * (last - first) if expert else 0)
     return TrainPlan(
         role=role,
         name=name,
@@ -186,58 +234,14 @@ def make_plan(
         first_step=first,
         last_step=last,
         batch_size=recipe.batch_size,
-        stream_start=_stretch(role, expert, first, last) * recipe.batch_size,
+        stream_start=stream_start * recipe.batch_size,
         schedule=Schedule(
             recipe.schedule,
             (expert and expert.lr) or recipe.lr,
             recipe.warmup,
-            branch=steps.seed,
-            end=steps.dense if role.length == "seed" else last,
-            dense_end=steps.dense if role.length == "expert" else None,
+            branch=seed,
+            end=dense if role.length == "seed" else last,
+            dense_end=dense if role.length == "expert" else None,
         ),
         parent=parent,
     )
-
-
-def _stretch(role: Role, expert: ExpertParams | None, first: int, last: int) -> int:
-    """Where a training begins in its stream of samples, in steps.
-
-    The pairs of a cluster are a stream of their own. On all pairs, a model goes on where the seed stopped; of many such
-    models, each takes the next stretch of the stream, so that no two of them are the same.
-    """
-    if role.pairs == "cluster":
-        return 0
-    return first + (expert.cluster * (last - first) if expert else 0)
-
-
-class _Steps:
-    """Epochs as optimiser steps, counted from the beginning of the seed."""
-
-    def __init__(self, recipe: TrainingParams, epoch_samples: int) -> None:
-        self._epoch_samples, self._batch_size = epoch_samples, recipe.batch_size
-        self.seed = self._of(recipe.seed_epochs)
-        self.dense = self._of(recipe.epochs)
-        if self.seed < 1 or self.dense <= self.seed:
-            raise ModeError(
-                f"training.epoch_samples: {epoch_samples} samples an epoch are too few for steps of"
-                f" {recipe.batch_size}",
-                "set training.epoch_samples or a smaller batch_size",
-            )
-
-    def end_of(self, role: Role, expert: ExpertParams | None, experts: int) -> int:
-        """The step at which a role's training ends."""
-        branch = self.dense - self.seed
-        match role.length:
-            case "seed":
-                return self.seed
-            case "dense":
-                return self.dense
-            case "total":
-                return self.seed + experts * branch
-            case "expert":
-                own = expert.epochs if expert else None
-                return self.seed + (branch if own is None else max(1, self._of(own)))
-        raise ValueError(f"{role.name} is not trained")
-
-    def _of(self, epochs: int) -> int:
-        return epochs * self._epoch_samples // self._batch_size

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from mode.clip.model import build_model
 from mode.params import ImageParams, ModelParams
-from mode.training.flops import flops_per_pair
+from mode.training.card import flops_per_pair
 
 
 def test_flops_by_hand() -> None:

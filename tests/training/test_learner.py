@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mode.clip.model import Clip, build_model
 from mode.params import ImageParams, ModelParams
-from mode.training.objective import Towers, backward
+from mode.training.learner import Towers, backward
 
 IMAGE = ImageParams(size=32)
 CAPTIONS = ["a red dog", "a blue dog sleeps", "the end", "one two three four five six seven eight nine"]
