@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mode.ensemble.model import Ensemble
@@ -23,11 +24,7 @@ MAX_CLASSES, MAX_LENGTH = 1_000, 200
 
 
 def serve(ensemble: Ensemble, port: int = 7860) -> None:
-    """Show the page on this machine until Ctrl-C.
-
-    Args:
-        ensemble: the ensemble.
-        port: 0 for any that is free.
+    """Show the page on this machine until Ctrl-C; port 0 is any that is free.
 
     Raises:
         ModeError: the port is in use.
@@ -45,7 +42,9 @@ def serve(ensemble: Ensemble, port: int = 7860) -> None:
 
 def build(ensemble: Ensemble) -> Blocks:
     """The page for an ensemble, not launched."""
-    gr = _gradio()
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import
+    import gradio as gr
+
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\n{HELP}")
         with gr.Row():
@@ -63,12 +62,8 @@ def build(ensemble: Ensemble) -> Blocks:
                     label="Each expert's opinion",
                     interactive=False,
                 )
-        ask.click(
-            lambda *given: _answer(gr, ensemble, *given),
-            [image, classes, templates],
-            [answer, opinions],
-            api_name="ask",
-        )
+        given = [image, classes, templates]
+        ask.click(partial(_answer, ensemble), given, [answer, opinions], api_name="ask")
     return page  # type: ignore[no-any-return]
 
 
@@ -95,23 +90,17 @@ def ask_ensemble(
 
 
 def _answer(
-    gr: Any, ensemble: Ensemble, image: Image | None, classes: str, templates: str
+    ensemble: Ensemble, image: Image | None, classes: str, templates: str
 ) -> tuple[dict[str, float], list[Any]]:
+    from gradio import Error
+
     names = list(dict.fromkeys(line.strip() for line in classes.splitlines() if line.strip()))
     prompts = [line.strip() for line in templates.splitlines() if line.strip()]
     if image is None:
-        raise gr.Error("There is no image yet.")
+        raise Error("There is no image yet.")
     if len(names) > MAX_CLASSES or any(len(name) > MAX_LENGTH for name in [*names, *prompts]):
-        raise gr.Error(f"At most {MAX_CLASSES} classes of {MAX_LENGTH} characters.")
+        raise Error(f"At most {MAX_CLASSES} classes of {MAX_LENGTH} characters.")
     try:
         return ask_ensemble(ensemble, image, names, prompts)
     except ModeError as error:
-        raise gr.Error(str(error)) from None
-
-
-def _gradio() -> Any:
-    """Gradio without telemetry: it reads its settings on import."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio
-
-    return gradio
+        raise Error(str(error)) from None

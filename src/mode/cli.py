@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,6 +29,8 @@ app = typer.Typer(
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", show_default=True)]
 PARAMS = Path("params.yaml")
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Models = Annotated[str, typer.Option(help="Folder of trained models, or `models:/mode-ensemble@champion`.")]
 
 
 @app.command()
@@ -38,11 +40,11 @@ def stage(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Run one stage of the pipeline, as dvc.yaml does. `dvc repro STAGE` runs it with all it needs."""
-    from mode import stages
     from mode.processes import die_with_parent
+    from mode.stages import run_stage
 
     die_with_parent()
-    stages.run_stage(name, key, Path.cwd(), params)
+    run_stage(name, key, Path.cwd(), params)
 
 
 @app.command("params")
@@ -84,23 +86,23 @@ def evaluate(
     root: Annotated[Path, typer.Option(help="Where the suite's task folders lie.")] = Path(),
     models: Annotated[Path, typer.Option(help="The folder of trained models.")] = Path("models"),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures there, as JSON.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    device: Device = "auto",
     params: ParamsFile = PARAMS,
 ) -> None:
     """Evaluate every trained model, the uniform average and the routed ensemble on any task folders.
 
     A suite's tasks are looked for under --root by their usual names; those that are not there are listed.
     """
-    from mode import stages
     from mode.reporting.tables import print_results
+    from mode.stages.evaluation import evaluate_folders, evaluate_suite
 
     folders = [*(tasks or []), *(more or [])]
     if bool(folders) == bool(suite):
         raise ModeError("evaluate needs either --tasks or --suite", "mode evaluate --suite clip26 --root DIR")
     if suite:
-        found = stages.evaluate_suite(suite, root, models, params, device)
+        found = evaluate_suite(suite, root, models, params, device)
     else:
-        found = stages.evaluate_folders(folders, models, params, device)
+        found = evaluate_folders(folders, models, params, device)
     print_results(found)
     if found.suite and found.suite.missing:
         typer.echo(f"not there ({len(found.suite.missing)}): {', '.join(found.suite.missing)}")
@@ -143,17 +145,18 @@ def order(
 
     The experts need not be trained yet; `dvc repro ensemble` has to have run.
     """
-    from mode import stages
+    from mode.stages.evaluation import order_experts
+    from mode.stages.project import write_json
 
-    weights = stages.order_experts(Path.cwd(), params, task)
+    weights = order_experts(Path.cwd(), params, task)
     for expert, weight in weights.items():
         typer.echo(f"{expert}\t{weight:.3f}")
     if output:
-        stages.write_json(output, weights)
+        write_json(output, weights)
 
 
 @app.command("export-shards")
-def export_shards(
+def export_expert(
     expert: Annotated[str, typer.Argument(help="The expert, such as `expert-0`.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the tars.")],
     pairs_per_shard: Annotated[int, typer.Option(min=1, help="Pairs in one tar.")] = 10_000,
@@ -166,12 +169,9 @@ def export_shards(
 
     Interrupted, it goes on when it is called again.
     """
-    from mode import stages
+    from mode.stages.training import export_shards
 
-    stages.export_shards(Path.cwd(), params, expert, folder, pairs_per_shard, force)
-
-
-ModelsOption = Annotated[str, typer.Option(help="Folder of trained models, or `models:/mode-ensemble@champion`.")]
+    export_shards(Path.cwd(), params, expert, folder, pairs_per_shard, force)
 
 
 @app.command()
@@ -182,8 +182,8 @@ def predict(
         list[str] | None, typer.Option(help="A prompt with {c} for the class name; may be given several times.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the experts of the largest weights.")] = None,
-    models: ModelsOption = "models",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    models: Models = "models",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
     """Classify images among one's own classes with the ensemble."""
@@ -194,25 +194,22 @@ def predict(
 
     names = [name.strip() for name in classes.split(",")]
     task = mode.load(models, device=None if device == "auto" else device).adapt(names, template, top_k=top_k)
-    probabilities = task([str(image) for image in images]).tolist()
+    paths = [str(image) for image in images]
+    probabilities = task(paths).tolist()
     if as_json:
         rows = [
-            {
-                "image": str(image),
-                "label": names[row.index(max(row))],
-                "probabilities": dict(zip(names, row, strict=True)),
-            }
-            for image, row in zip(images, probabilities, strict=True)
+            {"image": image, "label": names[row.index(max(row))], "probabilities": dict(zip(names, row, strict=True))}
+            for image, row in zip(paths, probabilities, strict=True)
         ]
         typer.echo(json.dumps({"weights": task.weights, "predictions": rows}, indent=2))
     else:
-        print_predictions([str(image) for image in images], names, probabilities, task.weights)
+        print_predictions(paths, names, probabilities, task.weights)
 
 
 @app.command("app")
 def web_page(
-    models: ModelsOption = "models",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    models: Models = "models",
+    device: Device = "auto",
     port: Annotated[int, typer.Option(help="On this machine only (127.0.0.1); 0: any free one.")] = 7860,
 ) -> None:
     """Open a web page to try the ensemble: drop an image, type classes, see what each expert says and its weight."""
@@ -223,7 +220,7 @@ def web_page(
 
 
 @app.command("add-source")
-def add_source(
+def new_source(
     name: Annotated[str, typer.Argument(help="A name for the new source, such as `medical`.")],
     shards: Annotated[str, typer.Argument(help="A folder of tars, a glob, or a csv / tsv / parquet table.")],
     experts: Annotated[int, typer.Option(min=1, help="New experts: coarse clusters of the source.")] = 1,
@@ -234,21 +231,21 @@ def add_source(
 
     Nothing old is touched: no file of another source, no trained model.
     """
-    from mode import stages
+    from mode.stages.sources import add_source
 
-    added = stages.add_source(Path.cwd(), params, name, shards, experts, fine)
+    added = add_source(Path.cwd(), params, name, shards, experts, fine)
     typer.echo(f"added source '{name}' with {', '.join(added)}; `dvc repro` trains {'it' if experts == 1 else 'them'}")
 
 
 @app.command("remove-expert")
-def remove_expert(
+def drop_expert(
     name: Annotated[str, typer.Argument(help="The expert, such as `expert-4`.")],
     params: ParamsFile = PARAMS,
 ) -> None:
     """Take an expert out of the ensemble. Then: `dvc repro`. DVC's cache keeps its model."""
-    from mode import stages
+    from mode.stages.sources import remove_expert
 
-    stages.remove_expert(Path.cwd(), params, name)
+    remove_expert(Path.cwd(), params, name)
     typer.echo(f"removed '{name}'; `dvc repro` evaluates the ensemble without it")
 
 
@@ -257,25 +254,19 @@ def main(arguments: list[str] | None = None) -> None:
     use_huge_pages()
     try:
         app(arguments, standalone_mode=True)
-    except ModeError as error:
-        _say(f"error: {error}")
-        sys.exit(error.exit_code)
     except BrokenPipeError:  # `mode results | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        _say(f"error: {_describe(error)}")
-        sys.exit(1)
+    except (ModeError, OSError) as error:
+        typer.secho(f"error: {_describe(error)}", fg=typer.colors.RED, err=True)  # no colour where there is no terminal
+        sys.exit(ModeError.exit_code)
 
 
-def _describe(error: OSError) -> str:
+def _describe(error: ModeError | OSError) -> str:
+    if isinstance(error, ModeError):
+        return str(error)
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
-
-
-def _say(line: Any) -> None:
-    """One line on standard error, red on a terminal (typer drops the colour elsewhere)."""
-    typer.secho(str(line), fg=typer.colors.RED, err=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 import textwrap
 from typing import Any
 
+import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
@@ -22,9 +23,8 @@ def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | 
 
     Args:
         text: params.yaml as it is.
-        name: of the new source.
-        shards: a folder of tars, a glob, or a table.
-        experts: coarse clusters of the new source, each with an expert.
+        name, shards: of the new source, as in params.yaml.
+        experts: its coarse clusters.
         fine: its fine clusters; default: as many as there are for one expert elsewhere, times `experts`.
 
     Returns:
@@ -33,22 +33,20 @@ def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | 
     Raises:
         ModeError: the name is taken, or the result would not be a valid params.yaml.
     """
-    content = _load(text)
-    params = parse_params(_plain(content))
+    content, params = _yaml().load(text), _params(text)
     if name in params.sources:
         raise ModeError(f"source '{name}' is there already: {params.sources[name].shards}", "choose another name")
     if fine is None:
         fine = experts * max(1, params.clustering.fine // params.clustering.coarse)
     content["sources"][name] = CommentedMap(shards=shards, fine=fine, coarse=experts)
-    first = 1 + max(
-        (int(match[1]) for key in params.experts if (match := re.fullmatch(r"expert-(\d+)", key))), default=-1
-    )
+    taken = (int(match[1]) for key in params.experts if (match := re.fullmatch(r"expert-(\d+)", key)))
+    first = 1 + max(taken, default=-1)
     names = [f"expert-{first + number}" for number in range(experts)]
     for cluster, expert in enumerate(names):
         entry = CommentedMap(source=name, cluster=cluster)
         entry.fa.set_flow_style()
         content["experts"][expert] = entry
-    return _dump(content), names
+    return _checked(content), names
 
 
 def remove_expert(text: str, name: str) -> str:
@@ -57,8 +55,7 @@ def remove_expert(text: str, name: str) -> str:
     Raises:
         ModeError: there is no such expert.
     """
-    content = _load(text)
-    params = parse_params(_plain(content))
+    content, params = _yaml().load(text), _params(text)
     if name not in params.experts:
         raise ModeError(f"no expert is called '{name}'", f"there are: {', '.join(params.experts)}")
     source = params.experts[name].source
@@ -66,7 +63,7 @@ def remove_expert(text: str, name: str) -> str:
     needed = {expert.source for key, expert in params.experts.items() if key != name}
     if source not in needed | {params.training.source, params.embedding.fit_on}:
         del content["sources"][source]
-    return _dump(content)
+    return _checked(content)
 
 
 def explained(params: Params, key: str = "") -> str:
@@ -88,7 +85,7 @@ def explained(params: Params, key: str = "") -> str:
             del level[other]
         level = level[part]
     texts = dict(explanations())
-    sections = (_dump(_explained({name: value}, texts), check=False).strip() for name, value in values.items())
+    sections = (_dump(_explained({name: value}, texts)).strip() for name, value in values.items())
     return "\n\n".join(sections) + "\n"
 
 
@@ -107,33 +104,27 @@ def _explained(values: Any, texts: dict[str, str], path: str = "", indent: int =
     return mapping
 
 
-#: YAML's tag of null.
-_NULL = "tag:yaml.org,2002:null"
-
-
 def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.width = 120
-    yaml.preserve_quotes = True
+    keeping = YAML()
+    keeping.width = 120
+    keeping.preserve_quotes = True
     # `key: null` stays as it is, in place of `key:` with nothing behind it.
-    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
-    return yaml
+    null = "tag:yaml.org,2002:null"
+    keeping.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(null, "null"))
+    return keeping
 
 
-def _load(text: str) -> CommentedMap:
-    content: CommentedMap = _yaml().load(text)
-    return content
-
-
-def _plain(content: CommentedMap) -> Any:
-    import yaml
-
-    return yaml.safe_load(_dump(content, check=False))
-
-
-def _dump(content: CommentedMap, check: bool = True) -> str:
+def _dump(content: CommentedMap) -> str:
     stream = io.StringIO()
     _yaml().dump(content, stream)
-    if check:
-        parse_params(_plain(content))
     return stream.getvalue()
+
+
+def _params(text: str) -> Params:
+    return parse_params(yaml.safe_load(text))
+
+
+def _checked(content: CommentedMap) -> str:
+    text = _dump(content)
+    _params(text)
+    return text

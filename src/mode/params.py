@@ -22,17 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mode.errors import ModeError
 from mode.roles import EXPERT, ROLES
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: YAML has no tuples: a list stands for one.
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-
-#: Models that a run has besides its experts; an expert may not take one of these names.
-RESERVED_MODELS = tuple(role.name for role in ROLES if role is not EXPERT)
 
 #: Keys of earlier versions, and where they went.
 MOVED = {
@@ -99,16 +96,14 @@ class IndexParams(Section):
     max_bad_share: Share = 0.05
     """Largest share of bad members before the stage stops."""
     check_images: bool = True
-    """Decode every image once, so that an undecodable one is found before training; without it the loader counts and
-    replaces it when it meets it."""
+    """Decode every image once, to find bad ones before training; else the loader counts and replaces them."""
 
 
 class EmbeddingParams(Section):
     """Captions to unit vectors."""
 
     kind: Literal["lsa", "transformers", "open_clip"] = "lsa"
-    """`lsa` (TF-IDF and SVD, needs no weights), `transformers` (any Hugging Face encoder) or `open_clip` (the text
-    tower of a CLIP)."""
+    """`lsa` (TF-IDF and SVD, no weights), `transformers` (any Hugging Face encoder) or `open_clip` (a CLIP's)."""
     name: str | None = None
     """A Hugging Face name or a local folder; for `open_clip` a `MODEL:PRETRAINED` tag or a model folder."""
     made_from: str = "data/index/base"
@@ -136,11 +131,9 @@ class EmbeddingParams(Section):
             raise ValueError(f"kind '{self.kind}' needs `name`: which encoder to load")
         if self.kind == "lsa" and self.fit_on is None:
             raise ValueError(f"made_from: '{self.made_from}', but lsa is fitted on captions: data/index/SOURCE")
-        of_project = self.kind != "lsa" and self.name is not None and self.name.startswith(("models/", "data/"))
-        if of_project and self.made_from != self.name:
-            raise ValueError(
-                f"name is '{self.name}', which this project makes: `made_from: {self.name}` says so to DVC"
-            )
+        name = self.name or ""
+        if self.kind != "lsa" and name.startswith(("models/", "data/")) and self.made_from != name:
+            raise ValueError(f"name is '{name}', which this project makes: `made_from: {name}` says so to DVC")
         return self
 
 
@@ -190,8 +183,7 @@ class ModelParams(Section):
     config: dict[str, Any] | None = None
     """The configuration itself (`embed_dim`, `vision_cfg`, `text_cfg`), as open_clip defines it."""
     tokenizer: Literal["words", "model"] = "model"
-    """`words` (a vocabulary learnt from the training captions, for small models) or `model` (the one that open_clip
-    pairs with the model)."""
+    """`words` (a vocabulary learnt from captions, for small models) or `model` (what open_clip pairs with it)."""
     vocabulary: PositiveInt = 8_000
     """Words that `words` keeps, most frequent first."""
 
@@ -212,8 +204,7 @@ class ImageParams(Section):
     std: Triple = (0.26862954, 0.26130258, 0.27577711)
     """Per channel, for the normalisation; default open_clip's (OpenAI's)."""
     crop_scale: Share | None = None
-    """Training cuts a random area of at least this share out of the image; `null` for none (needed for decoded images
-    to be kept in memory)."""
+    """Least share of a training image that a random crop keeps; `null`: no crop (needed to keep decoded images)."""
     flip: bool = False
     """Mirror half of the training images."""
     shift: NonNegativeInt = 0
@@ -230,8 +221,7 @@ class TrainingParams(Section):
     source: str = "base"
     """The source whose pairs train the seed and the dense models."""
     held_out: NonNegativeInt = 0
-    """Images of each source, drawn by `random_seed`, whose pairs no model is trained on: routing rules are compared on
-    them without a test label."""
+    """Images of each source, drawn by `random_seed`, that no model trains on: there, routing rules are compared."""
     epoch_samples: PositiveInt | None = None
     """Samples of one epoch, for every role; `null`: as many as there are training images."""
     epochs: PositiveInt = 32
@@ -259,8 +249,7 @@ class TrainingParams(Section):
     precision: Literal["fp32", "bf16", "amp"] = "fp32"
     """`fp32`, `bf16` (weights and activations) or `amp` (bfloat16 autocast)."""
     compile: bool = False
-    """Run both towers through `torch.compile`, which fuses what a GPU would do one by one. It takes minutes at the
-    start, needs a C++ compiler, and rounds differently."""
+    """Run both towers through `torch.compile`: takes minutes to start, needs a C++ compiler, and rounds differently."""
 
     @model_validator(mode="after")
     def _seed_before_end(self) -> TrainingParams:
@@ -344,8 +333,7 @@ class MachineParams(Section):
     checkpoint_minutes: PositiveFloat = 1.0
     """Time between a training's checkpoints."""
     engine: str = "local"
-    """Where captions are embedded and assigned: `local`; `dask`, processes of this machine; or the address of a Dask
-    scheduler, such as `tcp://host:8786`."""
+    """Where captions are embedded and assigned: `local`, `dask` (processes here) or a scheduler's `tcp://host:8786`."""
 
 
 class Params(Section):
@@ -381,7 +369,7 @@ class Params(Section):
                 raise ValueError(f"sources.{name}: coarse ({coarse}) exceeds fine ({fine}) of {each.shards}")
         taken: dict[tuple[str, int], str] = {}
         for name, expert in self.experts.items():
-            if name in RESERVED_MODELS:
+            if any(name == role.name for role in ROLES if role is not EXPERT):
                 raise ValueError(f"experts.{name}: that name belongs to another model")
             if expert.source not in self.sources:
                 raise ValueError(f"experts.{name}.source: no source is called '{expert.source}'")
@@ -421,12 +409,7 @@ def load_params(path: Path) -> Params:
 
 
 def parse_params(content: object, where: str = "params.yaml", environment: Mapping[str, str] | None = None) -> Params:
-    """Check parsed YAML.
-
-    Args:
-        content: of the file.
-        where: its name in errors.
-        environment: variables that override `machine`; default none.
+    """Check parsed YAML; `where` is its name in errors, and variables of `environment` override its `machine`.
 
     Raises:
         ModeError: a key is unknown, missing or of the wrong type.

@@ -1,6 +1,6 @@
 """The arms of an experiment, said once: what each is, what it starts from, what it sees, and for how long.
 
-A new arm is a row of `ROLES` and a stage of the same name in dvc.yaml. Parameters, training plans, stages, flows,
+A new arm is one more of `ROLES` and a stage of the same name in dvc.yaml. Parameters, training plans, stages, flows,
 MLflow and the report read the table; none of them lists the arms itself.
 """
 
@@ -26,8 +26,7 @@ class Role:
         parent: `seed`, whose weights it starts from; None: from random weights.
         pairs: what a training sees: all pairs of a source, or those of one cluster. None: not trained, but derived
             from other models.
-        length: how long a training is, see `mode.training.plan`: `seed` and `dense` end where those do, `expert` is as
-            long as an expert, `total` as long as the seed and all experts together.
+        length: how long a training is, see `mode.training.plan`.
         many: there is one for each key of `experts` in params.yaml, with the source, epochs and learning rate that
             stand there, made by a stage `NAME@KEY`.
         dispensable: the rest of the pipeline can do without it; the seed answers for a missing expert.
@@ -66,71 +65,64 @@ class Role:
         return key if self.kind == "expert" else f"{self.name}-{key}"
 
 
+SEED = Role(
+    "seed",
+    "seed",
+    "the seed",
+    "The partly trained model that every expert and every dense baseline continues from.",
+    pairs="all",
+    length="seed",
+    colour="#8a8f98",
+)
+DENSE = Role(
+    "dense",
+    "dense",
+    "the dense model",
+    "The dense baseline: continues from the seed on all pairs, for as long as an expert.",
+    parent="seed",
+    pairs="all",
+    length="dense",
+    colour="#0072b2",
+)
+DENSE_LONG = Role(
+    "dense-long",
+    "dense",
+    "the dense model of equal total cost",
+    "The dense baseline of equal total cost: sees as many samples as the seed and all experts together.",
+    parent="seed",
+    pairs="all",
+    length="total",
+    colour="#0072b2",
+)
+EXPERT = Role(
+    "expert",
+    "expert",
+    "an expert alone",
+    "A data expert: continues from the seed on one cluster of pairs, and on a few from outside it.",
+    parent="seed",
+    pairs="cluster",
+    length="expert",
+    many=True,
+    dispensable=True,
+    colour="#e69f00",
+)
+UNIFORM = Role(
+    "uniform",
+    "ensemble",
+    "averaging the same experts uniformly",
+    "The experts together, all weighed alike: the control for routing.",
+    colour="#56b4e9",
+)
+ENSEMBLE = Role(
+    "ensemble",
+    "ensemble",
+    "the routed ensemble",
+    "The experts together, weighed per task by the words of its classes.",
+    colour="#d55e00",
+)
+
 #: In the order of every table.
-ROLES = (
-    Role(
-        "seed",
-        "seed",
-        "the seed",
-        "The partly trained model that every expert and every dense baseline continues from.",
-        pairs="all",
-        length="seed",
-        colour="#8a8f98",
-    ),
-    Role(
-        "dense",
-        "dense",
-        "the dense model",
-        "The dense baseline: continues from the seed on all pairs, for as long as an expert.",
-        parent="seed",
-        pairs="all",
-        length="dense",
-        colour="#0072b2",
-    ),
-    Role(
-        "dense-long",
-        "dense",
-        "the dense model of equal total cost",
-        "The dense baseline of equal total cost: sees as many samples as the seed and all experts together.",
-        parent="seed",
-        pairs="all",
-        length="total",
-        colour="#0072b2",
-    ),
-    Role(
-        "expert",
-        "expert",
-        "an expert alone",
-        "A data expert: continues from the seed on one cluster of pairs, and on a few from outside it.",
-        parent="seed",
-        pairs="cluster",
-        length="expert",
-        many=True,
-        dispensable=True,
-        colour="#e69f00",
-    ),
-    Role(
-        "uniform",
-        "ensemble",
-        "averaging the same experts uniformly",
-        "The experts together, all weighed alike: the control for routing.",
-        colour="#56b4e9",
-    ),
-    Role(
-        "ensemble",
-        "ensemble",
-        "the routed ensemble",
-        "The experts together, weighed per task by the words of its classes.",
-        colour="#d55e00",
-    ),
-)
-
-_BY_NAME = {role.name: role for role in ROLES}
-
-#: Each by its name, for code that is about one of them.
-SEED, DENSE, DENSE_LONG, EXPERT, UNIFORM, ENSEMBLE = (
-    _BY_NAME[name] for name in ("seed", "dense", "dense-long", "expert", "uniform", "ensemble")
-)
+ROLES = (SEED, DENSE, DENSE_LONG, EXPERT, UNIFORM, ENSEMBLE)
 TRAINED = tuple(role for role in ROLES if role.trained)
 DERIVED = tuple(role for role in ROLES if not role.trained)
 
@@ -141,16 +133,8 @@ def role_of(model: str) -> Role:
     >>> role_of("dense-long").kind, role_of("uniform").kind, role_of("expert-3").name
     ('dense', 'ensemble', 'expert')
     """
-    for role in ROLES:
-        if model == role.name and not role.many:
-            return role
-    several = [role for role in ROLES if role.many and model.startswith(f"{role.name}-")]
-    return max(several, key=lambda role: len(role.name), default=EXPERT)
-
-
-def role_named(name: str) -> Role:
-    """The role of this name; `KeyError` if there is none."""
-    return _BY_NAME[name]
+    own = [role for role in ROLES if (model.startswith(f"{role.name}-") if role.many else model == role.name)]
+    return max(own, key=lambda role: len(role.name), default=EXPERT)
 
 
 def models_of(experts: Iterable[str]) -> list[str]:

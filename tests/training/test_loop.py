@@ -22,7 +22,7 @@ from mode.clip.model import load_model
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.params import ExpertParams, ImageParams, MachineParams, ModelParams, TrainingParams
-from mode.roles import role_named
+from mode.roles import TRAINED
 from mode.training.learner import Towers
 from mode.training.loop import Interrupted, TrainResult, train
 from mode.training.plan import Training, make_plan
@@ -58,7 +58,9 @@ class Bench:
         machine = MachineParams(**{**MACHINE, **elsewhere})
         recipe = TrainingParams(**{**SETTINGS, **settings})
         rows = np.arange(len(self.index)) if rows is None else rows
-        made = make_plan(role_named(role), rows, recipe, self.index.images, **(plan or {}))
+        made = make_plan(
+            next(each for each in TRAINED if each.name == role), rows, recipe, self.index.images, **(plan or {})
+        )
         losses: dict[int, float] = {}
 
         def on_metrics(step: int, figures: dict[str, float]) -> None:

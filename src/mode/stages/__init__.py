@@ -1,13 +1,5 @@
 """One function per stage of dvc.yaml: reads parameters and inputs, calls the library, writes outputs.
 
-    preparation  shards -> index -> vectors -> clusters -> assignment
-    training     seed, dense models, experts
-    evaluation   the ensemble and every figure
-    reports      plots, page, card, MLflow
-    project      a project's files and parameters
-    machine      processes that train together, the engine
-    sources      sources and experts that come and go
-
 Libraries are imported inside the functions, since a stage needs few of them and the others cost seconds to import.
 """
 
@@ -20,24 +12,12 @@ from pathlib import Path
 from mode.errors import ModeError
 from mode.params import load_params
 from mode.roles import TRAINED
-from mode.stages.evaluation import ensemble, evaluate, evaluate_folders, evaluate_suite, order_experts
+from mode.stages.evaluation import ensemble, evaluate
 from mode.stages.machine import in_several_processes
 from mode.stages.preparation import assign, cluster, data, embed, embedder, index, tasks, watch_tasks
-from mode.stages.project import Project, write_json
+from mode.stages.project import Project
 from mode.stages.reports import report
-from mode.stages.sources import add_source, remove_expert
-from mode.stages.training import export_shards, train_role
-
-__all__ = [
-    "add_source",
-    "evaluate_folders",
-    "evaluate_suite",
-    "export_shards",
-    "order_experts",
-    "remove_expert",
-    "run_stage",
-    "write_json",
-]
+from mode.stages.training import train_role
 
 
 def run_stage(name: str, key: str | None, root: Path, params: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +81,7 @@ def evaluate(project: Project) -> None:
 
 def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) -> Results:
     """Figures of all models in `models` on any task folders."""
-    return _evaluate(_on_device(params, device), models, [Path(task) for task in tasks])
+    return _evaluate(Project(Path.cwd(), load_params(params)), models, [Path(task) for task in tasks], device)
 
 
 def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: str) -> Results:
@@ -90,25 +94,15 @@ def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: s
     from mode.results import SuiteFacts
 
     found = open_suite(suite, root)
-    results = _evaluate(_on_device(params, device), models, found.tasks)
+    results = _evaluate(Project(Path.cwd(), load_params(params)), models, found.tasks, device)
     results.suite = SuiteFacts(name=suite, missing=list(found.missing))
     return results
-
-
-def _on_device(params: Path, device: str) -> Project:
-    """The project, to be evaluated on `device`."""
-    project = Project(Path.cwd(), load_params(params))
-    chosen = project.params.machine.model_copy(update={"device": device})
-    return Project(project.root, project.params.model_copy(update={"machine": chosen}))
 
 
 def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     """Experts by their routing weight for a task, largest first; needs the ensemble stage, and no trained expert.
 
-    Args:
-        root: of the project.
-        params: its parameter file.
-        task: name of one of the project's tasks, or a task folder.
+    `task` is the name of one of the project's tasks, or a task folder.
 
     Raises:
         ModeError: no such task, or the ensemble's conditions are not there yet.
@@ -118,8 +112,7 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     from mode.evaluation.tasks import open_task
 
     project = Project(root, load_params(params))
-    listing = project.task_list
-    listed = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
+    listed = json.loads(project.task_list.read_text(encoding="utf-8")) if project.task_list.is_file() else []
     folders = {Path(where).name: project.root / where for where in listed}
     folder = folders.get(task, project.root / task)
     if not folder.is_dir():
@@ -129,15 +122,19 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     return {expert: weights[expert] for expert in training_order(weights)}
 
 
-def _evaluate(project: Project, models: Path, tasks: Sequence[Path] | Sequence[Task]) -> Results:
-    """Figures of all models, with what each cost and what they were made from."""
+def _evaluate(
+    project: Project, models: Path, tasks: Sequence[Path] | Sequence[Task], device: str | None = None
+) -> Results:
+    """Figures of all models, with what each cost and what they were made from; by default on the project's device."""
     from mode.ensemble.router import Router
     from mode.evaluation.evaluate import evaluate_tasks
     from mode.results import Cost
 
     trained = [name for name in trained_models(project) if (models / name).is_dir()]
     router = Router.load(models / "ensemble") if (models / "ensemble").is_dir() else None
-    results = evaluate_tasks({name: models / name for name in trained}, router, tasks, project.params.machine)
+    machine = project.params.machine
+    machine = machine.model_copy(update={"device": device or machine.device})
+    results = evaluate_tasks({name: models / name for name in trained}, router, tasks, machine)
     cards = cards_of(models, trained)
     results.cost = {name: Cost(**card["total"]) for name, card in cards.items()}
     if router is not None and SEED.name in cards:
@@ -150,10 +147,6 @@ def _evaluate(project: Project, models: Path, tasks: Sequence[Path] | Sequence[T
 
 def _provenance(project: Project) -> dict[str, Any]:
     """What made the figures: commit, parameters, versions, machine."""
-    import hashlib
-    import platform
-    import subprocess
-    from importlib.metadata import version
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(project.root), *arguments]

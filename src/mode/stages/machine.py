@@ -34,11 +34,56 @@ def in_several_processes(machine: MachineParams, name: str, arguments: list[str]
             f"machine.processes: {machine.processes} processes, but one device, {machine.device}",
             "machine.device: auto gives each a GPU",
         )
-    from mode.training.launch import launch, share_threads
-
-    share_threads(machine.processes, machine.threads or cores())
-    launch(machine.processes, "mode.cli", ["stage", *arguments])
+    threads = str(max(1, (machine.threads or cores()) // machine.processes))
+    os.environ |= {"OMP_NUM_THREADS": threads, "MODE_THREADS": threads}
+    _launch(machine.processes, "-m", "mode.cli", "stage", *arguments)
     return True
+
+
+def _launch(processes: int, *arguments: str) -> None:
+    """What `torchrun --standalone` does, with errors in one line: `python ARGUMENTS` in several processes.
+
+    A SIGTERM or SIGINT is passed on; this process then ends at once with 143 or 130, as one training would.
+
+    Raises:
+        ModeError: one of them failed; the others were stopped.
+    """
+    import logging
+    import sys
+    import uuid
+
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # It tells at length what the line below says.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(),
+        shutdown_timeout=60,  # seconds to write a checkpoint in; then they are killed
+    )
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except SignalException as told:
+        # torch leaves the thread of its rendezvous running after a signal; an interpreter that shuts down around it
+        # can abort (exit code -6) in place of this code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + told.sigval)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if failure.exitcode in (130, 143):  # told to stop, and did
+            sys.exit(failure.exitcode)
+        raise ModeError(
+            f"process {rank} of {processes} ended with exit code {failure.exitcode}", "its own error stands above"
+        ) from None
 
 
 def open_engine(machine: MachineParams, gpus: int, alone: bool = False) -> AbstractContextManager[Engine]:
@@ -46,10 +91,3 @@ def open_engine(machine: MachineParams, gpus: int, alone: bool = False) -> Abstr
     from mode.engine import open_engine
 
     return open_engine(machine.engine, 1 if alone else cores(), gpus)
-
-
-def gpus_for(device: str) -> int:
-    """GPUs to spread a neural encoder over; 0 for the CPU, or if one GPU is named."""
-    import torch
-
-    return torch.cuda.device_count() if device in ("auto", "cuda") else 0

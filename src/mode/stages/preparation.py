@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mode.params import SourceParams
-from mode.stages.machine import gpus_for, open_engine
+from mode.stages.machine import open_engine
 from mode.stages.project import BUILT_IN, Project, sample_captions, write_json
 from mode.stages.sources import keep_tasks_watch, keep_watch
 
@@ -80,9 +80,8 @@ def index(project: Project, source: str) -> None:
     from mode.data.shards.index import build_index
     from mode.data.shards.manifest import Manifest
 
-    report = build_index(
-        Manifest.load(project.manifest(source)), project.root, project.index(source), project.params.index
-    )
+    manifest = Manifest.load(project.manifest(source))
+    report = build_index(manifest, project.root, project.index(source), project.params.index)
     bad = ", ".join(f"{count} {kind}" for kind, count in sorted(report.counts.items())) or "nothing bad"
     print(f"{source}: {report.pairs:,} pairs of {report.images:,} images; {bad}")
 
@@ -102,9 +101,12 @@ def embed(project: Project, source: str) -> None:
     """Captions of a source to unit vectors, float16, in the index's row order."""
     from mode.embedding.base import StoredEmbedder, embed_index
 
-    machine = project.params.machine
+    machine, gpus = project.params.machine, 0
     stored = StoredEmbedder.at(project.embedder, machine.device, machine.inference_batch)
-    gpus = gpus_for(machine.device) if stored.is_neural else 0
+    if stored.is_neural and machine.device in ("auto", "cuda"):
+        import torch
+
+        gpus = torch.cuda.device_count()
     with open_engine(machine, gpus, alone=machine.device.startswith("cuda:")) as engine:
         embed_index(stored.open(), project.load_index(source), project.vectors(source), engine=engine, encode=stored)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mode.errors import ModeError
 from mode.params import ExpertParams, Params, SourceParams
 from mode.paths import Paths
+from mode.roles import models_of
 
 if TYPE_CHECKING:
     from mode.data.shards.index import PairIndex
@@ -45,8 +46,7 @@ class Project(Paths):
 
 def trained_models(project: Project) -> list[str]:
     """Names of the models that are there, in the order of the tables."""
-    names = ["seed", "dense", "dense-long", *project.params.experts]
-    return [name for name in names if (project.model(name) / "card.json").is_file()]
+    return [name for name in models_of(project.params.experts) if (project.model(name) / "card.json").is_file()]
 
 
 def cards_of(models: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -64,9 +64,12 @@ def sample_captions(index: PairIndex, count: int, random_seed: int) -> list[str]
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON aside and move it into place."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file aside and move it into place."""
     from mode.files import write_aside
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")

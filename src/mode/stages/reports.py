@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mode.roles import ENSEMBLE
-from mode.stages.project import Project, cards_of, trained_models
+from mode.stages.project import Project, cards_of, trained_models, write_text
 
 if TYPE_CHECKING:
     from mode.reporting.summary import Cluster
@@ -19,7 +20,6 @@ SAMPLE_IMAGES = 12
 
 def report(project: Project) -> None:
     """Plots and the page; in MLflow each model's figures, the plots as artifacts, and the ensemble as a model."""
-    from mode.files import write_aside
     from mode.reporting.card import model_card
     from mode.reporting.files import write_plot_data
     from mode.reporting.page import render_page
@@ -33,14 +33,11 @@ def report(project: Project) -> None:
     drawn = [path for path in save_plots(figures, results, clusters, curves) if path.suffix == ".svg"]
     light = {path.stem: path.read_text(encoding="utf-8") for path in drawn}
     write_plot_data(project.reports / "plots", results, curves)
-    page = project.reports / "index.html"
-    with write_aside(page) as temporary:
-        temporary.write_text(render_page(results, clusters, curves, light=light), encoding="utf-8")
-    card = project.reports / "model-card.md"
+    page, card = project.reports / "index.html", project.reports / "model-card.md"
+    write_text(page, render_page(results, clusters, curves, light=light))
     parameters = project.params.model_dump(include={"model", "training", "embedding", "clustering", "routing"})
-    with write_aside(card) as temporary:
-        facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
-        temporary.write_text(model_card(results, clusters, facts, parameters), encoding="utf-8")
+    facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
+    write_text(card, model_card(results, clusters, facts, parameters))
     _record(project, results, [figures, page, card])
     print(f"wrote {page.relative_to(project.root)}")
 
@@ -53,8 +50,6 @@ def _facts(project: Project, source: str) -> dict[str, Any]:
 
 def _lock_hash(project: Project) -> dict[str, str]:
     """What DVC recorded of everything up to the ensemble, as one hash: equal hashes are equal inputs and results."""
-    import hashlib
-
     import yaml
 
     path = project.dvc_lock

@@ -18,15 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mode.clustering.assignment import Assignment
-    from mode.tracking.runs import Run
     from mode.training.plan import Training
 
 
 def train_role(role: Role, project: Project, key: str | None = None) -> None:
-    """Train the model of a role (where there are many, the one of this key), from its checkpoint if there is one.
-
-    `dense-long` is trained if `baselines.dense_long` asks for it; else its folder stays empty.
-    """
+    """Train the model of a role (where there are many, the one of this key), from its checkpoint if there is one."""
     if role is DENSE_LONG and not project.params.baselines.dense_long:
         project.model(role.name).mkdir(parents=True, exist_ok=True)
         print(f"{role.name}: not trained, baselines.dense_long is false")
@@ -35,23 +31,16 @@ def train_role(role: Role, project: Project, key: str | None = None) -> None:
 
 
 def training_of(project: Project, role: Role, key: str | None = None) -> Training:
-    """What params.yaml and the files of earlier stages make of a role.
+    """What params.yaml and the files of earlier stages make of a role; where there are many, of the expert `key`.
 
     Only the sections of params.yaml that dvc.yaml gives a training are read here.
-
-    Args:
-        project: with the index of its source; for the pairs of a cluster, with their assignment.
-        role: which.
-        key: of `experts` in params.yaml, where there are many of the role: source, cluster, epochs and learning rate
-            are those of that expert.
     """
     import numpy as np
 
     from mode.data.loading.selection import without_held_out
     from mode.training.plan import Training, make_plan
 
-    params = project.params
-    recipe = params.training
+    params, recipe = project.params, project.params.training
     expert = project.expert(key) if key is not None else None
     source = expert.source if expert else recipe.source
     index = project.load_index(source)
@@ -120,13 +109,7 @@ def _train(project: Project, training: Training) -> None:
     with ending_together():
         with record.run if leads else nullcontext():
             try:
-                result = train(
-                    training,
-                    project.root,
-                    machine=project.params.machine,
-                    checkpoint_dir=checkpoints,
-                    on_metrics=record.add,
-                )
+                result = train(training, project.root, project.params.machine, checkpoints, record.add)
             except Interrupted as interrupted:
                 if leads:
                     print(interrupted, file=sys.stderr)
@@ -147,9 +130,20 @@ class _Record:
     """
 
     def __init__(self, project: Project, training: Training, checkpoints: Path) -> None:
-        self._batch_size = training.plan.batch_size
+        from mode.tracking.runs import Tracker
+
+        plan = training.plan
+        self._batch_size = plan.batch_size
         self._losses, self._noted_run = checkpoints / "curve.csv", checkpoints / "mlflow_run"
-        self.run = self._open_run(project, training)
+        own = {"pairs": len(plan.rows), "steps": plan.steps, "cluster": plan.cluster}
+        self.run = Tracker(project.runs).run(
+            plan.name,
+            plan.role.kind,
+            expert=plan.name if plan.role.kind == "expert" else None,
+            source=plan.source,
+            params={**training.parameters, "machine": project.params.machine.model_dump(), **own},
+            run_id=self._noted_run.read_text(encoding="utf-8") if self._noted_run.is_file() else None,
+        )
 
     def add(self, step: int, figures: dict[str, float]) -> None:
         """Figures of the last steps up to `step`."""
@@ -166,23 +160,3 @@ class _Record:
         points = {int(samples): loss for samples, _, loss in (line.partition(",") for line in lines)}
         rows = [f"{samples},{loss}" for samples, loss in sorted(points.items())]
         path.write_text("\n".join(["samples,loss", *rows]) + "\n", encoding="utf-8")
-
-    def _open_run(self, project: Project, training: Training) -> Run:
-        from mode.tracking.runs import Tracker
-
-        plan = training.plan
-        parameters: dict[str, object] = {
-            **training.parameters,
-            "machine": project.params.machine.model_dump(),
-            "pairs": len(plan.rows),
-            "steps": plan.steps,
-            "cluster": plan.cluster,
-        }
-        return Tracker(project.runs).run(
-            plan.name,
-            plan.role.kind,
-            expert=plan.name if plan.role.kind == "expert" else None,
-            source=plan.source,
-            params=parameters,
-            run_id=self._noted_run.read_text(encoding="utf-8") if self._noted_run.is_file() else None,
-        )

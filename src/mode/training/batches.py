@@ -22,13 +22,7 @@ from mode.training.plan import Training
 class Batches:
     """The share that one process has of every batch, on its device, from `step` to the end of the training.
 
-    Args:
-        training: which pairs, and how images are augmented.
-        clip: whose tokenizer is used.
-        step: the next step, counted from the beginning of the seed.
-        root: what relative paths of shards are relative to.
-        machine: workers and memory.
-        group: the processes that share each batch.
+    `clip` gives the tokenizer; relative paths of shards begin at `root`.
 
     Attributes:
         waited: seconds spent on waiting for data and preparing it, until someone sets it back.

@@ -19,20 +19,12 @@ from mode.training.plan import Training
 def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> dict[str, Any]:
     """What the model was trained on and what that cost: by itself (`own`), and with its parent (`total`).
 
-    Costs are `samples_seen`, `flops`, and `seconds`: the time of the training, once for each of its processes.
-
-    Args:
-        training: that made it.
-        clip: the model, still with the card of its parent if it has one.
-        state: at the end.
-        group: the processes that trained it.
+    Costs are `samples_seen`, `flops`, and `seconds`: the time of the training, once for each of its processes. `clip`
+    still has the card of its parent, if it has one.
     """
     plan, parent = training.plan, clip.card
-    own = {
-        "samples_seen": plan.samples,
-        "flops": plan.samples * flops_per_pair(clip),
-        "seconds": round(state.seconds, 3),
-    }
+    flops = plan.samples * flops_per_pair(clip)
+    own = {"samples_seen": plan.samples, "flops": flops, "seconds": round(state.seconds, 3)}
     return {
         "name": plan.name,
         "role": plan.role.name,

@@ -76,12 +76,7 @@ def adamw(model: nn.Module, recipe: TrainingParams) -> AdamW:
 
 
 class Learner:
-    """One model, its optimiser and its loss, in one of the processes that train it.
-
-    Args:
-        training: the recipe and the schedule.
-        model, optimizer: with the weights and moments to begin with; all processes have the same.
-        group: the processes.
+    """One model, its optimiser and its loss, in one of the processes that train it; all begin with the same weights.
 
     Attributes:
         rate: learning rate of the last step.

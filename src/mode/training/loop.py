@@ -62,14 +62,9 @@ class Interrupted(Exception):
 
 @dataclass
 class TrainResult:
-    """A trained model.
+    """A trained model with its card, and AdamW as training left it; of several processes, the one that `leads` saves.
 
-    Attributes:
-        clip: with its card; in the first of several processes only, the others get the same weights without a card.
-        plan: what was trained.
-        optimizer: AdamW as training left it.
-        checkpoint: the file to remove once the model is in place.
-        leads: whether this process is the one that saves.
+    `checkpoint` is the file to remove once the model is in place.
     """
 
     clip: Clip
@@ -92,7 +87,6 @@ class TrainResult:
 def train(
     training: Training,
     root: Path,
-    *,
     machine: MachineParams,
     checkpoint_dir: Path,
     on_metrics: Metrics | None = None,

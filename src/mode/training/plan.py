@@ -181,7 +181,7 @@ def make_plan(
     Args:
         role: see the table above.
         rows: the pairs it may see, as rows of the index.
-        recipe: shared by all roles.
+        recipe: of all roles.
         images: of the source that the seed is trained on: samples of an epoch if `training.epoch_samples` is null.
         key: which of the models of a role of which there are many.
         expert: what params.yaml says about that key; default: a whole length on the recipe's source and learning rate.
