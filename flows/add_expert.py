@@ -10,8 +10,8 @@ from prefect.client.schemas.objects import State
 from pydantic import Field
 
 from flows import graph
+from flows.devices import Machine, Name
 from flows.evaluate import STAGES
-from flows.parameters import Machine, Name
 from flows.work import work
 from mode.errors import ModeError
 from mode.params import Params, load_params

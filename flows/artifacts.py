@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from pathlib import Path
 
@@ -28,8 +27,8 @@ def publish(root: Path, outcome: Outcome) -> None:
         if "evaluate" in {*outcome.done, *outcome.cached}:
             table = comparison(Results.load(Paths(root).metrics), outcome.lost_experts)
             create_markdown_artifact(key="comparison", markdown=table, description="Models side by side")
-        if picture := _heat_map(root):
-            create_markdown_artifact(key="routing", markdown=embedded(picture), description="Routing weights")
+        if picture := heat_map(root):
+            create_markdown_artifact(key="routing", markdown=picture, description="Routing weights")
         for model, address in mlflow_pages(root).items():
             create_link_artifact(key=f"mlflow-{_key(model)}", link=address, link_text=f"{model} in MLflow")
     except Exception as error:  # whatever the API says: the models are trained and recorded
@@ -42,10 +41,15 @@ def comparison(results: Results, lost: list[str]) -> str:
     return markdown(results) + note
 
 
-def embedded(picture: Path) -> str:
-    """Markdown of a picture as a data address: the page shows it without another server."""
-    kind = {".svg": "svg+xml", ".png": "png", ".webp": "webp"}[picture.suffix]
-    return f"![{picture.stem}](data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()})"
+def heat_map(root: Path) -> str:
+    """Markdown of the routing plot as a data address, which needs no other server; empty if there is none that fits."""
+    from mode.reporting.rendering import data_url  # brings matplotlib
+
+    for picture in (Paths(root).reports / "figures" / "routing.png", Paths(root).reports / "figures" / "routing.svg"):
+        if picture.is_file() and picture.stat().st_size <= MAX_PICTURE:
+            content = picture.read_bytes()
+            return f"![routing]({data_url(content if picture.suffix == '.png' else content.decode())})"
+    return ""
 
 
 def mlflow_pages(root: Path) -> dict[str, str]:
@@ -61,14 +65,6 @@ def _failures(outcome: Outcome) -> str:
     if outcome.skipped:
         lines.append(f"\nNot tried: {', '.join(outcome.skipped)}.")
     return "\n".join(lines)
-
-
-def _heat_map(root: Path) -> Path | None:
-    for suffix in (".png", ".webp", ".svg"):
-        for picture in sorted(Paths(root).reports.rglob(f"*routing*{suffix}")):
-            if picture.stat().st_size <= MAX_PICTURE:
-                return picture
-    return None
 
 
 def _key(model: str) -> str:

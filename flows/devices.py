@@ -1,4 +1,4 @@
-"""Who may compute where: slots on GPUs, or on the cores of a machine without one.
+"""Who may compute where: what the flows' forms ask of a machine, and its slots on GPUs or on the cores.
 
 A slot is a lock file (see `flows.locks`), not a Prefect concurrency limit: a limit is a number in a database, and stays
 used up when a worker is killed. A slot's lock is handed to the stage's supervisor, so it is free exactly when the last
@@ -16,14 +16,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from flows.locks import Lock
+from flows.locks import Lock, take
 from mode.errors import ModeError
 from mode.paths import Paths
 
 Gpu = Annotated[int, Field(ge=0)]
 Devices = Literal["auto", "cpu"] | list[Gpu]
+#: Of a source or an expert.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+
+
+class Machine(BaseModel):
+    """Where trainings run, and how they are tried again."""
+
+    model_config = ConfigDict(extra="forbid", title="Machine")
+
+    devices: Devices = Field(
+        default="auto",
+        description="auto: every GPU of the worker's machine, or else its CPU; cpu; or GPUs by number: [0, 1].",
+    )
+    workers: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Trainings side by side on the CPU; its threads are divided among them unless params.yaml says.",
+    )
+    per_device: int = Field(default=1, ge=1, le=8, description="Trainings on one GPU at a time.")
+    engine: str = Field(
+        default="",
+        pattern=r"^(|local|dask|[a-z]+://[^\s/]+)$",
+        description="Where captions are embedded and assigned: local; dask: processes on the worker's machine;"
+        " a Dask scheduler that is there, such as tcp://host:8786; empty: as params.yaml says. The result is the same.",
+    )
+    retries: int = Field(
+        default=2, ge=0, le=10, description="Times that a failing stage is tried again, from its last checkpoint."
+    )
+    retry_delay: float = Field(default=5.0, ge=0, le=3600, description="Seconds before it is tried again.")
+    wait: bool = Field(
+        default=True,
+        description="If another flow works on this project: wait for it to end. Otherwise fail and say which one.",
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +98,7 @@ class DevicePool:
     def take(self, holder: str) -> Slot | None:
         """A free place, locked; `None` if there is none at present."""
         for place in self.places:
-            if lock := Lock.take(place.lock, holder):
+            if lock := take(place.lock, holder):
                 return Slot(place, lock)
         return None
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import networkx as nx
 from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import graph
-from flows.parameters import Machine
+from flows.devices import Machine
 from flows.work import work
 from mode import roles
+from mode.params import load_params
 from mode.paths import Paths
 
 #: What comes after the experts.
@@ -27,16 +27,11 @@ def evaluate(remote: bool = False, machine: Machine = Machine()) -> State[Any]: 
         machine: Where the evaluation runs, and how it is tried again.
     """
     with work(machine) as here:
+        experts = list(load_params(Paths(here.root).params_file).experts)
         if remote:
-            pipeline = graph.read(here.root)[0]
-            needed = graph.upto(pipeline, map(graph.stage_of, graph.experts_of(pipeline)))
+            needed = graph.upto(graph.read(here.root)[0], map(graph.stage_of, experts))
             here.step("fetch", "flows.remote", "fetch", *graph.in_order(needed))
-        absent: list[str] = []
-
-        def pick(pipeline: nx.DiGraph) -> nx.DiGraph:
-            absent.extend(name for name in graph.experts_of(pipeline) if not Paths(here.root).model(name).exists())
-            return pipeline.subgraph(STAGES)
-
-        outcome = here.run(pick)
+        absent = [name for name in experts if not Paths(here.root).model(name).exists()]
+        outcome = here.run(lambda pipeline: pipeline.subgraph(STAGES))
         outcome.absent = absent
         return here.finish(outcome)

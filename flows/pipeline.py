@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import graph
-from flows.parameters import Machine
+from flows.devices import Machine
 from flows.work import work
 from mode import roles
 from mode.errors import ModeError

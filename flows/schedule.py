@@ -14,10 +14,9 @@ from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 
-from flows.devices import DevicePool, Slot
+from flows.devices import DevicePool, Machine, Slot
 from flows.graph import group, results
 from flows.locks import holder
-from flows.parameters import Machine
 from flows.progress import ON_DEVICE, TRAININGS, Outcome, Progress
 from flows.stage import run_stage, stop_all
 
@@ -90,7 +89,7 @@ class Schedule:
             stage=stage,
             device=slot.place.device if slot else "",
             threads=self.pool.threads(alone=not self.progress.has_company(stage)) if shares else 0,
-            held=(*self.held, slot.lock.descriptor) if slot else self.held,
+            held=(*self.held, slot.lock.fileno()) if slot else self.held,
             up_to_date=not runs,
             engine=self.engine,
         )

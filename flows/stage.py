@@ -19,8 +19,6 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Cancelled, Completed
 
 from flows.supervise import GRACE
-from mode.errors import ModeError
-from mode.paths import Paths
 
 #: DVC's words for "nothing had to run".
 SKIPPED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
@@ -179,15 +177,3 @@ def _environment(settings: dict[str, str]) -> dict[str, str]:
     folder = str(Path(sys.executable).parent)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}
     return kept | {"PATH": f"{folder}{os.pathsep}{kept.get('PATH', '')}", "PYTHONUNBUFFERED": "1"} | settings
-
-
-def project_root() -> Path:
-    """The project that this flow works on: the current folder.
-
-    Raises:
-        ModeError: it is not a project.
-    """
-    root = Path.cwd()
-    if not Paths(root).dvc_file.is_file():
-        raise ModeError(f"{root}: no dvc.yaml", "start the worker inside the project (`make ui` does)")
-    return root

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from pydantic import Field
 
 from flows import graph
-from flows.parameters import Machine, Name
+from flows.devices import Machine, Name
 from flows.work import work
 from mode.errors import ModeError
 

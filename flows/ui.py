@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flows import MLFLOW_ADDRESS
-from flows.locks import Lock, holder
-from flows.runs import all_dead, dead_runs, forget_run
+from flows.locks import all_dead, dead_runs, forget_run, holder, take
 from mode.errors import ModeError
 from mode.paths import Paths
 from mode.processes import die_with_parent
@@ -355,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not Paths(root).deployments.is_file():
             raise ModeError(f"{root}: no prefect.yaml", "run it in the project's folder")
-        lock = Lock.take(path, f"process {os.getpid()}")
+        lock = take(path, f"process {os.getpid()}")
         if lock is None:
             raise ModeError(f"the page of this project is open already ({holder(path)})", "stop that one first")
         addresses = Addresses(

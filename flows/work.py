@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,16 +14,16 @@ from typing import Any
 import networkx as nx
 from prefect import get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows import artifacts, graph
-from flows.devices import DevicePool, places_for
-from flows.parameters import Machine
+from flows.devices import DevicePool, Machine, places_for
+from flows.locks import Lock, holder, mark_alive, take
 from flows.progress import Outcome
-from flows.runs import mark_alive
 from flows.schedule import Schedule
-from flows.stage import project_root, run_step
-from flows.workspace import workspace
+from flows.stage import run_step
+from mode.errors import ModeError
 from mode.parallel import cores
 from mode.params import load_params
 from mode.paths import Paths
@@ -79,11 +82,46 @@ class Work:
 
 @contextmanager
 def work(machine: Machine) -> Iterator[Work]:
-    """Hold the project in the current folder for this flow run; see `flows.workspace`."""
-    root = project_root()
+    """Hold the project in the current folder for this flow run.
+
+    Raises:
+        ModeError: the folder is not a project, or as `workspace`.
+    """
+    root = Path.cwd()
+    if not Paths(root).dvc_file.is_file():
+        raise ModeError(f"{root}: no dvc.yaml", "start the worker inside the project (`make ui` does)")
     mark_alive(root)
     with workspace(root, machine.wait) as lock:
-        yield Work(root, machine, (lock.descriptor,))
+        yield Work(root, machine, (lock.fileno(),))
+
+
+@contextmanager
+def workspace(root: Path, wait: bool, poll_seconds: float = 1.0) -> Iterator[Lock]:
+    """Hold a project's lock, which is to be handed to every stage.
+
+    If the flow is killed, the next one must not start before the stages have written their checkpoints and gone.
+
+    Args:
+        root: of the project.
+        wait: wait for a flow that holds it, or fail at once; either says who that is.
+        poll_seconds: between two looks.
+
+    Raises:
+        ModeError: another flow holds it and `wait` is false.
+    """
+    path = Paths(root).flow_lock
+    me = f"{flow_run.get_flow_name()} run '{flow_run.get_name()}' ({socket.gethostname()}, process {os.getpid()})"
+    told = ""
+    while (lock := take(path, me)) is None:
+        other = holder(path)
+        if not wait:
+            raise ModeError(f"this project is held by {other}", "wait for it or cancel it, or start with `wait` on")
+        if other != told:
+            get_run_logger().info("waiting: this project is held by %s", other)
+            told = other
+        time.sleep(poll_seconds)
+    with lock:
+        yield lock
 
 
 def engine_for(root: Path, machine: Machine) -> str:

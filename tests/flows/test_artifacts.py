@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.artifacts import MLFLOW_ADDRESS, comparison, embedded, mlflow_pages
+from flows.artifacts import MAX_PICTURE, MLFLOW_ADDRESS, comparison, heat_map, mlflow_pages
+from mode.paths import Paths
 from mode.reporting.tables import markdown
 from mode.results import Results
 
@@ -23,9 +24,14 @@ def test_table_says_where_the_seed_stands_in() -> None:
 
 
 def test_picture_is_embedded(tmp_path: Path) -> None:
-    path = tmp_path / "routing.png"
-    path.write_bytes(b"\x89PNG bytes")
-    assert embedded(path) == f"![routing](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+    assert heat_map(tmp_path) == ""
+    figures = Paths(tmp_path).reports / "figures"
+    figures.mkdir(parents=True)
+    for name, content, kind in (("routing.svg", b"<svg/>", "svg+xml"), ("routing.png", b"\x89PNG bytes", "png")):
+        (figures / name).write_bytes(content)
+        assert heat_map(tmp_path) == f"![routing](data:image/{kind};base64,{base64.b64encode(content).decode()})"
+    (figures / "routing.png").write_bytes(b"\x89PNG" + bytes(MAX_PICTURE))
+    assert "svg+xml" in heat_map(tmp_path)
 
 
 def test_no_page_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
-from flows.stage import project_root, stage_settings
-from mode.errors import ModeError
+from flows.stage import stage_settings
 
 
 def test_a_training_gets_its_share_of_threads_but_params_yaml_decides() -> None:
@@ -20,9 +15,3 @@ def test_a_training_gets_its_share_of_threads_but_params_yaml_decides() -> None:
 def test_what_is_not_given_is_left_to_params_yaml() -> None:
     assert stage_settings("", 0, "") == {}
     assert stage_settings("cuda:1", 0, "") == {"MODE_DEVICE": "cuda:1"}
-
-
-def test_a_folder_without_a_pipeline_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModeError, match=r"no dvc\.yaml"):
-        project_root()

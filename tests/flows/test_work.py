@@ -1,13 +1,20 @@
-"""What a flow tells its stages of the engine."""
+"""One flow at a time in a project, and what it tells its stages of the engine."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from pathlib import Path
 
 import pytest
 
-from flows.parameters import Machine
-from flows.work import engine_for
+import flows.work
+from flows.devices import Machine
+from flows.locks import take
+from flows.work import engine_for, work, workspace
+from mode.errors import ModeError
+from mode.paths import Paths
+from tests.waiting import wait_until
 
 PARAMS = """
 sources: {base: {shards: glyphs}}
@@ -27,3 +34,40 @@ def test_the_form_wins_over_the_environment_and_that_over_the_file(
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.setenv("MODE_ENGINE", environment)
     assert engine_for(tmp_path, Machine(engine=form)) == expected
+
+
+def test_impatient_flow_is_told_who_holds_the_project(tmp_path: Path) -> None:
+    other = take(Paths(tmp_path).flow_lock, "pipeline run 'quick-fox'")
+    with pytest.raises(ModeError, match="held by pipeline run 'quick-fox'"), workspace(tmp_path, wait=False):
+        pytest.fail("two at once")
+    assert other is not None
+    other.close()
+
+
+def test_patient_flow_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(flows.work, "get_run_logger", lambda: logging.getLogger("flows"))
+    other = take(Paths(tmp_path).flow_lock, "pipeline run 'quick-fox'")
+    assert other is not None
+
+    def leave_once_someone_waits() -> None:
+        wait_until(lambda: caplog.messages)
+        other.close()
+
+    with caplog.at_level(logging.INFO):
+        threading.Thread(target=leave_once_someone_waits).start()
+        with workspace(tmp_path, wait=True, poll_seconds=0.05):
+            assert other.closed
+    assert caplog.messages == ["waiting: this project is held by pipeline run 'quick-fox'"]
+
+
+def test_project_is_free_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), workspace(tmp_path, wait=False):
+        raise RuntimeError
+    with workspace(tmp_path, wait=False):
+        pass
+
+
+def test_a_folder_without_a_pipeline_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModeError, match=r"no dvc\.yaml"), work(Machine()):
+        pytest.fail("no project")

@@ -12,9 +12,9 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from flows.add_expert import add_expert, experts_of_source, is_known, part_for
+from flows.devices import Machine
 from flows.evaluate import evaluate
 from flows.graph import in_order, make_pipeline
-from flows.parameters import Machine
 from flows.pipeline import pipeline
 from flows.train_expert import part_for as part_for_experts
 from flows.train_expert import train_expert
