@@ -11,10 +11,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,40 +59,26 @@ class Machine(BaseModel):
     )
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one training fits.
-
-    Attributes:
-        device: as torch names it: `cpu`, `cuda:1`.
-        lock: the file whose lock is the permission to use it.
-    """
+class Place(NamedTuple):
+    """Where one training fits: a device as torch names it (`cpu`, `cuda:1`), and the lock that permits its use."""
 
     device: str
     lock: Path
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A place that is taken. Closing the lock frees it once the processes that were handed it have ended."""
 
     place: Place
     lock: Lock
 
 
+@dataclass(frozen=True)
 class DevicePool:
-    """The places of a flow run, in order of preference.
+    """The places of a flow run, in order of preference, and the cores to divide among trainings side by side."""
 
-    Args:
-        places: see `places_for`.
-        cores: CPU threads to divide among trainings that run side by side.
-    """
-
-    def __init__(self, places: Sequence[Place], cores: int) -> None:
-        self.places, self.cores = list(places), cores
-
-    def __len__(self) -> int:
-        return len(self.places)
+    places: list[Place]
+    cores: int
 
     def take(self, holder: str) -> Slot | None:
         """A free place, locked; `None` if there is none at present."""

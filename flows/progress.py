@@ -19,25 +19,23 @@ ON_DEVICE = TRAININGS | {roles.ENSEMBLE.name, "embedder", "embed", "evaluate"}
 
 @dataclass
 class Outcome:
-    """How the stages of a run ended.
-
-    Attributes:
-        done: ran; cached: were up to date; failed: with the reason; skipped: not tried, for want of what they need.
-        absent: experts that are not there and were not asked for.
-    """
+    """How the stages of a run ended."""
 
     done: list[str] = field(default_factory=list)
+    #: They were up to date.
     cached: list[str] = field(default_factory=list)
+    #: With the reason.
     failed: dict[str, str] = field(default_factory=dict)
+    #: Not tried, for want of what they need.
     skipped: list[str] = field(default_factory=list)
+    #: Experts that are not there and were not asked for.
     absent: list[str] = field(default_factory=list)
 
     @property
     def lost_experts(self) -> list[str]:
         """Experts that the ensemble has to do without, by name."""
-        return sorted(
-            [*self.absent, *(stage.partition("@")[2] for stage in self.failed if group(stage) in DISPENSABLE)]
-        )
+        failed = [stage.partition("@")[2] for stage in self.failed if group(stage) in DISPENSABLE]
+        return sorted(self.absent + failed)
 
     @property
     def fatal(self) -> dict[str, str]:
@@ -83,13 +81,7 @@ class Progress:
         self.running.add(stage)
 
     def succeed(self, stage: str, cached: bool, changed: bool) -> None:
-        """Note that a stage has ended well.
-
-        Args:
-            stage: one that runs.
-            cached: nothing had to be done.
-            changed: its outputs are others than before.
-        """
+        """Note that a stage has ended well: whether nothing had to be done, and whether its outputs are others now."""
         self.running.remove(stage)
         (self.outcome.cached if cached else self.outcome.done).append(stage)
         if changed:

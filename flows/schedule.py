@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
@@ -26,8 +23,7 @@ class Schedule:
 
     Args:
         root: of the project.
-        pipeline: stages to run, see `flows.graph`.
-        stale: stages that DVC says are not up to date.
+        progress: of the stages to run.
         pool: where those that compute may do so.
         machine: how often stages are tried again.
         held: locks that every stage is handed.
@@ -37,16 +33,13 @@ class Schedule:
     def __init__(
         self,
         root: Path,
-        pipeline: nx.DiGraph,
-        stale: set[str],
+        progress: Progress,
         pool: DevicePool,
         machine: Machine,
-        held: Iterable[int] = (),
+        held: tuple[int, ...],
         engine: str = "",
     ) -> None:
-        self.root, self.pool = root, pool
-        self.held, self.engine = tuple(held), engine
-        self.progress = Progress(pipeline, stale)
+        self.root, self.progress, self.pool, self.held, self.engine = root, progress, pool, held, engine
         self._task = run_stage.with_options(retries=machine.retries, retry_delay_seconds=machine.retry_delay)
         self._said_waiting = False
         self._slots: dict[str, Slot] = {}
@@ -58,7 +51,7 @@ class Schedule:
         try:
             while not self.progress.ended:
                 for stage in self.progress.ready():
-                    if len(self.progress.running) < len(self.pool):
+                    if len(self.progress.running) < len(self.pool.places):
                         self._start(stage)
                 if not self.progress.running:
                     self._say_waiting()
@@ -74,8 +67,7 @@ class Schedule:
 
     def _start(self, stage: str) -> None:
         """Start a stage, unless it needs a device and none is free."""
-        runs = self.progress.may_change(stage)
-        slot = None
+        runs, slot = self.progress.may_change(stage), None
         if runs and takes_device(stage, self.engine):
             slot = self.pool.take(f"{stage} in {self.root}")
             if slot is None:
@@ -93,10 +85,7 @@ class Schedule:
             up_to_date=not runs,
             engine=self.engine,
         )
-        future.add_done_callback(partial(self._call_back, stage))
-
-    def _call_back(self, stage: str, future: PrefectFuture[Any]) -> None:
-        self._ended.put((stage, future))
+        future.add_done_callback(lambda future: self._ended.put((stage, future)))
 
     def _note_end(self, stage: str, future: PrefectFuture[Any]) -> None:
         if slot := self._slots.pop(stage, None):
@@ -106,10 +95,10 @@ class Schedule:
         before, after = self._before.pop(stage), results(self.root).get(stage)
         if state.is_completed():
             self.progress.succeed(stage, cached=state.name == "Cached", changed=after != before)
-            return
-        reason = state.message or state.name or "failed"
-        self.progress.fail(stage, reason)
-        get_run_logger().error("%s: %s", stage, reason)
+        else:
+            reason = state.message or state.name or "failed"
+            self.progress.fail(stage, reason)
+            get_run_logger().error("%s: %s", stage, reason)
 
     def _say_waiting(self) -> None:
         if not self._said_waiting:

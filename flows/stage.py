@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed
 
 from flows.supervise import GRACE
@@ -39,25 +39,15 @@ class StageStopped(Exception):
     """A command was cancelled or killed."""
 
 
-def _is_retryable(_task: Task[..., Any], _run: TaskRun, _state: State[Any]) -> bool:
-    """A stage that failed may be tried again, but never one whose flow is being stopped."""
-    return not _stopping.is_set()
-
-
 @task(
     name="DVC stage",
     task_run_name="{stage}",
+    retry_condition_fn=lambda *_: not _stopping.is_set(),  # a stage whose flow is being stopped is not tried again
     cache_policy=NO_CACHE,
     persist_result=False,
-    retry_condition_fn=_is_retryable,
 )
 def run_stage(
-    stage: str,
-    device: str,
-    threads: int,
-    held: tuple[int, ...] = (),
-    up_to_date: bool = False,
-    engine: str = "",
+    stage: str, device: str, threads: int, held: tuple[int, ...] = (), up_to_date: bool = False, engine: str = ""
 ) -> State[Any]:
     """Run a stage of dvc.yaml, with its output as this task's log.
 
@@ -118,7 +108,7 @@ def run_command(command: list[str], settings: dict[str, str], held: Iterable[int
     """
     log = get_run_logger()
     tail: deque[str] = deque(maxlen=200)
-    with _started([sys.executable, "-m", "flows.supervise", *command], settings, held) as process:
+    with _started(command, settings, held) as process:
         assert process.stdout is not None
         for raw in process.stdout:
             if line := raw.rstrip().rpartition("\r")[2]:
@@ -154,13 +144,18 @@ def stop_all() -> None:
 
 
 def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) -> subprocess.Popen[str]:
-    """Start a command in the flow's own process group: a cancel reaches all of it."""
+    """Start a command in the flow's own process group, which a cancel reaches as a whole.
+
+    The project's own commands come first in its path, and its output is not held back.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     with _guard:
         if _stopping.is_set():
             raise StageStopped("not started: the run is being stopped")
         process = subprocess.Popen(
-            command,
-            env=_environment(settings),
+            [sys.executable, "-m", "flows.supervise", *command],
+            env=kept | {"PATH": path, "PYTHONUNBUFFERED": "1"} | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -170,10 +165,3 @@ def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) 
         )
         _running.add(process)
     return process
-
-
-def _environment(settings: dict[str, str]) -> dict[str, str]:
-    """Environment of a stage: the project's own commands come first, and output is not held back."""
-    folder = str(Path(sys.executable).parent)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}
-    return kept | {"PATH": f"{folder}{os.pathsep}{kept.get('PATH', '')}", "PYTHONUNBUFFERED": "1"} | settings

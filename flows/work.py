@@ -20,7 +20,7 @@ from prefect.states import Completed, Failed
 from flows import artifacts, graph
 from flows.devices import DevicePool, Machine, places_for
 from flows.locks import Lock, holder, mark_alive, take
-from flows.progress import Outcome
+from flows.progress import Outcome, Progress
 from flows.schedule import Schedule
 from flows.stage import run_step
 from mode.errors import ModeError
@@ -59,7 +59,8 @@ class Work:
         part = pick(pipeline)
         changing = [stage for stage in graph.in_order(part) if stage in stale]
         get_run_logger().info("%d stages, %d not up to date: %s", len(part), len(changing), ", ".join(changing) or "-")
-        return Schedule(self.root, part, stale, pool, machine, self.held, engine_for(self.root, machine)).run()
+        engine = engine_for(self.root, machine)
+        return Schedule(self.root, Progress(part, stale), pool, machine, self.held, engine).run()
 
     def finish(self, outcome: Outcome, essential: bool = False) -> State[Any]:
         """Leave the results on the run's page and turn the stages' outcome into the run's state.
