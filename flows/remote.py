@@ -9,34 +9,27 @@ Usage: python -m flows.remote fetch|push STAGE...   (stages in an order in which
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mode.errors import ModeError
 
 
-def fetch(root: Path, stages: Sequence[str]) -> list[str]:
+def fetch(stages: Sequence[str]) -> None:
     """Take over the results that the DVC remote (or the local cache) has for today's inputs of these stages.
 
     Runs no stage. A result that is found is checked out and noted in dvc.lock, so that DVC calls the stage up to date.
 
     Args:
-        root: of the project.
         stages: their addresses; a stage after those whose outputs it reads.
-
-    Returns:
-        The stages whose result is here now.
 
     Raises:
         ModeError: the project has no DVC remote.
     """
-    from dvc.repo import Repo
     from dvc.stage.cache import RunCacheNotFoundError
 
-    found = []
-    with Repo(str(root)) as repo:
-        check_remote(repo)
+    with repository() as repo:
         with repo.lock:
             repo.stage_cache.pull(None)
         for address in stages:
@@ -48,42 +41,38 @@ def fetch(root: Path, stages: Sequence[str]) -> list[str]:
                     print(f"{address}: nobody has made it yet", flush=True)
                     continue
             repo.reproduce(address, single_item=True)  # finds the result in the cache, and notes it
-            found.append(address)
-    return found
 
 
-def push(root: Path, stages: Sequence[str]) -> None:
+def push(stages: Sequence[str]) -> None:
     """Push the results of stages to the DVC remote, and the run cache by which other machines find them.
 
     Raises:
         ModeError: the project has no DVC remote.
     """
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo:
-        check_remote(repo)
+    with repository() as repo:
         count = repo.push(targets=list(stages), run_cache=True)
     print(f"pushed {count} files of {', '.join(stages)}", flush=True)
 
 
-def check_remote(repo: Any) -> None:
-    """Raise `ModeError` if a project has no default DVC remote."""
+@contextmanager
+def repository() -> Iterator[Any]:
+    """DVC in the current folder. Raises `ModeError` if it has no default remote."""
     from dvc.config import NoRemoteError
+    from dvc.repo import Repo
 
-    try:
-        repo.cloud.get_remote()
-    except NoRemoteError:
-        raise ModeError("there is no DVC remote", "`dvc remote add --default NAME ADDRESS`") from None
+    with Repo() as repo:
+        try:
+            repo.cloud.get_remote()
+        except NoRemoteError:
+            raise ModeError("there is no DVC remote", "`dvc remote add --default NAME ADDRESS`") from None
+        yield repo
 
 
 def main(arguments: Sequence[str]) -> int:
     """Fetch or push; the message of what the user can mend is one line."""
     action, *stages = arguments
     try:
-        if action == "fetch":
-            fetch(Path.cwd(), stages)
-        else:
-            push(Path.cwd(), stages)
+        {"fetch": fetch, "push": push}[action](stages)
     except ModeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

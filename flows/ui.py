@@ -18,10 +18,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from flows import MLFLOW_ADDRESS
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 POOL = "mode"
+#: What ends the page, and its trainings with a checkpoint.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds that the worker has to say itself how a run ended, before it is said in its place.
 WORKER_SECONDS = 10.0
 
@@ -46,26 +47,19 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM."""
 
 
-@dataclass(frozen=True)
-class Addresses:
-    """Where the pages are."""
+class Addresses(NamedTuple):
+    """Where the pages are, and Prefect's API."""
 
     prefect: str
     mlflow: str
 
     @property
     def api(self) -> str:
-        """Prefect's API."""
         return f"{self.prefect}/api"
 
 
 class Services:
-    """The processes of the page, each in a group of its own, so that Ctrl-C reaches this program only.
-
-    Args:
-        root: of the project.
-        addresses: where they listen.
-    """
+    """The processes of the page, each in a group of its own, so that Ctrl-C reaches this program only."""
 
     def __init__(self, root: Path, addresses: Addresses) -> None:
         self.root, self.addresses = root, addresses
@@ -89,11 +83,7 @@ class Services:
         return process
 
     def command(self, name: str, *arguments: str) -> None:
-        """Run `python -m ARGUMENTS` to its end.
-
-        Raises:
-            ModeError: it failed; says where its output is.
-        """
+        """Run `python -m ARGUMENTS` to its end. Raises `ModeError`, which says where its output is, if it failed."""
         code = self.start(name, *arguments).wait()
         del self.processes[name]
         if code:
@@ -104,11 +94,7 @@ class Services:
         self.start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "here")
 
     def await_page(self, name: str, address: str, seconds: float = 300.0) -> None:
-        """Wait until a service answers.
-
-        Raises:
-            ModeError: it ended, or does not answer; says where its output is.
-        """
+        """Wait until a service answers. Raises `ModeError`, which says where its output is, if it does not."""
         deadline = time.monotonic() + seconds
         while self.is_up(name) and time.monotonic() < deadline:
             with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2):
@@ -164,11 +150,7 @@ def environment(root: Path, addresses: Addresses) -> dict[str, str]:
 
 
 def free_port(port: int, option: str) -> int:
-    """The port, if nothing listens there; 0 stands for any free one.
-
-    Raises:
-        ModeError: it is in use; names the option for another.
-    """
+    """The port, or any free one for 0. Raises `ModeError`, which names the option for another, if it is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -181,7 +163,7 @@ def free_port(port: int, option: str) -> int:
 def settle_dead_runs(
     root: Path, client: SyncPrefectClient, final: State[Any], only: set[str] | None = None
 ) -> list[str]:
-    """Give a final state to runs whose process has gone without one: the worker or the machine was killed.
+    """Give a final state to runs whose process has gone without one, which Prefect alone leaves Running for ever.
 
     Args:
         root: of the project.
@@ -190,7 +172,7 @@ def settle_dead_runs(
         only: leave the others to the worker for the time being.
 
     Returns:
-        Their ids. Prefect alone leaves them Running for ever.
+        Their ids.
     """
     from httpx import HTTPError
     from prefect.states import Cancelled
@@ -256,11 +238,15 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
             _start_mlflow(services)
         # Importing Prefect takes seconds, in which its server starts.
         from prefect.client.orchestration import SyncPrefectClient
+        from prefect.client.schemas.actions import WorkPoolCreate
+        from prefect.exceptions import ObjectAlreadyExists
         from prefect.states import Crashed
 
         client = SyncPrefectClient(addresses.api)
         services.await_page("prefect", f"{addresses.api}/health")
-        _create_pool(client)
+        # A pool that someone has tuned in the page stays as it is.
+        with contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
         services.command("deploy", "prefect", "--no-prompt", "deploy", "--all")
         settle_dead_runs(root, client, Crashed(message="its process has gone: the worker or the machine was stopped"))
         services.start_worker()
@@ -275,7 +261,7 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
         _watch(services, client)
     finally:
         # From here on a second Ctrl-C would leave processes behind.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
         if services.processes:
             print("stopping ...", flush=True)
@@ -295,15 +281,6 @@ def _start_mlflow(services: Services) -> None:
         *("mlflow", "mlflow", "server", "--host", HOST, "--port", port, "--workers", "1"),
         *("--backend-store-uri", tracker.uri, "--default-artifact-root", (tracker.folder / "artifacts").as_uri()),
     )
-
-
-def _create_pool(client: SyncPrefectClient) -> None:
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-
-    # A pool that someone has tuned in the page stays as it is.
-    with contextlib.suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
 
 
 def _watch(services: Services, client: SyncPrefectClient) -> None:
@@ -362,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mlflow=f"http://{HOST}:{free_port(options.mlflow_port, '--mlflow-port N')}",
         )
         os.environ |= environment(root, addresses)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPS:
             signal.signal(number, _interrupt)
         with lock:
             serve(root, addresses, mlflow=not options.no_mlflow)
