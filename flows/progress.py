@@ -19,16 +19,17 @@ ON_DEVICE = TRAININGS | {roles.ENSEMBLE.name, "embedder", "embed", "evaluate"}
 
 @dataclass
 class Outcome:
-    """How the stages of a run ended."""
+    """How the stages of a run ended.
+
+    Attributes:
+        done: ran; cached: were up to date; failed: with the reason; skipped: not tried, for want of what they need.
+        absent: experts that are not there and were not asked for.
+    """
 
     done: list[str] = field(default_factory=list)
-    #: They were up to date.
     cached: list[str] = field(default_factory=list)
-    #: With the reason.
     failed: dict[str, str] = field(default_factory=dict)
-    #: Not tried, for want of what they need.
     skipped: list[str] = field(default_factory=list)
-    #: Experts that are not there and were not asked for.
     absent: list[str] = field(default_factory=list)
 
     @property

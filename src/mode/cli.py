@@ -67,7 +67,7 @@ def verify(
 ) -> None:
     """Read shards as the index does and account for what is bad; exit code 1 if anything is."""
     from mode.data.shards.verify import verify as verify_shards
-    from mode.reporting.terminal import print_index_report
+    from mode.reporting.tables import print_index_report
 
     report = verify_shards(shards, Path.cwd(), check_images=images)
     print_index_report(report, details)
@@ -118,7 +118,7 @@ def compare(
     runs: Annotated[Path, typer.Option(help="The folder of MLflow's database.")] = Path("mlruns"),
 ) -> None:
     """Compare two MLflow runs: the parameters that differ, and the metrics side by side."""
-    from mode.reporting.terminal import print_comparison
+    from mode.reporting.tables import print_comparison
     from mode.tracking.runs import Tracker
 
     print_comparison(Tracker(runs).compare(run_a, run_b))
@@ -190,7 +190,7 @@ def predict(
     import json
 
     import mode
-    from mode.reporting.terminal import print_predictions
+    from mode.reporting.tables import print_predictions
 
     names = [name.strip() for name in classes.split(",")]
     task = mode.load(models, device=None if device == "auto" else device).adapt(names, template, top_k=top_k)

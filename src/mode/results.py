@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -167,13 +168,8 @@ class Results(BaseModel):
     @property
     def models(self) -> list[str]:
         """Every model that has a figure, in the order in which they first appear."""
-        tables: list[Iterable[str]] = [
-            self.zeroshot.mean,
-            *self.zeroshot.tasks.values(),
-            *self.retrieval.tasks.values(),
-            self.cost,
-        ]
-        return list(dict.fromkeys(model for table in tables for model in table))
+        tasks: list[Iterable[str]] = [*self.zeroshot.tasks.values(), *self.retrieval.tasks.values()]
+        return list(dict.fromkeys(chain(self.zeroshot.mean, *tasks, self.cost)))
 
     @property
     def experts(self) -> list[str]:
@@ -184,13 +180,8 @@ class Results(BaseModel):
     @property
     def costs(self) -> dict[str, Cost]:
         """Cost of every model; an ensemble's, where it is not given, is the seed's and every expert's part after it."""
-        seed = self.cost.get(SEED.name, Cost())
-        experts = [self.cost.get(expert, Cost()) for expert in self.experts]
-        together = Cost(
-            samples_seen=_total(seed.samples_seen, [cost.samples_seen for cost in experts]),
-            flops=_total(seed.flops, [cost.flops for cost in experts]),
-            seconds=_total(seed.seconds, [cost.seconds for cost in experts]),
-        )
+        seed, *experts = (dict(self.cost.get(name, Cost())) for name in (SEED.name, *self.experts))
+        together = Cost(**{kind: _total(cost, [each[kind] for each in experts]) for kind, cost in seed.items()})
         return {UNIFORM.name: together, ENSEMBLE.name: together} | self.cost
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mode.reporting import plots
-from mode.reporting.files import write_plot_data
+from mode.reporting.plots import write_plot_data
 from mode.reporting.summary import Cluster, comparison, percent, rows
 from mode.results import Growth, GrowthCurve, Results
 

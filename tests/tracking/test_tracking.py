@@ -18,9 +18,8 @@ from mlflow import MlflowClient
 from mode.errors import ModeError
 from mode.results import Results
 from mode.roles import role_of
-from mode.tracking.figures import metric_name, metrics_of
-from mode.tracking.runs import Tracker, flatten, status_of
-from mode.tracking.store import VIEW_TAG, page_addresses
+from mode.tracking.runs import Tracker, flatten, metrics_of, status_of
+from mode.tracking.store import VIEW_TAG, metric_name, page_addresses
 from tests.waiting import wait_until
 
 

@@ -1,4 +1,4 @@
-"""Plots of a run, each a function from figures to a matplotlib figure.
+"""Plots of a run, each a function from figures to a matplotlib figure, and the data files behind them.
 
 Colours are Okabe and Ito's, which people with any colour vision tell apart; what a colour says, a label says too. Each
 plot is drawn for a light or a dark page, with a transparent background.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import matplotlib as mpl
 import pandas as pd
@@ -42,9 +41,7 @@ def theme(dark: bool) -> Iterator[None]:
     """Fonts and colours for a light or a dark page."""
     ink, faint = ("#e6e8eb", "#3a4049") if dark else ("#1f2430", "#d9dce1")
     settings = {
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
         "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
         "font.size": 10,
         "svg.hashsalt": "mode",  # the same figures give the same bytes
@@ -53,13 +50,8 @@ def theme(dark: bool) -> Iterator[None]:
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
-        "axes.edgecolor": faint,
-        "axes.labelcolor": ink,
-        "axes.titlecolor": ink,
-        "text.color": ink,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "grid.color": faint,
+        **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color"), ink),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), faint),
         "axes.axisbelow": True,
         "legend.frameon": False,
     }
@@ -82,7 +74,7 @@ def accuracy(results: Results) -> Figure | None:
     axes.set_yticks(range(len(table)), table.index)
     axes.invert_yaxis()
     axes.set_xlim(0, min(100.0, max(values) * 1.12 + 1))
-    _quiet(axes, "x")
+    _quiet(axes)
     axes.set_xlabel("mean zero-shot accuracy, %")
     return figure
 
@@ -105,9 +97,7 @@ def cost(results: Results) -> Figure | None:
         if not faint:
             labelled.append((x, y, row.model))
     axes.margins(x=0.18, y=0.14)
-    axes.set_xlabel("training cost, multiples of the dense model's" if multiples else "training samples seen")
-    axes.set_ylabel("mean zero-shot accuracy, %")
-    axes.grid(alpha=0.7)
+    _label_axes(axes, "training cost, multiples of the dense model's" if multiples else "training samples seen")
     _label_points(axes, labelled)
     return figure
 
@@ -160,7 +150,7 @@ def cluster_sizes(clusters: Sequence[Cluster]) -> Figure | None:
     axes.set_ylim(len(clusters) - 0.6, -0.75)
     axes.set_xlim(0, max(max(sizes), 1) * 1.28)
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
-    _quiet(axes, "x")
+    _quiet(axes)
     axes.set_xlabel("pairs")
     return figure
 
@@ -179,7 +169,7 @@ def gains(results: Results, against: str = DENSE.name, model: str = ENSEMBLE.nam
     axes.set_yticks(range(len(points)), points.index)
     axes.tick_params(axis="y", labelsize=8.5)
     axes.set_ylim(len(points) - 0.3, -0.7)
-    _quiet(axes, "x")
+    _quiet(axes)
     won, lost = (points > 0).sum(), (points < 0).sum()
     axes.set_xlabel(f"{model} over {against}, points\nbetter on {won}, worse on {lost} of {len(points)} tasks")
     return figure
@@ -198,9 +188,7 @@ def growth(results: Results) -> Figure | None:
         values = [math.nan if value is None else 100 * value for value in figures]
         axes.plot(mean.experts, values, label=label, color=colour, linestyle=style, marker="o")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("experts trained; the seed stands in for the others")
-    axes.set_ylabel("mean zero-shot accuracy, %")
-    axes.grid(alpha=0.7)
+    _label_axes(axes, "experts trained; the seed stands in for the others")
     axes.legend(fontsize=9)
     return figure
 
@@ -223,10 +211,8 @@ def training(curves: Curves, points: int = 400) -> Figure | None:
             linewidth=1.2 if role.many else 1.8,
             linestyle=(0, (4, 1.5)) if role.many else ":" if role.length == "total" else "-",
         )
-    axes.set_xlabel("samples seen")
-    axes.set_ylabel("training loss")
+    _label_axes(axes, "samples seen", "training loss")
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
-    axes.grid(alpha=0.7)
     axes.legend(ncols=2, fontsize=9)
     return figure
 
@@ -259,6 +245,36 @@ def save_plots(
     return written
 
 
+def write_plot_data(folder: Path, results: Results, curves: Curves | None = None) -> list[Path]:
+    """Write the figures behind the plots as csv, one observation per line; all of them, be they empty.
+
+    Files:
+        accuracy.csv: model, zeroshot (0..1), cost (multiple of the dense model's), in the table's order.
+        tasks.csv: task, model, zeroshot (0..1).
+        routing.csv: task, expert, weight.
+        training.csv: model, samples, loss.
+        growth.csv: order (by_task, reversed), experts (how many are trained), zeroshot (mean, 0..1).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = comparison(results).dropna(subset="zeroshot").rename(columns={"multiple": "cost"})
+    mean = results.growth.mean
+    growth = pd.DataFrame({"experts": mean.experts, "by_task": mean.by_task, "reversed": mean.reversed})
+    content = {
+        "accuracy.csv": table.reset_index(names="model")[["model", "zeroshot", "cost"]],
+        "tasks.csv": _long(results.zeroshot.tasks, ("task", "model", "zeroshot")),
+        "routing.csv": _long(results.routing, ("task", "expert", "weight")),
+        "training.csv": pd.DataFrame(
+            [(model, *point) for model, curve in (curves or {}).items() for point in curve],
+            columns=["model", "samples", "loss"],
+        ),
+        "growth.csv": growth.melt("experts", var_name="order", value_name="zeroshot")[["order", "experts", "zeroshot"]],
+    }
+    for name, lines in content.items():
+        # Six significant digits: enough, and equal results stay equal text.
+        lines.to_csv(folder / name, index=False, float_format="%.6g", lineterminator="\n")
+    return [folder / name for name in content]
+
+
 def svg(figure: Figure) -> str:
     """A figure as SVG text, without date, so that equal figures are equal files."""
     buffer = io.StringIO()
@@ -271,17 +287,28 @@ def series_colour(position: int) -> str:
     return SERIES[position % len(SERIES)]
 
 
+def _long(table: Mapping[str, Mapping[str, float | None]], heads: Iterable[str]) -> pd.DataFrame:
+    """A line per figure that there is."""
+    lines = [(row, column, value) for row, figures in table.items() for column, value in figures.items()]
+    return pd.DataFrame(lines, columns=[*heads]).dropna()
+
+
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of so many inches, without pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _quiet(axes: Axes, grid: Literal["x", "y"]) -> None:
+def _label_axes(axes: Axes, x: str, y: str = "mean zero-shot accuracy, %") -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.7)
+
+
+def _quiet(axes: Axes) -> None:
     """A grid along the values, no ticks along the names."""
-    axes.grid(axis=grid, alpha=0.7)
-    axes.tick_params(axis="y" if grid == "x" else "x", length=0)
-    axes.spines["left" if grid == "x" else "bottom"].set_visible(False)
+    axes.grid(axis="x", alpha=0.7)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
 
 
 def _ramp() -> LinearSegmentedColormap:

@@ -176,9 +176,7 @@ def verdict(results: Results) -> list[str]:
     ):
         if chosen:
             sentences.append(f"It {verb} {_listed(chosen)}.")
-    sentences += [
-        f"{expert} is not trained yet: {model} answers for it." for expert, model in results.stand_ins.items()
-    ]
+    sentences += [f"{name} is not trained yet: {model} answers for it." for name, model in results.stand_ins.items()]
     if pd.notna(ensemble.multiple):
         sentences.append(
             f"Its training cost {ensemble.multiple:.2f} times the dense model's; at prediction it runs"
@@ -257,12 +255,9 @@ def _with_means(table: pd.DataFrame) -> pd.DataFrame:
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """In the order of the roles, a mean first, then by name."""
-    place = {role: position for position, role in enumerate(roles.ROLES)}
-    keys = {
-        name: (place[role], not mean, natural(name))
-        for name, role, mean in zip(table.index, table["role"], table["mean"], strict=True)
-    }
-    return table.loc[sorted(table.index, key=lambda name: keys[name])]
+    keys = zip(map(roles.ROLES.index, table["role"]), ~table["mean"], map(natural, table.index), strict=True)
+    place = dict(zip(table.index, keys, strict=True))
+    return table.loc[sorted(table.index, key=place.__getitem__)]
 
 
 def _points(table: Mapping[str, Row]) -> dict[str, float]:

@@ -21,9 +21,8 @@ SAMPLE_IMAGES = 12
 def report(project: Project) -> None:
     """Plots and the page; in MLflow each model's figures, the plots as artifacts, and the ensemble as a model."""
     from mode.reporting.card import model_card
-    from mode.reporting.files import write_plot_data
     from mode.reporting.page import render_page
-    from mode.reporting.plots import save_plots
+    from mode.reporting.plots import save_plots, write_plot_data
     from mode.results import Results
 
     results = Results.load(project.metrics)

@@ -1,4 +1,4 @@
-"""What a run has logged and the database does not have yet, in a file of its own."""
+"""Each run's journal, a file of its own."""
 
 from __future__ import annotations
 
@@ -99,19 +99,21 @@ class Journal:
 
     def send(self, store: Store) -> None:
         """Bring the database up to date; raises whatever MLflow raises, and keeps what was not sent."""
+        from mlflow.entities import Metric
+
         with self._thread_lock:
             lines = list(self._lines)
         if self.header.after is None:
             store.open_run(self.header)
             self._drop(0)  # so that another process continues the same run
         run_id = str(self.header.run_id)
-        store.log_metrics(run_id, list(self._points(lines, store)))
-        for line in lines:
-            if "status" in line and not self.header.keeps_status:
-                store.end(run_id, line["status"], line["time"])
+        store.log(run_id, metrics=[Metric(*point) for point in self._points(lines, store)])
+        ends = [line for line in lines if "status" in line]
+        for line in ends if not self.header.keeps_status else []:
+            store.client.set_terminated(run_id, status=line["status"], end_time=line["time"])
         if lines:
             self._drop(len(lines))
-        self.sent = any("status" in line for line in lines)
+        self.sent = bool(ends)
 
     def remove(self) -> None:
         """The run is over and all is sent."""
@@ -121,7 +123,7 @@ class Journal:
 
     def _points(self, lines: list[dict[str, Any]], store: Store) -> Iterator[tuple[str, float, int, int]]:
         """(metric, value, time, step) of what the run does not have yet."""
-        known = store.latest_metrics(str(self.header.run_id)) if self.header.results and lines else {}
+        known = store.client.get_run(self.header.run_id).data.metrics if self.header.results and lines else {}
         for line in lines:
             for name, value in line.get("values", {}).items():
                 seen = same(known.get(name), value) if self.header.results else line["step"] <= (self.header.after or 0)

@@ -81,23 +81,13 @@ def register(store: Store, router: Path, models: Mapping[str, Path], content: st
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
-    texts = {"dtype": DataType.string, "shape": (-1,)}
+    text, number = DataType.string, DataType.double
+    answer = {"label": text, "probability": number, "probabilities": Array(number)}
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(Array(DataType.double), "probabilities"),
-            ]
-        ),
-        params=ParamSchema(
-            [
-                # A request without classes must be refused, not answered with those of an example.
-                ParamSpec("classes", default=[], **texts),
-                ParamSpec("templates", default=[], **texts),
-            ]
-        ),
+        inputs=Schema([ColSpec(text, "image")]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in answer.items()]),
+        # Empty by default: a request without classes must be refused, not answered with those of an example.
+        params=ParamSchema([ParamSpec(name, text, default=[], shape=(-1,)) for name in ("classes", "templates")]),
     )
     package = Path(__file__).parent.parent
     with pointed_at(store.uri):
@@ -112,10 +102,7 @@ def register(store: Store, router: Path, models: Mapping[str, Path], content: st
                 artifacts={"mixture": str(router)} | {name: str(folder) for name, folder in models.items()},
                 code_paths=[str(package)],
                 signature=signature,
-                input_example=(
-                    {"image": [EXAMPLE["image"]]},
-                    {key: EXAMPLE[key] for key in ("classes", "templates")},
-                ),
+                input_example=({"image": [EXAMPLE["image"]]}, {key: EXAMPLE[key] for key in ("classes", "templates")}),
                 pip_requirements=[f"{name}=={metadata.version(name)}" for name in SERVING],
             )
         if not store.client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):

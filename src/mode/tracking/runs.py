@@ -8,8 +8,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,12 +18,11 @@ from typing import Self, TypeVar
 from filelock import FileLock
 
 from mode.errors import ModeError
-from mode.results import Results
+from mode.results import Cost, Figure, Results
 from mode.roles import ENSEMBLE, Kind, role_of
-from mode.tracking.figures import metric_name, metrics_of
 from mode.tracking.journal import Header, Journal
 from mode.tracking.registry import CHAMPION, REGISTERED_MODEL, fingerprint, register, registered
-from mode.tracking.store import Store, database_uri, import_mlflow, is_of_the_store, is_temporary, one_line
+from mode.tracking.store import Store, database_uri, import_mlflow, is_of_the_store, is_temporary, metric_name, one_line
 
 Result = TypeVar("Result")
 #: MLflow's limit for one parameter's value, in characters.
@@ -37,8 +37,7 @@ class Comparison:
     """Two runs side by side.
 
     Attributes:
-        names: of the two runs.
-        runs: their ids.
+        names, runs: of the two runs; `runs` are their ids.
         params: parameters in which they differ; `None` where a run has no such parameter.
         metrics: latest value of every metric that either has; `None` where a run has none.
     """
@@ -68,19 +67,18 @@ class Tracker:
         self, folder: Path, experiment: str = "mode", *, flush_seconds: float = 10.0, patience: float = 300.0
     ) -> None:
         self.folder = folder.absolute()
-        self.experiment = experiment
-        self.flush_seconds = flush_seconds
-        self.patience = patience
+        self.experiment, self.flush_seconds, self.patience = experiment, flush_seconds, patience
+        #: MLflow's tracking (and registry) address of the database, and the folder of journals.
+        self.uri, self.pending = database_uri(self.folder), self.folder / "pending"
 
-    @property
-    def uri(self) -> str:
-        """MLflow's tracking (and registry) address of the database."""
-        return database_uri(self.folder)
-
-    @property
-    def pending(self) -> Path:
-        """The folder of journals."""
-        return self.folder / "pending"
+    @cached_property
+    def store(self) -> Store:
+        """The database, made if missing; raises whatever MLflow raises."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.pending.mkdir(exist_ok=True)
+        # A fresh database is created once: processes that open it at the same time would race.
+        with FileLock(self.folder / "mlflow.lock", timeout=self.patience):
+            return Store(self.uri, self.experiment, self.folder / "artifacts")
 
     def prepare(self) -> None:
         """Create database and experiment, and send what earlier, killed runs have left behind.
@@ -90,7 +88,7 @@ class Tracker:
         Raises:
             ModeError: the database stayed locked for longer than `patience`, or the folder cannot be written.
         """
-        self._patiently(lambda: self._store, "open the database")
+        self._patiently("open the database", lambda: self.store)
         self.send_pending()
 
     def run(
@@ -181,21 +179,13 @@ class Tracker:
 
     def log_artifacts(self, run_id: str, paths: Iterable[Path]) -> None:
         """Copy files and folders to a run. Raises `ModeError` as `prepare` does."""
-        client = self._store.client
+        client = self.store.client
         for path in paths:
-            if path.is_dir():
-                action = partial(client.log_artifacts, run_id, str(path), artifact_path=path.name)
-            else:
-                action = partial(client.log_artifact, run_id, str(path))
-            self._patiently(action, f"store {path.name}")
+            copy, place = (client.log_artifacts, path.name) if path.is_dir() else (client.log_artifact, None)
+            self._patiently(f"store {path.name}", copy, run_id, str(path), place)
 
     def register_ensemble(
-        self,
-        router: Path,
-        models: Mapping[str, Path],
-        *,
-        run_id: str | None = None,
-        alias: str | None = CHAMPION,
+        self, router: Path, models: Mapping[str, Path], *, run_id: str | None = None, alias: str | None = CHAMPION
     ) -> str:
         """Register the ensemble as a new version of the model `mode-ensemble`.
 
@@ -218,14 +208,12 @@ class Tracker:
         if missing := [str(folder) for folder in (router, *models.values()) if not folder.is_dir()]:
             raise ModeError(f"{', '.join(missing)}: no such folder", "train and evaluate first")
         content = fingerprint([router, *models.values()])
-        store = self._patiently(lambda: self._store, "open the database")
-        version = self._patiently(lambda: registered(store, content), "look for the registered model")
+        store = self._patiently("open the database", lambda: self.store)
+        version = self._patiently("look for the registered model", registered, store, content)
         if version is None:
-            log_it = partial(register, store, router, dict(models), content, run_id)
-            version = self._patiently(log_it, "register the ensemble")
+            version = self._patiently("register the ensemble", register, store, router, models, content, run_id)
         if alias:
-            name = alias
-            self._patiently(lambda: store.client.set_registered_model_alias(REGISTERED_MODEL, name, version), "set it")
+            self._patiently("set it", store.client.set_registered_model_alias, REGISTERED_MODEL, alias, version)
         return version
 
     def compare(self, first: str, second: str) -> Comparison:
@@ -234,16 +222,11 @@ class Tracker:
         Raises:
             ModeError: no run, or more than one, is called that.
         """
-        runs = [self._store.find(reference) for reference in (first, second)]
-        one, other = runs
-        params = {
-            key: (one.data.params.get(key), other.data.params.get(key))
-            for key in sorted(one.data.params.keys() | other.data.params.keys())
-        }
-        metrics = {
-            key: (one.data.metrics.get(key), other.data.metrics.get(key))
-            for key in sorted(one.data.metrics.keys() | other.data.metrics.keys())
-        }
+        one, other = self.store.find(first), self.store.find(second)
+        params, metrics = (
+            {key: (left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys())}
+            for left, right in ((one.data.params, other.data.params), (one.data.metrics, other.data.metrics))
+        )
         return Comparison(
             names=(one.info.run_name, other.info.run_name),
             runs=(one.info.run_id, other.info.run_id),
@@ -268,7 +251,7 @@ class Tracker:
                     try:
                         if not journal.over:
                             journal.end("KILLED")
-                        journal.send(self._store)
+                        journal.send(self.store)
                         journal.remove()
                         sent += 1
                     except Exception as error:
@@ -280,31 +263,23 @@ class Tracker:
                     journal.lock.release()
         return sent
 
-    @cached_property
-    def _store(self) -> Store:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.pending.mkdir(exist_ok=True)
-        # A fresh database is created once: processes that open it at the same time would race.
-        with FileLock(self.folder / "mlflow.lock", timeout=self.patience):
-            return Store(self.uri, self.experiment, self.folder / "artifacts")
-
     def _latest(self, tags: Mapping[str, str]) -> str | None:
         """Id of the latest run with these tags; none if the database does not answer."""
         try:
-            return self._store.latest(tags)
+            return self.store.latest(tags)
         except Exception as error:
             if not is_of_the_store(error):
                 raise
             log.warning("MLflow: cannot look for the run of %s: %s", tags["model"], one_line(error))
             return None
 
-    def _patiently(self, action: Callable[[], Result], what: str) -> Result:
+    def _patiently(self, what: str, action: Callable[..., Result], *arguments: object) -> Result:
         """Do `action`, again and again while the database is locked."""
         deadline = time.monotonic() + self.patience
         said = False
         while True:
             try:
-                return action()
+                return action(*arguments)
             except Exception as error:
                 if not is_of_the_store(error):
                     raise
@@ -367,9 +342,10 @@ class Run:
 
     def _send_until_ended(self) -> None:
         complained = False
-        self._try(self.tracker.send_pending)
+        with suppress(Exception):
+            self.tracker.send_pending()
         while not self._journal.sent:
-            error = self._try(self._send)
+            error = self._send()
             if error is not None and not is_temporary(error) and not isinstance(error, OSError):
                 log.warning("MLflow: %s is not recorded any further: %s", self.header.name, one_line(error))
                 self._settled.set()
@@ -382,16 +358,13 @@ class Run:
             if error is not None:
                 time.sleep(0.5)
 
-    def _send(self) -> None:
-        self._journal.send(self.tracker._store)
-        self._settled.set()
-        if self._journal.sent:
-            self._journal.remove()
-
-    @staticmethod
-    def _try(action: Callable[[], object]) -> BaseException | None:
+    def _send(self) -> Exception | None:
+        """Bring the database up to date; returns what went wrong."""
         try:
-            action()
+            self._journal.send(self.tracker.store)
+            self._settled.set()
+            if self._journal.sent:
+                self._journal.remove()
         except Exception as error:
             return error
         return None
@@ -399,10 +372,26 @@ class Run:
 
 def status_of(error: BaseException | None) -> str:
     """MLflow's name for how a run ended: exits by signal or Ctrl-C are KILLED, exceptions FAILED."""
-    if error is None or (isinstance(error, SystemExit) and not error.code):
+    code = error.code if isinstance(error, SystemExit) else None
+    if error is None or (isinstance(error, SystemExit) and not code):
         return "FINISHED"
-    stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (130, 143))
-    return "KILLED" if stopped else "FAILED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) or code in (130, 143) else "FAILED"
+
+
+def metrics_of(results: Results, model: str) -> dict[str, float]:
+    """One model's figures, flat, under the names that MLflow shows.
+
+    Returns:
+        `zeroshot/mean`, `zeroshot/<task>`, `retrieval/<task>/<metric>`, `cost/<kind>` and, for an expert,
+        `routing/<task>` (the weight it got); those that the results have.
+    """
+    flat: dict[str, Figure] = {"zeroshot/mean": results.zeroshot.mean.get(model)}
+    flat |= {f"zeroshot/{task}": figures.get(model) for task, figures in results.zeroshot.tasks.items()}
+    for task, models in results.retrieval.tasks.items():
+        flat |= {f"retrieval/{task}/{name}": value for name, value in models.get(model, {}).items()}
+    flat |= {f"routing/{task}": weights.get(model) for task, weights in results.routing.items()}
+    flat |= {f"cost/{kind}": value for kind, value in results.cost.get(model, Cost())}
+    return {metric_name(name): float(value) for name, value in flat.items() if value is not None}
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The database: the few things that are asked of MLflow, over its client."""
+"""The database: the few things that are asked of MLflow, over its client, and the names that it allows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import getpass
 import json
 import logging
 import os
+import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,10 @@ from typing import Any
 from filelock import Timeout
 
 from mode.errors import ModeError
-from mode.tracking.figures import metric_name
 from mode.tracking.journal import Header
 
 #: MLflow's limits for one `log_batch` call.
-METRICS_PER_BATCH, ENTRIES_PER_BATCH = 1_000, 100
+BATCHES = {"metrics": 1_000, "params": 100, "tags": 100}
 EXPERIMENT_NOTE = """\
 One run per model. The tag **role** tells them apart: `seed`, `dense` (also `dense-long`), `expert` (which one: tag
 **expert**; trained on which data: tag **source**) and `ensemble` (also `uniform`, the control for routing).
@@ -33,11 +33,7 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 COMPARISON_VIEW: dict[str, Any] = {
     "orderByKey": "metrics.`zeroshot/mean`",
     "orderByAsc": False,
-    "selectedColumns": [
-        "metrics.`zeroshot/mean`",
-        "metrics.`cost/samples_seen`",
-        "metrics.`train/loss`",
-    ],
+    "selectedColumns": ["metrics.`zeroshot/mean`", "metrics.`cost/samples_seen`", "metrics.`train/loss`"],
     "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "role"}]},
 }
 
@@ -70,6 +66,8 @@ class Store:
 
     def open_run(self, header: Header) -> None:
         """Create or continue the run of a header, and note its id and the last step it has in the header."""
+        from mlflow.entities import Param, RunTag
+
         run = self._existing(header.run_id)
         header.keeps_status = header.results and run is not None
         if run is None:
@@ -81,35 +79,26 @@ class Store:
             self.client.update_run(run.info.run_id, status="RUNNING")
         run_id = str(run.info.run_id)
         note = {"mlflow.note.content": header.description} if header.description else {}
-        self._tag(run_id, header.tags | note)
-        self._log_params(run, header.params)
-        steps = [
-            point.step
-            for key in run.data.metrics
-            if key.startswith("train/")
-            for point in self.client.get_metric_history(run_id, key)
-        ]
+        self.log(run_id, tags=[RunTag(*tag) for tag in (header.tags | note).items()])
+        # A parameter that is logged already cannot change, so its new value becomes a tag.
+        known, params = run.data.params, {metric_name(key): value for key, value in header.params.items()}
+        self.log(run_id, params=[Param(key, value) for key, value in params.items() if key not in known])
+        changed = [RunTag(f"changed.{key}", value) for key, value in params.items() if known.get(key, value) != value]
+        self.log(run_id, tags=changed)
+        curves = [self.client.get_metric_history(run_id, key) for key in run.data.metrics if key.startswith("train/")]
+        steps = [point.step for curve in curves for point in curve]
         header.run_id, header.after = run_id, max(steps, default=-1)
 
-    def log_metrics(self, run_id: str, points: list[tuple[str, float, int, int]]) -> None:
-        """Store (metric, value, time in ms, step) points in as few calls as MLflow allows."""
-        from mlflow.entities import Metric
-
-        for start in range(0, len(points), METRICS_PER_BATCH):
-            batch = [Metric(*point) for point in points[start : start + METRICS_PER_BATCH]]
-            self.client.log_batch(run_id, metrics=batch)
-
-    def latest_metrics(self, run_id: str) -> dict[str, float]:
-        """Latest value of each of a run's metrics."""
-        return dict(self.client.get_run(run_id).data.metrics)
-
-    def end(self, run_id: str, status: str, at: int) -> None:
-        """Set a run's final status; `at` in milliseconds."""
-        self.client.set_terminated(run_id, status=status, end_time=at)
+    def log(self, run_id: str, **entries: Sequence[Any]) -> None:
+        """Store MLflow's `metrics`, `params` or `tags` in as few calls as it allows."""
+        for kind, listed in entries.items():
+            for start in range(0, len(listed), BATCHES[kind]):
+                self.client.log_batch(run_id, **{kind: listed[start : start + BATCHES[kind]]})
 
     def latest(self, tags: Mapping[str, str]) -> str | None:
         """Id of the latest run with all these tags."""
-        condition = " and ".join(f"tags.`{key}` = '{quoted(value)}'" for key, value in tags.items())
+        quoted = {key: value.replace("'", "''") for key, value in tags.items()}
+        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in quoted.items())
         runs = self.client.search_runs([self.experiment_id], filter_string=condition, max_results=1)
         return str(runs[0].info.run_id) if runs else None
 
@@ -142,23 +131,14 @@ class Store:
             return None
         return run if run.info.lifecycle_stage == "active" else None
 
-    def _log_params(self, run: Any, params: Mapping[str, str]) -> None:
-        """Log parameters; one that is logged already cannot change, so its new value becomes a tag."""
-        from mlflow.entities import Param
 
-        known = run.data.params
-        fresh = [Param(metric_name(key), value) for key, value in params.items() if metric_name(key) not in known]
-        for start in range(0, len(fresh), ENTRIES_PER_BATCH):
-            self.client.log_batch(run.info.run_id, params=fresh[start : start + ENTRIES_PER_BATCH])
-        changed = {key: value for key, value in params.items() if known.get(metric_name(key), value) != value}
-        self._tag(run.info.run_id, {f"changed.{metric_name(key)}": value for key, value in changed.items()})
+def metric_name(name: str) -> str:
+    """`name` as MLflow allows it: letters, digits, `_ - . : /` and spaces.
 
-    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        entries = [RunTag(key, value) for key, value in tags.items()]
-        for start in range(0, len(entries), ENTRIES_PER_BATCH):
-            self.client.log_batch(run_id, tags=entries[start : start + ENTRIES_PER_BATCH])
+    >>> metric_name("retrieval/flickr8k/image_recall@10")
+    'retrieval/flickr8k/image_recall_at_10'
+    """
+    return re.sub(r"[^/\w.\- :]", "_", name.replace("@", "_at_")).strip("/") or "_"
 
 
 def page_addresses(folder: Path, address: str) -> dict[str, str]:
@@ -230,9 +210,8 @@ def import_mlflow() -> Any:
 
 def is_temporary(error: BaseException) -> bool:
     """Whether an error passes by itself: a locked database or lock file, as opposed to a wrong call."""
-    if isinstance(error, Timeout):
-        return True
-    return getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE" or "database is locked" in str(error)
+    unavailable = getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
+    return isinstance(error, Timeout) or unavailable or "database is locked" in str(error)
 
 
 def is_of_the_store(error: BaseException) -> bool:
@@ -242,13 +221,7 @@ def is_of_the_store(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """An exception's first line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
-def quoted(value: str) -> str:
-    """A string inside MLflow's filter language."""
-    return value.replace("'", "''")
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def user() -> str:
