@@ -40,25 +40,16 @@ def add_expert(
         path = Paths(here.root).params_file
         if not is_known(load_params(path), name, shards):
             here.step(f"add source {name}", "mode.cli", "add-source", name, shards, "--experts", str(experts))
-        new = experts_of_source(load_params(path), name)
+        new = [key for key, expert in load_params(path).experts.items() if expert.source == name]
         return here.finish(here.run(lambda pipeline: part_for(pipeline, new)))
 
 
 def is_known(params: Params, name: str, shards: str) -> bool:
-    """Whether params.yaml has this source already.
-
-    Raises:
-        ModeError: it has one of this name with other shards.
-    """
+    """Whether params.yaml has this source already. Raises `ModeError` if it has one of this name with other shards."""
     source = params.sources.get(name)
     if source is not None and source.shards != shards:
         raise ModeError(f"source '{name}' is there already: {source.shards}", "choose another name")
     return source is not None
-
-
-def experts_of_source(params: Params, name: str) -> list[str]:
-    """Experts of params.yaml that a source has."""
-    return [key for key, expert in params.experts.items() if expert.source == name]
 
 
 def part_for(pipeline: nx.DiGraph, experts: list[str]) -> nx.DiGraph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -30,7 +31,8 @@ def publish(root: Path, outcome: Outcome) -> None:
         if picture := heat_map(root):
             create_markdown_artifact(key="routing", markdown=picture, description="Routing weights")
         for model, address in mlflow_pages(root).items():
-            create_link_artifact(key=f"mlflow-{_key(model)}", link=address, link_text=f"{model} in MLflow")
+            key = re.sub("[^a-z0-9]", "-", model.lower()).strip("-")
+            create_link_artifact(key=f"mlflow-{key}", link=address, link_text=f"{model} in MLflow")
     except Exception as error:  # whatever the API says: the models are trained and recorded
         get_run_logger().warning("no artifact: %s", error)
 
@@ -65,7 +67,3 @@ def _failures(outcome: Outcome) -> str:
     if outcome.skipped:
         lines.append(f"\nNot tried: {', '.join(outcome.skipped)}.")
     return "\n".join(lines)
-
-
-def _key(model: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in model.lower()).strip("-")

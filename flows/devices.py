@@ -30,33 +30,26 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 class Machine(BaseModel):
     """Where trainings run, and how they are tried again."""
 
-    model_config = ConfigDict(extra="forbid", title="Machine")
+    model_config = ConfigDict(extra="forbid", title="Machine", use_attribute_docstrings=True)
 
-    devices: Devices = Field(
-        default="auto",
-        description="auto: every GPU of the worker's machine, or else its CPU; cpu; or GPUs by number: [0, 1].",
-    )
-    workers: int = Field(
-        default=2,
-        ge=1,
-        le=64,
-        description="Trainings side by side on the CPU; its threads are divided among them unless params.yaml says.",
-    )
-    per_device: int = Field(default=1, ge=1, le=8, description="Trainings on one GPU at a time.")
+    devices: Devices = "auto"
+    """auto: every GPU of the worker's machine, or else its CPU; cpu; or GPUs by number: [0, 1]."""
+    workers: int = Field(default=2, ge=1, le=64)
+    """Trainings side by side on the CPU; its threads are divided among them unless params.yaml says."""
+    per_device: int = Field(default=1, ge=1, le=8)
+    """Trainings on one GPU at a time."""
     engine: str = Field(
         default="",
         pattern=r"^(|local|dask|[a-z]+://[^\s/]+)$",
         description="Where captions are embedded and assigned: local; dask: processes on the worker's machine;"
         " a Dask scheduler that is there, such as tcp://host:8786; empty: as params.yaml says. The result is the same.",
     )
-    retries: int = Field(
-        default=2, ge=0, le=10, description="Times that a failing stage is tried again, from its last checkpoint."
-    )
-    retry_delay: float = Field(default=5.0, ge=0, le=3600, description="Seconds before it is tried again.")
-    wait: bool = Field(
-        default=True,
-        description="If another flow works on this project: wait for it to end. Otherwise fail and say which one.",
-    )
+    retries: int = Field(default=2, ge=0, le=10)
+    """Times that a failing stage is tried again, from its last checkpoint."""
+    retry_delay: float = Field(default=5.0, ge=0, le=3600)
+    """Seconds before it is tried again."""
+    wait: bool = True
+    """If another flow works on this project: wait for it to end. Otherwise fail and say which one."""
 
 
 class Place(NamedTuple):
@@ -115,9 +108,11 @@ def places_for(devices: Devices, workers: int, per_device: int, root: Path) -> l
     missing = [number for number in chosen if number >= len(visible)]
     if missing:
         raise ModeError(f"devices: no GPU {missing[0]} here", f"this machine shows {len(visible)}; `cpu` needs none")
+    # Shared by all projects of a user on this machine.
+    locks = Path(os.environ.get("MODE_LOCKS") or Path(tempfile.gettempdir()) / f"mode-locks-{os.getuid()}")
     # All first trainings come before the second ones, so that GPUs are shared only when all are in use.
     return [
-        Place(f"cuda:{number}", machine_locks() / f"gpu-{visible[number]}-{turn}")
+        Place(f"cuda:{number}", locks / f"gpu-{visible[number]}-{turn}")
         for turn in range(per_device)
         for number in chosen
     ]
@@ -133,8 +128,3 @@ def visible_gpus() -> list[str]:
         return []
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
     return [str(number) for number, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
-
-
-def machine_locks() -> Path:
-    """Folder of the GPU locks: shared by all projects of a user on a machine. `MODE_LOCKS` names another."""
-    return Path(os.environ.get("MODE_LOCKS") or Path(tempfile.gettempdir()) / f"mode-locks-{os.getuid()}")

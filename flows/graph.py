@@ -32,11 +32,7 @@ def in_order(pipeline: nx.DiGraph) -> list[str]:
 
 
 def upto(pipeline: nx.DiGraph, targets: Iterable[str]) -> nx.DiGraph:
-    """The part of a pipeline that makes `targets`.
-
-    Raises:
-        ModeError: dvc.yaml has no such stage; names those there are.
-    """
+    """The part of a pipeline that makes `targets`. Raises `ModeError`, which names all, if there is no such stage."""
     kept: set[str] = set()
     for target in targets:
         if target not in pipeline:

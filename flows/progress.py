@@ -45,12 +45,7 @@ class Outcome:
 
 
 class Progress:
-    """What has ended of a pipeline, what runs, and what waits.
-
-    Args:
-        pipeline: stages to run, see `flows.graph`.
-        stale: stages that DVC says are not up to date.
-    """
+    """What has ended of a pipeline (see `flows.graph`), what runs, and what waits; DVC calls some stages `stale`."""
 
     def __init__(self, pipeline: nx.DiGraph, stale: set[str]) -> None:
         self.pipeline, self.outcome = pipeline, Outcome()

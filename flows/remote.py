@@ -20,12 +20,7 @@ def fetch(stages: Sequence[str]) -> None:
     """Take over the results that the DVC remote (or the local cache) has for today's inputs of these stages.
 
     Runs no stage. A result that is found is checked out and noted in dvc.lock, so that DVC calls the stage up to date.
-
-    Args:
-        stages: their addresses; a stage after those whose outputs it reads.
-
-    Raises:
-        ModeError: the project has no DVC remote.
+    A stage has to come after those whose outputs it reads.
     """
     from dvc.stage.cache import RunCacheNotFoundError
 
@@ -44,11 +39,7 @@ def fetch(stages: Sequence[str]) -> None:
 
 
 def push(stages: Sequence[str]) -> None:
-    """Push the results of stages to the DVC remote, and the run cache by which other machines find them.
-
-    Raises:
-        ModeError: the project has no DVC remote.
-    """
+    """Push the results of stages to the DVC remote, and the run cache by which other machines find them."""
     with repository() as repo:
         count = repo.push(targets=list(stages), run_cache=True)
     print(f"pushed {count} files of {', '.join(stages)}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from flows.progress import ON_DEVICE, TRAININGS, Outcome, Progress
 from flows.stage import run_stage, stop_all
 
 
+@dataclass
 class Schedule:
     """The stages of one flow run.
 
-    Args:
+    Attributes:
         root: of the project.
         progress: of the stages to run.
         pool: where those that compute may do so.
@@ -30,21 +32,16 @@ class Schedule:
         engine: where captions are embedded and assigned; empty: as params.yaml says.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        progress: Progress,
-        pool: DevicePool,
-        machine: Machine,
-        held: tuple[int, ...],
-        engine: str = "",
-    ) -> None:
-        self.root, self.progress, self.pool, self.held, self.engine = root, progress, pool, held, engine
-        self._task = run_stage.with_options(retries=machine.retries, retry_delay_seconds=machine.retry_delay)
-        self._said_waiting = False
-        self._slots: dict[str, Slot] = {}
-        self._before: dict[str, Any] = {}
-        self._ended: queue.Queue[tuple[str, PrefectFuture[Any]]] = queue.Queue()
+    root: Path
+    progress: Progress
+    pool: DevicePool
+    machine: Machine
+    held: tuple[int, ...]
+    engine: str
+    _said_waiting: bool = False
+    _slots: dict[str, Slot] = field(default_factory=dict)
+    _before: dict[str, Any] = field(default_factory=dict)
+    _ended: queue.Queue[tuple[str, PrefectFuture[Any]]] = field(default_factory=queue.Queue)
 
     def run(self) -> Outcome:
         """Run all stages; stages that do not need a failed one still run."""
@@ -77,7 +74,9 @@ class Schedule:
         self.progress.start(stage)
         self._before[stage] = results(self.root).get(stage)
         shares = slot is not None and group(stage) in TRAININGS
-        future = self._task.submit(
+        machine = self.machine
+        task = run_stage.with_options(retries=machine.retries, retry_delay_seconds=machine.retry_delay)
+        future = task.submit(
             stage=stage,
             device=slot.place.device if slot else "",
             threads=self.pool.threads(alone=not self.progress.has_company(stage)) if shares else 0,

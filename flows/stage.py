@@ -61,14 +61,12 @@ def run_stage(
         up_to_date: DVC has said already that nothing is to do.
         engine: where it spreads blocks of captions, if it does; empty: as params.yaml says.
     """
-    if up_to_date:
-        return Completed(name="Cached", message=f"{stage} is up to date")
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     try:
-        lines = run_command(command, stage_settings(device, threads, engine), held)
+        lines = [] if up_to_date else run_command(command, stage_settings(device, threads, engine), held)
     except StageStopped as stopped:
         return Cancelled(message=str(stopped))
-    if any(SKIPPED.match(line) for line in lines):
+    if up_to_date or any(SKIPPED.match(line) for line in lines):
         return Completed(name="Cached", message=f"{stage} is up to date")
     return Completed(message=f"{stage} is done")
 

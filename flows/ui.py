@@ -19,7 +19,6 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -32,7 +31,6 @@ from mode.tracking.store import page_addresses
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.client.schemas.objects import State
 
 HOST = "127.0.0.1"
@@ -41,10 +39,6 @@ POOL = "mode"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds that the worker has to say itself how a run ended, before it is said in its place.
 WORKER_SECONDS = 10.0
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM."""
 
 
 class Addresses(NamedTuple):
@@ -175,12 +169,13 @@ def settle_dead_runs(
         Their ids.
     """
     from httpx import HTTPError
+    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Cancelled
 
     settled = []
     for run in dead_runs(root):
         try:
-            this = _runs_like(id={"any_": [run]})
+            this = FlowRunFilter.model_validate({"id": {"any_": [run]}})
             found = client.read_flow_runs(flow_run_filter=this)
             if found and (state := found[0].state) and (state.is_running() or state.is_cancelling()):
                 if only is not None and run not in only:
@@ -197,22 +192,18 @@ def settle_dead_runs(
     return settled
 
 
-def _runs_like(**criteria: Any) -> FlowRunFilter:
-    from prefect.client.schemas.filters import FlowRunFilter
-
-    return FlowRunFilter.model_validate(criteria)
-
-
 def stop_runs(services: Services, client: SyncPrefectClient) -> None:
     """Stop the worker and its runs: trainings write checkpoints, and the runs become Cancelled."""
     from httpx import HTTPError
+    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Cancelled, Cancelling
 
+    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
     served = services.is_up("prefect")  # a server that has died would be asked again and again
     if served:
         # Said before the worker stops: afterwards nobody is left to say it.
         with contextlib.suppress(HTTPError):
-            for run in client.read_flow_runs(flow_run_filter=_runs_like(state={"type": {"any_": ["RUNNING"]}})):
+            for run in client.read_flow_runs(flow_run_filter=running):
                 client.set_flow_run_state(run.id, Cancelling(), force=True)
         _await_no_runs(services.root, seconds=18)
     services.stop("worker", seconds=15)
@@ -315,10 +306,6 @@ def _signal_group(group: int, number: int) -> bool:
     return True
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise Interrupted
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and serve; one line for what the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m flows.ui", description="Prefect's and MLflow's pages on loopback.")
@@ -340,10 +327,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         os.environ |= environment(root, addresses)
         for number in STOPS:
-            signal.signal(number, _interrupt)
+            signal.signal(number, signal.default_int_handler)
         with lock:
             serve(root, addresses, mlflow=not options.no_mlflow)
-    except Interrupted:
+    except KeyboardInterrupt:
         return 0
     except ModeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,13 +31,7 @@ from mode.paths import Paths
 
 @dataclass(frozen=True)
 class Work:
-    """A project that this flow run holds.
-
-    Attributes:
-        root: of the project.
-        machine: where stages run, and how often they are tried again.
-        held: locks that every command keeps until its last process has gone.
-    """
+    """A project that this flow run holds; every command keeps the locks `held` until its last process has gone."""
 
     root: Path
     machine: Machine
@@ -65,9 +59,7 @@ class Work:
     def finish(self, outcome: Outcome, essential: bool = False) -> State[Any]:
         """Leave the results on the run's page and turn the stages' outcome into the run's state.
 
-        Args:
-            outcome: of the stages.
-            essential: a failed expert fails the run.
+        A failed expert fails the run only if it is `essential`.
         """
         artifacts.publish(self.root, outcome)
         counted = f"{len(outcome.done)} stages run, {len(outcome.cached)} cached"
@@ -83,11 +75,7 @@ class Work:
 
 @contextmanager
 def work(machine: Machine) -> Iterator[Work]:
-    """Hold the project in the current folder for this flow run.
-
-    Raises:
-        ModeError: the folder is not a project, or as `workspace`.
-    """
+    """Hold the project in the current folder for this flow run. Raises `ModeError` if it is none, or as `workspace`."""
     root = Path.cwd()
     if not Paths(root).dvc_file.is_file():
         raise ModeError(f"{root}: no dvc.yaml", "start the worker inside the project (`make ui` does)")

@@ -11,7 +11,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from flows.add_expert import add_expert, experts_of_source, is_known, part_for
+from flows.add_expert import add_expert, is_known, part_for
 from flows.devices import Machine
 from flows.evaluate import evaluate
 from flows.graph import in_order, make_pipeline
@@ -98,12 +98,9 @@ def test_new_expert_leaves_the_others_alone() -> None:
 def test_known_source_is_gone_on_with_and_another_refused() -> None:
     content = load_params(REPOSITORY / "params.yaml").model_dump()
     content["sources"]["new"] = {"shards": "a"}
-    content["experts"]["expert-4"] = {"source": "new", "cluster": 0}
     params = parse_params(content)
     assert is_known(params, "new", "a")
     assert not is_known(params, "newer", "a")
-    assert experts_of_source(params, "new") == ["expert-4"]
-    assert experts_of_source(params, "base") == ["expert-0", "expert-1", "expert-2", "expert-3"]
     with pytest.raises(ModeError, match="is there already: a"):
         is_known(params, "new", "b")
 

@@ -162,9 +162,7 @@ def test_status_says_how_a_run_ended(error: BaseException | None, status: str) -
 
 def test_a_run_with_tags_params_and_metrics(tracker: Tracker) -> None:
     params = {"training": {"lr": 0.002, "betas": [0.9, 0.98]}, "random_seed": 0, "long": "x" * 7_000}
-    with tracker.run(
-        "expert-1", "expert", expert="expert-1", source="base", params=params, description="**tops**"
-    ) as run:
+    with tracker.run("expert-1", "expert", expert="expert-1", source="base", params=params) as run:
         for step in range(2_500):  # more than MLflow takes in one batch
             run.log(step, {"train/loss": 1 / (step + 1)})
         run.log(2_500, {"train/loss": float("nan")})
@@ -176,7 +174,7 @@ def test_a_run_with_tags_params_and_metrics(tracker: Tracker) -> None:
         "expert": "expert-1",
         "source": "base",
     }
-    assert stored.data.tags["mlflow.note.content"] == "**tops**"
+    assert stored.data.tags["mlflow.note.content"] == role_of("expert-1").note
     assert stored.data.params["training.lr"] == "0.002"
     assert stored.data.params["training.betas"] == "[0.9, 0.98]"
     points = history(tracker, run.run_id)

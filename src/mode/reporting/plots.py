@@ -116,7 +116,10 @@ def routing_map(results: Results, clusters: Sequence[Cluster] = ()) -> Figure | 
     heads = ["\n".join([expert, *words.get(expert, [])[:3]]) for expert in experts]
     longest = max(len(task) for task in tasks)
     figure, axes = _axes(1.2 + 0.075 * longest + 1.15 * len(experts), 1.5 + 0.235 * len(tasks))
-    ramp = _ramp()
+    # From nearly the page's own colour to a strong blue, even in lightness.
+    dark = sum(to_rgb(mpl.rcParams["text.color"])) > 1.5
+    ends = ("#1b2430", "#2f6da8", "#9fd0ff") if dark else ("#f3f6fa", "#6baed6", "#08406f")
+    ramp = LinearSegmentedColormap.from_list("weight", ends)
     image = axes.imshow(grid, aspect="auto", cmap=ramp, vmin=0, vmax=1)
     axes.set_xticks(range(len(experts)), heads, linespacing=1.25)
     axes.set_yticks(range(len(tasks)), tasks)
@@ -309,13 +312,6 @@ def _quiet(axes: Axes) -> None:
     axes.grid(axis="x", alpha=0.7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-
-
-def _ramp() -> LinearSegmentedColormap:
-    """From nearly the page's own colour to a strong blue, even in lightness."""
-    dark = sum(to_rgb(mpl.rcParams["text.color"])) > 1.5
-    ends = ("#1b2430", "#2f6da8", "#9fd0ff") if dark else ("#f3f6fa", "#6baed6", "#08406f")
-    return LinearSegmentedColormap.from_list("weight", ends)
 
 
 def _contrast(colour: tuple[float, float, float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -13,7 +12,7 @@ from mode.reporting.summary import duration, percent, quantity, times
 
 def render(template: str, **content: object) -> str:
     """A file of `templates/`, filled in. In HTML and SVG all content is text, unless it is `Markup`."""
-    return _environment().get_template(template).render(content)
+    return ENVIRONMENT.get_template(template).render(content)
 
 
 def data_url(picture: str | bytes) -> str:
@@ -25,16 +24,12 @@ def data_url(picture: str | bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("mode.reporting"),
-        autoescape=select_autoescape(["html", "svg"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    filters = (data_url, duration, percent, quantity, series_colour, times)
-    environment.filters |= {each.__name__: each for each in filters}
-    return environment
+ENVIRONMENT = Environment(
+    loader=PackageLoader("mode.reporting"),
+    autoescape=select_autoescape(["html", "svg"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+ENVIRONMENT.filters |= {each.__name__: each for each in (data_url, duration, percent, quantity, series_colour, times)}

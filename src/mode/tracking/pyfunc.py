@@ -12,6 +12,7 @@ image::
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from mode.ensemble.model import Ensemble, TaskModel
-from mode.ensemble.request import Request, read_request
+from mode.ensemble.model import Ensemble
+from mode.ensemble.request import read_request
 from mode.errors import ModeError
 
 
@@ -36,7 +37,8 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
         """Open the router and the experts among the artifacts."""
         folders = {name: Path(path) for name, path in context.artifacts.items()}
         self.ensemble = Ensemble.load(folders.pop("mixture"), folders)
-        self.latest: tuple[list[str], list[str], TaskModel] | None = None
+        # Most requests have the classes of the one before.
+        self.adapt = lru_cache(maxsize=1)(self.ensemble.adapt)
 
     # Without type hints, for MLflow would take them for the signature; that is logged with the model.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
@@ -45,7 +47,7 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
             if "image" not in model_input:
                 raise ModeError("the input has no column `image`")
             request = read_request(list(model_input["image"]), params or {})
-            task = self._adapted(request)
+            task = self.adapt(tuple(request.classes), tuple(request.templates))
             probabilities = task(request.images).cpu()
         except ModeError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
@@ -57,15 +59,6 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
                 "probabilities": probabilities.tolist(),
             }
         )
-
-    def _adapted(self, request: Request) -> TaskModel:
-        """The task of the request; that of the request before if its classes are the same, as they mostly are."""
-        latest = self.latest  # one reference, so that another thread cannot exchange half of it
-        if latest is not None and latest[:2] == (request.classes, request.templates):
-            return latest[2]
-        task = self.ensemble.adapt(request.classes, request.templates)
-        self.latest = request.classes, request.templates, task
-        return task
 
 
 set_model(EnsembleModel())

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from filelock import FileLock
@@ -100,7 +99,6 @@ class Tracker:
         source: str | None = None,
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
-        description: str = "",
         run_id: str | None = None,
     ) -> Run:
         """A run, to be used as a context.
@@ -113,7 +111,6 @@ class Tracker:
             expert, source: which expert, trained on which source; tags.
             params: nested dictionaries are flattened (`training.lr`).
             tags: more of them.
-            description: Markdown for the run's page; default what its role means.
             run_id: continue this run: steps that it has already are dropped, and a parameter that differs from what
                 it was is noted in a tag. A run that is no longer there is replaced by a new one.
         """
@@ -122,7 +119,7 @@ class Tracker:
             name=name,
             tags={key: value for key, value in own.items() if value},
             params={key: str(value)[:PARAM_LENGTH] for key, value in flatten(params or {}).items()},
-            description=description or role_of(name).note,
+            description=role_of(name).note,
             run_id=run_id,
         )
         return Run(self, header)
@@ -133,7 +130,6 @@ class Tracker:
         runs: Mapping[str, str | None],
         *,
         params: Mapping[str, object] | None = None,
-        descriptions: Mapping[str, str] | None = None,
         artifacts: Iterable[Path] = (),
     ) -> dict[str, str | None]:
         """Add evaluation and cost to every model's run.
@@ -146,7 +142,6 @@ class Tracker:
             runs: run id of each trained model (its `card.json` says); `None`: it gets a new run. A model that is not in
                 here means its latest run.
             params: for the runs of ensembles.
-            descriptions: Markdown per model.
             artifacts: files and folders for the run of `ensemble`: figures and the report.
 
         Returns:
@@ -166,7 +161,6 @@ class Tracker:
                 expert=model if role == "expert" else None,
                 params=params if role == ENSEMBLE.kind else None,
                 tags={"members": identity} if role == ENSEMBLE.kind else None,
-                description=(descriptions or {}).get(model, ""),
                 run_id=run_id,
             )
             run.header.results = True
@@ -313,9 +307,7 @@ class Run:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         status = status_of(error)
         self._journal.end(status)
         self._ending.set()

@@ -142,14 +142,10 @@ def metric_name(name: str) -> str:
 
 
 def page_addresses(folder: Path, address: str) -> dict[str, str]:
-    """Where MLflow's page shows the comparison of all models, and each model's latest run.
-
-    Args:
-        folder: of the database.
-        address: of MLflow's page.
+    """Where MLflow's page, which is at `address`, shows the comparison of all models, and each model's latest run.
 
     Returns:
-        `comparison`, and every model by name -> address; empty without a database.
+        `comparison`, and every model by name -> address; empty without a database in `folder`.
     """
     database = folder / "mlflow.db"
     if not database.is_file():
