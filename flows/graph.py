@@ -83,9 +83,8 @@ def read(root: Path) -> tuple[nx.DiGraph, set[str]]:
         with Repo(str(root)) as repo:
             graph: Any = repo.index.graph
             # DVC lists stages as dvc.yaml does, and those of one group as params.yaml does.
-            pipeline = make_pipeline(
-                {stage.addressing: [need.addressing for need in graph[stage]] for stage in repo.index.stages}
-            )
+            needs = {stage.addressing: [need.addressing for need in graph[stage]] for stage in repo.index.stages}
+            pipeline = make_pipeline(needs)
             try:
                 _mend_rwlock(repo)
                 stale = set(repo.status())

@@ -37,10 +37,8 @@ def places(centres: NDArray[np.floating], random_seed: int) -> NDArray[np.float6
     if FEW <= len(flat) <= MANY:
         from sklearn.manifold import TSNE
 
-        perplexity = min(30.0, (len(flat) - 1) / 3)
-        flat = (
-            TSNE(2, perplexity=perplexity, init="pca", random_state=random_seed).fit_transform(flat).astype(np.float64)
-        )
+        tsne = TSNE(2, perplexity=min(30.0, (len(flat) - 1) / 3), init="pca", random_state=random_seed)
+        flat = tsne.fit_transform(flat).astype(np.float64)
     else:
         left, scale, _ = np.linalg.svd(flat, full_matrices=False)
         left = left * np.sign(left[np.abs(left).argmax(axis=0), range(left.shape[1])])  # the same on every machine

@@ -74,8 +74,7 @@ def accuracy(results: Results) -> Figure | None:
     axes.set_yticks(range(len(table)), table.index)
     axes.invert_yaxis()
     axes.set_xlim(0, min(100.0, max(values) * 1.12 + 1))
-    _quiet(axes)
-    axes.set_xlabel("mean zero-shot accuracy, %")
+    _label_values(axes, "mean zero-shot accuracy, %")
     return figure
 
 
@@ -153,8 +152,7 @@ def cluster_sizes(clusters: Sequence[Cluster]) -> Figure | None:
     axes.set_ylim(len(clusters) - 0.6, -0.75)
     axes.set_xlim(0, max(max(sizes), 1) * 1.28)
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
-    _quiet(axes)
-    axes.set_xlabel("pairs")
+    _label_values(axes, "pairs")
     return figure
 
 
@@ -172,9 +170,8 @@ def gains(results: Results, against: str = DENSE.name, model: str = ENSEMBLE.nam
     axes.set_yticks(range(len(points)), points.index)
     axes.tick_params(axis="y", labelsize=8.5)
     axes.set_ylim(len(points) - 0.3, -0.7)
-    _quiet(axes)
     won, lost = (points > 0).sum(), (points < 0).sum()
-    axes.set_xlabel(f"{model} over {against}, points\nbetter on {won}, worse on {lost} of {len(points)} tasks")
+    _label_values(axes, f"{model} over {against}, points\nbetter on {won}, worse on {lost} of {len(points)} tasks")
     return figure
 
 
@@ -204,11 +201,9 @@ def training(curves: Curves, points: int = 400) -> Figure | None:
     several = sorted((name for name in drawn if role_of(name).many), key=natural)
     figure, axes = _axes(WIDTH, 4.0)
     for name, curve in drawn.items():
-        thin = curve[:: max(1, len(curve) // points)]
         role = role_of(name)
         axes.plot(
-            [x for x, _ in thin],
-            [y for _, y in thin],
+            *zip(*curve[:: max(1, len(curve) // points)], strict=True),
             label=name,
             color=series_colour(several.index(name)) if role.many else role.colour,
             linewidth=1.2 if role.many else 1.8,
@@ -307,8 +302,9 @@ def _label_axes(axes: Axes, x: str, y: str = "mean zero-shot accuracy, %") -> No
     axes.grid(alpha=0.7)
 
 
-def _quiet(axes: Axes) -> None:
-    """A grid along the values, no ticks along the names."""
+def _label_values(axes: Axes, x: str) -> None:
+    """What bars show; a grid along the values, no ticks along the names."""
+    axes.set_xlabel(x)
     axes.grid(axis="x", alpha=0.7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

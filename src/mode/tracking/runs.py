@@ -345,9 +345,7 @@ class Run:
             if error is not None and not complained:
                 log.warning("MLflow: %s goes on without the database for now: %s", self.header.name, one_line(error))
             complained = error is not None
-            if not self._ending.wait(self.tracker.flush_seconds):
-                continue
-            if error is not None:
+            if self._ending.wait(self.tracker.flush_seconds) and error is not None:
                 time.sleep(0.5)
 
     def _send(self) -> Exception | None:
