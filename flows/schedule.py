@@ -24,9 +24,6 @@ class Schedule:
     """The stages of one flow run.
 
     Attributes:
-        root: of the project.
-        progress: of the stages to run.
-        pool: where those that compute may do so.
         machine: how often stages are tried again.
         held: locks that every stage is handed.
         engine: where captions are embedded and assigned; empty: as params.yaml says.

@@ -90,13 +90,8 @@ def workspace(root: Path, wait: bool, poll_seconds: float = 1.0) -> Iterator[Loc
 
     If the flow is killed, the next one must not start before the stages have written their checkpoints and gone.
 
-    Args:
-        root: of the project.
-        wait: wait for a flow that holds it, or fail at once; either says who that is.
-        poll_seconds: between two looks.
-
-    Raises:
-        ModeError: another flow holds it and `wait` is false.
+    Where another flow holds it, `wait` for that flow's end, with a look every `poll_seconds`, or raise `ModeError`;
+    either says who that is.
     """
     path = Paths(root).flow_lock
     me = f"{flow_run.get_flow_name()} run '{flow_run.get_name()}' ({socket.gethostname()}, process {os.getpid()})"

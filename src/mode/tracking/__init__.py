@@ -1,6 +1,6 @@
 """MLflow: one run per model, the same metric names for every role, the ensemble as a registered model.
 
-The only module that knows MLflow, and it imports it late, for that takes seconds. Everything lies in one folder::
+The only package that knows MLflow, and it imports it late, for that takes seconds. Everything lies in one folder::
 
     mlruns/mlflow.db     SQLite database (MLflow's plain file store is no longer maintained)
     mlruns/artifacts/    figures, reports, registered models

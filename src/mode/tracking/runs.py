@@ -211,11 +211,7 @@ class Tracker:
         return version
 
     def compare(self, first: str, second: str) -> Comparison:
-        """What differs between two runs, each given as an id, the beginning of one, or a run name (its latest run).
-
-        Raises:
-            ModeError: no run, or more than one, is called that.
-        """
+        """What differs between two runs, each given as `Store.find` takes it; raises as that does."""
         one, other = self.store.find(first), self.store.find(second)
         params, metrics = (
             {key: (left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys())}
