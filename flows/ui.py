@@ -157,16 +157,15 @@ def free_port(port: int, option: str) -> int:
 def settle_dead_runs(
     root: Path, client: SyncPrefectClient, final: State[Any], only: set[str] | None = None
 ) -> list[str]:
-    """Give a final state to runs whose process has gone without one, which Prefect alone leaves Running for ever.
+    """Give a final state to runs whose process has gone without one, and return their ids.
+
+    Prefect alone leaves them Running for ever.
 
     Args:
         root: of the project.
         client: of Prefect's server.
         final: their state; of those that were being cancelled, Cancelled with the same message.
         only: leave the others to the worker for the time being.
-
-    Returns:
-        Their ids.
     """
     from httpx import HTTPError
     from prefect.client.schemas.filters import FlowRunFilter

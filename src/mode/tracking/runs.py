@@ -181,7 +181,7 @@ class Tracker:
     def register_ensemble(
         self, router: Path, models: Mapping[str, Path], *, run_id: str | None = None, alias: str | None = CHAMPION
     ) -> str:
-        """Register the ensemble as a new version of the model `mode-ensemble`.
+        """Register the ensemble as a new version of the model `mode-ensemble`, and return that version.
 
         It is logged with its own copy of all experts, so it can be served from elsewhere
         (`mlflow models serve -m models:/mode-ensemble@champion`); `mode.tracking.pyfunc` documents the request. The
@@ -192,9 +192,6 @@ class Tracker:
             models: expert -> model folder; with `seed`, if an expert is not trained yet.
             run_id: the run it belongs to; default a new one, `ensemble`.
             alias: name that moves to this version; `None` for none.
-
-        Returns:
-            The version.
 
         Raises:
             ModeError: a folder is missing, or as `prepare`.
