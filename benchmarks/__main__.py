@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import psutil
+from rich.table import Table
+
 from benchmarks.harness import Input, Race, RaceFailed, Record, Size, run_race
+from mode.parallel import cores
+from mode.reporting.terminal import wide_console
 
 #: Modules with RACES, in the order of the pipeline.
 GROUPS = ("index", "embed", "cluster", "assign", "load", "train", "evaluate", "predict", "nothing")
@@ -39,9 +45,8 @@ PACKAGES = (
 
 def main(arguments: list[str] | None = None) -> int:
     """See the module. Returns the exit code: 1 if a race failed to run; a missed target is a result like any other."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, formatter_class=as_written)
     parser.add_argument("--only", default="", help=f"groups ({', '.join(GROUPS)}) or races, separated by commas")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is kept unless --out is given")
@@ -52,50 +57,43 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help=f"where results go (default {RESULTS.name} in this folder)")
     parser.add_argument("--table", action="store_true", help="print the kept results as Markdown and stop")
     given = parser.parse_args(arguments)
-    out = given.out or (None if given.quick else RESULTS)
     if given.table:
         print(markdown(json.loads((given.out or RESULTS).read_text(encoding="utf-8"))))
         return 0
-
+    out = given.out or (None if given.quick else RESULTS)
     size: Size = "quick" if given.quick else "large" if given.large else "full"
     races = _chosen(given.only, size)
     _set_threads(given.threads or cores())
-    work = given.work or Path(tempfile.mkdtemp(prefix="mode-benchmarks-"))
-    try:
-        return _run(races, size, work, given, out)
-    finally:
-        if given.work is None:
-            shutil.rmtree(work, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="mode-benchmarks-", ignore_cleanup_errors=True) as temporary:
+        return _run(races, size, given.work or Path(temporary), given, out)
 
 
 def _run(races: list[tuple[str, Race]], size: Size, work: Path, given: argparse.Namespace, out: Path | None) -> int:
-    kept, failed = _kept(out), 0
+    kept, failed = _kept(out), False
     for group, race in races:
         started = time.monotonic()
-        print(f"{race.name}: {race.step}", file=sys.stderr, flush=True)
-        record = Record(race.name, race.step, notes=race.notes)
-        if why := _missing(race, work):
-            record.not_run = why
-        else:
-            folder = work / (race.inputs or group)
+        _say(f"{race.name}: {race.step}")
+        record = Record(race.name, race.step, notes=race.notes, not_run=_missing(race, work))
+        folder = work / (race.inputs or group)
+        if not record.not_run:
+            inputs = Input(folder, size, given.photos, "cuda" if race.needs_gpu else "cpu")
             try:
-                record = run_race(
-                    race,
-                    Input(folder, size, given.photos, "cuda" if race.needs_gpu else "cpu"),
-                    given.repeats,
-                    lambda line: print(f"  {line}", file=sys.stderr, flush=True),
-                )
+                record = run_race(race, inputs, given.repeats, lambda line: _say(f"  {line}"))
             except RaceFailed as error:
-                record.not_run, failed = f"failed: {error}", failed + 1
-                print(f"  failed: {error}", file=sys.stderr, flush=True)
+                record.not_run, failed = f"failed: {error}", True
+                _say(f"  failed: {error}")
         if given.work is None and race.name.startswith("cluster-disk"):
-            shutil.rmtree(work / race.inputs, ignore_errors=True)  # gigabytes that no other race needs
+            shutil.rmtree(folder, ignore_errors=True)  # gigabytes that no other race needs
         row = {"group": group, "when": _when(given), "wall_seconds": round(time.monotonic() - started, 1)}
         kept["races"][race.name] = {**row, **json.loads(json.dumps(asdict(record), default=str))}
         if out is not None:
             _write(out, kept)  # after every race: an interrupted run has not been for nothing
     show({**kept, "races": {race.name: kept["races"][race.name] for _, race in races}})
-    return 1 if failed else 0
+    return int(failed)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _missing(race: Race, work: Path) -> str | None:
@@ -108,10 +106,13 @@ def _missing(race: Race, work: Path) -> str | None:
     return None
 
 
+def _races() -> list[tuple[str, Race]]:
+    """All, each with its group."""
+    return [(group, race) for group in GROUPS for race in import_module(f"benchmarks.{group}").RACES]
+
+
 def _chosen(only: str, size: str) -> list[tuple[str, Race]]:
-    races = [
-        (group, race) for group in GROUPS for race in import_module(f"benchmarks.{group}").RACES if size in race.sizes
-    ]
+    races = [(group, race) for group, race in _races() if size in race.sizes]
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     known = {*GROUPS, *(race.name for _, race in races)}
     if unknown := [name for name in wanted if name not in known]:
@@ -121,15 +122,9 @@ def _chosen(only: str, size: str) -> list[tuple[str, Race]]:
 
 def _set_threads(threads: int) -> None:
     """For the libraries of the processes that are started from here."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for library in ("OMP", "MKL", "OPENBLAS", "RAYON"):
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    os.environ |= {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
 
 
 def has_gpu() -> bool:
@@ -160,15 +155,13 @@ def _git(*arguments: str) -> str:
 def machine() -> dict[str, Any]:
     """CPU model, cores, memory, system."""
     model = platform.processor() or platform.machine()
-    memory = 0.0
-    with suppress(OSError, ValueError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        model = found[1].strip() if found else model
     return {
         "cpu": model,
         "cores": cores(),
-        "memory_gb": round(memory, 1),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.system(),
         "gpu": has_gpu(),
         "python": platform.python_version(),
@@ -185,47 +178,35 @@ def _versions() -> dict[str, str]:
 
 def _kept(out: Path | None) -> dict[str, Any]:
     """Results of earlier runs, which stay until their race is run again."""
-    races: dict[str, Any] = {}
-    if out is not None and out.is_file():
-        races = json.loads(out.read_text(encoding="utf-8"))["races"]
+    races = json.loads(out.read_text(encoding="utf-8"))["races"] if out is not None and out.is_file() else {}
     return {"machine": machine(), "versions": _versions(), "races": races}
 
 
 def _write(out: Path, kept: dict[str, Any]) -> None:
-    order = [race.name for group in GROUPS for race in import_module(f"benchmarks.{group}").RACES]
-    races = {name: kept["races"][name] for name in order if name in kept["races"]}
+    races = {race.name: kept["races"][race.name] for _, race in _races() if race.name in kept["races"]}
     out.write_text(json.dumps({**kept, "races": races}, indent=1) + "\n", encoding="utf-8")
 
 
 def show(results: dict[str, Any]) -> None:
     """One table on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        "race", "side", "median time", "peak memory", "quality", "target", title="Races", title_justify="left"
-    )
+    heads = ("race", "side", "median time", "peak memory", "quality", "target")
+    table = Table(*heads, title="Races", title_justify="left")
     for name, record in results["races"].items():
         for row in rows_of(name, record):
             table.add_row(*row)
         table.add_section()
-    console = Console() if sys.stdout.isatty() else Console(width=180)
-    console.print(table)
+    wide_console().print(table)
 
 
 def rows_of(name: str, record: dict[str, Any]) -> list[tuple[str, ...]]:
     """Cells of a race: a row per side, targets beside them."""
     if record["not_run"]:
         return [(name, "", "", "", "", f"not run: {record['not_run']}")]
-    sides = [
-        (
-            side["name"],
-            f"{_seconds(side['median'])} (CPU {_seconds(side['cpu_seconds'])})",
-            f"{max(side['peak_mb'], side['children_mb']):,.0f} MB",
-            figures_of(side["figures"]),
-        )
-        for side in record["sides"]
-    ]
+    sides = []
+    for side in record["sides"]:
+        seconds = f"{_seconds(side['median'])} (CPU {_seconds(side['cpu_seconds'])})"
+        memory = f"{max(side['peak_mb'], side['children_mb']):,.0f} MB"
+        sides.append((side["name"], seconds, memory, figures_of(side["figures"])))
     lines = zip_longest([name], sides, map(verdict, record["targets"]))
     return [(head or "", *(side or [""] * 4), target or "") for head, side, target in lines]
 
@@ -239,11 +220,8 @@ def verdict(target: dict[str, Any]) -> str:
 
 def figures_of(figures: dict[str, Any]) -> str:
     """Figures as text."""
-    return ", ".join(
-        f"{key.replace('_', ' ')} {value:,.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value:,}"
-        for key, value in figures.items()
-        if isinstance(value, int | float)
-    )
+    numbers = {key.replace("_", " "): value for key, value in figures.items() if isinstance(value, int | float)}
+    return ", ".join(f"{key} {value:{',.4g' if isinstance(value, float) else ','}}" for key, value in numbers.items())
 
 
 def _seconds(value: float) -> str:
@@ -253,9 +231,9 @@ def _seconds(value: float) -> str:
 def markdown(results: dict[str, Any]) -> str:
     """The kept results for docs/performance.md."""
     where = results["machine"]
+    gpu = "a GPU" if where["gpu"] else "no GPU"
     lines = [
-        f"Measured on {where['cores']} cores ({where['cpu']}), {where['memory_gb']} GB,"
-        f" {'a' if where['gpu'] else 'no'} GPU.",
+        f"Measured on {where['cores']} cores ({where['cpu']}), {where['memory_gb']} GB, {gpu}.",
         "",
         "| race | side | time | peak memory | quality | target: measured |",
         "|---|---|---:|---:|---|---|",

@@ -8,20 +8,24 @@ warms up caches and does not count.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import multiprocessing
 import os
 import resource
+import signal
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
+
+from mode.processes import die_with_parent
 
 #: `quick` is for the tests, `large` for a machine and a night of one's own.
 Size = Literal["quick", "full", "large"]
@@ -29,7 +33,7 @@ Size = Literal["quick", "full", "large"]
 Run = Callable[[], dict[str, Any]]
 
 #: Seconds after which a side is given up.
-LIMIT = 900.0
+LIMIT = 900
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,6 @@ class Input:
 
     Attributes:
         folder: inputs of the race, and room for what a side writes.
-        size: how much to do.
         photos: folder of photographs to use in place of made ones, if any.
         device: `cpu`, or `cuda` for the races that need a GPU.
     """
@@ -51,17 +54,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Side:
-    """One way of doing the work.
-
-    Attributes:
-        name: of the tool.
-        prepare: gives the run; a function of a module, so that another process can find it.
-        repeats: timed runs at most, for a peer that takes far longer than all the others; default as asked for.
-    """
+    """One way of doing the work; `prepare` is a function of a module, so that another process can find it."""
 
     name: str
     prepare: Callable[[Input], Run]
-    repeats: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +66,7 @@ class Outcome:
 
     Attributes:
         seconds: of each timed run.
-        cpu_seconds: median processor time of a run, all threads and worker processes together: what is left of the
-            comparison on a machine that does other things as well.
+        cpu_seconds: median processor time of a run, all threads and worker processes together.
         peak_mb: most resident memory of the process during its runs (imports and inputs included).
         before_mb: resident memory before the first run.
         children_mb: most resident memory of one of its own worker processes.
@@ -98,14 +93,7 @@ Outcomes = Mapping[str, Outcome]
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be reached.
-
-    Attributes:
-        text: the target in words.
-        measure: the figure, from all sides.
-        goal: what it has to be ...
-        at_most: ... at most, or else at least.
-    """
+    """What is to be reached: `text` says it in words; what is measured has to be at least the goal, or `at_most`."""
 
     text: str
     measure: Callable[[Outcomes], float]
@@ -118,8 +106,7 @@ class Target:
             value = float(self.measure(outcomes))
         except KeyError as missing:
             return {"target": self.text, "value": None, "met": None, "why": f"no {missing}"}
-        met = value <= self.goal if self.at_most else value >= self.goal
-        return {"target": self.text, "value": value, "met": bool(met)}
+        return {"target": self.text, "value": value, "met": value <= self.goal if self.at_most else value >= self.goal}
 
 
 @dataclass(frozen=True)
@@ -128,9 +115,8 @@ class Race:
 
     Attributes:
         name: unique, and what `--only` selects by (or by its group, the module's name).
-        step: for people.
+        step: what is done, for people.
         sides: this project first.
-        targets: what is to be reached.
         make: writes the inputs into the folder, in a process of its own; races with the same `inputs` share them.
         inputs: name of the inputs' folder; default the group's.
         needs_gpu: it is not run on a CPU.
@@ -193,152 +179,124 @@ def run_race(race: Race, given: Input, repeats: int, say: Callable[[str], None] 
         RaceFailed: see there.
     """
     record = Record(race.name, race.step, notes=race.notes, load=[round(load, 2) for load in os.getloadavg()])
+    given.folder.mkdir(parents=True, exist_ok=True)
     if race.make is not None and not (given.folder / "made").exists():
-        given.folder.mkdir(parents=True, exist_ok=True)
         say("making inputs")
-        _in_process(race.make, given)
+        with _process("making inputs", given.folder / "make.log", limit=0) as call:
+            call(race.make, given)
         (given.folder / "made").touch()
-    workers = [_Worker(side, given) for side in race.sides]
-    try:
-        for worker in workers:
-            worker.start()
-        rounds = repeats if race.repeats is None else min(repeats, race.repeats)
-        for turn in range(rounds + 1):
-            for worker in workers if turn % 2 else workers[::-1]:
-                if turn <= (worker.side.repeats or rounds):
-                    worker.run(timed=turn > 0 or rounds == 0)
-            say(f"round {turn} of {rounds}: " + ", ".join(f"{each.side.name} {each.last:.2f} s" for each in workers))
-        outcomes = {worker.side.name: worker.finish() for worker in workers}
-    finally:
-        for worker in workers:
-            worker.stop()
-    record.together = race.compare(given.folder) if race.compare else {}
-    for name, outcome in outcomes.items():
-        if race.compare:  # targets see them as figures of our side
-            outcome.figures.update(record.together if name == race.sides[0].name else {})
-        record.sides.append({"name": name, "median": outcome.median, **vars(outcome)})
+    outcomes = _outcomes(race, given, repeats if race.repeats is None else min(repeats, race.repeats), say)
+    if race.compare:
+        record.together = race.compare(given.folder)
+        outcomes[race.sides[0].name].figures.update(record.together)  # targets see them as figures of our side
+    record.sides = [{"name": name, "median": outcome.median, **vars(outcome)} for name, outcome in outcomes.items()]
     record.targets = [target.judge(outcomes) for target in race.targets]
     return record
 
 
-class _Worker:
-    """One side's process, from here."""
+def _outcomes(race: Race, given: Input, rounds: int, say: Callable[[str], None]) -> dict[str, Outcome]:
+    """Prepare the sides, have them take turns, and ask what they used; without rounds the warm-up is what counts."""
+    runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in race.sides}
+    with ExitStack() as opened:
+        logs = {name: given.folder / f"{name.replace('/', ' ')}.log" for name in runs}
+        calls = {name: opened.enter_context(_process(name, log)) for name, log in logs.items()}
+        for side in race.sides:
+            calls[side.name](_prepare, side.prepare, given)
+        for turn in range(rounds + 1):
+            for name in runs if turn % 2 else reversed(runs):
+                runs[name].append(calls[name](_run))
+            taken = ", ".join(f"{name} {own[-1]['seconds']:.2f} s" for name, own in runs.items())
+            say(f"round {turn} of {rounds}: {taken}")
+        return {name: _outcome(own[1:] or own, calls[name](_memory_use)) for name, own in runs.items()}
 
-    def __init__(self, side: Side, given: Input) -> None:
-        self.side = side
-        self._log = given.folder / f"{side.name.replace('/', ' ')}.log"
-        self._messages: list[dict[str, Any]] = []
-        self.last = float("nan")
-        given.folder.mkdir(parents=True, exist_ok=True)
-        context = multiprocessing.get_context("spawn")  # a fork would carry this process's memory and threads along
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, side.prepare, given, self._log))
 
-    def start(self) -> None:
-        self._process.start()
-        self._receive()
+def _outcome(runs: list[dict[str, Any]], memory: dict[str, float]) -> Outcome:
+    seconds, cpu, read = ([run[key] for run in runs] for key in ("seconds", "cpu", "read"))
+    used = {"cpu_seconds": statistics.median(cpu), "read_mb": statistics.median(read) / 1e6, **memory}
+    return Outcome(seconds, figures=runs[-1]["figures"], **used)
 
-    def run(self, timed: bool) -> None:
-        self._pipe.send("run")
-        message = self._receive()
-        self.last = message["seconds"]
-        if timed:
-            self._messages.append(message)
 
-    def finish(self) -> Outcome:
-        self._pipe.send("finish")
-        memory = self._receive()
-        return Outcome(
-            seconds=[message["seconds"] for message in self._messages],
-            cpu_seconds=statistics.median(message["cpu"] for message in self._messages),
-            read_mb=statistics.median(message["read"] for message in self._messages) / 1e6,
-            figures=self._messages[-1]["figures"],
-            **memory,
-        )
+@contextmanager
+def _process(name: str, log: Path, limit: int = LIMIT) -> Iterator[Callable[..., Any]]:
+    """Yields a function that calls others in a process of its own, the same one every time.
 
-    def stop(self) -> None:
-        if self._process.is_alive():
-            with contextlib.suppress(OSError):
-                self._pipe.send("stop")
-            self._process.join(10)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
+    What is printed there is added to `log`; a call may take `limit` seconds (0: as long as it takes).
+    """
+    spawn = multiprocessing.get_context("spawn")  # a fork would carry this process's memory and threads along
+    pool = ProcessPoolExecutor(1, spawn, _begin, (log,))
 
-    def _receive(self) -> dict[str, Any]:
-        if not self._pipe.poll(LIMIT):
-            raise RaceFailed(f"{self.side.name}: no answer in {LIMIT:.0f} s")
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            message: dict[str, Any] = self._pipe.recv()
-        except EOFError:
-            raise RaceFailed(f"{self.side.name}: its process ended; see {self._log}") from None
-        if "error" in message:
-            raise RaceFailed(f"{self.side.name}: {message['error']}")
-        return message
+            return pool.submit(_call, limit, function, *arguments).result()
+        except BrokenProcessPool:
+            raise RaceFailed(f"{name}: its process ended or took longer than {LIMIT} s; see {log}") from None
+        except (Exception, SystemExit) as error:
+            raise RaceFailed(f"{name}: {type(error).__name__}: {error}") from error
 
-
-def _serve(pipe: Connection, prepare: Callable[[Input], Run], given: Input, log: Path) -> None:
-    """A side's process: prepare, then run when told."""
-    _write_to(log)
     try:
-        run = prepare(given)
-        gc.collect()
-        before = _memory("VmRSS")
-        _reset_peak()
-        pipe.send({"ready": True})
-        while (message := pipe.recv()) == "run":
-            read, cpu, started = bytes_read(), _cpu_seconds(), time.perf_counter()
-            figures = run()
-            done = {"seconds": time.perf_counter() - started, "cpu": _cpu_seconds() - cpu, "read": bytes_read() - read}
-            pipe.send({**done, "seconds": figures.pop("seconds", done["seconds"]), "figures": figures})
-        if message == "finish":
-            children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
-            pipe.send({"peak_mb": _memory("VmHWM"), "before_mb": before, "children_mb": children})
-            pipe.recv()
-    except EOFError:
-        pass
-    except BaseException as error:
+        yield call
+    finally:
+        with suppress(BrokenProcessPool):
+            pool.submit(_end)
+        pool.shutdown()
+
+
+def _begin(log: Path) -> None:
+    die_with_parent()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+
+
+def _call(limit: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    signal.alarm(limit)  # ends the process, whatever it hangs in
+    try:
+        return function(*arguments)
+    except BaseException:
         traceback.print_exc()
-        pipe.send({"error": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        signal.alarm(0)
+
+
+def _end() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     # Loaders leave threads and processes behind that an ordinary exit would wait for.
     os._exit(0)
 
 
-def _in_process(function: Callable[[Input], None], given: Input) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_make, args=(function, given))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RaceFailed(f"inputs could not be made; see {given.folder / 'make.log'}")
+#: In a side's process: its `run`, and `before_mb` as in `Outcome`.
+_prepared: dict[str, Any] = {}
 
 
-def _make(function: Callable[[Input], None], given: Input) -> None:
-    _write_to(given.folder / "make.log")
-    function(given)
+def _prepare(prepare: Callable[[Input], Run], given: Input) -> None:
+    _prepared["run"] = prepare(given)
+    gc.collect()
+    _prepared["before_mb"] = _memory("VmRSS")
+    with suppress(OSError):  # forget how much memory the preparation took, where the system can (Linux)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _write_to(log: Path) -> None:
-    """Whatever tools print goes into a file."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
+def _run() -> dict[str, Any]:
+    read, cpu, started = bytes_read(), _cpu_seconds(), time.perf_counter()
+    figures = _prepared["run"]()
+    done = {"seconds": time.perf_counter() - started, "cpu": _cpu_seconds() - cpu, "read": bytes_read() - read}
+    return {**done, "seconds": figures.pop("seconds", done["seconds"]), "figures": figures}
+
+
+def _memory_use() -> dict[str, float]:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    return {"peak_mb": _memory("VmHWM"), "before_mb": _prepared["before_mb"], "children_mb": children}
 
 
 def _memory(kind: str) -> float:
     """`VmRSS` (now) or `VmHWM` (most) of this process in 10^6 bytes."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith(kind):
                 return int(line.split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
-def _reset_peak() -> None:
-    """Forget how much memory the preparation took, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _cpu_seconds() -> float:
@@ -348,6 +306,6 @@ def _cpu_seconds() -> float:
 
 def bytes_read() -> int:
     """Bytes that this process and its finished children have asked to read, from the page cache or the disk."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return int(Path("/proc/self/io").read_text(encoding="ascii").split()[1])
     return 0
