@@ -25,7 +25,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from benchmarks.study import Row, clone, dvc, environment, figures, markdown, read_metrics, set_params, spread
+from benchmarks.study import Row, clone, dvc, environment, figures, markdown, set_params, spread
+from mode.results import Results
 
 #: The setting for photographs at 48 pixels; byte pairs, since the new domain brings words of its own.
 CHANGES: dict[str, Any] = {
@@ -47,9 +48,8 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def split(shards: Path, later: str, folder: Path) -> tuple[Path, Path]:
+def split(shards: Path, later: str, parts: tuple[Path, Path]) -> None:
     """Two folders of tars: pairs whose key does not match `later`, and those that do."""
-    parts = folder / "base", folder / "later"
     for part in parts:
         part.mkdir(parents=True, exist_ok=True)
     for path in sorted(shards.glob("*.tar")):
@@ -58,13 +58,9 @@ def split(shards: Path, later: str, folder: Path) -> tuple[Path, Path]:
             for member in source:
                 target = written[bool(re.match(later, Path(member.name).name))]
                 target.addfile(member, source.extractfile(member))
-    for part in parts:
-        for path in part.glob("*.tar"):
-            with tarfile.open(path) as tar:
-                empty = not tar.getnames()
-            if empty:
-                path.unlink()
-    return parts
+            empty = [Path(str(tar.name)) for tar in written if not tar.getmembers()]
+        for tar_file in empty:
+            tar_file.unlink()
 
 
 def old_results(root: Path) -> dict[str, str]:
@@ -76,28 +72,23 @@ def old_results(root: Path) -> dict[str, str]:
 
 def grow(root: Path, base: Path, later: Path, tasks: list[Path], random_seed: int) -> dict[str, Row]:
     """Figures before and after the new source, and the weights of its expert."""
-    given = {
-        "random_seed": random_seed,
-        "sources.base.shards": str(base),
-        "evaluation.tasks": [str(task) for task in tasks],
-    }
-    dvc(root, "exp", "run", *set_params(CHANGES | given), "evaluate")
-    before, old = read_metrics(root / "reports/metrics.json"), old_results(root)
+    places = {"sources.base.shards": str(base), "evaluation.tasks": [str(task) for task in tasks]}
+    dvc(root, "exp", "run", *set_params(CHANGES | places | {"random_seed": random_seed}), "evaluate")
+    before, old = Results.load(root / "reports/metrics.json"), old_results(root)
     command = [sys.executable, "-m", "mode.cli", "add-source", "later", str(later), "--fine", "32"]
     subprocess.run(command, cwd=root, env=environment(root), check=True)
     ran = dvc(root, "repro", "evaluate")
-    after, new = read_metrics(root / "reports/metrics.json"), old_results(root)
+    after, new = Results.load(root / "reports/metrics.json"), old_results(root)
     changed = [path for path in old if new.get(path) != old[path]]
-    print(
-        f"random_seed {random_seed}: old results that changed: {changed or 'none'}; stages that ran: {', '.join(ran)}"
-    )
-    weights = {task: weights.get("expert-4", 0.0) for task, weights in after["routing"].items()}
+    said = f"old results that changed: {changed or 'none'}; stages that ran: {', '.join(ran)}"
+    print(f"random_seed {random_seed}: {said}")
+    weights = {task: weights.get("expert-4") or 0.0 for task, weights in after.routing.items()}
     return {"before": of_ensemble(before), "after": of_ensemble(after), "weight of the new expert": weights}
 
 
-def of_ensemble(metrics: dict[str, Any]) -> Row:
+def of_ensemble(results: Results) -> Row:
     """The ensemble's figure of each task: its accuracy, or image recall@10."""
-    own = figures(metrics, most_tasks=math.inf)["ensemble"]
+    own = figures(results, most_tasks=math.inf)["ensemble"]
     del own["zero-shot"]
     return {head: value for head, value in own.items() if "recall@" not in head or head.endswith(" image recall@10")}
 
@@ -127,7 +118,7 @@ def main() -> None:
     folder = options.folder.resolve()
     base, later = folder / "base", folder / "later"
     if not base.is_dir():
-        split(options.shards.resolve(), options.later, folder)
+        split(options.shards.resolve(), options.later, (base, later))
     tasks = [task.resolve() for task in options.tasks]
     for random_seed in options.seeds:
         content = grow(clone(folder / f"seed-{random_seed}"), base, later, tasks, random_seed)

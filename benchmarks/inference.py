@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 import mode
-from benchmarks.study import Row, Rows, compare_projects, cpu_seconds, figures, markdown, read_metrics, row_of, spreads
+from benchmarks.study import Row, Rows, compare_projects, cpu_seconds, figures, row_of
 from mode.clip.preprocess import Preprocess
 from mode.ensemble.images import rgb_batches
 from mode.ensemble.model import Ensemble
 from mode.evaluation import metrics
 from mode.evaluation.tasks import Task
+from mode.results import Results
 
 #: Name of a row -> arguments of `Ensemble.adapt`.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -45,7 +46,7 @@ def measure(root: Path, tasks: list[Task]) -> Rows:
     ensemble = mode.load(root / "models", device="cpu")
     preprocess = Preprocess(next(iter(ensemble.clips.values())))
     inputs = {task.name: preprocess.normalise(pixels_of(task, preprocess)) for task in tasks}
-    known = figures(read_metrics(root / "reports/metrics.json"))
+    known = figures(Results.load(root / "reports/metrics.json"))
     rows: Rows = {}
     for name in ("dense", "dense-long"):
         if name in known:
@@ -91,10 +92,5 @@ def pixels_of(task: Task, preprocess: Preprocess) -> Tensor:
     return torch.stack([preprocess.pixels(image) for batch in read for image in batch])
 
 
-def table(runs: list[Rows]) -> str:
-    """Markdown: a row per variant, mean ± standard deviation over the runs."""
-    return markdown(spreads(runs, {"ms/image": 2}, percent=False))
-
-
 if __name__ == "__main__":
-    compare_projects(__doc__, measure, table)
+    compare_projects(__doc__, measure, {"ms/image": 2}, percent=False)

@@ -19,21 +19,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import yaml
 from dvc.utils.serialize import modify_yaml
 
 from benchmarks.study import clone, dvc, environment
+from flows.graph import in_order, read
 
 if TYPE_CHECKING:
     from prefect.client.schemas.filters import FlowRunFilter
@@ -49,6 +50,7 @@ Seconds = dict[str, float]
 #: `mode stage` with a tracker that does nothing.
 UNTRACKED = """
 import contextlib, sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import MagicMock
 from mode import stages
@@ -71,19 +73,10 @@ stages.run_stage(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None, Path.c
 """
 
 
-def stages_in_order(root: Path) -> list[str]:
-    """Stages of dvc.yaml by address, in an order in which they can run."""
-    code = "from flows.graph import in_order, read; from pathlib import Path; print(*in_order(read(Path.cwd())[0]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment(root), capture_output=True, text=True, check=True
-    )
-    return done.stdout.split()
-
-
 def run_plain(root: Path) -> Seconds:
     """Every stage by itself."""
     stages = {}
-    for stage in stages_in_order(root):
+    for stage in in_order(read(root)[0]):
         started = time.monotonic()
         command = [sys.executable, "-c", UNTRACKED, *stage.split("@")]
         subprocess.run(command, cwd=root, env=environment(root), check=True, stdout=subprocess.DEVNULL)
@@ -91,19 +84,19 @@ def run_plain(root: Path) -> Seconds:
     return {"all": sum(stages.values()), "experts": of_experts(stages)}
 
 
-def run_dvc(root: Path) -> Seconds:
-    """The same of `dvc repro`."""
-    started = time.monotonic()
-    stages = dvc(root, "repro")
-    return {"all": time.monotonic() - started, "experts": of_experts(stages)}
-
-
 def of_experts(stages: Mapping[str, float]) -> float:
     """Seconds of all experts together."""
     return sum(seconds for stage, seconds in stages.items() if stage.startswith("expert@"))
 
 
-class Page:
+def run_dvc(root: Path, *arguments: str) -> Seconds:
+    """The same of `dvc repro`."""
+    started = time.monotonic()
+    stages = dvc(root, "repro", *arguments)
+    return {"all": time.monotonic() - started, "experts": of_experts(stages)}
+
+
+class Page(AbstractContextManager["Page"]):
     """`make ui` on a project, and Prefect's own client for its server.
 
     Args:
@@ -119,13 +112,10 @@ class Page:
         from prefect.client.orchestration import SyncPrefectClient
 
         self.root = root
+        command = [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0", *options]
+        settings = settings or environment(root)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.ui", "--prefect-port", "0", "--mlflow-port", "0", *options],
-            cwd=root,
-            env=settings or environment(root),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            command, cwd=root, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self.output: list[str] = []
         assert self.process.stdout is not None
@@ -169,12 +159,9 @@ class Page:
         if not state.is_completed():
             raise SystemExit(f"the run ended as {state.name}: {state.message}")
         experts = [task for name, task in self.tasks(run).items() if name.startswith("expert@")]
-        begun = min(task.start_time.timestamp() for task in experts if task.start_time)
-        ended = max(task.end_time.timestamp() for task in experts if task.end_time)
-        return {"all": seconds, "experts": ended - begun}
-
-    def __enter__(self) -> Self:
-        return self
+        begun = min(task.start_time for task in experts if task.start_time)
+        ended = max(task.end_time for task in experts if task.end_time)
+        return {"all": seconds, "experts": (ended - begun).total_seconds()}
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -206,44 +193,37 @@ def outdate_experts(root: Path) -> list[str]:
 def race_experts(sequential: Path, flowing: Path) -> dict[str, Seconds]:
     """Four experts one after another, and two at a time, in finished projects."""
     stages = [f"expert@{name}" for name in outdate_experts(sequential)]
-    started = time.monotonic()
-    dvc(sequential, "repro", "--single-item", *stages)
-    figures: dict[str, Seconds] = {"experts, one after another": {"all": time.monotonic() - started}}
+    one_by_one = run_dvc(sequential, "--single-item", *stages)["all"]
     names = outdate_experts(flowing)
     with Page(flowing) as page:
-        figures["experts, two at a time"] = page.run("train-expert", experts=names)
-    return figures
+        two_at_a_time = page.run("train-expert", experts=names)
+    return {"experts, one after another": {"all": one_by_one}, "experts, two at a time": two_at_a_time}
 
 
 def lock_differences(one: Path, other: Path) -> list[str]:
     """Outputs that differ between two clones by more than what was measured, and stages that only one has."""
-    locks = [yaml.safe_load((root / "dvc.lock").read_text())["stages"] for root in (one, other)]
-    found = sorted(set(locks[0]) ^ set(locks[1]))
-    for stage in set(locks[0]) & set(locks[1]):
-        for kind in ("cmd", "params"):
-            if locks[0][stage].get(kind) != locks[1][stage].get(kind):
-                found.append(f"{stage}: {kind}")
-        for left, right in zip(locks[0][stage]["outs"], locks[1][stage]["outs"], strict=True):
-            if left["md5"] != right["md5"]:
-                found += _file_differences(one, other, left["path"])
+    left, right = (yaml.safe_load((root / "dvc.lock").read_text())["stages"] for root in (one, other))
+    found = sorted(left.keys() ^ right.keys())
+    for stage in left.keys() & right.keys():
+        found += [f"{stage}: {kind}" for kind in ("cmd", "params") if left[stage].get(kind) != right[stage].get(kind)]
+        for ours, theirs in zip(left[stage]["outs"], right[stage]["outs"], strict=True):
+            if ours["md5"] != theirs["md5"]:
+                found += _file_differences(one, other, ours["path"])
     return found
 
 
 def _file_differences(one: Path, other: Path, path: str) -> list[str]:
-    files = [file for file in (one / path).rglob("*") if file.is_file()] if (one / path).is_dir() else [one / path]
-    different = []
-    for file in files:
-        twin = other / file.relative_to(one)
-        if not twin.is_file() or _computed(file) != _computed(twin):
-            different.append(str(file.relative_to(one)))
-    return different
+    files = [file for file in (one / path, *(one / path).rglob("*")) if file.is_file()]
+    names = [file.relative_to(one) for file in files]
+    return [
+        str(name) for name in names if not (other / name).is_file() or _computed(one / name) != _computed(other / name)
+    ]
 
 
 def _computed(file: Path) -> object:
     """Content of a file without what was measured; page, card and plots, which show that, are not looked into."""
     if file.suffix == ".json":
-        lines = file.read_text().splitlines()
-        return [line for line in lines if not MEASURED.search(line)]
+        return [line for line in file.read_text().splitlines() if not MEASURED.search(line)]
     return None if file.suffix in (".html", ".md", ".svg", ".png") else file.read_bytes()
 
 
@@ -252,42 +232,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="where the clones go (default: a temporary folder, removed)")
     parser.add_argument("--output", type=Path, help="write the figures there, as JSON")
-    parser.add_argument("--only", nargs="+", choices=RUNS, help="some of the runs")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, help="some of the runs")
     options = parser.parse_args()
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="mode-orchestration-"))
-    wanted = options.only or RUNS
+    with TemporaryDirectory(prefix="mode-orchestration-", ignore_cleanup_errors=True) as temporary:
+        figures = race(options.folder or Path(temporary), options.only)
+    if options.output:
+        options.output.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def race(folder: Path, wanted: Sequence[str]) -> dict[str, Seconds]:
+    """The runs that are wanted, each in a clone of its own in the folder; prints their figures as they come."""
     figures: dict[str, Seconds] = {}
 
-    def show(found: dict[str, Seconds]) -> None:
-        figures.update(found)
-        for name, seconds in found.items():
-            print(name, seconds, flush=True)
+    def show(name: str, seconds: Seconds) -> None:
+        figures[name] = seconds
+        print(name, seconds, flush=True)
 
-    def compare_locks(one: Path, other: Path) -> None:
-        print("dvc.lock differs in:", lock_differences(one, other) or "nothing", flush=True)
+    def compare_locks(other: str) -> None:
+        print("dvc.lock differs in:", lock_differences(folder / "dvc", folder / other) or "nothing", flush=True)
 
-    try:
-        if "plain" in wanted:
-            show({"plain": run_plain(clone(folder / "plain"))})
+    if "plain" in wanted:
+        show("plain", run_plain(clone(folder / "plain")))
+    if "dvc" in wanted:
+        show("dvc", run_dvc(clone(folder / "dvc")))
+    for workers in (1, 2):
+        name = f"flow-{workers}"
+        if name not in wanted:
+            continue
+        with Page(clone(folder / name)) as page:
+            show(name, page.run(workers=workers))
+            show(f"nothing to do ({workers})", {"all": page.run(workers=workers)["all"]})
         if "dvc" in wanted:
-            show({"dvc": run_dvc(clone(folder / "dvc"))})
-        for workers in (1, 2):
-            if f"flow-{workers}" not in wanted:
-                continue
-            root = clone(folder / f"flow-{workers}")
-            with Page(root) as page:
-                show({f"flow-{workers}": page.run(workers=workers)})
-                show({f"nothing to do ({workers})": {"all": page.run(workers=workers)["all"]}})
-            if "dvc" in wanted:
-                compare_locks(folder / "dvc", root)
-        if "experts" in wanted:  # in the projects that the others have left
-            show(race_experts(folder / "dvc", folder / "flow-2"))
-            compare_locks(folder / "dvc", folder / "flow-2")
-        if options.output:
-            options.output.write_text(json.dumps(figures, indent=2) + "\n")
-    finally:
-        if not options.folder:
-            shutil.rmtree(folder, ignore_errors=True)
+            compare_locks(name)
+    if "experts" in wanted:  # in the projects that the others have left
+        for name, seconds in race_experts(folder / "dvc", folder / "flow-2").items():
+            show(name, seconds)
+        compare_locks("flow-2")
+    return figures
 
 
 if __name__ == "__main__":

@@ -31,23 +31,15 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from benchmarks.study import Row, Rows, compare_projects, markdown, row_of, spreads
+from benchmarks.study import Row, Rows, compare_projects, mean_row, row_of
 from mode.clip.encode import encode_prompts, encode_texts, unit_vectors
 from mode.clip.model import Clip, load_model
 from mode.clip.preprocess import Preprocess
 from mode.data.loading.selection import held_out_images
 from mode.data.loading.store import ImageStore
 from mode.data.shards.index import PairIndex
+from mode.ensemble import rules
 from mode.ensemble.router import Router, class_vectors
-from mode.ensemble.rules import (
-    Nearest,
-    calibrate_temperature,
-    class_distances,
-    paper_weights,
-    partial_captions,
-    posteriors,
-    published_weights,
-)
 from mode.evaluation import metrics
 from mode.evaluation.features import encode_tasks
 from mode.evaluation.tasks import Task
@@ -76,7 +68,7 @@ class Problem:
 
     scores: Mapping[str, Array]
     vectors: Array
-    nearest: Nearest
+    nearest: rules.Nearest
     owners: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
 
@@ -84,6 +76,10 @@ class Problem:
     def known(self) -> NDArray[np.bool_]:
         """Texts that the embedder knows a word of."""
         return np.asarray(self.vectors.any(axis=1))
+
+    def among(self, texts: NDArray[np.generic]) -> rules.Nearest:
+        """Distances of some of the texts."""
+        return self.nearest._replace(distances=self.nearest.distances[texts])
 
 
 @dataclass(frozen=True)
@@ -134,12 +130,12 @@ class Rule:
 
 def posterior(problem: Problem, temperature: float) -> Array:
     """p(expert | text), [texts, experts]; uniform where the embedder knows no word."""
-    found: Array = posteriors(problem.nearest, temperature)
+    found: Array = rules.posteriors(problem.nearest, temperature)
     found[~problem.known] = 1 / found.shape[1]
     return found
 
 
-def whole(weigh: Callable[[Project, Problem], Array]) -> Weights:
+def whole(weigh: Weights) -> Weights:
     """The mean of a rule's weights over the texts that say anything."""
 
     def weights(project: Project, problem: Problem) -> Array:
@@ -173,37 +169,30 @@ def squared(project: Project, problem: Problem) -> Array:
     return np.asarray(weights / weights.sum())
 
 
-def top(project: Project, problem: Problem) -> Array:
+def named(weigh: Callable[[Project, Problem], Mapping[str, float]]) -> Weights:
+    """Of a rule that names the experts."""
+    return lambda project, problem: np.array([*weigh(project, problem).values()])
+
+
+def top(project: Project, problem: Problem) -> Mapping[str, float]:
     """The expert with the largest calibrated weight, alone."""
-    weights = whole(calibrated)(project, problem)
-    return np.asarray(np.arange(len(weights)) == weights.argmax(), dtype=float)
-
-
-def uniform(_: Project, problem: Problem) -> Array:
-    """The control."""
-    experts = len(problem.nearest.experts)
-    return np.full(experts, 1 / experts)
+    return rules.keep_top(dict(zip(problem.nearest.experts, whole(calibrated)(project, problem), strict=True)), 1)
 
 
 def published(divisor: float) -> Weights:
     """The published code's."""
-
-    def weights(_: Project, problem: Problem) -> Array:
-        nearest = Nearest(problem.nearest.experts, problem.nearest.distances[problem.known])
-        return np.array(list(published_weights(nearest, divisor).values()))
-
-    return weights
+    return named(lambda _, problem: rules.published_weights(problem.among(problem.known), divisor))
 
 
 def paper(bandwidth: float) -> Weights:
     """The paper's text."""
+    return named(
+        lambda project, task: rules.paper_weights(task.vectors[task.known], project.router.conditions, bandwidth)
+    )
 
-    def weights(project: Project, problem: Problem) -> Array:
-        found = paper_weights(problem.vectors[problem.known], project.router.conditions, bandwidth)
-        return np.array(list(found.values()))
 
-    return weights
-
+#: The control.
+uniform = named(lambda _, problem: rules.uniform_weights(problem.nearest.experts))
 
 RULES: dict[str, Rule] = {
     "uniform": Rule(uniform),
@@ -217,7 +206,7 @@ RULES: dict[str, Rule] = {
     "share of texts": Rule(whole(share)),
     "calibrated and share, half each": Rule(whole(half)),
     "calibrated, squared": Rule(squared),
-    "calibrated, best expert only": Rule(top),
+    "calibrated, best expert only": Rule(named(top)),
     "uniform, standardised scores": Rule(uniform, "z"),
     "calibrated, standardised scores": Rule(whole(calibrated), "z"),
     "share, standardised scores": Rule(whole(share), "z"),
@@ -239,19 +228,14 @@ RULES: dict[str, Rule] = {
 
 
 def total(rule: Rule, project: Project, problem: Problem, by_text: bool = False) -> Array:
-    """The ensemble's scores.
-
-    Args:
-        by_text: a text is the query: rows are texts, columns images. Else rows are images, columns texts.
-    """
+    """The ensemble's scores, a row per query: an image, or with `by_text` a text."""
     weights = rule.weights(project, problem)
     if rule.by_query and not by_text:
         factor = statistics.fmean(project.own_scales.values())
         weights = softmax(factor * total(Rule(whole(rule.weights)), project, problem), axis=1) @ weights
-    of_rows = by_text or rule.by_query
-    result = np.zeros(0)
+    result = np.zeros(())
     for number, expert in enumerate(problem.nearest.experts):
-        scores = problem.scores[expert].T if by_text else problem.scores[expert]
+        scores = alone(expert, problem, by_text)
         if rule.scores == "z":
             scores = (scores - scores.mean(axis=1, keepdims=True)) / (scores.std(axis=1, keepdims=True) + 1e-9)
         elif rule.scores != "cosine":
@@ -259,8 +243,7 @@ def total(rule: Rule, project: Project, problem: Problem, by_text: bool = False)
         if rule.scores in ("mixed", "own"):
             scores = softmax(scores, axis=1)
         weight = weights[..., number]
-        term = scores * (weight[:, None] if of_rows and weight.ndim else weight)
-        result = result + term if result.ndim > 1 else term
+        result = result + scores * (weight[:, None] if (by_text or rule.by_query) and weight.ndim else weight)
     return result
 
 
@@ -275,17 +258,13 @@ def recalls(problem: Problem, scores: Scoring) -> Row:
     assert problem.owners is not None
     image = metrics.ranks(scores(problem, True), problem.owners)
     text = metrics.best_ranks(scores(problem, False), problem.owners)
-    return {
-        f"{kind} recall@{k}": metrics.accuracy(ranks, k)
-        for k in (1, 10)
-        for kind, ranks in (("image", image), ("text", text))
-    }
+    both = {"image": image, "text": text}
+    return {f"{kind} recall@{k}": metrics.accuracy(ranks, k) for k in (1, 10) for kind, ranks in both.items()}
 
 
 def all_figures(project: Project, scores: Scoring) -> Row:
     """One row of the table."""
-    accuracies: Row = {}
-    others: Row = {}
+    accuracies, others = Row(), Row()
     for task, problem in project.tests.items():
         if problem.labels is not None:
             accuracies[task] = accuracy(problem, scores)
@@ -300,29 +279,27 @@ def all_figures(project: Project, scores: Scoring) -> Row:
 def compare(root: Path, tasks: list[Task]) -> Rows:
     """Rule or model -> its figures."""
     project = open_project(root, tasks)
-    rows = {name: all_figures(project, partial(_alone, name)) for name in OTHERS if name in project.held_out.scores}
-    experts = [all_figures(project, partial(_alone, name)) for name in project.router.experts]
-    rows["an expert alone, mean"] = {key: statistics.fmean(row[key] for row in experts) for key in experts[0]}
-    rows["best expert per task, by the test labels"] = _best_by_label(project, experts)
+    others = {name: all_figures(project, partial(alone, name)) for name in OTHERS if name in project.held_out.scores}
+    experts = [all_figures(project, partial(alone, name)) for name in project.router.experts]
+    rows = others | {
+        "an expert alone, mean": mean_row(experts),
+        "best expert per task, by the test labels": _best_by_label(project, experts),
+    }
     for name, rule in RULES.items():
         rows[name] = all_figures(project, partial(total, rule, project))
         print(f"  {name}", file=sys.stderr)
     return rows
 
 
-def _alone(name: str, problem: Problem, by_text: bool) -> Array:
+def alone(model: str, problem: Problem, by_text: bool) -> Array:
     """What one model says."""
-    scores = problem.scores[name]
-    return scores.T if by_text else scores
+    return problem.scores[model].T if by_text else problem.scores[model]
 
 
-def _best_by_label(project: Project, experts: list[dict[str, float]]) -> dict[str, float]:
+def _best_by_label(project: Project, experts: list[Row]) -> Row:
     """What the best expert of each task would reach, chosen with the test labels; no rule that could be used."""
-    best = [
-        max(accuracy(problem, partial(_alone, name)) for name in project.router.experts)
-        for problem in project.tests.values()
-        if problem.labels is not None
-    ]
+    labelled = [problem for problem in project.tests.values() if problem.labels is not None]
+    best = [max(accuracy(problem, partial(alone, name)) for name in project.router.experts) for problem in labelled]
     row = {key: max(expert[key] for expert in experts) for key in experts[0] if not key.startswith("held-out")}
     return row | ({"zero-shot": statistics.fmean(best)} if best else {})
 
@@ -331,10 +308,8 @@ def open_project(root: Path, tasks: list[Task]) -> Project:
     """Encode all that is needed, once."""
     params = load_params(root / "params.yaml")
     router = Router.load(root / "models" / "ensemble")
-    names = [*OTHERS, *router.experts]
-    clips = {
-        name: load_model(root / "models" / name) for name in names if (root / "models" / name / "card.json").is_file()
-    }
+    folders = [root / "models" / name for name in (*OTHERS, *router.experts)]
+    clips = {folder.name: load_model(folder) for folder in folders if (folder / "card.json").is_file()}
     for clip in clips.values():
         clip.model.eval()
     held_out, captions, owners = _held_out(root, params, router, clips)
@@ -346,32 +321,26 @@ def open_project(root: Path, tasks: list[Task]) -> Project:
         held_out=held_out,
         neighbourhoods=neighbourhoods,
         temperatures={"router": router.temperature},
-        scales={name: _scale([(p.scores[name], p.labels) for p in neighbourhoods]) for name in router.experts},
+        scales={name: _scale([problem.scores[name] for problem in neighbourhoods]) for name in router.experts},
         own_scales={name: clips[name].model.logit_scale.exp().item() for name in router.experts},
     )
-    parts = router.embedder.encode(partial_captions(captions, params.random_seed))
+    parts = router.embedder.encode(rules.partial_captions(captions, params.random_seed))
     useful = parts.any(axis=1) & held_out.known
-    distances = class_distances(parts[useful], router.conditions).distances
+    distances = rules.class_distances(parts[useful], router.conditions).distances
     assigned = held_out.nearest.distances[useful].argmin(axis=1)
-    project.temperatures["captions"] = calibrate_temperature(distances, assigned)
+    project.temperatures["captions"] = rules.calibrate_temperature(distances, assigned)
     project.temperatures["pairs"] = _pair_temperature(project)
     return project
 
 
 def _tests(tasks: list[Task], router: Router, clips: Mapping[str, Clip]) -> dict[str, Problem]:
     problems = {}
+    encode = partial(encode_prompts, batch_size=BATCH, device="cpu")
     for task, images in encode_tasks(tasks, clips, batch_size=BATCH, workers=1, device="cpu"):
-        columns = {
-            name: encode_prompts(clip, task.prompts, batch_size=BATCH, device="cpu") for name, clip in clips.items()
-        }
+        scores = {name: (images[name] @ encode(clip, task.prompts).T).numpy() for name, clip in clips.items()}
         vectors = class_vectors(router.embedder, task.prompts)
-        problems[task.name] = Problem(
-            {name: (images[name] @ columns[name].T).numpy() for name in clips},
-            vectors,
-            class_distances(vectors, router.conditions),
-            owners=task.owners if task.kind == "retrieval" else None,
-            labels=None if task.kind == "retrieval" else task.labels,
-        )
+        right = {"owners": task.owners} if task.kind == "retrieval" else {"labels": task.labels}
+        problems[task.name] = Problem(scores, vectors, rules.class_distances(vectors, router.conditions), **right)
     return problems
 
 
@@ -384,57 +353,45 @@ def _held_out(
     if not count:
         sys.exit(f"error: {root}: training.held_out is 0: nothing was held out to compare rules on")
     rows = np.flatnonzero(held_out_images(index.images, count, params.random_seed)[index.image])
-    distinct = np.unique(index.captions(rows), return_index=True)[
-        1
-    ]  # of captions that several images have, one image's
-    rows = rows[np.sort(distinct)]
+    # Of captions that several images have, one image's.
+    rows = rows[np.sort(np.unique(index.captions(rows), return_index=True)[1])]
     captions, owners = index.captions(rows), np.unique(index.image[rows], return_inverse=True)[1]
     first = rows[np.unique(owners, return_index=True)[1]]
     image = params.image.model_copy(update={"crop_scale": None})
     pixels, _ = ImageStore(index, root, image, cache_mb=0, rows=first).load(first)
     scores = {}
     for name, clip in clips.items():
-        preprocess = Preprocess(clip)
-        parts = [
-            unit_vectors(clip.model.encode_image, preprocess.normalise(batch), name)
-            for batch in torch.split(pixels, BATCH)
-        ]
+        batches = [Preprocess(clip).normalise(batch) for batch in torch.split(pixels, BATCH)]
+        images = torch.cat([unit_vectors(clip.model.encode_image, batch, name) for batch in batches])
         texts = encode_texts(clip, captions, batch_size=BATCH, device="cpu", name=name)
-        scores[name] = (torch.cat(parts) @ texts.T).numpy()
+        scores[name] = (images @ texts.T).numpy()
     vectors = router.embedder.encode(captions)
-    return Problem(scores, vectors, class_distances(vectors, router.conditions), owners=owners), captions, owners
+    return Problem(scores, vectors, rules.class_distances(vectors, router.conditions), owners=owners), captions, owners
 
 
 def _neighbourhoods(held_out: Problem, owners: NDArray[np.int64], random_seed: int) -> list[Problem]:
-    """Small tasks: a held-out caption and those next to it, one of each image."""
+    """Small tasks: a held-out caption and those next to it, one of each image; the right answers are the diagonal."""
     random = np.random.default_rng(random_seed)
     anchors = random.permutation(np.flatnonzero(held_out.known))[:TASKS]
     tasks = []
     for anchor in anchors:
         order = np.argsort(-(held_out.vectors @ held_out.vectors[anchor]), kind="stable")
-        order = order[np.sort(np.unique(owners[order], return_index=True)[1])]  # the nearest caption of each image
-        columns = order[:CHOICES]
-        tasks.append(
-            Problem(
-                {name: scores[np.ix_(owners[columns], columns)] for name, scores in held_out.scores.items()},
-                held_out.vectors[columns],
-                Nearest(held_out.nearest.experts, held_out.nearest.distances[columns]),
-                labels=np.arange(len(columns)),
-            )
-        )
+        nearest_of_image = np.sort(np.unique(owners[order], return_index=True)[1])
+        columns = order[nearest_of_image[:CHOICES]]
+        scores = {name: table[np.ix_(owners[columns], columns)] for name, table in held_out.scores.items()}
+        labels = np.arange(len(columns))
+        tasks.append(Problem(scores, held_out.vectors[columns], held_out.among(columns), labels=labels))
     return tasks
 
 
-def _surprise(parts: list[tuple[Array, NDArray[np.int64]]], scale: float) -> float:
-    """Mean negative log likelihood of the right columns under softmax(scale * scores)."""
-    rows = [log_softmax(scale * scores, axis=1)[np.arange(len(labels)), labels] for scores, labels in parts]
-    return -float(np.concatenate(rows).mean())
+def _surprise(tasks: list[Array], scale: float) -> float:
+    """Mean negative log likelihood of the right columns (the diagonals) under softmax(scale * scores)."""
+    return -float(np.concatenate([log_softmax(scale * scores, axis=1).diagonal() for scores in tasks]).mean())
 
 
-def _scale(parts: list[tuple[Array, NDArray[np.int64] | None]]) -> float:
+def _scale(tasks: list[Array]) -> float:
     """The factor that makes the right columns most likely."""
-    given = [(scores, labels) for scores, labels in parts if labels is not None]
-    found = minimize_scalar(lambda x: _surprise(given, np.exp(x)), bounds=(0.0, 6.0), method="bounded")
+    found = minimize_scalar(lambda x: _surprise(tasks, np.exp(x)), bounds=(0.0, 6.0), method="bounded")
     return float(np.exp(found.x))
 
 
@@ -443,30 +400,21 @@ def _pair_temperature(project: Project) -> float:
 
     def surprise(temperature: float) -> float:
         rule = Rule(whole(lambda _, problem: posterior(problem, temperature)))
-        parts = [(total(rule, project, problem), problem.labels) for problem in project.neighbourhoods]
-        scale = _scale(parts)
-        return _surprise([(scores, labels) for scores, labels in parts if labels is not None], scale)
+        tasks = [total(rule, project, problem) for problem in project.neighbourhoods]
+        return _surprise(tasks, _scale(tasks))
 
     return float(min(project.temperatures["router"] * np.geomspace(1e-2, 1e2, 13), key=surprise))
 
 
-def table(runs: Sequence[Rows]) -> str:
-    """Markdown: a row per rule, mean ± standard deviation over the runs."""
-    return markdown(spreads(runs))
-
-
 def choice(experiments: Sequence[Sequence[Rows]]) -> str:
     """What the held-out pairs say: the mean over experiments of the mean over seeds, and the best rule by it."""
+    means = {rule: mean_row([mean_row([run[rule] for run in runs]) for runs in experiments]) for rule in RULES}
     lines = []
     for head in ("held-out tasks", "held-out retrieval"):
-        of_rule = {
-            rule: 100 * statistics.fmean(statistics.fmean(run[rule][head] for run in runs) for runs in experiments)
-            for rule in RULES
-        }
-        best = max(of_rule, key=lambda rule: of_rule[rule])
-        lines.append(f"{head}: {best} {of_rule[best]:.2f}; calibrated {of_rule['calibrated']:.2f}")
+        best = max(RULES, key=lambda rule: means[rule][head])
+        lines.append(f"{head}: {best} {100 * means[best][head]:.2f}; calibrated {100 * means['calibrated'][head]:.2f}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(choice(compare_projects(__doc__, compare, table)))
+    print(choice(compare_projects(__doc__, compare)))

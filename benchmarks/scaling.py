@@ -18,8 +18,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from pyarrow import compute as pc
 from pyarrow import parquet
+from transformers import BertConfig, BertModel
 
 from benchmarks.inputs import clusters_at
 from benchmarks.study import cpu_seconds
@@ -55,8 +55,7 @@ def index_rates(shards: Path, folder: Path, images: int) -> PairIndex:
         show(f"index, check_images: {str(check).lower()}", index.images / seconds, "images/s")
     size = sum(path.stat().st_size for path in (folder / "index-False").iterdir())
     show("index on disk", size / len(index), "bytes/pair")
-    table = parquet.read_table(folder / "index-False" / "index.parquet")
-    firsts = table.filter(pc.equal(table["caption_number"], 0))
+    firsts = parquet.read_table(folder / "index-False" / "index.parquet", filters=[("caption_number", "=", 0)])
     parquet.write_table(firsts, folder / "firsts.parquet", compression="zstd")
     show("index on disk, first captions only", (folder / "firsts.parquet").stat().st_size / len(firsts), "bytes/pair")
     show("image bytes", float(index.length.mean()), "bytes/image")
@@ -70,15 +69,9 @@ def image_rates(index: PairIndex, folder: Path, size: int, count: int = 200) -> 
     images = np.unique(index.image, return_index=True)[1][:count]
     contents = [files.read(int(row)) for row in images]
     for what, chosen in (("as it is", contents), ("from 320", [enlarged(content, 320) for content in contents])):
-        seconds, _ = cpu_seconds(partial(decode_all, chosen, size))
+        seconds, _ = cpu_seconds(partial(list, (resize_and_crop(decode(content), size) for content in chosen)))
         mean = np.mean([len(content) for content in chosen])
         show(f"decode and resize to {size}, {what}, {mean:,.0f} bytes", len(chosen) / seconds, "images/s")
-
-
-def decode_all(contents: list[bytes], size: int) -> None:
-    """Decode and resize, one after another."""
-    for content in contents:
-        resize_and_crop(decode(content), size)
 
 
 def enlarged(content: bytes, side: int) -> bytes:
@@ -93,10 +86,8 @@ def embedding_rates(index: PairIndex) -> None:
     """LSA of 64 and 768 dimensions, and an encoder of BERT's shape on the CPU."""
     captions = [caption for block in index.iter_captions() for caption in block]
     show("length of a caption", float(np.mean([len(caption.encode()) for caption in captions])), "bytes")
-    embedder = LsaEmbedder.fit(captions, 64, 0)
-    show("embed, lsa of 64 dimensions", len(captions) / cpu_seconds(lambda: embedder.encode(captions))[0], "captions/s")
-    from transformers import BertConfig, BertModel
-
+    seconds, _ = cpu_seconds(partial(LsaEmbedder.fit(captions, 64, 0).encode, captions))
+    show("embed, lsa of 64 dimensions", len(captions) / seconds, "captions/s")
     encoder = BertModel(BertConfig(vocab_size=30_522, **BERT)).eval()
     tokens = torch.randint(1000, 30_000, (16, 16))
     with torch.inference_mode():
@@ -105,27 +96,20 @@ def embedding_rates(index: PairIndex) -> None:
     show("embed, BERT base, 16 tokens, on the CPU", 64 / seconds, "captions/s")
 
 
-def assignment_rate() -> None:
-    """Nearest of 1,024 centres of 768 dimensions."""
+def assignment_rates(folder: Path) -> None:
+    """Nearest of 1,024 centres of 768 dimensions; size of a file of random assignments; shuffle of a pass."""
     random = np.random.default_rng(0)
     centres = random.standard_normal((FINE, DIMENSIONS), dtype=np.float32)
     vectors = random.standard_normal((65_536, DIMENSIONS), dtype=np.float32).astype(np.float16)
     seconds, _ = cpu_seconds(lambda: assign(vectors, clusters_at(centres, 1)))
     show(f"assign, m = {FINE}, d = {DIMENSIONS}", len(vectors) / seconds, "pairs/s")
-
-
-def assignment_size(folder: Path, pairs: int = 1_000_000) -> None:
-    """Of a file of random assignments."""
     random = np.random.default_rng(0)
+    pairs = 1_000_000
     fine, coarse = (random.integers(0, most, pairs).astype(np.int32) for most in (FINE, 4))
     Assignment(fine, coarse, random.random(pairs, dtype=np.float32)).save(folder / "assignment.parquet")
     show("assignment on disk", (folder / "assignment.parquet").stat().st_size / pairs, "bytes/pair")
-
-
-def shuffle_rate(images: int = 10_000_000) -> None:
-    """Of a pass of training."""
-    random = np.random.default_rng(0)
-    show("shuffle of a pass", images / cpu_seconds(lambda: random.permutation(images))[0], "images/s")
+    images = 10_000_000
+    show("shuffle of a pass", images / cpu_seconds(partial(random.permutation, images))[0], "images/s")
 
 
 def block_of_vectors(number: int) -> np.ndarray:
@@ -133,12 +117,12 @@ def block_of_vectors(number: int) -> np.ndarray:
     return np.full((65_536, DIMENSIONS), number, np.float16)
 
 
-def receive_rate(blocks: int = 24) -> None:
+def receive_rate() -> None:
     """Vectors from workers to the stage, by the clock."""
     with open_engine("dask", processes=2) as engine:
         list(engine(block_of_vectors, range(2)))
         started = time.monotonic()
-        captions = sum(len(block) for block in engine(block_of_vectors, range(blocks)))
+        captions = sum(len(block) for block in engine(block_of_vectors, range(24)))
         seconds = time.monotonic() - started
     show(f"received from Dask, d = {DIMENSIONS} (wall time)", captions / seconds, "captions/s")
 
@@ -148,8 +132,7 @@ def operations() -> None:
     for name in ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu"):
         clip = build_model(ModelParams(name=name, tokenizer="model"), ImageParams(size=224), [], 0)
         show(f"training, {name}", flops_per_pair(clip) / 1e9, "GFLOP/pair")
-        parameters = sum(parameter.numel() for parameter in clip.model.parameters())
-        show(f"parameters, {name}", parameters / 1e6, "million")
+        show(f"parameters, {name}", sum(each.numel() for each in clip.model.parameters()) / 1e6, "million")
 
 
 def main() -> None:
@@ -164,9 +147,7 @@ def main() -> None:
         index = index_rates(given.shards.resolve(), Path(temporary), given.images)
         image_rates(index, Path(temporary), 224)
         embedding_rates(index)
-        assignment_size(Path(temporary))
-    assignment_rate()
-    shuffle_rate()
+        assignment_rates(Path(temporary))
     receive_rate()
     operations()
 

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.study import Rows, figures, markdown, read_metrics, spreads
+from benchmarks.study import figures, markdown, mean_row, spreads
 from mode.reporting.summary import comparison
 from mode.results import Results
-from mode.roles import EXPERT
+from mode.roles import EXPERT, role_of
 
 ORDER = ["seed", "dense", "dense-long", EXPERT.mean, "uniform", "ensemble"]
 
@@ -43,7 +41,7 @@ def main() -> None:
                 run(random_seed, arguments.out)
         finally:
             params.write_text(before, encoding="utf-8")
-    print(table([read_metrics(path) for path in sorted(arguments.out.glob("*.json"))]))
+    print(table([Results.load(path) for path in sorted(arguments.out.glob("*.json"))]))
 
 
 def run(random_seed: int, out: Path) -> None:
@@ -55,20 +53,16 @@ def run(random_seed: int, out: Path) -> None:
     shutil.copy("reports/metrics.json", out / f"{random_seed}.json")
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def table(results: Sequence[Results]) -> str:
     """Markdown: one row per model, mean ± standard deviation in percent over the runs, and the cost."""
     if not results:
         return "no results"
-    cells = spreads([with_mean(figures(metrics)) for metrics in results])
-    samples = comparison(Results.model_validate(results[0]))["samples_seen"]
-    cells["training samples"] = samples.map("{:,.0f}".format)
+    runs = [figures(each) for each in results]
+    for models in runs:
+        models[EXPERT.mean] = mean_row([row for model, row in models.items() if role_of(model) == EXPERT])
+    cells = spreads(runs)
+    cells["training samples"] = comparison(results[0])["samples_seen"].map("{:,.0f}".format)
     return markdown(cells.reindex(ORDER).fillna("–"))
-
-
-def with_mean(models: Rows) -> Rows:
-    """With a row for the mean of the experts."""
-    experts = [row for model, row in models.items() if model.startswith("expert-")]
-    return models | {EXPERT.mean: {head: statistics.fmean(row[head] for row in experts) for head in experts[0]}}
 
 
 if __name__ == "__main__":

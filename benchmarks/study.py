@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import statistics
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from mode.evaluation.tasks import Task, open_tasks
+from mode.results import Results
 
 REPOSITORY = Path(__file__).parent.parent
 #: With more classification tasks than this, tables show only their mean.
@@ -65,28 +67,28 @@ def dvc(root: Path, *arguments: str) -> dict[str, float]:
 
 def set_params(changes: Mapping[str, Any]) -> list[str]:
     """Arguments of `dvc exp run` that change parameters: `training.epochs`, or `FILE:KEY` in another file."""
-    return [
-        part
-        for key, value in changes.items()
-        for part in ("--set-param", f"{key}={json.dumps(value, ensure_ascii=False)}")
-    ]
+    values = {key: json.dumps(value, ensure_ascii=False) for key, value in changes.items()}
+    return [part for key, value in values.items() for part in ("--set-param", f"{key}={value}")]
 
 
-def read_metrics(file: Path) -> dict[str, Any]:
-    """What `evaluate` wrote: `reports/metrics.json`, or a copy of it."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
-
-
-def figures(metrics: Mapping[str, Any], most_tasks: float = FEW_TASKS) -> Rows:
+def figures(results: Results, most_tasks: float = FEW_TASKS) -> Rows:
     """Figures of every model in 0..1: `zero-shot` (the mean), each task (where they are few), and all recalls."""
-    tasks = metrics["zeroshot"]["tasks"]
-    columns: Rows = {"zero-shot": metrics["zeroshot"]["mean"]} | (tasks if len(tasks) <= most_tasks else {})
-    for task, models in metrics["retrieval"]["tasks"].items():
+    tasks = results.zeroshot.tasks
+    columns = {"zero-shot": results.zeroshot.mean, **(tasks if len(tasks) <= most_tasks else {})}
+    for task, models in results.retrieval.tasks.items():
         for name in next(iter(models.values())):
             columns[f"{task} {name.replace('_', ' ')}"] = {model: recalls[name] for model, recalls in models.items()}
-    models = dict.fromkeys(model for column in columns.values() for model in column)
-    return {model: {head: column[model] for head, column in columns.items() if model in column} for model in models}
+    rows: Rows = defaultdict(dict)
+    for head, column in columns.items():
+        for model, value in column.items():
+            rows[model][head] = math.nan if value is None else value
+    return dict(rows)
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """The mean of every figure that all rows have."""
+    heads = [head for head in rows[0] if all(head in row for row in rows)]
+    return {head: statistics.fmean(row[head] for row in rows) for head in heads}
 
 
 def row_of(accuracies: Row, others: Row) -> Row:
@@ -95,21 +97,18 @@ def row_of(accuracies: Row, others: Row) -> Row:
     return mean | (accuracies if len(accuracies) <= FEW_TASKS else {}) | others
 
 
-def open_project_tasks(root: Path) -> list[Task]:
-    """The evaluation tasks of a project."""
-    where = json.loads((root / "data" / "tasks" / "tasks.json").read_text(encoding="utf-8"))
-    return open_tasks([root / task for task in where])
-
-
 def compare_projects(
-    description: str | None, measure: Callable[[Path, list[Task]], Rows], table: Callable[[list[Rows]], str]
+    description: str | None,
+    measure: Callable[[Path, list[Task]], Rows],
+    digits: Mapping[str, int] | None = None,
+    percent: bool = True,
 ) -> list[list[Rows]]:
     """The command of a study of finished projects: measure each, print a table an experiment, keep the figures.
 
     Args:
         description: of the command.
         measure: rows of a project, from its folder and its tasks.
-        table: Markdown of an experiment, from the rows of its projects.
+        digits, percent: of the table, see `spreads`.
 
     Returns:
         Rows of each project, by experiment: projects with the same tasks differ in the random seed only.
@@ -122,11 +121,11 @@ def compare_projects(
     kept = {}
     for root in arguments.projects:
         print(root, file=sys.stderr)
-        tasks = open_project_tasks(root)
+        tasks = open_tasks([root / task for task in json.loads((root / "data/tasks/tasks.json").read_text())])
         kept[str(root)] = measure(root, tasks)
         experiments[tuple(sorted(task.name for task in tasks))].append(kept[str(root)])
     for runs in experiments.values():
-        print(table(runs), end="\n\n")
+        print(markdown(spreads(runs, digits, percent)), end="\n\n")
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

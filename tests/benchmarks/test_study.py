@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,18 +11,21 @@ from dvc.utils.hydra import apply_overrides
 from benchmarks import seeds
 from benchmarks.routing import RULES, choice
 from benchmarks.study import figures, markdown, row_of, set_params, spread, spreads
+from mode.results import Results
 
 
-def metrics_of(accuracy: float) -> dict[str, Any]:
-    """Metrics of a run with two experts, a classification and a retrieval task."""
+def results_of(accuracy: float) -> Results:
+    """Results of a run with two experts, a classification and a retrieval task."""
     models = {"seed": 0.25, "expert-0": accuracy, "expert-1": accuracy + 0.2, "ensemble": 0.5}
     recalls = {model: {"image_recall@1": value / 2, "text_recall@10": value} for model, value in models.items()}
-    return {
-        "zeroshot": {"mean": models, "tasks": {"dice": models}},
-        "retrieval": {"tasks": {"flickr": recalls}},
-        "cost": {model: {"samples_seen": 1_000} for model in models},
-        "routing": {"dice": {"expert-0": 0.5, "expert-1": 0.5}},
-    }
+    return Results.model_validate(
+        {
+            "zeroshot": {"mean": models, "tasks": {"dice": models}},
+            "retrieval": {"tasks": {"flickr": recalls}},
+            "cost": {model: {"samples_seen": 1_000} for model in models},
+            "routing": {"dice": {"expert-0": 0.5, "expert-1": 0.5}},
+        }
+    )
 
 
 def test_spread_is_of_the_values_that_are_there() -> None:
@@ -34,11 +36,11 @@ def test_spread_is_of_the_values_that_are_there() -> None:
 
 
 def test_figures_are_named_and_many_tasks_left_out() -> None:
-    metrics = metrics_of(0.1)
-    assert figures(metrics)["expert-1"] == pytest.approx(
+    results = results_of(0.1)
+    assert figures(results)["expert-1"] == pytest.approx(
         {"zero-shot": 0.3, "dice": 0.3, "flickr image recall@1": 0.15, "flickr text recall@10": 0.3}
     )
-    assert "dice" not in figures(metrics, most_tasks=0)["seed"]
+    assert "dice" not in figures(results, most_tasks=0)["seed"]
     accuracies = {f"task {number}": number / 10 for number in range(7)}
     assert row_of(accuracies, {"recall": 0.5}) == pytest.approx({"zero-shot": 0.3, "recall": 0.5})
     assert row_of({}, {"recall": 0.5}) == {"recall": 0.5}
@@ -53,7 +55,7 @@ def test_tables_keep_the_order_of_rows_and_show_what_is_missing() -> None:
 
 
 def test_table_of_random_seeds() -> None:
-    table = seeds.table([metrics_of(0.1), metrics_of(0.3)])
+    table = seeds.table([results_of(0.1), results_of(0.3)])
     [experts] = [line for line in table.splitlines() if line.startswith("| experts, mean")]
     assert [cell.strip() for cell in experts.strip("|").split("|")] == [
         *("experts, mean", "30.0 ± 14.1", "30.0 ± 14.1", "15.0 ± 7.1", "30.0 ± 14.1", "1,000")
