@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ WORKERS = 2
 
 
 def _make(given: Input) -> None:
-    import shutil
-
     from mode.clip.model import save_model
     from mode.data.glyphs.dataset import write_glyph_tasks
     from mode.params import GlyphParams
@@ -33,40 +32,37 @@ def _make(given: Input) -> None:
     save_router(given.folder, texts)
 
 
-def _tasks(given: Input) -> list[Path]:
-    return sorted((given.folder / "tasks").iterdir())
-
-
 def _ours(given: Input) -> Run:
-    from mode.processes import use_huge_pages
-
-    use_huge_pages()  # as `mode evaluate` does
     from mode.ensemble.router import Router
     from mode.evaluation.evaluate import evaluate_tasks
     from mode.params import MachineParams
+    from mode.processes import use_huge_pages
 
+    use_huge_pages()  # as `mode evaluate` does
     params = MachineParams(inference_batch=BATCH, decode_threads=WORKERS, device="cpu")
 
+    models, tasks = {name: given.folder / "models" / name for name in EXPERTS}, given.folder / "tasks"
+
     def run() -> dict[str, Any]:
-        models = {name: given.folder / "models" / name for name in EXPERTS}
-        found = evaluate_tasks(models, Router.load(given.folder / "router"), _tasks(given), params)
-        figures = {
-            f"{task}/{name}": found.details[task][name]["acc1"] or 0.0 for task in found.details for name in EXPERTS
-        }
-        (given.folder / "mode.json").write_text(json.dumps(figures), encoding="utf-8")
-        return {
-            "images": sum(task.images for task in found.tasks.values()),
-            "mean_acc1": sum(figures.values()) / len(figures),
-            "routed_acc1": found.zeroshot.mean["ensemble"],
-        }
+        found = evaluate_tasks(models, Router.load(given.folder / "router"), sorted(tasks.iterdir()), params)
+        pairs = [(task, name) for task in found.details for name in EXPERTS]
+        mean = _keep(
+            {f"{task}/{name}": found.details[task][name]["acc1"] or 0.0 for task, name in pairs}, given, "mode"
+        )
+        images = sum(task.images for task in found.tasks.values())
+        return {"images": images, **mean, "routed_acc1": found.zeroshot.mean["ensemble"]}
 
     return run
 
 
+def _keep(figures: dict[str, float], given: Input, side: str) -> dict[str, float]:
+    """For `_compare`; returns their mean."""
+    (given.folder / f"{side}.json").write_text(json.dumps(figures), encoding="utf-8")
+    return {"mean_acc1": sum(figures.values()) / len(figures)}
+
+
 def _clip_benchmark(given: Input) -> Run:
     """The package's reader and metrics, once per model; in one process, so that its imports count only once."""
-    import builtins
-
     import numpy as np
     import open_clip
     import torch
@@ -74,9 +70,7 @@ def _clip_benchmark(given: Input) -> Run:
     from clip_benchmark.metrics import zeroshot_classification
 
     # clip_benchmark 1.6 calls float() on an array of one element, which NumPy refuses since 2.4.
-    zeroshot_classification.float = lambda value: builtins.float(
-        value.item() if isinstance(value, np.ndarray) else value
-    )
+    zeroshot_classification.float = lambda value: value.item() if isinstance(value, np.ndarray) else float(value)
 
     def run() -> dict[str, Any]:
         figures = {}
@@ -85,7 +79,7 @@ def _clip_benchmark(given: Input) -> Run:
             model, _, transform = open_clip.create_model_and_transforms(folder)
             tokenizer = open_clip.get_tokenizer(folder)
             model.eval()
-            for task in _tasks(given):
+            for task in sorted((given.folder / "tasks").iterdir()):
                 dataset = build_wds_dataset(task.name, transform, data_dir=str(task))
                 # One tar a task: it can feed one worker; a worker process would cost more than it decodes.
                 loader = torch.utils.data.DataLoader(dataset.batched(BATCH), batch_size=None)
@@ -93,8 +87,7 @@ def _clip_benchmark(given: Input) -> Run:
                     model, loader, tokenizer, dataset.classes, dataset.templates, "cpu", amp=False
                 )
                 figures[f"{task.name}/{name}"] = found["acc1"]
-        (given.folder / "clip_benchmark.json").write_text(json.dumps(figures), encoding="utf-8")
-        return {"mean_acc1": sum(figures.values()) / len(figures)}
+        return _keep(figures, given, "clip_benchmark")
 
     return run
 

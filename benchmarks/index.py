@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ SIZES = {"quick": (40, 20), "full": (10_000, 2_500), "large": (40_000, 10_000)}
 
 
 def _make(given: Input) -> None:
-    pairs, per_tar = SIZES[given.size]
-    make_shards(given, pairs, per_tar, distinct=8 if given.size == "quick" else 256)
+    make_shards(given, *SIZES[given.size])
 
 
 def _ours(given: Input) -> Run:
@@ -65,24 +65,19 @@ def _webdataset(given: Input) -> Run:
 
 def _tarfile(given: Input) -> Run:
     """Seekable, so that it passes over images as well; member, offset and caption."""
-    import tarfile
-
     tars = tars_of(given.folder / "shards")
 
     def run() -> dict[str, Any]:
-        pairs, characters = [], 0
+        pairs = []
         for path in tars:
             with tarfile.open(path, "r:") as tar:
                 place = None
                 for member in tar:
                     if member.name.endswith(".jpg"):
                         place = (member.offset_data, member.size)
-                    elif member.name.endswith(".txt"):
-                        file = tar.extractfile(member)
-                        text = file.read().decode() if file else ""
-                        pairs.append((member.name[:-4], place, text))
-                        characters += len(text)
-        return {"pairs": len(pairs), "characters": characters}
+                    elif member.name.endswith(".txt") and (file := tar.extractfile(member)):
+                        pairs.append((member.name[:-4], place, file.read().decode()))
+        return {"pairs": len(pairs), "characters": sum(len(text) for _, _, text in pairs)}
 
     return run
 

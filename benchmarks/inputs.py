@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     from mode.data.shards.manifest import Manifest
     from mode.params import ImageParams, ModelParams
 
-#: Different pictures; tars larger than this repeat them.
-DISTINCT = 256
 EXPERTS = ("expert-0", "expert-1", "expert-2", "expert-3")
 
 
-def make_shards(given: Input, pairs: int, per_tar: int, distinct: int = DISTINCT) -> None:
-    """Tars in `shards`: the photographs that were given, or else `distinct` made pictures."""
+def make_shards(given: Input, pairs: int, per_tar: int) -> None:
+    """Tars in `shards`: the photographs that were given, or else made pictures, which repeat when there are more."""
+    distinct = 8 if given.size == "quick" else min(pairs, 256)
     images = photographs(given.photos, 2_000) if given.photos else make_pictures(distinct)
     write_tars(given.folder / "shards", images, captions(pairs), per_tar)
 
@@ -64,8 +63,7 @@ def random_experts(model: str, texts: Sequence[str]) -> dict[str, Clip]:
     """Four experts with random weights, each with its own."""
     from mode.clip.model import build_model
 
-    params, image = model_params(model)
-    return {name: build_model(params, image, texts, random_seed) for random_seed, name in enumerate(EXPERTS)}
+    return {name: build_model(*model_params(model), texts, random_seed) for random_seed, name in enumerate(EXPERTS)}
 
 
 def save_router(folder: Path, texts: list[str]) -> None:
@@ -97,21 +95,15 @@ def clusters_at(centres: np.ndarray, coarse: int) -> Clusters:
     )
 
 
-def make_pictures(count: int = DISTINCT, random_seed: int = 0, extent: tuple[int, int] = (500, 375)) -> list[bytes]:
-    """JPEGs (quality 90) of smooth noise with a little grain: as large and as slow to decode as a photograph.
-
-    Args:
-        count: pictures.
-        random_seed: of the noise.
-        extent: width and height in pixels.
-    """
+def make_pictures(count: int) -> list[bytes]:
+    """JPEGs (quality 90) of smooth noise with a little grain: as large and as slow to decode as a photograph."""
     from PIL import Image
 
-    random = np.random.default_rng(random_seed)
+    random = np.random.default_rng(0)
     pictures = []
     for _ in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (extent[1] // 25, extent[0] // 25, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize(extent, Image.Resampling.BICUBIC), dtype=np.int16)
+        coarse = Image.fromarray(random.integers(0, 256, (15, 20, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
         grain = random.normal(0, 5, smooth.shape).astype(np.int16)
         file = io.BytesIO()
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
@@ -142,8 +134,7 @@ def captions(count: int, random_seed: int = 0) -> list[str]:
     texts = []
     for _ in range(count):
         parts = []
-        # As on the web: most captions are short, a few are whole paragraphs.
-        for _ in range(min(8, random.geometric(0.6))):
+        for _ in range(min(8, random.geometric(0.6))):  # as on the web: most are short, a few are whole paragraphs
             character, kind = kinds[random.integers(len(kinds))]
             pair = (colours[random.integers(5)], colours[random.integers(5)])
             parts.append(caption(character, kind, pair, params, random))
@@ -154,11 +145,7 @@ def captions(count: int, random_seed: int = 0) -> list[str]:
 def write_tars(folder: Path, images: list[bytes], texts: list[str], per_tar: int) -> None:
     """`00000.tar`, `00001.tar` ... as img2dataset writes them: `key.jpg`, `key.json`, `key.txt`.
 
-    Args:
-        folder: made if it is not there.
-        images: used again from the first when they are fewer than the texts.
-        texts: one pair each.
-        per_tar: pairs in a tar.
+    There is a pair for each text; images are used again from the first when they are fewer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(texts), per_tar):

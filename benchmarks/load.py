@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target, faster, figure
+from benchmarks.harness import Input, Race, Run, Side, Target, faster, figure
 from benchmarks.inputs import index_shards, make_shards, tar_members, tars_of
 
 #: Pairs, pairs in a tar, batch size.
@@ -17,43 +18,36 @@ SIZES = {"quick": (40, 20, 8), "full": (6_000, 500, 64), "large": (10_000, 1_000
 #: The expert's share of the pairs.
 SHARE = 4
 WORKERS = 2
+#: The peers' loaders: their data sets make whole batches, in processes that have inherited them.
+WHOLE_BATCHES: dict[str, Any] = {"batch_size": None, "num_workers": WORKERS, "multiprocessing_context": "fork"}
 
 
 def _make(given: Input) -> None:
     pairs, per_tar, _ = SIZES[given.size]
-    make_shards(given, pairs, per_tar, distinct=8 if given.size == "quick" else 256)
+    make_shards(given, pairs, per_tar)
     index_shards(given.folder)
     np.save(given.folder / "cluster.npy", np.random.default_rng(0).integers(0, SHARE, pairs).astype(np.int32))
 
 
-def _ours(given: Input, everything: bool, cached: bool = False) -> Run:
+def _ours(given: Input, everything: bool = True, cached: bool = False) -> Run:
     """The loader of a training, one pass: batches of uint8 pixels and rows. A cache would keep them from then on."""
-    from mode.processes import use_huge_pages
-
-    use_huge_pages()  # as every command of `mode` does
     from mode.data.loading.loader import ImageStore, PairStream, make_loader, normalise
     from mode.data.shards.index import PairIndex
     from mode.params import ImageParams
+    from mode.processes import use_huge_pages
 
-    batch = SIZES[given.size][2]
+    use_huge_pages()  # as every command of `mode` does
+    batch, rows, image = SIZES[given.size][2], _rows(given, everything), ImageParams(size=224)
     index = PairIndex.load(given.folder / "index")
-    rows = _rows(given, everything)
-    image = ImageParams(size=224)
     store = ImageStore(index, given.folder, image, cache_mb=4_096 if cached else 0, rows=rows)
     stream = PairStream(rows, index.image[rows], random_seed=0)
-    passes = iter(range(1_000_000))
+    starts = count(0, len(rows))
 
     def run() -> dict[str, Any]:
-        start = next(passes) * len(rows)
-        count, total = 0, 0.0
+        start = next(starts)
         loader = make_loader(store, stream, start=start, stop=start + len(rows), batch_size=batch, workers=WORKERS)
-        for each in loader:
-            texts = index.captions(each.rows)
-            pixels = normalise(each.images, image)
-            count += len(texts)
-            total += float(pixels.sum())
-        encoded = float(index.length[rows].sum()) / float(index.length.sum())
-        return {"images": count, "mean_pixel": total / count / (3 * 224 * 224), "share_of_bytes": encoded}
+        found = _summary((normalise(each.images, image), index.captions(each.rows)) for each in loader)
+        return found | {"share_of_bytes": float(index.length[rows].sum()) / float(index.length.sum())}
 
     return run
 
@@ -76,36 +70,24 @@ def _keys(given: Input, everything: bool) -> set[str]:
     return set(keys.take(_rows(given, everything)).to_pylist())
 
 
-def _webdataset(given: Input, everything: bool) -> Run:
+def _webdataset(given: Input, everything: bool = True) -> Run:
     """As its documentation and open_clip have it, filtered before anything is decoded; all in the workers."""
     import webdataset
 
-    batch = SIZES[given.size][2]
     tars, keys = tars_of(given.folder / "shards"), _keys(given, everything)
     dataset = webdataset.DataPipeline(
         webdataset.SimpleShardList(tars),
         webdataset.split_by_worker,
         webdataset.tarfile_to_samples(),
-        webdataset.select(partial(_is_mine, keys=keys)),
+        webdataset.select(lambda sample: sample["__key__"] in keys),
         webdataset.shuffle(1_000),
         webdataset.decode("pilrgb"),
         webdataset.rename(image="jpg", text="txt"),
         webdataset.map_dict(image=_transform()),
         webdataset.to_tuple("image", "text"),
-        webdataset.batched(batch),
+        webdataset.batched(SIZES[given.size][2]),
     )
-
-    def run() -> dict[str, Any]:
-        loader = webdataset.WebLoader(
-            dataset, batch_size=None, shuffle=False, num_workers=WORKERS, multiprocessing_context="fork"
-        )
-        return _summary(loader)
-
-    return run
-
-
-def _is_mine(sample: dict[str, Any], keys: set[str]) -> bool:
-    return sample["__key__"] in keys
+    return lambda: _summary(webdataset.WebLoader(dataset, shuffle=False, **WHOLE_BATCHES))
 
 
 def _tarfile(given: Input) -> Run:
@@ -114,49 +96,42 @@ def _tarfile(given: Input) -> Run:
     from PIL import Image
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-    tars, keys = tars_of(given.folder / "shards"), _keys(given, everything=False)
-    batch, transform = SIZES[given.size][2], _transform()
+    tars, keys, transform = tars_of(given.folder / "shards"), _keys(given, everything=False), _transform()
 
     class Tars(IterableDataset[Any]):
         """Whole batches of the wanted pairs."""
 
         def __iter__(self) -> Iterator[Any]:
-            worker = get_worker_info()
-            assert worker is not None
-            images, texts = [], []
-            for path in tars[worker.id :: worker.num_workers]:
-                for name, content in tar_members(path):
-                    if name[:-4] not in keys:
-                        continue
-                    if name.endswith(".jpg"):
-                        images.append(transform(Image.open(io.BytesIO(content)).convert("RGB")))
-                    elif name.endswith(".txt"):
-                        texts.append(content.decode())
-                    if len(texts) == batch:
-                        yield torch.stack(images), texts
-                        images, texts = [], []
-            if texts:
+            pairs = self.pairs()
+            while batch := list(islice(pairs, SIZES[given.size][2])):
+                images, texts = zip(*batch, strict=True)
                 yield torch.stack(images), texts
 
-    def run() -> dict[str, Any]:
-        return _summary(DataLoader(Tars(), batch_size=None, num_workers=WORKERS, multiprocessing_context="fork"))
+        def pairs(self) -> Iterator[Any]:
+            worker = get_worker_info()
+            assert worker is not None
+            for path in tars[worker.id :: worker.num_workers]:
+                for name, content in tar_members(path):  # of a pair the image comes first
+                    if name[:-4] in keys and name.endswith(".jpg"):
+                        image = transform(Image.open(io.BytesIO(content)).convert("RGB"))
+                    elif name[:-4] in keys and name.endswith(".txt"):
+                        yield image, content.decode()
 
-    return run
+    return lambda: _summary(DataLoader(Tars(), **WHOLE_BATCHES))
 
 
-def _summary(loader: Any) -> dict[str, Any]:
-    count, total = 0, 0.0
-    for images, _ in loader:
-        count += len(images)
-        total += float(images.sum())
-    return {"images": count, "mean_pixel": total / count / (3 * 224 * 224)}
+def _summary(batches: Iterable[Any]) -> dict[str, Any]:
+    images, total = 0, 0.0
+    for pixels, _ in batches:
+        images += len(pixels)
+        total += float(pixels.sum())
+    return {"images": images, "mean_pixel": total / images / (3 * 224 * 224)}
 
 
 def _same_pixels(peer: str) -> Target:
-    def gap(sides: Outcomes) -> float:
-        return abs(figure("mode", "mean_pixel")(sides) - figure(peer, "mean_pixel")(sides))
-
-    return Target("the same images: mean pixel within 1e-4", gap, 1e-4, at_most=True)
+    ours, theirs = figure("mode", "mean_pixel"), figure(peer, "mean_pixel")
+    text = "the same images: mean pixel within 1e-4"
+    return Target(text, lambda sides: abs(ours(sides) - theirs(sides)), 1e-4, at_most=True)
 
 
 WEBDATASET, TARFILE = "webdataset, filtered before decoding", "tarfile, filtered before decoding"
@@ -181,10 +156,7 @@ RACES = (
     Race(
         name="load-all",
         step="the loader on everything: 6,000 photographs, decode and resize to 224, 2 workers",
-        sides=(
-            Side("mode", partial(_ours, everything=True)),
-            Side("webdataset", partial(_webdataset, everything=True)),
-        ),
+        sides=(Side("mode", _ours), Side("webdataset", _webdataset)),
         targets=(Target("at least 1.2x webdataset", faster("mode", "webdataset"), 1.2), _same_pixels("webdataset")),
         make=_make,
         inputs="pictures-load",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import yaml
 
@@ -13,6 +13,8 @@ from benchmarks.harness import Input, Race, Run, Side, Target
 
 #: Stages of the toy project: as many as a mixture of sixteen experts has.
 STAGES = {"quick": 3, "full": 30, "large": 100}
+DVC = [sys.executable, "-m", "dvc"]
+REPRO = [*DVC, "repro"]
 
 
 def _make(given: Input) -> None:
@@ -29,24 +31,17 @@ def _make(given: Input) -> None:
         subprocess.run(command, cwd=given.folder, check=True)
 
 
-DVC = [sys.executable, "-m", "dvc"]
-REPRO = [*DVC, "repro"]
-
-
 def _repro(given: Input) -> Run:
-    def run() -> dict[str, Any]:
-        done = subprocess.run(REPRO, cwd=given.folder, check=True, capture_output=True, text=True)
-        return {"nothing_to_do": int("up to date" in done.stdout)}
-
-    return run
+    return lambda: {"nothing_to_do": int("up to date" in _printed(REPRO, given.folder))}
 
 
 def _help(_: Input) -> Run:
-    def run() -> dict[str, Any]:
-        done = subprocess.run([sys.executable, "-m", "mode.cli", "--help"], check=True, capture_output=True, text=True)
-        return {"lines": len(done.stdout.splitlines())}
+    command = [sys.executable, "-m", "mode.cli", "--help"]
+    return lambda: {"lines": len(_printed(command).splitlines())}
 
-    return run
+
+def _printed(command: list[str], folder: Path | None = None) -> str:
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 RACES = (

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
+import io
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from benchmarks.harness import Input, Race, Run, Side, Target, figure, share_of_time
 from benchmarks.inputs import EXPERTS, captions, make_pictures, random_experts, save_router
+
+if TYPE_CHECKING:
+    from mode.clip.model import Clip
+    from mode.ensemble.router import Router
 
 #: The model, and predictions in one timed run by batch size.
 SIZES = {"quick": ("demo", {1: 2, 64: 1}), "full": ("ViT-S-32", {1: 20, 64: 1}), "large": ("ViT-B-32", {1: 20, 64: 1})}
@@ -17,30 +23,24 @@ CLASSES = tuple(f"a thing of kind {number}" for number in range(10))
 
 def _make(given: Input) -> None:
     save_router(given.folder, [*captions(2_000), *CLASSES])
-    (given.folder / "images.pickle").write_bytes(pickle.dumps(make_pictures(64 if given.size != "quick" else 4)))
 
 
-def _experts(given: Input) -> dict[str, Any]:
-    return random_experts(SIZES[given.size][0], captions(500))
+def _prepared(given: Input, batch: int) -> tuple[Router, dict[str, Clip], list[bytes], int]:
+    """The router, the experts, the images of a batch, and how often it is predicted."""
+    from mode.ensemble.router import Router
 
-
-def _images(given: Input, batch: int) -> list[bytes]:
-    images: list[bytes] = pickle.loads((given.folder / "images.pickle").read_bytes())
-    return (images * batch)[:batch]
+    model, times = SIZES[given.size]
+    images = make_pictures(min(batch, 4 if given.size == "quick" else 64)) * batch
+    return Router.load(given.folder / "router"), random_experts(model, captions(500)), images[:batch], times[batch]
 
 
 def _ours(given: Input, batch: int, top: int | None) -> Run:
+    from mode.ensemble.model import Ensemble
     from mode.processes import use_huge_pages
 
     use_huge_pages()  # as `mode.load` does
-    import numpy as np
-
-    from mode.ensemble.model import Ensemble
-    from mode.ensemble.router import Router
-
-    ensemble = Ensemble(Router.load(given.folder / "router"), _experts(given), device="cpu")
-    task = ensemble.adapt(CLASSES, top_k=top)
-    images, times = _images(given, batch), SIZES[given.size][1][batch]
+    router, clips, images, times = _prepared(given, batch)
+    task = Ensemble(router, clips, device="cpu").adapt(CLASSES, top_k=top)
 
     def run() -> dict[str, Any]:
         for _ in range(times):
@@ -53,21 +53,15 @@ def _ours(given: Input, batch: int, top: int | None) -> Run:
 
 def _four_in_a_row(given: Input, batch: int) -> Run:
     """What one writes with plain open_clip: texts encoded once, images decoded once, four forward passes, a mean."""
-    import io
-
-    import numpy as np
     import torch
     import torch.nn.functional as F
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from PIL import Image
 
-    from mode.ensemble.router import Router
-
-    clips = _experts(given)
-    weights = Router.load(given.folder / "router").weights([[name] for name in CLASSES])
-    clip = clips[EXPERTS[0]]
-    preprocess = image_transform_v2(PreprocessCfg(size=clip.preprocess_cfg["size"]), is_train=False)
-    images, times = _images(given, batch), SIZES[given.size][1][batch]
+    router, clips, images, times = _prepared(given, batch)
+    weights = router.weights([[name] for name in CLASSES])
+    size = clips[EXPERTS[0]].preprocess_cfg["size"]
+    preprocess = image_transform_v2(PreprocessCfg(size=size), is_train=False)
     texts = {}
     with torch.inference_mode():
         for name, clip in clips.items():
@@ -78,8 +72,7 @@ def _four_in_a_row(given: Input, batch: int) -> Run:
         with torch.inference_mode():
             for _ in range(times):
                 pixels = torch.stack([preprocess(Image.open(io.BytesIO(image))) for image in images])
-                scores = torch.zeros(len(images), len(CLASSES))
-                scale = 0.0
+                scores, scale = torch.zeros(len(images), len(CLASSES)), 0.0
                 for name, clip in clips.items():
                     scores += weights[name] * F.normalize(clip.model.encode_image(pixels), dim=-1) @ texts[name].T
                     scale += weights[name] * clip.model.logit_scale.exp().item()
@@ -91,8 +84,6 @@ def _four_in_a_row(given: Input, batch: int) -> Run:
 
 
 def _compare(folder: Path, batch: int) -> dict[str, float]:
-    import numpy as np
-
     ours, theirs = np.load(folder / f"mode-{batch}-None.npy"), np.load(folder / f"in-a-row-{batch}.npy")
     return {"largest_difference": float(np.abs(ours - theirs).max())}
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target, faster, figure
+from benchmarks.harness import Input, Race, Run, Side, Target, faster, figure
 from benchmarks.inputs import index_shards, make_shards, model_params
 
 OURS, COMPILED, THEIRS = "mode", "mode, compiled", "open_clip_train"
@@ -43,66 +42,48 @@ def _make_glyphs(given: Input) -> None:
     from mode.params import GlyphParams
 
     pairs = 64 if given.size == "quick" else 5_120
-    write_glyph_shards(
-        GlyphParams(pairs=pairs, shard_pairs=pairs // 2), given.folder / "shards", random_seed=0, workers=1
-    )
+    params = GlyphParams(pairs=pairs, shard_pairs=pairs // 2)
+    write_glyph_shards(params, given.folder / "shards", random_seed=0, workers=1)
     index_shards(given.folder)
 
 
 def _make_pictures(given: Input) -> None:
-    count = 16 if given.size == "quick" else 32 if given.device == "cpu" else 20_000
-    make_shards(given, count, max(1, count // 16), distinct=min(count, 256))
+    count = 32 if given.device == "cpu" else 20_000
+    make_shards(given, count, count // 16)
     index_shards(given.folder)
 
 
 def _ours(given: Input, setting: Setting, compiled: bool = False, steady: bool = False) -> Run:
     """One training; `steady`: timed from its first report on (step 20), when all compiling is over."""
-    from mode.processes import use_huge_pages
-
-    use_huge_pages()  # as every command of `mode` does
     import numpy as np
     import torch
 
     from mode.data.shards.index import PairIndex
     from mode.params import MachineParams, TrainingParams
+    from mode.processes import use_huge_pages
     from mode.roles import SEED
     from mode.training.card import flops_per_pair
     from mode.training.loop import train
     from mode.training.plan import Training, make_plan
 
+    use_huge_pages()  # as every command of `mode` does
     setting = setting.at(given.size)
     index = PairIndex.load(given.folder / "index")
     model, image = model_params(setting.model)
-    recipe = TrainingParams(
-        epoch_samples=setting.samples,
-        epochs=2,
-        seed_epochs=1,
-        batch_size=setting.batch,
-        lr=_LR,
-        warmup=0,
-        precision=setting.precision,
-        compile=compiled,
-    )
+    about: dict[str, Any] = {"batch_size": setting.batch, "precision": setting.precision, "compile": compiled}
+    recipe = TrainingParams(epoch_samples=setting.samples, epochs=2, seed_epochs=1, lr=_LR, warmup=0, **about)
     machine = MachineParams(workers=setting.workers, device=given.device, checkpoint_minutes=1_000.0)
-    rows = np.arange(len(index))
-    plan = make_plan(SEED, rows, recipe, len(index))
+    plan = make_plan(SEED, np.arange(len(index)), recipe, len(index))
     training = Training(plan, index, model, image, recipe, random_seed=0)
-    waits: list[float] = []
-    reports: list[tuple[int, float]] = []  # step, time
+    checkpoints = given.folder / "checkpoints"
+    reports: list[tuple[int, float, float]] = []  # step, time, share of it that waits for data
 
     def report(step: int, figures: dict[str, float]) -> None:
-        waits.append(figures["train/data_wait"])
-        reports.append((step, time.perf_counter()))
+        reports.append((step, time.perf_counter(), figures["train/data_wait"]))
 
     def run() -> dict[str, Any]:
         reports.clear()
-        result = train(
-            training,
-            given.folder,
-            machine=machine,
-            checkpoint_dir=given.folder / "checkpoints",
-            on_metrics=report,
-        )
+        result = train(training, given.folder, machine=machine, checkpoint_dir=checkpoints, on_metrics=report)
         seconds, samples = result.clip.card["own"]["seconds"], plan.samples
         if steady:
             seconds, samples = reports[-1][1] - reports[0][1], (reports[-1][0] - reports[0][0]) * setting.batch
@@ -113,7 +94,7 @@ def _ours(given: Input, setting: Setting, compiled: bool = False, steady: bool =
             "loss": result.clip.card["loss"],
             "gflop_per_pair": flops / 1e9,
             "gflop_per_second": flops * samples / seconds / 1e9,
-            "data_wait": waits[-1],
+            "data_wait": reports[-1][2],
         }
         if given.device == "cuda":
             figures["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -149,65 +130,45 @@ def _theirs(given: Input, setting: Setting) -> Run:
     folder = given.folder / f"model-{setting.model}"
     save_model(folder, build_model(*model_params(setting.model), texts, random_seed=0), {})
     shards = sorted((given.folder / "shards").glob("*.tar"))
-    args = parse_args(
-        [
-            *("--train-data", "{" + ",".join(map(str, shards)) + "}", "--dataset-type", "webdataset"),
-            *("--train-num-samples", str(setting.samples), "--batch-size", str(setting.batch)),
-            *("--workers", str(setting.workers), "--precision", setting.precision),
-            *("--grad-clip-norm", "1.0", "--lr", str(_LR), "--log-every-n-steps", "20"),
-        ]
+    command = (
+        f"--dataset-type webdataset --train-num-samples {setting.samples} --batch-size {setting.batch}"
+        f" --workers {setting.workers} --precision {setting.precision}"
+        f" --grad-clip-norm 1.0 --lr {_LR} --log-every-n-steps 20"
     )
+    args = parse_args(["--train-data", "{" + ",".join(map(str, shards)) + "}", *command.split()])
     # What its main sets after parsing.
-    for name, value in {
-        **{"device": given.device, "rank": 0, "world_size": 1, "local_rank": 0},
-        **{"distributed": False, "distill": False, "wandb": False, "tensorboard": False},
-    }.items():
-        setattr(args, name, value)
+    vars(args).update(device=given.device, rank=0, world_size=1, local_rank=0)
+    vars(args).update(dict.fromkeys(("distributed", "distill", "wandb", "tensorboard"), False))
+    clip_loss = open_clip.ClipLoss(cache_labels=True)
+    losses: list[torch.Tensor] = []
+
+    def loss(*arguments: Any, **named: Any) -> Any:
+        found = clip_loss(*arguments, **named)
+        losses.append(next(iter(found.values())).detach().cpu())
+        return found
 
     def run() -> dict[str, Any]:
+        losses.clear()
         network, _, preprocess = open_clip.create_model_and_transforms(
             f"local-dir:{folder}", precision=setting.precision, device=given.device, output_dict=True
         )
         plain = [p for p in network.parameters() if p.ndim < 2]
         decayed = [p for p in network.parameters() if p.ndim >= 2]
-        optimizer = torch.optim.AdamW(
-            [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}],
-            lr=args.lr,
-            betas=(0.9, 0.98),
-            eps=1e-6,
-        )
+        groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
+        optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), eps=1e-6)
         # Its inference transform, which is the cheaper one: random crops would have it do more than we do.
-        data = {
-            "train": get_wds_dataset(args, preprocess, True, tokenizer=open_clip.get_tokenizer(f"local-dir:{folder}"))
-        }
-        loss = open_clip.ClipLoss(cache_labels=True)
-        losses = _Losses(loss)
-        scheduler: Callable[[int], None] = const_lr(optimizer, args.lr, 0, setting.steps)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        data = {"train": get_wds_dataset(args, preprocess, True, tokenizer=tokenizer)}
+        scheduler = const_lr(optimizer, args.lr, 0, setting.steps)
         started = time.perf_counter()
-        train_one_epoch(network, data, losses, 0, optimizer, None, scheduler, None, args)
+        train_one_epoch(network, data, loss, 0, optimizer, None, scheduler, None, args)
         if given.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-        return {
-            "seconds": seconds,
-            "samples_per_second": setting.samples / seconds,
-            "loss": float(torch.stack(losses.seen).mean()),
-        }
+        mean_loss = float(torch.stack(losses).mean())
+        return {"seconds": seconds, "samples_per_second": setting.samples / seconds, "loss": mean_loss}
 
     return run
-
-
-class _Losses:
-    """open_clip's loss, and what it gave."""
-
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
-        self.seen: list[Any] = []
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        found = self.loss(*arguments, **named)
-        self.seen.append(next(iter(found.values())).detach().cpu())
-        return found
 
 
 def _peak_flops() -> float:
@@ -215,10 +176,8 @@ def _peak_flops() -> float:
     import torch
 
     stated = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
-    name = torch.cuda.get_device_name()
-    for known, flops in stated.items():
-        if known in name:
-            return flops
+    if found := [flops for known, flops in stated.items() if known in torch.cuda.get_device_name()]:
+        return found[0]
     a, b = (torch.randn(8_192, 8_192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for rounds in (3, 20):
         torch.cuda.synchronize()
@@ -226,11 +185,28 @@ def _peak_flops() -> float:
         for _ in range(rounds):
             a @ b
         torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    return 2 * 8_192**3 * 20 / seconds
+    return 2 * 8_192**3 * 20 / (time.perf_counter() - started)
 
 
-def _race(name: str, step: str, setting: Setting, goal: float) -> Race:
+def _race(
+    name: str, step: str, setting: Setting, sides: tuple[Side, ...], targets: tuple[Target, ...], notes: str
+) -> Race:
+    """Pairs to train on: glyphs for the demo's model, pictures for the others, more of them on a GPU."""
+    demo = setting.model == "demo"
+    return Race(
+        name,
+        step,
+        sides,
+        targets,
+        make=_make_glyphs if demo else _make_pictures,
+        inputs="train-glyphs" if demo else "train-pictures-gpu" if setting.gpu else "train-pictures",
+        needs_gpu=setting.gpu,
+        sizes=("quick", "full", "large") if demo else ("full", "large"),
+        notes=notes,
+    )
+
+
+def _against_theirs(name: str, step: str, setting: Setting, goal: float) -> Race:
     """Against open_clip's loop."""
     targets = [Target(f"at least {goal}x open_clip_train", faster(OURS, THEIRS), goal)]
     if setting.gpu:
@@ -240,66 +216,42 @@ def _race(name: str, step: str, setting: Setting, goal: float) -> Race:
         ]
     sides = Side(OURS, partial(_ours, setting=setting)), Side(THEIRS, partial(_theirs, setting=setting))
     notes = "one pass over the pairs, every image decoded; loading the model is not timed"
-    return _with_inputs(Race(name, f"train {step}", sides, tuple(targets), notes=notes), setting)
+    return _race(name, f"train {step}", setting, sides, tuple(targets), notes)
 
 
-def _compile_race(name: str, step: str, setting: Setting) -> Race:
+def _compiled(name: str, step: str, setting: Setting) -> Race:
     """What `torch.compile` brings; no speed is asked for."""
-
-    def loss_gap(sides: Outcomes) -> float:
-        return abs(figure(COMPILED, "loss", over=OURS)(sides) - 1)
-
-    sides = tuple(
-        Side(side, partial(_ours, setting=setting, compiled=side == COMPILED, steady=True)) for side in (OURS, COMPILED)
-    )
-    targets = (Target("the same loss within 1%", loss_gap, 0.01, at_most=True),)
-    notes = "timed from step 20 on, when all compiling is over"
-    return _with_inputs(Race(name, step, sides, targets, notes=notes, sizes=("full", "large")), setting)
-
-
-def _with_inputs(race: Race, setting: Setting) -> Race:
-    """Pairs to train on: glyphs for the demo's model, pictures for the others, more of them on a GPU."""
-    demo = setting.model == "demo"
-    return replace(
-        race,
-        make=_make_glyphs if demo else _make_pictures,
-        inputs="train-glyphs" if demo else "train-pictures-gpu" if setting.gpu else "train-pictures",
-        needs_gpu=setting.gpu,
-        sizes=race.sizes if demo else ("full", "large"),
-    )
+    ours = partial(_ours, setting=setting, steady=True)
+    sides = Side(OURS, ours), Side(COMPILED, partial(ours, compiled=True))
+    loss = figure(COMPILED, "loss", over=OURS)
+    target = Target("the same loss within 1%", lambda outcomes: abs(loss(outcomes) - 1), 0.01, at_most=True)
+    race = _race(name, step, setting, sides, (target,), "timed from step 20 on, when all compiling is over")
+    return replace(race, sizes=("full", "large"))
 
 
 _DEMO = Setting("demo", batch=128, steps=40)
+_VIT_B_32 = Setting("ViT-B-32", batch=16, steps=2, workers=2)
 _VIT_B_32_ON_GPU = Setting("ViT-B-32", batch=1_024, steps=40, precision="bf16", workers=12, gpu=True)
+_VIT_B_16_ON_GPU = replace(_VIT_B_32_ON_GPU, model="ViT-B-16", batch=512)
+_ON_GPU = "bf16, 12 workers"
 
 RACES = (
-    _race("train-demo", "the demo's model, batch 128, fp32, 0 workers, 40 steps", _DEMO, 1.3),
-    _race(
-        "train-vit-b-32",
-        "ViT-B/32 at 224, batch 16, fp32, 2 workers, 2 steps",
-        Setting("ViT-B-32", batch=16, steps=2, workers=2),
-        1.0,
+    _against_theirs("train-demo", "the demo's model, batch 128, fp32, 0 workers, 40 steps", _DEMO, 1.3),
+    _against_theirs("train-vit-b-32", "ViT-B/32 at 224, batch 16, fp32, 2 workers, 2 steps", _VIT_B_32, 1.0),
+    _against_theirs(
+        "train-vit-b-32-gpu", f"ViT-B/32 at 224 on a GPU, batch 1,024, {_ON_GPU}, 40 steps", _VIT_B_32_ON_GPU, 1.2
     ),
-    _race(
-        "train-vit-b-32-gpu",
-        "ViT-B/32 at 224 on a GPU, batch 1,024, bf16, 12 workers, 40 steps",
-        _VIT_B_32_ON_GPU,
-        1.2,
+    _against_theirs(
+        "train-vit-b-16-gpu", f"ViT-B/16 at 224 on a GPU, batch 512, {_ON_GPU}, 40 steps", _VIT_B_16_ON_GPU, 1.2
     ),
-    _race(
-        "train-vit-b-16-gpu",
-        "ViT-B/16 at 224 on a GPU, batch 512, bf16, 12 workers, 40 steps",
-        replace(_VIT_B_32_ON_GPU, model="ViT-B-16", batch=512),
-        1.2,
-    ),
-    _compile_race(
+    _compiled(
         "train-compile",
         "the demo's model with and without torch.compile, batch 128, fp32, 0 workers, 100 steps",
         replace(_DEMO, steps=100),
     ),
-    _compile_race(
+    _compiled(
         "train-compile-gpu",
-        "ViT-B/32 on a GPU with and without torch.compile, batch 1,024, bf16, 12 workers, 100 steps",
+        f"ViT-B/32 on a GPU with and without torch.compile, batch 1,024, {_ON_GPU}, 100 steps",
         replace(_VIT_B_32_ON_GPU, steps=100),
     ),
 )
