@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cluster import vectors_like_captions
-from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target, faster, figure
+from benchmarks.harness import Input, Outcomes, Race, Run, Target, faster, figure
 from benchmarks.inputs import clusters_at
 
 #: Vectors, dimensions, centres.
@@ -106,7 +106,7 @@ RACES = (
     Race(
         name="assign",
         step="assign 400,000 x 384 float16 to 1,024 centres",
-        sides=(Side("mode", _ours), Side(FAISS, _faiss), Side(GEMM, _gemm)),
+        sides={"mode": _ours, FAISS: _faiss, GEMM: _gemm},
         targets=(
             Target("at least 1x faiss", faster("mode", FAISS), 1.0),
             Target("at least 0.8 of the GEMM's own speed", _share_of_gemm, 0.8),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Input, Race, Run, Side, Size, Target, faster, figure, share_of_time
+from benchmarks.harness import Input, Prepare, Race, Run, Size, Target, faster, figure, share_of_time
 
 #: Makes so many clusters of vectors; returns labels and iterations.
 Fit = Callable[[np.ndarray, int], tuple[np.ndarray, int]]
@@ -75,12 +75,12 @@ def _make(given: Input, sizes: Sizes, random_seed: int) -> None:
     np.save(given.folder / "vectors.npy", vectors_like_captions(*sizes[given.size][:2], random_seed))
 
 
-def _side(name: str, fit: Fit, module: str, sizes: Sizes) -> Side:
-    return Side(name, partial(_judged, fit=fit, module=module, sizes=sizes))
+def _timed(fit: Fit, module: str, sizes: Sizes) -> Prepare:
+    """A side that times the fit alone, and then judges its labels."""
+    return partial(_judged, fit=fit, module=module, sizes=sizes)
 
 
 def _judged(given: Input, fit: Fit, module: str, sizes: Sizes) -> Run:
-    """Import the module that the fit needs; time the fit only; then judge its labels."""
     if module == "kmeans_pytorch":
         sys.path.insert(0, os.environ[CHECKOUT])
         # Its soft-DTW distance needs numba and a GPU, and is not used here.
@@ -185,7 +185,7 @@ def _disk_race(pairs: int, dimensions: int, clusters: int, sizes: tuple[Size, ..
     return Race(
         name=f"cluster-disk-{pairs // 1_000}k",
         step=f"fit and assign {pairs:,} x {dimensions} float16 from disk, m = {clusters:,}, {PASSES} passes",
-        sides=(Side("mode", partial(_from_disk, clusters=clusters)),),
+        sides={"mode": partial(_from_disk, clusters=clusters)},
         targets=(Target("peak memory at most 2 GB", lambda sides: sides["mode"].peak_mb / 1e3, 2.0, at_most=True),),
         make=partial(_make_on_disk, count=pairs, dimensions=dimensions),
         inputs=f"cluster-{pairs}",
@@ -203,11 +203,11 @@ RACES = (
     Race(
         name="cluster",
         step="fine clustering, 100,000 x 384, m = 1,024",
-        sides=(
-            _side("mode", _ours, OURS, SIZES),
-            _side(FAISS, _faiss, "faiss", SIZES),
-            _side("scikit-learn KMeans, unbalanced", _sklearn, "sklearn.cluster", SIZES),
-        ),
+        sides={
+            "mode": _timed(_ours, OURS, SIZES),
+            FAISS: _timed(_faiss, "faiss", SIZES),
+            "scikit-learn KMeans, unbalanced": _timed(_sklearn, "sklearn.cluster", SIZES),
+        },
         targets=(
             Target("balanced in at most 1.5x faiss's time", share_of_time("mode", FAISS), 1.5, at_most=True),
             Target("largest cluster at most 1.1x the mean", figure("mode", "imbalance"), 1.1, at_most=True),
@@ -219,12 +219,12 @@ RACES = (
     Race(
         name="cluster-balanced",
         step="the same against balanced k-means, on a size that those can hold: 4,096 x 384, m = 64",
-        sides=(
-            _side("mode", _ours, OURS, SMALL),
-            *((_side(KERNELMACHINE, _kernelmachine, "kmeans_pytorch", SMALL),) if CHECKOUT in os.environ else ()),
-            _side(HUNGARIAN, _hungarian, "scipy.optimize", SMALL),
-            _side(FAISS, _faiss, "faiss", SMALL),
-        ),
+        sides={
+            "mode": _timed(_ours, OURS, SMALL),
+            **({KERNELMACHINE: _timed(_kernelmachine, "kmeans_pytorch", SMALL)} if CHECKOUT in os.environ else {}),
+            HUNGARIAN: _timed(_hungarian, "scipy.optimize", SMALL),
+            FAISS: _timed(_faiss, "faiss", SMALL),
+        },
         targets=(
             Target("at least 50x the balanced peer", faster("mode", KERNELMACHINE), 50.0),
             Target(EXACT, figure("mode", "inertia", over=HUNGARIAN), 1.03, at_most=True),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Input, Outcomes, Race, Run, Side, Target, faster
+from benchmarks.harness import Input, Outcomes, Race, Run, Target, faster
 from benchmarks.inputs import captions
 
 #: Captions, layers, width.
@@ -111,7 +111,7 @@ RACES = (
     Race(
         name="embed",
         step="embed 1,500 captions (6 to 77 tokens) with a BERT of 6 layers x 384",
-        sides=(Side(OURS, _ours), Side(FIXED, _fixed), Side(SENTENCES, _sentence_transformers)),
+        sides={OURS: _ours, FIXED: _fixed, SENTENCES: _sentence_transformers},
         targets=(
             Target("at least 2x fixed batches", faster(OURS, FIXED), 2.0),
             Target("at least 1x sentence-transformers", faster(OURS, SENTENCES), 1.0),

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Input, Race, Run, Side, Target, faster, figure
+from benchmarks.harness import Input, Race, Run, Target, faster, figure
 from benchmarks.inputs import EXPERTS, captions, random_experts, save_router
 
 #: Images per class, and tasks.
@@ -104,7 +104,7 @@ RACES = (
     Race(
         name="evaluate",
         step="evaluate 4 experts on 12 tasks (ours: uniform and routed as well)",
-        sides=(Side("mode", _ours), Side(PEER, _clip_benchmark)),
+        sides={"mode": _ours, PEER: _clip_benchmark},
         targets=(
             Target("at least 3x", faster("mode", PEER), 3.0),
             Target(IDENTICAL, figure("mode", "largest_difference"), 1e-7, at_most=True),

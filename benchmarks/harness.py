@@ -52,12 +52,8 @@ class Input:
     device: str = "cpu"
 
 
-@dataclass(frozen=True)
-class Side:
-    """One way of doing the work; `prepare` is a function of a module, so that another process can find it."""
-
-    name: str
-    prepare: Callable[[Input], Run]
+#: Prepares a side: a function of a module, so that another process can find it.
+Prepare = Callable[[Input], Run]
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class Race:
     Attributes:
         name: unique, and what `--only` selects by (or by its group, the module's name).
         step: what is done, for people.
-        sides: this project first.
+        sides: ways of doing it, by the tool's name; this project first.
         make: writes the inputs into the folder, in a process of its own; races with the same `inputs` share them.
         inputs: name of the inputs' folder; default the group's.
         needs_gpu: it is not run on a CPU.
@@ -127,7 +123,7 @@ class Race:
 
     name: str
     step: str
-    sides: tuple[Side, ...]
+    sides: Mapping[str, Prepare]
     targets: tuple[Target, ...] = ()
     make: Callable[[Input], None] | None = None
     inputs: str = ""
@@ -188,7 +184,7 @@ def run_race(race: Race, given: Input, repeats: int, say: Callable[[str], None] 
     outcomes = _outcomes(race, given, repeats if race.repeats is None else min(repeats, race.repeats), say)
     if race.compare:
         record.together = race.compare(given.folder)
-        outcomes[race.sides[0].name].figures.update(record.together)  # targets see them as figures of our side
+        outcomes[next(iter(race.sides))].figures.update(record.together)  # targets see them as figures of our side
     record.sides = [{"name": name, "median": outcome.median, **vars(outcome)} for name, outcome in outcomes.items()]
     record.targets = [target.judge(outcomes) for target in race.targets]
     return record
@@ -196,12 +192,12 @@ def run_race(race: Race, given: Input, repeats: int, say: Callable[[str], None] 
 
 def _outcomes(race: Race, given: Input, rounds: int, say: Callable[[str], None]) -> dict[str, Outcome]:
     """Prepare the sides, have them take turns, and ask what they used; without rounds the warm-up is what counts."""
-    runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in race.sides}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in race.sides}
     with ExitStack() as opened:
         logs = {name: given.folder / f"{name.replace('/', ' ')}.log" for name in runs}
         calls = {name: opened.enter_context(_process(name, log)) for name, log in logs.items()}
-        for side in race.sides:
-            calls[side.name](_prepare, side.prepare, given)
+        for name, prepare in race.sides.items():
+            calls[name](_prepare, prepare, given)
         for turn in range(rounds + 1):
             for name in runs if turn % 2 else reversed(runs):
                 runs[name].append(calls[name](_run))
@@ -270,7 +266,7 @@ def _end() -> None:
 _prepared: dict[str, Any] = {}
 
 
-def _prepare(prepare: Callable[[Input], Run], given: Input) -> None:
+def _prepare(prepare: Prepare, given: Input) -> None:
     _prepared["run"] = prepare(given)
     gc.collect()
     _prepared["before_mb"] = _memory("VmRSS")

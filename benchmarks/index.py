@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Input, Race, Run, Side, Target, bytes_read, faster, figure
+from benchmarks.harness import Input, Race, Run, Target, bytes_read, faster, figure
 from benchmarks.inputs import make_shards, manifest_of, tars_of
 
 #: Pairs, and pairs in a tar.
@@ -87,7 +87,7 @@ RACES = (
     Race(
         name="index",
         step="index 10,000 pairs in 4 tars, image bytes passed over",
-        sides=(Side("mode", _ours), Side("webdataset", _webdataset), Side("tarfile", _tarfile)),
+        sides={"mode": _ours, "webdataset": _webdataset, "tarfile": _tarfile},
         targets=(
             Target("at least 3x the faster of the two", faster("mode", "webdataset", "tarfile"), 3.0),
             Target(LEAST, figure("mode", "read_over_headers_and_texts"), 1.3, at_most=True),

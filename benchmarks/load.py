@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Input, Race, Run, Side, Target, faster, figure
+from benchmarks.harness import Input, Race, Run, Target, faster, figure
 from benchmarks.inputs import index_shards, make_shards, tar_members, tars_of
 
 #: Pairs, pairs in a tar, batch size.
@@ -139,12 +139,12 @@ RACES = (
     Race(
         name="load-expert",
         step="one expert's loader: a quarter of 6,000 photographs, decode and resize to 224, 2 workers",
-        sides=(
-            Side("mode", partial(_ours, everything=False)),
-            Side(WEBDATASET, partial(_webdataset, everything=False)),
-            Side(TARFILE, _tarfile),
-            Side("mode, decoded images kept (from the second pass)", partial(_ours, everything=False, cached=True)),
-        ),
+        sides={
+            "mode": partial(_ours, everything=False),
+            WEBDATASET: partial(_webdataset, everything=False),
+            TARFILE: _tarfile,
+            "mode, decoded images kept (from the second pass)": partial(_ours, everything=False, cached=True),
+        },
         targets=(
             Target("at least 3x both", faster("mode", WEBDATASET, TARFILE), 3.0),
             Target("bytes read at most 1.05x the share of 1/4", figure("mode", "share_of_bytes"), 0.25 * 1.05, True),
@@ -156,7 +156,7 @@ RACES = (
     Race(
         name="load-all",
         step="the loader on everything: 6,000 photographs, decode and resize to 224, 2 workers",
-        sides=(Side("mode", _ours), Side("webdataset", _webdataset)),
+        sides={"mode": _ours, "webdataset": _webdataset},
         targets=(Target("at least 1.2x webdataset", faster("mode", "webdataset"), 1.2), _same_pixels("webdataset")),
         make=_make,
         inputs="pictures-load",

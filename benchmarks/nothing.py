@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.harness import Input, Race, Run, Side, Target
+from benchmarks.harness import Input, Race, Run, Target
 
 #: Stages of the toy project: as many as a mixture of sixteen experts has.
 STAGES = {"quick": 3, "full": 30, "large": 100}
@@ -48,7 +48,7 @@ RACES = (
     Race(
         name="repro-nothing",
         step="`dvc repro` of 30 stages with nothing to do",
-        sides=(Side("dvc repro", _repro),),
+        sides={"dvc repro": _repro},
         targets=(Target("at most 3 s", lambda sides: sides["dvc repro"].median, 3.0, at_most=True),),
         make=_make,
         inputs="toy",
@@ -56,7 +56,7 @@ RACES = (
     Race(
         name="help",
         step="`mode --help`",
-        sides=(Side("mode --help", _help),),
+        sides={"mode --help": _help},
         targets=(Target("at most 0.5 s", lambda sides: sides["mode --help"].median, 0.5, at_most=True),),
         inputs="help",
     ),

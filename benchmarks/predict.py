@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import Input, Race, Run, Side, Target, figure, share_of_time
+from benchmarks.harness import Input, Race, Run, Target, figure, share_of_time
 from benchmarks.inputs import EXPERTS, captions, make_pictures, random_experts, save_router
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def _race(batch: int) -> Race:
     return Race(
         name=f"predict-{batch}",
         step=f"predict batches of {batch} with 4 experts of ViT-S/32, from JPEG bytes to probabilities of 10 classes",
-        sides=(
-            Side("mode", partial(_ours, batch=batch, top=None)),
-            Side("mode, top-1", partial(_ours, batch=batch, top=1)),
-            Side(PEER, partial(_four_in_a_row, batch=batch)),
-        ),
+        sides={
+            "mode": partial(_ours, batch=batch, top=None),
+            "mode, top-1": partial(_ours, batch=batch, top=1),
+            PEER: partial(_four_in_a_row, batch=batch),
+        },
         targets=(
             Target("at most 1.05x their time", share_of_time("mode", PEER), 1.05, at_most=True),
             Target("top-1 at most 0.3x", share_of_time("mode, top-1", PEER), 0.3, at_most=True),

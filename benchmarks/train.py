@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from benchmarks.harness import Input, Race, Run, Side, Target, faster, figure
+from benchmarks.harness import Input, Prepare, Race, Run, Target, faster, figure
 from benchmarks.inputs import index_shards, make_shards, model_params
 
 OURS, COMPILED, THEIRS = "mode", "mode, compiled", "open_clip_train"
@@ -189,7 +190,7 @@ def _peak_flops() -> float:
 
 
 def _race(
-    name: str, step: str, setting: Setting, sides: tuple[Side, ...], targets: tuple[Target, ...], notes: str
+    name: str, step: str, setting: Setting, sides: Mapping[str, Prepare], targets: tuple[Target, ...], notes: str
 ) -> Race:
     """Pairs to train on: glyphs for the demo's model, pictures for the others, more of them on a GPU."""
     demo = setting.model == "demo"
@@ -214,7 +215,7 @@ def _against_theirs(name: str, step: str, setting: Setting, goal: float) -> Race
             Target("model FLOP utilisation at least 0.45", figure(OURS, "utilisation"), 0.45),
             Target("waits for data less than 5% of the time", figure(OURS, "data_wait"), 0.05, at_most=True),
         ]
-    sides = Side(OURS, partial(_ours, setting=setting)), Side(THEIRS, partial(_theirs, setting=setting))
+    sides = {OURS: partial(_ours, setting=setting), THEIRS: partial(_theirs, setting=setting)}
     notes = "one pass over the pairs, every image decoded; loading the model is not timed"
     return _race(name, f"train {step}", setting, sides, tuple(targets), notes)
 
@@ -222,7 +223,7 @@ def _against_theirs(name: str, step: str, setting: Setting, goal: float) -> Race
 def _compiled(name: str, step: str, setting: Setting) -> Race:
     """What `torch.compile` brings; no speed is asked for."""
     ours = partial(_ours, setting=setting, steady=True)
-    sides = Side(OURS, ours), Side(COMPILED, partial(ours, compiled=True))
+    sides = {OURS: ours, COMPILED: partial(ours, compiled=True)}
     loss = figure(COMPILED, "loss", over=OURS)
     target = Target("the same loss within 1%", lambda outcomes: abs(loss(outcomes) - 1), 0.01, at_most=True)
     race = _race(name, step, setting, sides, (target,), "timed from step 20 on, when all compiling is over")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks.harness import Input, Outcome, Race, RaceFailed, Run, Side, Target, faster, figure, run_race
+from benchmarks.harness import Input, Outcome, Race, RaceFailed, Run, Target, faster, figure, run_race
 
 
 def _make(given: Input) -> None:
@@ -48,7 +48,7 @@ def test_sides_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
     race = Race(
         "toy",
         "toys",
-        (Side("ours", _counting), Side("theirs", _holding)),
+        {"ours": _counting, "theirs": _holding},
         (
             Target("twice as fast", faster("ours", "theirs"), 2.0),
             Target("at most 6", figure("ours", "number"), 6, at_most=True),
@@ -69,7 +69,7 @@ def test_sides_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_failing_side_is_named(tmp_path: Path) -> None:
-    race = Race("toy", "toys", (Side("ours", _counting), Side("theirs", _failing)), make=_make)
+    race = Race("toy", "toys", {"ours": _counting, "theirs": _failing}, make=_make)
     with pytest.raises(RaceFailed, match="theirs: ValueError: out of luck"):
         run_race(race, Input(tmp_path / "toy", "quick"), 1)
 
@@ -104,7 +104,7 @@ def test_unknown_races_are_refused() -> None:
 
 
 def test_a_race_for_which_there_is_no_room_is_not_run(tmp_path: Path) -> None:
-    sides = (Side("ours", _counting),)
+    sides = {"ours": _counting}
     assert command._missing(Race("toy", "toys", sides, needs_gb=1e-6), tmp_path / "work") is None
     why = command._missing(Race("toy", "toys", sides, needs_gb=1e9), tmp_path)
     assert why == "needs 1000000000.0 GB of disk (--work names another folder)"
