@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks.harness import Input, Race, RaceFailed, Record, Size, run_race
 from mode.parallel import cores
-from mode.reporting.terminal import wide_console
+from mode.reporting.tables import wide_console
 
 #: Modules with RACES, in the order of the pipeline.
 GROUPS = ("index", "embed", "cluster", "assign", "load", "train", "evaluate", "predict", "nothing")
