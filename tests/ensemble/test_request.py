@@ -7,11 +7,11 @@ import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from mode.ensemble import request
-from mode.ensemble.request import from_base64, read_request
+from mode.ensemble.request import MAX_BYTES, read_request
 from mode.errors import ModeError
 
 
@@ -44,17 +44,24 @@ def test_a_good_request() -> None:
 @pytest.mark.parametrize(
     ("images", "params", "message"),
     [
-        ([], {"classes": ["a"]}, "there is none"),
-        ([encoded(png())], {}, "classes: the list is empty"),
+        ([], {"classes": ["a"]}, r"^image: there is none \(give at least one row\)$"),
+        ([encoded(png())], {}, r"^classes: the list is empty \(give at least one name\)$"),
         ([encoded(png())], {"classes": []}, "classes: the list is empty"),
         ([encoded(png())], {"classes": "dog"}, "classes: not a list of texts"),
-        ([encoded(png())], {"classes": ["a", 3]}, "classes: not a list of texts"),
+        ([encoded(png())], {"classes": ["a", 3]}, "^classes: not a list of texts$"),
+        ([encoded(png())], {"classes": 3}, "^classes: not a list of texts$"),
+        ([encoded(png())], {"classes": ["a"], "templates": "{c}"}, "^templates: not a list of texts$"),
+        ([encoded(png())], {"classes": ["a"], "templates": ["{c}"] * 101}, "^templates: 101, more than 100$"),
         ([encoded(png())], {"classes": ["a"] * 1001}, "classes: 1,001, more than 1,000"),
-        ([encoded(png())], {"classes": ["a"] * 1000, "templates": ["{c}"] * 11}, "prompts, more than 10,000"),
-        ([encoded(png())], {"classes": ["a" * 1001]}, "longer than 1,000"),
-        ([encoded(png())] * 257, {"classes": ["a"]}, "257 rows, more than 256"),
+        (
+            [encoded(png())],
+            {"classes": ["a"] * 1000, "templates": ["{c}"] * 11},
+            "^classes x templates: 1,000 x 11 prompts, more than 10,000$",
+        ),
+        ([encoded(png())], {"classes": ["a" * 1001]}, "^classes: a text is longer than 1,000 characters$"),
+        ([encoded(png())] * 257, {"classes": ["a"]}, r"^image: 257 rows, more than 256 \(send several requests\)$"),
         (["?!"], {"classes": ["a"]}, "image 0: not base64"),
-        ([encoded(png()), 3], {"classes": ["a"]}, "image 1: not a text"),
+        ([encoded(png()), 3], {"classes": ["a"]}, r"^image 1: not a text \(images are sent as base64\)$"),
         ([encoded(b"no image")], {"classes": ["a"]}, "image 0: not an image"),
         ([encoded(bomb(10_000, 10_000))], {"classes": ["a"]}, "image 0: 10000 x 10000 pixels, more than"),
         ([encoded(bomb(60_000, 60_000))], {"classes": ["a"]}, "image 0: too many pixels"),
@@ -65,14 +72,12 @@ def test_bad_requests_are_refused(images: list[object], params: dict[str, object
         read_request(images, params)
 
 
-def test_a_large_image_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request, "MAX_BYTES", 1000)
-    with pytest.raises(ModeError, match="image 0: larger than"):
-        read_request(["A" * 2000], {"classes": ["a"]})
+def test_a_large_image_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(ModeError, match="image 1: larger than 20 MiB"):
+        read_request([encoded(png()), "?" * (MAX_BYTES * 3 // 2)], {"classes": ["a"]})
 
 
-def test_base64() -> None:
-    assert from_base64(encoded(b"abc"), 0) == b"abc"
-    assert from_base64("data:image/png;base64," + encoded(b"abc"), 0) == b"abc"
-    with pytest.raises(ModeError, match="image 3: not base64"):
-        from_base64("?!", 3)
+def test_arrays_as_mlflow_gives_them() -> None:
+    params = {"classes": np.array(["a", "b"], dtype=object), "templates": np.array([], dtype=object)}
+    read = read_request([encoded(png())], params)
+    assert (read.classes, read.templates) == (["a", "b"], ["{c}"])

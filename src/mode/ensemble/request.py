@@ -1,15 +1,14 @@
-"""A request to the served ensemble: what it may hold, and how it is checked before any image is decoded."""
+"""A request to the served ensemble: what it may hold, checked before any image is decoded."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Self
 
 from PIL import Image
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from mode.ensemble.model import TEMPLATES
 from mode.errors import ModeError
@@ -19,84 +18,81 @@ MAX_IMAGES, MAX_BYTES, MAX_PIXELS = 256, 20 * 2**20, 50_000_000
 #: Classes, templates, the prompts that they make together, and characters of one of them.
 MAX_CLASSES, MAX_TEMPLATES, MAX_PROMPTS, MAX_CHARACTERS = 1_000, 100, 10_000, 1_000
 
+#: Pydantic's errors in this program's words.
+_FAULTS = {
+    ("images", "too_short"): "there is none (give at least one row)",
+    ("images", "too_long"): "{actual_length:,} rows, more than {max_length:,} (send several requests)",
+    ("classes", "too_short"): "the list is empty (give at least one name)",
+}
+_FAULTS_ANYWHERE = {
+    "too_long": "{actual_length:,}, more than {max_length:,}",
+    "string_too_long": "a text is longer than {max_length:,} characters",
+    "value_error": "{error}",
+}
 
-@dataclass(frozen=True)
-class Request:
-    """A request that can be answered.
 
-    Attributes:
-        images: encoded, at most MAX_IMAGES.
-        classes: at least one.
-        templates: at least one, with `{c}` each.
-    """
+def _content(image: Any) -> bytes:
+    """The encoded image in a base64 text, of which only the header is read."""
+    if not isinstance(image, str):
+        raise ValueError("not a text (images are sent as base64)")
+    if len(image) > MAX_BYTES * 4 // 3 + 100:
+        raise ValueError(f"larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        content = base64.b64decode(image.rpartition(",")[2] if image.startswith("data:") else image, validate=True)
+    except ValueError:
+        raise ValueError("not base64") from None
+    try:
+        width, height = Image.open(io.BytesIO(content)).size
+    except Exception as error:  # Pillow's plugins raise whatever their parser runs into
+        bomb = isinstance(error, Image.DecompressionBombError)
+        raise ValueError("too many pixels" if bomb else "not an image") from None
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+    return content
 
-    images: list[bytes]
-    classes: list[str]
-    templates: list[str]
+
+Text = Annotated[str, Field(strict=True, max_length=MAX_CHARACTERS)]
+Encoded = Annotated[bytes, BeforeValidator(_content)]
+
+
+class Request(BaseModel):
+    """A request that can be answered; the images are encoded, and given as base64 with or without a `data:` prefix."""
+
+    classes: Annotated[list[Text], Field(min_length=1, max_length=MAX_CLASSES)]
+    templates: Annotated[list[Text], Field(max_length=MAX_TEMPLATES)]
+    images: Annotated[list[Encoded], Field(min_length=1, max_length=MAX_IMAGES)]
+
+    @model_validator(mode="after")
+    def _few_prompts(self) -> Self:
+        classes, templates = len(self.classes), len(self.templates)
+        if classes * templates > MAX_PROMPTS:
+            raise ValueError(f"classes x templates: {classes:,} x {templates:,} prompts, more than {MAX_PROMPTS:,}")
+        return self
 
 
 def read_request(images: Sequence[Any], params: Mapping[str, Any]) -> Request:
-    """Check a request.
-
-    Args:
-        images: base64, with or without a `data:` prefix.
-        params: `classes`, and perhaps `templates`.
+    """Check a request: `images` in base64, `params` with `classes` and perhaps `templates`.
 
     Raises:
         ModeError: nothing to answer, something of a wrong type, not base64, not an image, or above a limit.
     """
-    classes = _texts(params, "classes", MAX_CLASSES)
-    templates = _texts(params, "templates", MAX_TEMPLATES) or list(TEMPLATES)
-    if not classes:
-        raise ModeError("classes: the list is empty", "give at least one name")
-    if len(classes) * len(templates) > MAX_PROMPTS:
-        raise ModeError(
-            f"classes x templates: {len(classes):,} x {len(templates):,} prompts, more than {MAX_PROMPTS:,}"
-        )
-    if not len(images):
-        raise ModeError("image: there is none", "give at least one row")
-    if len(images) > MAX_IMAGES:
-        raise ModeError(f"image: {len(images):,} rows, more than {MAX_IMAGES}", "send several requests")
-    return Request([_image(image, number) for number, image in enumerate(images)], classes, templates)
-
-
-def from_base64(text: str, number: int) -> bytes:
-    """The bytes of an image given as base64, with or without a `data:` prefix; `number` names it in errors.
-
-    Raises:
-        ModeError: not base64.
-    """
+    texts = {key: _as_list(params.get(key)) for key in ("classes", "templates")}
     try:
-        return base64.b64decode(text.rpartition(",")[2] if text.startswith("data:") else text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ModeError(f"image {number}: not base64") from None
+        return Request.model_validate({**texts, "templates": texts["templates"] or TEMPLATES, "images": list(images)})
+    except ValidationError as error:
+        raise ModeError(_line(error.errors()[0])) from None
 
 
-def _texts(params: Mapping[str, Any], key: str, most: int) -> list[str]:
-    given = params.get(key)
+def _as_list(given: Any) -> Any:
+    """MLflow gives arrays, and None for a parameter that is left out."""
     if given is None:
         return []
-    listed = list(given) if not isinstance(given, str) else None
-    if listed is None or not all(isinstance(text, str) for text in listed):
-        raise ModeError(f"{key}: not a list of texts")
-    if len(listed) > most:
-        raise ModeError(f"{key}: {len(listed):,}, more than {most:,}")
-    if any(len(text) > MAX_CHARACTERS for text in listed):
-        raise ModeError(f"{key}: a text is longer than {MAX_CHARACTERS:,} characters")
-    return listed
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
 
 
-def _image(given: Any, number: int) -> bytes:
-    if not isinstance(given, str):
-        raise ModeError(f"image {number}: not a text", "images are sent as base64")
-    if len(given) > MAX_BYTES * 4 // 3 + 100:
-        raise ModeError(f"image {number}: larger than {MAX_BYTES // 2**20} MiB")
-    content = from_base64(given, number)
-    try:
-        width, height = Image.open(io.BytesIO(content)).size  # reads the header, decodes no pixel
-    except Exception as error:  # Pillow's plugins raise whatever their parser runs into
-        reason = "too many pixels" if isinstance(error, Image.DecompressionBombError) else "not an image"
-        raise ModeError(f"image {number}: {reason}") from None
-    if width * height > MAX_PIXELS:
-        raise ModeError(f"image {number}: {width} x {height} pixels, more than {MAX_PIXELS:,}")
-    return content
+def _line(fault: Any) -> str:
+    """One line on what pydantic found."""
+    field, *number = fault["loc"] or [""]
+    text = _FAULTS.get((field, fault["type"])) or _FAULTS_ANYWHERE.get(fault["type"], "not a list of texts")
+    place = " ".join(["image", *map(str, number)]) if field == "images" else field
+    return ": ".join(filter(None, (place, text.format(**fault.get("ctx", {})))))
