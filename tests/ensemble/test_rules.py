@@ -17,6 +17,7 @@ from mode.ensemble.rules import (
     class_distances,
     keep_share,
     keep_top,
+    largest_first,
     paper_weights,
     partial_captions,
     published_weights,
@@ -180,6 +181,10 @@ def test_paper_weights_are_a_distribution_that_follows_the_names(seed: int, orde
     permuted = paper_weights(vectors, {NAMES[i]: conditions[NAMES[i]] for i in order})
     for name in NAMES:
         assert permuted[name] == pytest.approx(plain[name])
+
+
+def test_experts_of_equal_weight_stay_in_the_given_order() -> None:
+    assert largest_first({"b": 0.25, "a": 0.5, "c": 0.25}) == ["a", "b", "c"]
 
 
 class TestKeep:

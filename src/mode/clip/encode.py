@@ -19,17 +19,14 @@ from mode.errors import ModeError
 def encode_texts(
     clip: Clip, texts: Sequence[str], *, batch_size: int, device: torch.device | str, name: str = "model"
 ) -> Tensor:
-    """Texts to unit vectors.
+    """Texts to unit vectors, float32 [texts, d] on `device`.
 
     Args:
         clip: in evaluation mode, on `device`.
-        texts: n of them.
+        texts: any number of them.
         batch_size: texts in one forward pass.
         device: of the model.
         name: of the model, in messages.
-
-    Returns:
-        float32 [n, d] on `device`.
     """
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     vectors = [unit_vectors(clip.model.encode_text, clip.tokenizer(list(batch)).to(device), name) for batch in batches]
@@ -42,11 +39,8 @@ def encode_prompts(
     """One unit vector per class: the mean of the unit vectors of its prompts, normalised again (as open_clip does it).
 
     Args:
-        clip: in evaluation mode, on `device`.
+        clip, batch_size, device, name: as of `encode_texts`.
         prompts: those of each of L classes, at least one each; they are encoded in batches across classes.
-        batch_size: texts in one forward pass.
-        device: of the model.
-        name: of the model, in messages.
 
     Returns:
         float32 [L, d] on `device`.

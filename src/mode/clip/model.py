@@ -6,6 +6,7 @@ Hugging Face tokenizer where the model has one, and `card.json`: what it was tra
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -57,11 +58,7 @@ class Clip:
 
 
 def build_model(
-    model: ModelParams,
-    image: ImageParams,
-    captions: Iterable[str] | None,
-    random_seed: int,
-    precision: str = "fp32",
+    model: ModelParams, image: ImageParams, captions: Iterable[str] | None, random_seed: int, precision: str = "fp32"
 ) -> Clip:
     """Make a new model with random weights.
 
@@ -102,11 +99,10 @@ def build_model(
             network = open_clip.create_model(
                 f"local-dir:{folder}", precision=precision, load_weights=False, pretrained_text=False, output_dict=True
             )
-            tokenizer = (
-                open_clip.get_tokenizer(f"local-dir:{folder}")
-                if model.tokenizer == "words"
-                else _standard_tokenizer(model_cfg["text_cfg"])
-            )
+            if model.tokenizer == "words":
+                tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+            else:
+                tokenizer = _standard_tokenizer(model_cfg["text_cfg"])
     return Clip(network, tokenizer, model_cfg, preprocess_cfg)
 
 
@@ -122,9 +118,8 @@ def write_model_files(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
     _write_config(folder, clip.model_cfg, clip.preprocess_cfg)
     if hasattr(clip.tokenizer, "save_pretrained"):
         clip.tokenizer.save_pretrained(str(folder))
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()}, folder / WEIGHTS
-    )
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
@@ -139,22 +134,14 @@ def load_model(folder: Path, device: str | torch.device = "cpu", precision: str 
     Raises:
         ModeError: the folder, its configuration or its weights are missing or damaged.
     """
-    config = folder / CONFIG
-    if not config.is_file():
-        raise ModeError(f"{folder}: not a model folder: it has no {CONFIG}", "train it first, or check the path")
-    if not (folder / WEIGHTS).is_file():
-        raise ModeError(f"{folder}: not a model folder: it has no {WEIGHTS}", "train it first, or check the path")
+    for needed in (CONFIG, WEIGHTS):
+        if not (folder / needed).is_file():
+            raise ModeError(f"{folder}: not a model folder: it has no {needed}", "train it first, or check the path")
     with _open_clip_errors(str(folder)):
-        written = json.loads(config.read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         network, tokenizer = _open(f"local-dir:{folder}", device=device, precision=precision)
-        card = folder / CARD
-        return Clip(
-            network,
-            tokenizer,
-            written["model_cfg"],
-            written["preprocess_cfg"],
-            json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {},
-        )
+        card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else {}
+        return Clip(network, tokenizer, config["model_cfg"], config["preprocess_cfg"], card)
 
 
 def open_pretrained(name: str, setting: str) -> Clip:
@@ -175,10 +162,8 @@ def open_pretrained(name: str, setting: str) -> Clip:
         source, _, tag = name.partition(":")
         known = open_clip.list_pretrained_tags_by_model(source)
         if tag not in known:
-            raise ModeError(
-                f"{where}: neither a folder nor a MODEL:PRETRAINED that open_clip knows",
-                f"{source} has {', '.join(known)}" if known else "see open_clip.list_pretrained()",
-            )
+            advice = f"{source} has {', '.join(known)}" if known else "see open_clip.list_pretrained()"
+            raise ModeError(f"{where}: neither a folder nor a MODEL:PRETRAINED that open_clip knows", advice)
     with _open_clip_errors(where):
         network, tokenizer = _open(source, pretrained=tag)
         return Clip(network, tokenizer, open_clip.get_model_config(source), dict(network.visual.preprocess_cfg))
@@ -192,13 +177,14 @@ def _open(source: str, **settings: Any) -> tuple[open_clip.CLIP, Tokenize]:
 
 def _configuration(model: ModelParams) -> dict[str, Any]:
     """A copy of open_clip's configuration of the model."""
+    found: dict[str, Any] | None
     if model.name is not None and re.match(r"\w[\w.-]+:", model.name):  # one letter is a drive's
         raise ModeError(
             f"model.name: '{model.name}' names trained weights, but every model here starts from random ones",
             "give the name of its architecture alone, such as ViT-B-32, or a configuration file (.json)",
         )
     if model.config is not None:
-        found: Any = json.loads(json.dumps(model.config))
+        found = copy.deepcopy(model.config)
     elif model.name is not None and model.name.endswith(".json"):
         try:
             found = json.loads(Path(model.name).read_text(encoding="utf-8"))
@@ -208,37 +194,25 @@ def _configuration(model: ModelParams) -> dict[str, Any]:
     else:
         found = open_clip.get_model_config(model.name)
         if found is None:
-            raise ModeError(
-                f"model.name: open_clip knows no model '{model.name}'",
-                "`python -c 'import open_clip; print(open_clip.list_models())'` lists them",
-            )
-    missing = [
-        key for key in ("embed_dim", "vision_cfg", "text_cfg") if not isinstance(found, dict) or key not in found
-    ]
-    if missing:
-        raise ModeError(
-            f"model: the configuration lacks {', '.join(missing)}", "see open_clip's model_configs for examples"
-        )
-    return dict(found)
+            advice = "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+            raise ModeError(f"model.name: open_clip knows no model '{model.name}'", advice)
+    found = dict(found) if isinstance(found, dict) else {}
+    if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in found]:
+        advice = "see open_clip's model_configs for examples"
+        raise ModeError(f"model: the configuration lacks {', '.join(missing)}", advice)
+    return found
 
 
 def _standard_tokenizer(text_cfg: dict[str, Any]) -> Any:
     """What open_clip pairs with a text tower: CLIP's own byte-pair encoding, or the Hugging Face one that it names."""
-    context = text_cfg.get("context_length", 77)
-    if text_cfg.get("hf_tokenizer_name"):
-        return HFTokenizer(
-            text_cfg["hf_tokenizer_name"],
-            context_length=context,
-            tokenizer_mode=text_cfg.get("tokenizer_mode"),
-            **text_cfg.get("tokenizer_kwargs", {}),
-        )
-    tokenizer = SimpleTokenizer(context_length=context, **text_cfg.get("tokenizer_kwargs", {}))
-    if text_cfg.get("vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
-        raise ModeError(
-            f"model: text_cfg.vocab_size is {text_cfg['vocab_size']},"
-            f" but CLIP's tokenizer has {tokenizer.vocab_size} ids",
-            "leave vocab_size out, or set model.tokenizer: words",
-        )
+    settings = {"context_length": text_cfg.get("context_length", 77), **text_cfg.get("tokenizer_kwargs", {})}
+    if name := text_cfg.get("hf_tokenizer_name"):
+        return HFTokenizer(name, tokenizer_mode=text_cfg.get("tokenizer_mode"), **settings)
+    tokenizer = SimpleTokenizer(**settings)
+    given, ids = text_cfg.get("vocab_size"), tokenizer.vocab_size
+    if given is not None and given < ids:
+        message = f"model: text_cfg.vocab_size is {given}, but CLIP's tokenizer has {ids} ids"
+        raise ModeError(message, "leave vocab_size out, or set model.tokenizer: words")
     return tokenizer
 
 

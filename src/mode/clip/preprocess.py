@@ -52,10 +52,7 @@ class Preprocess:
 
 
 class SharedPreprocess:
-    """The inference transforms of several models, in which every distinct step is done once for all of them.
-
-    Args:
-        clips: name -> model.
+    """The inference transforms of models by name, in which every distinct step is done once for all of them.
 
     Attributes:
         first: the transform of the first model.

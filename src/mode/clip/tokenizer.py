@@ -30,19 +30,14 @@ def fit_words(captions: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFa
         >>> words("A DOG!").input_ids  # <bos> a dog <unk> <eos>
         [2, 3, 4, 1, 7]
     """
-    counter = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-    counter.normalizer = normalizers.Lowercase()
-    counter.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=vocabulary + 3, special_tokens=[PAD, UNKNOWN, BEGIN], show_progress=False
-    )
-    counter.train_from_iterator(captions, trainer)
-
-    ids = counter.get_vocab()
+    special = [PAD, UNKNOWN, BEGIN]
+    words = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocabulary + 3, special_tokens=special, show_progress=False)
+    words.train_from_iterator(captions, trainer)
+    ids = words.get_vocab()
     ids[END] = len(ids)
-    words = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.model = models.WordLevel(ids, unk_token=UNKNOWN)
     words.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, ids[BEGIN]), (END, ids[END])]
     )

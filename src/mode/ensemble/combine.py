@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
@@ -33,29 +33,20 @@ def weighted_sum(terms: Iterable[tuple[Any, Scores]]) -> Scores:
 def combine(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
     """The ensemble's scores: the weighted sum of the models' cosine similarities.
 
-    Similarities, not logits: the models' logit scales play no part (as in the published code).
+    Similarities, not logits: the models' logit scales play no part (as in the published code). A model of weight 0
+    needs no similarities.
 
-    Args:
-        scores: of every weighted model, all of one shape (arrays or torch tensors).
-        weights: one per model; a model of weight 0 needs no scores.
-
-    Example:
-        >>> combine({"a": np.array([1.0, 0.0]), "b": np.array([0.0, 1.0])}, {"a": 0.75, "b": 0.25, "c": 0.0})
-        array([0.75, 0.25])
+    >>> combine({"a": np.array([1.0, 0.0]), "b": np.array([0.0, 1.0])}, {"a": 0.75, "b": 0.25, "c": 0.0})
+    array([0.75, 0.25])
     """
     return weighted_sum((weight, scores[name]) for name, weight in weights.items() if weight)
 
 
 def by_model(members: Mapping[str, str], routed: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Weights by model from weights by expert: a model that stands in for several experts has the sum of theirs.
+    """Weights by model from those by expert: `members` is expert -> the model that answers for it.
 
-    Args:
-        members: expert -> the model that answers for it.
-        routed: expert -> its weight.
-
-    Example:
-        >>> by_model({"a": "seed", "b": "b", "c": "seed"}, {"a": 0.25, "b": 0.5, "c": 0.25})
-        {'seed': 0.5, 'b': 0.5}
+    >>> by_model({"a": "seed", "b": "b", "c": "seed"}, {"a": 0.25, "b": 0.5, "c": 0.25})
+    {'seed': 0.5, 'b': 0.5}
     """
     weights: dict[str, Weight] = {}
     for expert, model in members.items():
@@ -84,29 +75,24 @@ class QueryWeights:
     factor: float
 
     def of_texts(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
-        """The ensemble's scores, texts looking for images.
+        """The ensemble's scores, texts from number `first` on looking for images; model -> cosines [rows, images]."""
+        rows = slice(first, first + len(next(iter(scores.values()))))
+        return self._combine(scores, lambda weights: weights[rows])
 
-        Args:
-            first: number of the first text of these rows.
-            scores: model -> cosines [rows, images].
-        """
-        some = next(iter(scores.values()))
-        rows = slice(first, first + len(some))
-        names = self._models(scores)
-        return np.asarray(weighted_sum((self.texts[name][rows, None], scores[name]) for name in names), some.dtype)
-
-    def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
+    def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:  # noqa: ARG002
         """The ensemble's scores, images looking for texts; `scores`: model -> cosines [rows, texts]."""
-        del first
         guess = softmax(self.factor * combine(scores, self.task), axis=1)
-        some, names = next(iter(scores.values())), self._models(scores)
-        return np.asarray(
-            weighted_sum(((guess @ self.texts[name])[:, None], scores[name]) for name in names), some.dtype
-        )
+        return self._combine(scores, lambda weights: guess @ weights)
 
-    def _models(self, scores: Mapping[str, NDArray[np.floating]]) -> list[str]:
-        """Those with a weight in the task; a model without needs no scores."""
-        return [name for name in self.texts if self.task[name] > 0 and name in scores]
+    def _combine(
+        self,
+        scores: Mapping[str, NDArray[np.floating]],
+        of_rows: Callable[[NDArray[np.floating]], NDArray[np.floating]],
+    ) -> NDArray[np.floating]:
+        """`combine`, but with a weight for each row, made from those for each text."""
+        names = [name for name, weight in self.task.items() if weight > 0]
+        total = weighted_sum((of_rows(self.texts[name])[:, None], scores[name]) for name in names)
+        return np.asarray(total, next(iter(scores.values())).dtype)
 
 
 def query_weights(
@@ -116,14 +102,6 @@ def query_weights(
     task: Mapping[str, float],
     clips: Mapping[str, Clip],
 ) -> QueryWeights:
-    """The weights of every query of a retrieval task.
-
-    Args:
-        router: of the experts.
-        members: expert -> the model that answers for it.
-        texts: of the task.
-        task: model -> its weight in the task as a whole.
-        clips: name -> model.
-    """
+    """The weights of every query of a retrieval task; `members`: expert -> model, `task`: model -> weight in it."""
     factor = sum(weight * clips[name].model.logit_scale.exp().item() for name, weight in task.items())
     return QueryWeights(task, by_model(members, router.text_weights(texts)), factor)

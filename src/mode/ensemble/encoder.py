@@ -33,13 +33,9 @@ class JointEncoder(nn.Module):
 
     Args:
         clips: name -> model; all on one device.
-        weights: name -> weight, of sum 1. A model of weight 0 is left out.
+        weights: name -> weight, of sum 1. The attributes `clips` and `per_model` leave out a model of weight 0.
         precision: as in `mode.load`.
         batch_size: images or texts in one forward pass of the methods that take more.
-
-    Attributes:
-        clips: name -> model, those with a weight.
-        per_model: name -> its weight.
     """
 
     def __init__(
@@ -75,37 +71,25 @@ class JointEncoder(nn.Module):
         """Texts -> int64 [texts, context], what `encode_text` takes."""
         return self._common().tokenizer
 
-    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """Features of images, see the class.
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:  # noqa: ARG002
+        """Features of images, float32 [n, sum of the models' dimensions], see the class.
 
         Args:
             image: float [n, 3, size, size], of `preprocess`.
             normalize: no matter: the features have length 1 anyway.
 
-        Returns:
-            float32 [n, sum of the models' dimensions].
-
         Raises:
             ModeError: the models take images of different sizes or normalisation.
         """
-        del normalize
         self._common()
         return self._joined(self._encode_pixels(clip, image) for clip in self.clips.values())
 
-    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """Features of texts, see the class.
-
-        Args:
-            text: int64 [n, context], of `tokenizer`.
-            normalize: no matter: the features have length 1 anyway.
-
-        Returns:
-            float32 [n, sum of the models' dimensions].
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:  # noqa: ARG002
+        """Features of texts, as those of images; `text`: int64 [n, context], of `tokenizer`.
 
         Raises:
             ModeError: the models have different text towers.
         """
-        del normalize
         self._common()
         with autocast(self.device, self.precision):
             encoded = [clip.model.encode_text(text.to(self.device)) for clip in self.clips.values()]

@@ -31,28 +31,18 @@ def rgb_batches(images: Images, batch_size: int) -> Iterator[list[Image.Image]]:
     Raises:
         ModeError: what cannot be an image, named by its path or number.
     """
-    listed = as_list(images)
-    for start in range(0, len(listed), batch_size):
-        yield [to_rgb(image, number) for number, image in enumerate(listed[start : start + batch_size], start)]
-
-
-def as_list(images: Images) -> Sequence[OneImage]:
-    """One image as a list of one."""
     if isinstance(images, Tensor):
-        raise ModeError(
-            f"images: a tensor of {images.dtype}", "give float [n, 3, size, size], as `preprocess` makes it, or arrays"
-        )
+        advice = "give float [n, 3, size, size], as `preprocess` makes it, or arrays"
+        raise ModeError(f"images: a tensor of {images.dtype}", advice)
     if isinstance(images, np.ndarray):
-        return list(images) if images.ndim == 4 else [images]
-    return [images] if isinstance(images, str | Path | bytes | Image.Image) else images
+        images = list(images) if images.ndim == 4 else [images]
+    listed = [images] if isinstance(images, str | Path | bytes | Image.Image) else images
+    for start in range(0, len(listed), batch_size):
+        yield [_to_rgb(image, number) for number, image in enumerate(listed[start : start + batch_size], start)]
 
 
-def to_rgb(image: OneImage, number: int) -> Image.Image:
-    """Any one image as a PIL image in RGB.
-
-    Raises:
-        ModeError: it is none; `number` names it where it has no path.
-    """
+def _to_rgb(image: OneImage, number: int) -> Image.Image:
+    """Any one image as a PIL image in RGB; `number` names it in errors where it has no path."""
     where = f"image {number}"
     try:
         if isinstance(image, str | Path):
@@ -66,9 +56,8 @@ def to_rgb(image: OneImage, number: int) -> Image.Image:
         raise ModeError(f"{where}: cannot be decoded: {error}") from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ModeError(
-                f"{where}: an array of {image.dtype} {list(image.shape)}", "an image is uint8 [height, width, 3]"
-            )
+            shape = f"{image.dtype} {list(image.shape)}"
+            raise ModeError(f"{where}: an array of {shape}", "an image is uint8 [height, width, 3]")
         return Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise ModeError(f"{where}: a {type(image).__name__} is no image", "give a path, bytes, a PIL image or an array")

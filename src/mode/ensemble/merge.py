@@ -25,12 +25,8 @@ from mode.errors import ModeError
 if TYPE_CHECKING:
     from mode.clip.model import Clip
 
-#: Images that statistics are estimated on, at most: what is kept of each expert's training images.
-STATISTICS_IMAGES = 512
-#: Images in a batch that they are estimated on, at least, if there are as many.
+#: Images in a batch that statistics are estimated on, at least, if there are as many.
 SMALLEST_BATCH = 32
-#: All that is kept, at most, in bytes.
-KEPT_BYTES = 16 * 2**20
 
 
 def merge_models(clips: Mapping[str, Clip], weights: Mapping[str, float], batches: Iterable[Tensor]) -> Clip:
@@ -48,7 +44,7 @@ def merge_models(clips: Mapping[str, Clip], weights: Mapping[str, float], batche
     Raises:
         ModeError: the models' parameters differ in name or shape, or there is no batch where statistics need one.
     """
-    states = {name: clips[name].model.state_dict() for name in clips}
+    states = {name: clip.model.state_dict() for name, clip in clips.items()}
     first = next(iter(clips))
     shapes = {name: {key: tensor.shape for key, tensor in state.items()} for name, state in states.items()}
     if different := [name for name in clips if shapes[name] != shapes[first]]:
@@ -70,11 +66,8 @@ def merge_models(clips: Mapping[str, Clip], weights: Mapping[str, float], batche
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the mean and variance of BatchNorm layers in the image tower to those of `batches`, each batch alike.
 
-    All layers see the present batch's statistics while they are estimated, as in training; so the batches should be of
-    some dozens of images at least.
-
-    Raises:
-        ModeError: there are fewer than two images.
+    All layers see the present batch's statistics while they are estimated, as in training; so a batch should have some
+    dozens of images. Raises `ModeError` if all have fewer than two.
     """
     layers = statistics_layers(model)
     before = [layer.momentum for layer in layers]
@@ -99,11 +92,6 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         )
 
 
-def has_statistics(clips: Iterable[Clip]) -> bool:
-    """Whether a model has BatchNorm layers."""
-    return any(statistics_layers(clip.model) for clip in clips)
-
-
 def statistics_layers(model: nn.Module) -> list[_BatchNorm]:
     """BatchNorm layers that remember statistics."""
     return [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
@@ -111,32 +99,23 @@ def statistics_layers(model: nn.Module) -> list[_BatchNorm]:
 
 def images_to_keep(experts: int, size: int) -> int:
     """How many images of each expert are kept with an ensemble: as many as 16 MiB hold, at most 512."""
-    return max(1, min(STATISTICS_IMAGES, KEPT_BYTES // (experts * 3 * size**2)))
+    return max(1, min(512, 16 * 2**20 // (experts * 3 * size**2)))
 
 
 def even_batches(images: Tensor, size: int) -> Sequence[Tensor]:
-    """Batches of nearly the same size, at most `size` (or 32): a last batch of one image would have no variance.
-
-    Args:
-        images: [n, ...].
-        size: in a batch, at most.
-
-    Returns:
-        The batches in order; none of no image.
-    """
+    """Batches in order, of nearly the same size and at most `size` (or 32): one image alone would have no variance."""
     return torch.tensor_split(images, -(-len(images) // max(size, SMALLEST_BATCH))) if len(images) else ()
 
 
 def draw_images(kept: Mapping[str, NDArray[np.uint8]], weights: Mapping[str, float]) -> Tensor:
-    """Training images in the proportion of the routing weights.
+    """Training images in the proportion of the experts' routing weights, mixed evenly over the rows.
 
     Args:
         kept: expert -> uint8 [k, 3, size, size] in random order.
         weights: expert -> weight, of sum 1.
 
     Returns:
-        uint8 [n, 3, size, size], the experts' images mixed evenly over the rows; n is the largest number of images of
-        one expert, less what rounding leaves out. Empty if nothing is kept.
+        uint8 [n, 3, size, size]: as many as the most of one expert, less what rounding leaves out.
     """
     most = max((len(images) for images in kept.values()), default=0)
     parts, places = [], []

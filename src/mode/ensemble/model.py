@@ -24,22 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mode.clip.device import Precision, fastest_precision, pick_device
-from mode.clip.model import CONFIG, Clip, load_model, write_model_files
+from mode.clip.model import CONFIG, Clip, load_model, save_model
 from mode.clip.preprocess import Preprocess
 from mode.ensemble.combine import by_model, combine, query_weights
 from mode.ensemble.encoder import JointEncoder
 from mode.ensemble.images import Images, rgb_batches
-from mode.ensemble.merge import draw_images, even_batches, has_statistics, merge_models
-from mode.ensemble.router import Router
+from mode.ensemble.merge import draw_images, even_batches, merge_models, statistics_layers
+from mode.ensemble.router import DESCRIPTION, Router
 from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
-from mode.files import write_aside
 
 #: What a class name is put into where no templates are given; `{c}` is its place.
 TEMPLATES = ("{c}",)
-
-#: Name of a task's only model after its experts were merged.
-MERGED = "merged"
 
 
 class Ensemble(JointEncoder):
@@ -63,12 +59,11 @@ class Ensemble(JointEncoder):
         batch_size: int | None = None,
     ) -> None:
         where = pick_device(device or "auto")
-        on_gpu = where.type != "cpu"
+        batch_size = batch_size or (64 if where.type == "cpu" else 256)
         self.router, self.members = router, router.members(models)
-        for model in set(self.members.values()):
-            models[model].model.to(where)
         weights = by_model(self.members, uniform_weights(router.experts))
-        super().__init__(models, weights, precision or fastest_precision(where), batch_size or (256 if on_gpu else 64))
+        super().__init__(models, weights, precision or fastest_precision(where), batch_size)
+        self.to(where)
 
     @classmethod
     def load(
@@ -79,12 +74,7 @@ class Ensemble(JointEncoder):
         precision: Precision | None = None,
         batch_size: int | None = None,
     ) -> Ensemble:
-        """Open the ensemble of a saved router and of model folders, of which only the needed ones are read.
-
-        Args:
-            router: the folder that `Router.save` wrote.
-            models: expert -> its model folder; `seed` stands in for those that have none.
-            device, precision, batch_size: as in `mode.load`.
+        """Open the folder that `Router.save` wrote and those model folders that are needed, else as the class.
 
         Raises:
             ModeError: a folder cannot be read, or an expert has neither a model nor the seed to stand in for it.
@@ -154,7 +144,7 @@ class Ensemble(JointEncoder):
         if merge is not None:
             if merge != "weights":
                 raise ModeError(f"merge: '{merge}' is unknown", "it may be 'weights'")
-            clips, per_model = {MERGED: self._merged(clips, per_model, routed, images)}, {MERGED: 1.0}
+            clips, per_model = {"merged": self._merged(clips, per_model, routed, images)}, {"merged": 1.0}
         return TaskModel(tuple(classes), prompts, routed, clips, per_model, self)
 
     def retrieve(
@@ -196,15 +186,11 @@ class Ensemble(JointEncoder):
         return self.encode_image(image), self.encode_text(text), self.logit_scale.exp()
 
     def _merged(
-        self,
-        clips: Mapping[str, Clip],
-        per_model: Mapping[str, float],
-        routed: Mapping[str, float],
-        images: Images | None,
+        self, clips: dict[str, Clip], per_model: dict[str, float], routed: dict[str, float], images: Images | None
     ) -> Clip:
         """The experts' parameters averaged, with statistics of `images` or of the kept training images."""
         preprocess = Preprocess(next(iter(clips.values())))
-        if not has_statistics(clips.values()):
+        if not any(statistics_layers(clip.model) for clip in clips.values()):
             pixels = torch.empty(0)
         elif images is None:
             pixels = draw_images(self.router.images, routed)
@@ -271,39 +257,26 @@ class TaskModel(JointEncoder):
 
     def opinions(self, images: Images) -> dict[str, Tensor]:
         """Each model's own probabilities, model -> float32 [n, L], with its own logit scale."""
-        opinions = {}
-        for name, cosines in self.similarities(images).items():
-            opinions[name] = F.softmax(self.clips[name].model.logit_scale.detach().exp().float() * cosines, dim=1)
-        return opinions
+        factors = {name: clip.model.logit_scale.detach().exp().float() for name, clip in self.clips.items()}
+        return {name: F.softmax(factors[name] * each, dim=1) for name, each in self.similarities(images).items()}
 
     def labels(self, images: Images) -> list[str]:
         """The most probable class of each image."""
         return [self.classes[column] for column in self.scores(images).argmax(dim=1).tolist()]
 
     def retrieve(self, images: Images, texts: Sequence[str]) -> Tensor:
-        """Similarities of images and texts, with this task's weights (`Ensemble.retrieve`: with the texts' own).
-
-        Args:
-            images: n of them, as in `forward`.
-            texts: m of them.
-
-        Returns:
-            float32 [n, m]: row i ranks the texts for image i, column j the images for text j.
-        """
+        """Similarities float32 [images, texts], with this task's weights (`Ensemble.retrieve`: with the texts' own)."""
         return combine(self._cosines(images, self._encode_prompts([[text] for text in texts])), self.per_model)
 
     def save(self, folder: str | Path) -> None:
         """Write a merged model as a folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` opens.
 
-        Raises:
-            ModeError: the task still has several models.
+        Raises `ModeError` if the task still has several models.
         """
         if len(self.clips) > 1:
             raise ModeError("a task of several experts is no single model", "adapt(..., merge='weights') makes one")
         [(name, clip)] = self.clips.items()
-        card = {"name": name, "merged_from": self.weights, "classes": list(self.classes)}
-        with write_aside(Path(folder)) as temporary:
-            write_model_files(temporary, clip, card)
+        save_model(Path(folder), clip, {"name": name, "merged_from": self.weights, "classes": list(self.classes)})
 
     def _cosines(self, images: Images, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Model -> cosines [images, texts]; `texts`: model -> unit vectors."""
@@ -313,21 +286,16 @@ class TaskModel(JointEncoder):
 def find_folders(folder: Path) -> tuple[Path, dict[str, Path]]:
     """The folder of the saved router, and name -> folder of the models beside it.
 
-    Args:
-        folder: the router's, or the one that holds it as `ensemble`.
-
-    Raises:
-        ModeError: it is neither.
+    `folder` is the router's, or the one that holds it as `ensemble`. Raises `ModeError` if it is neither.
     """
     for router in (folder, folder / "ensemble"):
-        if Router.is_saved_in(router):
+        if (router / DESCRIPTION).is_file():
             models = router.resolve().parent
             return router, {path.parent.name: path.parent for path in sorted(models.glob(f"*/{CONFIG}"))}
     raise ModeError(f"{folder}: no ensemble there", "give the folder `models` of a finished run; `dvc repro` makes it")
 
 
 def _prompts(classes: Sequence[str], templates: Sequence[str] | None) -> list[list[str]]:
-    """The prompts of each class."""
     if isinstance(classes, str) or isinstance(templates, str):
         raise ModeError("classes and templates are lists of texts, not one text", "put it into [ ]")
     if not classes or not all(name.strip() for name in classes):

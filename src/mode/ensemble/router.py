@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,15 @@ from mode.ensemble.rules import (
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import RoutingParams
+from mode.roles import SEED
 
 #: The model that stands in for an expert that is not trained yet: the one it branches from.
-STAND_IN = "seed"
-
-_DESCRIPTION, _CONDITIONS, _EMBEDDER = "ensemble.json", "conditions.safetensors", "embedder"
-_IMAGES = "images.safetensors"
-
-#: Of the saved folder; a folder of another format is refused instead of read wrongly.
+STAND_IN = SEED.name
+#: The file by which a router's folder is known, and what lies beside it.
+DESCRIPTION, _EMBEDDER = "ensemble.json", "embedder"
+_CONDITIONS, _IMAGES = "conditions.safetensors", "images.safetensors"
+#: Of the saved folder; one of another format is refused instead of read wrongly.
 _FORMAT = 1
-
 #: Texts embedded at once.
 _BLOCK = 4096
 
@@ -76,9 +76,7 @@ class Router:
         """A router whose temperature, if its rule has one, is set from training captions.
 
         Args:
-            conditions: as in the class.
-            embedder: as in the class.
-            routing: as in the class.
+            conditions, embedder, routing: as in the class.
             captions: training captions of the sources that the experts stand for; of those,
                 `routing.calibration_captions` are drawn. Other rules than `calibrated` need none.
             random_seed: of that draw and of the words that are left out.
@@ -96,10 +94,25 @@ class Router:
                     f" of embedder '{embedder.name}'",
                     "cluster again with this embedder",
                 )
-        temperature = None
-        if routing.kind == "calibrated":
-            temperature = _fit_temperature(conditions, embedder, captions, routing.calibration_captions, random_seed)
-        return cls(conditions, embedder, routing, temperature)
+        router = cls(conditions, embedder, routing)
+        if routing.kind != "calibrated":
+            return router
+        return replace(router, temperature=router._fitted_temperature(captions, random_seed))
+
+    def _fitted_temperature(self, captions: Sequence[str], random_seed: int) -> float:
+        """See `calibrate_temperature`."""
+        drawn = np.random.default_rng(random_seed).permutation(len(captions))[: self.routing.calibration_captions]
+        whole = [captions[row] for row in drawn]
+        vectors = self.embedder.encode(whole)
+        partial = self.embedder.encode(partial_captions(whole, random_seed))
+        known = vectors.any(axis=1) & partial.any(axis=1)
+        if not known.any():
+            raise ModeError(
+                f"routing: none of {len(whole)} training captions has words that embedder '{self.embedder.name}' knows",
+                "give captions of the experts' sources, or set routing.kind to `published` or `paper`",
+            )
+        assigned = class_distances(vectors[known], self.conditions).distances.argmin(axis=1)
+        return calibrate_temperature(class_distances(partial[known], self.conditions).distances, assigned)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -132,13 +145,7 @@ class Router:
         return calibrated_weights(nearest, self.temperature)
 
     def text_weights(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """p(expert | text) of every text by itself, for retrieval by query.
-
-        Args:
-            texts: m of them.
-
-        Returns:
-            Expert -> [m], the experts' of a text sum to 1; all alike where the embedder knows no word of it.
+        """p(expert | text) of every text by itself, expert -> [texts]; all alike where the embedder knows no word.
 
         Raises:
             ModeError: the rule is not `calibrated`: the others know no such probability.
@@ -177,13 +184,12 @@ class Router:
                 "temperature": self.temperature,
                 "embedder": self.embedder.name,
             }
-            (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             tensors = {name: np.ascontiguousarray(centres, np.float32) for name, centres in self.conditions.items()}
             save_file(tensors, temporary / _CONDITIONS)
             if self.images:
-                save_file(
-                    {name: np.ascontiguousarray(images) for name, images in self.images.items()}, temporary / _IMAGES
-                )
+                images = {name: np.ascontiguousarray(each) for name, each in self.images.items()}
+                save_file(images, temporary / _IMAGES)
             self.embedder.save(temporary / _EMBEDDER)
 
     @classmethod
@@ -194,7 +200,7 @@ class Router:
             ModeError: not such a folder, or one that is damaged or of another format.
         """
         try:
-            description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             if description["format"] != _FORMAT:
                 raise ModeError(f"{folder}: format {description['format']}, this program reads {_FORMAT}")
             tensors = load_file(folder / _CONDITIONS)
@@ -208,52 +214,17 @@ class Router:
             raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}") from None
         return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images)
 
-    @staticmethod
-    def is_saved_in(folder: Path) -> bool:
-        """Whether `folder` looks like one that `save` wrote."""
-        return (folder / _DESCRIPTION).is_file()
-
 
 def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-    """One unit vector per class: the mean over its prompts of their unit vectors, normalised again.
+    """One unit vector per class, float32 [L, d]: the mean over its prompts of their unit vectors, normalised again.
 
-    The published code does the same. A class without a known word has the zero vector.
-
-    Args:
-        embedder: its rows are unit vectors, or zero.
-        metadata: the prompts of each of L classes, at least one each.
-
-    Returns:
-        float32 [L, d].
+    The published code does the same. A class without a known word has the zero vector. `metadata` are the prompts of
+    each of L classes, at least one each.
     """
-    prompts = [prompt for class_prompts in metadata for prompt in class_prompts]
-    counts = np.array([len(class_prompts) for class_prompts in metadata], dtype=np.int64)
+    owners = [number for number, prompts in enumerate(metadata) for _ in prompts]
+    prompts = list(chain.from_iterable(metadata))
     sums = np.zeros((len(metadata), embedder.dimensions), np.float32)
-    owner = np.repeat(np.arange(len(metadata)), counts)
     for start in range(0, len(prompts), _BLOCK):
-        vectors = embedder.encode(prompts[start : start + _BLOCK])
-        np.add.at(sums, owner[start : start + _BLOCK], vectors)
+        np.add.at(sums, owners[start : start + _BLOCK], embedder.encode(prompts[start : start + _BLOCK]))
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return np.asarray(np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0))
-
-
-def _fit_temperature(
-    conditions: Mapping[str, NDArray[np.float32]],
-    embedder: Embedder,
-    captions: Sequence[str],
-    count: int,
-    random_seed: int,
-) -> float:
-    """See `calibrate_temperature`."""
-    drawn = np.random.default_rng(random_seed).permutation(len(captions))[:count]
-    whole = [captions[row] for row in drawn]
-    vectors = embedder.encode(whole)
-    partial = embedder.encode(partial_captions(whole, random_seed))
-    known = vectors.any(axis=1) & partial.any(axis=1)
-    if not known.any():
-        raise ModeError(
-            f"routing: none of {len(whole)} training captions has words that embedder '{embedder.name}' knows",
-            "give captions of the experts' sources, or set routing.kind to `published` or `paper`",
-        )
-    assigned = class_distances(vectors[known], conditions).distances.argmin(axis=1)
-    return calibrate_temperature(class_distances(partial[known], conditions).distances, assigned)

@@ -4,16 +4,15 @@ A *class* here is one vector of the task's metadata: a class name in its prompt 
 task. An expert's *condition* is the set of fine centres of the cluster that it was trained on. Conditions are keyed by
 the expert's name, so that experts of several sources stand side by side, and weights come back under the same names.
 
-Three rules, all of them functions of distances alone:
-
-- `published_weights`: what the published code of MoDE (Ma et al., CVPR 2024) computes; its constants belong to SimCSE.
-- `paper_weights`: the formula in the paper's text, a softmax over experts of summed affinities.
-- `calibrated_weights`: the default, which has one temperature that `calibrate_temperature` sets from training captions.
+Three rules, all of them functions of distances alone: `published_weights` (of the published code of MoDE, Ma et al.,
+CVPR 2024), `paper_weights` (of the paper's text) and the default, `calibrated_weights`, whose one temperature
+`calibrate_temperature` sets from training captions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -54,9 +53,6 @@ def class_distances(vectors: NDArray[np.floating], conditions: Mapping[str, NDAr
     Args:
         vectors: of the classes [L, d], any float type.
         conditions: expert's name -> its fine centres [k, d]; k may differ, and is at least 1.
-
-    Returns:
-        `Nearest`, its columns in the order of `conditions`. Computed in float64, since |x|^2 - 2xc + |c|^2 cancels.
 
     Example:
         >>> class_distances(np.array([[0.0, 0.0]]), {"a": np.array([[3.0, 4.0]])}).distances
@@ -151,10 +147,17 @@ def uniform_weights(experts: Sequence[str]) -> dict[str, float]:
     return {expert: 1 / len(experts) for expert in experts}
 
 
+def largest_first(weights: Mapping[str, float]) -> list[str]:
+    """Experts by weight; equal ones stay in the given order.
+
+    >>> largest_first({"expert-0": 0.2, "expert-1": 0.5, "expert-2": 0.3})
+    ['expert-1', 'expert-2', 'expert-0']
+    """
+    return sorted(weights, key=lambda expert: -weights[expert])
+
+
 def keep_top(weights: Mapping[str, float], count: int) -> dict[str, float]:
     """Only the experts with the largest weights, so many (all if there are fewer), scaled to sum 1; the others get 0.
-
-    Of equal weights the expert that is named first is kept.
 
     Raises:
         ModeError: `count` is below 1.
@@ -165,7 +168,7 @@ def keep_top(weights: Mapping[str, float], count: int) -> dict[str, float]:
     """
     if count < 1:
         raise ModeError(f"top_k: {count}", "keep at least one expert")
-    return _keep(weights, sorted(weights, key=lambda expert: -weights[expert])[:count])
+    return _keep(weights, largest_first(weights)[:count])
 
 
 def keep_share(weights: Mapping[str, float], share: float) -> dict[str, float]:
@@ -180,14 +183,9 @@ def keep_share(weights: Mapping[str, float], share: float) -> dict[str, float]:
     """
     if not 0 <= share <= 1:
         raise ModeError(f"threshold: {share}", "it is a share of the summed weights, from 0 to 1")
-    kept: list[str] = []
-    total = 0.0
-    for expert in sorted(weights, key=lambda expert: -weights[expert]):
-        if kept and total >= share - _ROUNDING:
-            break
-        kept.append(expert)
-        total += weights[expert]
-    return _keep(weights, kept)
+    order = largest_first(weights)
+    sums = accumulate(weights[expert] for expert in order)
+    return _keep(weights, order[: 1 + sum(total < share - _ROUNDING for total in sums)])
 
 
 def calibrate_temperature(distances: NDArray[np.floating], assigned: NDArray[np.integer]) -> float:
@@ -212,11 +210,10 @@ def calibrate_temperature(distances: NDArray[np.floating], assigned: NDArray[np.
     """
     squared = distances.astype(np.float64) ** 2
     scale = float(squared.min(axis=1).mean()) or float(squared.mean()) or 1.0
-    rows = np.arange(len(squared))
 
     def mean_surprise(log_temperature: float) -> float:
         log_probabilities = log_softmax(-squared / (scale * np.exp(log_temperature)), axis=1)
-        return -float(log_probabilities[rows, assigned].mean())
+        return -float(log_probabilities[np.arange(len(squared)), assigned].mean())
 
     bounds = tuple(np.log(_TEMPERATURE_RANGE))
     found = minimize_scalar(mean_surprise, bounds=bounds, method="bounded", options={"xatol": 1e-4})
@@ -250,7 +247,7 @@ def partial_captions(captions: Sequence[str], random_seed: int, kept: float = KE
 
 def _squared_distances(vectors: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.float64]:
     """[n, d] and [k, d] -> [n, k]; rounding never makes one negative."""
-    x, c = vectors.astype(np.float64), centres.astype(np.float64)
+    x, c = vectors.astype(np.float64), centres.astype(np.float64)  # in float32, |x|^2 - 2xc + |c|^2 would cancel
     squared = (x**2).sum(axis=1)[:, None] - 2 * (x @ c.T) + (c**2).sum(axis=1)[None, :]
     return np.asarray(squared.clip(min=0.0))
 
