@@ -23,9 +23,8 @@ from mode.errors import ModeError
 from mode.evaluation import features, scores
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.features import encode_tasks, side_by_side
-from mode.evaluation.retrieval import retrieve
+from mode.evaluation.scores import classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_task
-from mode.evaluation.zeroshot import classify, primary
 from mode.params import MachineParams, RoutingParams
 from mode.results import Results
 

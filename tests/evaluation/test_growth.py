@@ -6,15 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles, steps, training_order
+from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles, steps
 from mode.results import GrowthCurve
 
 WEIGHTS = {"expert-0": 0.2, "expert-1": 0.5, "expert-2": 0.3}
 OWN = {expert: expert for expert in WEIGHTS}
-
-
-def test_experts_of_equal_weight_stay_in_the_given_order() -> None:
-    assert training_order({"b": 0.25, "a": 0.5, "c": 0.25}) == ["a", "b", "c"]
 
 
 def test_every_number_of_few_experts_and_some_of_many() -> None:

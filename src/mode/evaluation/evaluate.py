@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mode.clip.device import pick_device
 from mode.clip.encode import encode_prompts
@@ -20,9 +19,8 @@ from mode.ensemble.rules import uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import encode_tasks, side_by_side
 from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles
-from mode.evaluation.retrieval import retrieve
+from mode.evaluation.scores import classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_tasks
-from mode.evaluation.zeroshot import classify, primary
 from mode.params import MachineParams
 from mode.results import Figures, Growth, GrowthCurve, Results, Retrieval, ZeroShot
 from mode.roles import DERIVED, ENSEMBLE, UNIFORM
@@ -59,8 +57,8 @@ def evaluate_tasks(
         raise ModeError("there is no model to evaluate", "train one first")
     if taken := {role.name for role in DERIVED} & set(models):
         raise ModeError(f"a model is called '{taken.pop()}', which names an ensemble in the results")
-    given = [task for task in tasks if isinstance(task, Task)]
-    opened = given or open_tasks([task for task in tasks if isinstance(task, Path)], dict(metrics or {}))
+    opened = [task for task in tasks if isinstance(task, Task)]
+    opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)], metrics)
     members = router.members(models) if router else {}
     routing = {task.name: router.weights(task.prompts) for task in opened} if router else {}
 
@@ -70,14 +68,18 @@ def evaluate_tasks(
     growth: dict[str, GrowthCurve] = {}
     device = str(pick_device(machine.device))
     with _ready(models, device) as clips:
+        batch, workers = machine.inference_batch, machine.decode_threads
+        prompts = [prompts for task in opened for prompts in task.prompts]  # encoded in batches across the tasks
         with side_by_side(clips, device) as run:
-            columns = run(lambda name: _encode_metadata(name, clips[name], opened, machine, device))
-        encoded = encode_tasks(
-            opened, clips, batch_size=machine.inference_batch, workers=machine.decode_threads, device=device
-        )
-        for task, images in encoded:
-            metadata = {name: by_task[task.name] for name, by_task in columns.items()}
-            ensembles = _ensembles(members, routing[task.name]) if router else {}
+            vectors = run(lambda name: encode_prompts(clips[name], prompts, batch_size=batch, device=device, name=name))
+        columns = {name: torch.split(rows, [len(task.prompts) for task in opened]) for name, rows in vectors.items()}
+        encoded = encode_tasks(opened, clips, batch_size=batch, workers=workers, device=device)
+        for number, (task, images) in enumerate(encoded):
+            metadata = {name: parts[number] for name, parts in columns.items()}
+            ensembles = {}
+            if router:
+                weights = {UNIFORM.name: uniform_weights(router.experts), ENSEMBLE.name: routing[task.name]}
+                ensembles = {name: by_model(members, each) for name, each in weights.items()}
             partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in clips else {}
             if task.kind == "retrieval":
                 by_query = {}
@@ -87,16 +89,14 @@ def evaluate_tasks(
                 figures = retrieve(task, images, metadata, ensembles | partial, by_query=by_query)
             else:
                 figures = classify(task, images, metadata, ensembles | partial)
-            grown = {name: figures.pop(name) for name in partial}
+            if partial:
+                grown = {name: primary(task, figures.pop(name)) for name in partial}
+                growth[task.name] = growth_of(routing[task.name], grown)
             if task.kind == "retrieval":
                 retrieval[task.name] = figures
-                means = {name: (each["image_recall@10"] + each["text_recall@10"]) / 2 for name, each in grown.items()}
             else:
-                zeroshot[task.name] = {name: primary(task, each) for name, each in figures.items()}
                 details[task.name] = figures
-                means = {name: primary(task, each) for name, each in grown.items()}
-            if grown:
-                growth[task.name] = growth_of(routing[task.name], means)
+                zeroshot[task.name] = {name: primary(task, each) for name, each in figures.items()}
     results = Results(
         zeroshot=ZeroShot(mean=_means(zeroshot), tasks=zeroshot),
         retrieval=Retrieval(tasks=retrieval),
@@ -131,25 +131,7 @@ def _ready(models: Mapping[str, Path | Clip], device: str) -> Iterator[dict[str,
             network.train(training).to(where)
 
 
-def _encode_metadata(
-    name: str, clip: Clip, tasks: Sequence[Task], machine: MachineParams, device: str
-) -> dict[str, Tensor]:
-    """Task -> unit vectors of its classes, or of its texts, all encoded in batches across the tasks."""
-    prompts = list(chain.from_iterable(task.prompts for task in tasks))
-    vectors = encode_prompts(clip, prompts, batch_size=machine.inference_batch, device=device, name=name)
-    parts, start = {}, 0
-    for task in tasks:
-        parts[task.name] = vectors[start : start + len(task.prompts)]
-        start += len(task.prompts)
-    return parts
-
-
-def _ensembles(members: Mapping[str, str], routed: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The weights of each model in the two ensembles."""
-    return {UNIFORM.name: by_model(members, uniform_weights(tuple(members))), ENSEMBLE.name: by_model(members, routed)}
-
-
 def _means(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Model -> its mean over the tasks."""
     names = next(iter(tasks.values()), {})
-    return {name: math.fsum(figures[name] for figures in tasks.values()) / len(tasks) for name in names}
+    return {name: fmean(figures[name] for figures in tasks.values()) for name in names}

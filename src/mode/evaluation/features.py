@@ -36,12 +36,7 @@ Result = TypeVar("Result")
 
 
 def encode_tasks(
-    tasks: Sequence[Task],
-    models: Mapping[str, Clip],
-    *,
-    batch_size: int,
-    workers: int,
-    device: str,
+    tasks: Sequence[Task], models: Mapping[str, Clip], *, batch_size: int, workers: int, device: str
 ) -> Iterator[tuple[Task, dict[str, Tensor]]]:
     """Encode the images of all tasks with all models, in one pass over the images.
 
@@ -69,9 +64,8 @@ def encode_tasks(
     with bar, side_by_side(models, device) as run:
         for pixels in _decoded_batches(images, preprocess, batch_size, workers):
             count = len(next(iter(pixels.values())))
-            vectors = run(partial(_encode_images, models, preprocess.inputs(pixels, device)))
-            for name in models:
-                pending[name].append(vectors[name])
+            for name, vectors in run(partial(_encode_images, models, preprocess.inputs(pixels, device))).items():
+                pending[name].append(vectors)
             encoded += count
             bar.update(count)
             while waiting and encoded >= len(waiting[0].images):
@@ -93,12 +87,8 @@ def side_by_side(
     for each other in every operation. The calling thread's number of torch threads is divided among them; it keeps such
     a share itself meanwhile, since more threads than cores wait for each other in its own small operations as well.
 
-    Args:
-        models: names.
-        device: of the models.
-
     Yields:
-        A function that takes `function(name)` and returns name -> result, in the order of `models`.
+        A function that takes `function(name)` and returns name -> result, in the order of `models`, which are names.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(models)) if torch.device(device).type == "cpu" else 1

@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from mode.ensemble.combine import by_model
 from mode.ensemble.router import STAND_IN
-from mode.results import Figure, GrowthCurve
+from mode.ensemble.rules import largest_first
+from mode.results import GrowthCurve
 
 #: Experts up to which every number of them is evaluated; beyond, the powers of two.
 EVERY_STEP = 16
 #: The order by the task's weights, and its reverse as a control.
 ORDERS = ("by_task", "reversed")
-
-
-def training_order(weights: Mapping[str, float]) -> list[str]:
-    """Experts by their weight for a task, largest first; equal ones stay in the given order.
-
-    >>> training_order({"expert-0": 0.2, "expert-1": 0.5, "expert-2": 0.3})
-    ['expert-1', 'expert-2', 'expert-0']
-    """
-    return sorted(weights, key=lambda expert: -weights[expert])
 
 
 def steps(experts: int) -> list[int]:
@@ -40,16 +33,11 @@ def steps(experts: int) -> list[int]:
 
 
 def partial_ensembles(members: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The ensemble with only its first experts, as weights per model.
+    """The ensemble with only its first experts: `by_task 0`, `by_task 1`, ..., `reversed n` -> model -> weight.
 
-    Args:
-        members: expert -> the model that answers for it; one that is not trained is answered for by the seed anyway.
-        weights: expert -> its weight for the task.
-
-    Returns:
-        `by_task 0`, `by_task 1`, ..., `reversed n` -> model -> weight; each of sum 1.
+    `members` is expert -> the model that answers for it, `weights` expert -> its weight for the task.
     """
-    order = training_order(weights)
+    order = largest_first(weights)
     ensembles = {}
     for kind, ordered in zip(ORDERS, (order, order[::-1]), strict=True):
         for count in steps(len(order)):
@@ -62,18 +50,15 @@ def growth_of(weights: Mapping[str, float], figures: Mapping[str, float]) -> Gro
     """One task's curves, from the figures of its partial ensembles."""
     counts = steps(len(weights))
     by_task, reverse = ([figures[f"{kind} {count}"] for count in counts] for kind in ORDERS)
-    return GrowthCurve(order=training_order(weights), experts=counts, by_task=by_task, reversed=reverse)
+    return GrowthCurve(order=largest_first(weights), experts=counts, by_task=by_task, reversed=reverse)
 
 
 def mean_growth(tasks: Sequence[GrowthCurve]) -> GrowthCurve:
-    """Mean over tasks of the same experts; empty without a task."""
+    """Mean over tasks of the same experts, undefined where one of them is; empty without a task."""
     if not tasks:
         return GrowthCurve()
-    by_task, reverse = [task.by_task for task in tasks], [task.reversed for task in tasks]
-    return GrowthCurve(experts=tasks[0].experts, by_task=_means(by_task), reversed=_means(reverse))
-
-
-def _means(curves: Sequence[Sequence[Figure]]) -> list[Figure]:
-    """Mean at each step; not defined where one of them is not."""
-    defined = ([math.nan if value is None else value for value in curve] for curve in curves)
-    return [math.fsum(values) / len(curves) for values in zip(*defined, strict=True)]
+    by_task, reverse = (
+        [fmean(math.nan if value is None else value for value in step) for step in zip(*curves, strict=True)]
+        for curves in ([task.by_task for task in tasks], [task.reversed for task in tasks])
+    )
+    return GrowthCurve(experts=tasks[0].experts, by_task=by_task, reversed=reverse)

@@ -21,14 +21,11 @@ Ranks = NDArray[np.int64]
 
 
 def ranks(scores: Scores, targets: NDArray[np.integer]) -> Ranks:
-    """Rank of the right column in every row.
+    """Rank of the right column in every row, int64 [rows].
 
     Args:
         scores: [rows, columns], finite.
         targets: [rows]: the right column.
-
-    Returns:
-        int64 [rows]: how many columns come before it.
 
     Raises:
         ValueError: a score is NaN or infinite; every comparison with NaN is false, which would pass for rank 0.
@@ -44,15 +41,12 @@ def ranks(scores: Scores, targets: NDArray[np.integer]) -> Ranks:
 
 
 def best_ranks(scores: Scores, owners: NDArray[np.integer], first_row: int = 0) -> Ranks:
-    """Rank of the best of several right columns in every row: an image and its captions.
+    """Rank of the best of several right columns in every row, int64 [rows]: an image and its captions.
 
     Args:
         scores: [rows, columns], finite.
         owners: [columns]: the row that a column belongs to. Every row owns at least one.
         first_row: number of the first of these rows, where they are a block of more.
-
-    Returns:
-        int64 [rows]: how many columns come before the best column that belongs to the row.
 
     Raises:
         ValueError: a score is NaN or infinite.
@@ -72,23 +66,14 @@ def best_ranks(scores: Scores, owners: NDArray[np.integer], first_row: int = 0) 
 def accuracy(found: Ranks, k: int = 1) -> float:
     """Share of rows whose right column is among the best k; for retrieval the same is recall@k.
 
-    Args:
-        found: int64 [rows], of `ranks` or `best_ranks`.
-        k: at least 1.
-
-    Example:
-        >>> accuracy(np.array([1, 0]), k=1), accuracy(np.array([1, 0]), k=2)
-        (0.5, 1.0)
+    >>> accuracy(np.array([1, 0]), k=1), accuracy(np.array([1, 0]), k=2)
+    (0.5, 1.0)
     """
     return float((found < k).mean())
 
 
 def mean_per_class_recall(found: Ranks, targets: NDArray[np.integer]) -> float:
     """Top-1 accuracy of each class, averaged over the classes that occur in `targets` (balanced accuracy).
-
-    Args:
-        found: int64 [rows], of `ranks`.
-        targets: [rows]: the right class.
 
     Example:
         Class 0 is recognised in one of two images, class 2 in its only one: (1/2 + 1) / 2.
@@ -106,11 +91,7 @@ def roc_auc(scores: Scores, targets: NDArray[np.integer]) -> float:
     """Area under the ROC curve of a two-class task: how often class 1's images get a higher margin than class 0's.
 
     The margin is the score of class 1 minus that of class 0; a softmax over the two with any temperature has the same
-    order. Equal margins count one half.
-
-    Args:
-        scores: [rows, 2], finite.
-        targets: [rows]: 0 or 1, both of which occur.
+    order. Equal margins count one half. Both classes have to occur in `targets`.
 
     Example:
         Margins -0.2 and 0.3 of class 0, 0.1 and 0.5 of class 1: three of the four pairs are in order.

@@ -1,7 +1,9 @@
-"""Cosine similarities of several models and of their ensembles, block by block."""
+"""Cosine similarities of several models and of their ensembles, block by block, and the figures that they give."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mode.ensemble.combine import combine
+from mode.ensemble.combine import QueryWeights, combine
+from mode.evaluation import metrics
+from mode.evaluation.tasks import Task
 
 #: How models become an ensemble: a weight per model, or a function of (first row, model -> similarities of the rows).
 Mixing = Mapping[str, float] | Callable[[int, Mapping[str, NDArray[Any]]], NDArray[Any]]
@@ -17,12 +21,12 @@ Mixing = Mapping[str, float] | Callable[[int, Mapping[str, NDArray[Any]]], NDArr
 #: Similarities of one model that are held at once (64 MB of float32).
 BLOCK = 2**24
 
+#: The k of recall@k.
+RECALL_AT = (1, 5, 10)
+
 
 def similarity_blocks(
-    rows: Mapping[str, Tensor],
-    columns: Mapping[str, Tensor],
-    ensembles: Mapping[str, Mixing],
-    block: int = BLOCK,
+    rows: Mapping[str, Tensor], columns: Mapping[str, Tensor], ensembles: Mapping[str, Mixing], block: int = BLOCK
 ) -> Iterator[tuple[int, str, NDArray[Any]]]:
     """Similarities of every row with every column, by each model and each ensemble.
 
@@ -47,3 +51,91 @@ def similarity_blocks(
         for name, mixing in ensembles.items():
             scores = mixing(start, similarities) if callable(mixing) else combine(similarities, mixing)
             yield start, name, scores.astype(np.float32, copy=False)
+
+
+def classify(
+    task: Task,
+    images: Mapping[str, Tensor],
+    classes: Mapping[str, Tensor],
+    ensembles: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, float]]:
+    """Zero-shot classification by every model and ensemble: an image is of the class whose prompts it is nearest to.
+
+    Args:
+        task: of kind `classification`.
+        images: model -> unit vectors [images, d].
+        classes: model -> unit vectors [classes, d].
+        ensembles: name -> weight per model.
+
+    Returns:
+        Model or ensemble -> `acc1`, `acc5`, `mean_per_class_recall` (the names and meaning of CLIP_benchmark; `acc5` is
+        NaN below 5 classes) and, if it is the task's metric, `roc_auc`; all in 0..1.
+    """
+    ranks, scores = defaultdict(list), defaultdict(list)
+    for start, name, block in similarity_blocks(images, classes, ensembles):
+        ranks[name].append(metrics.ranks(block, task.labels[start : start + len(block)]))
+        if task.metric == "roc_auc":
+            scores[name].append(block)
+    figures = {}
+    for name, parts in ranks.items():
+        found = np.concatenate(parts)
+        figures[name] = {
+            "acc1": metrics.accuracy(found, 1),
+            "acc5": metrics.accuracy(found, 5) if len(task.classes) >= 5 else math.nan,
+            "mean_per_class_recall": metrics.mean_per_class_recall(found, task.labels),
+        }
+        if task.metric == "roc_auc":
+            figures[name]["roc_auc"] = metrics.roc_auc(np.concatenate(scores[name]), task.labels)
+    return figures
+
+
+def retrieve(
+    task: Task,
+    images: Mapping[str, Tensor],
+    texts: Mapping[str, Tensor],
+    ensembles: Mapping[str, Mapping[str, float]],
+    block: int = BLOCK,
+    by_query: Mapping[str, QueryWeights] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Retrieval both ways by every model and ensemble.
+
+    `image_recall@k` is the share of texts whose image is among the k most similar images, `text_recall@k` the share of
+    images with at least one of their texts among the k most similar texts: CLIP_benchmark's `image_retrieval_recall@k`
+    and `text_retrieval_recall@k`. The full matrix of texts and images is never held.
+
+    Args:
+        task: of kind `retrieval`.
+        images: model -> unit vectors [images, d].
+        texts: model -> unit vectors [texts, d], in the order of `task.texts`.
+        ensembles: name -> weight per model.
+        block: similarities of one model held at once.
+        by_query: name of an ensemble -> weights of its queries, in place of those in `ensembles`.
+
+    Returns:
+        Model or ensemble -> `image_recall@1`, `@5`, `@10`, `text_recall@1`, `@5`, `@10`, in 0..1.
+    """
+    queries = by_query or {}
+    of_texts: dict[str, Mixing] = {**ensembles, **{name: weights.of_texts for name, weights in queries.items()}}
+    of_images: dict[str, Mixing] = {**ensembles, **{name: weights.of_images for name, weights in queries.items()}}
+    ranks: dict[str, dict[str, list[metrics.Ranks]]] = defaultdict(lambda: defaultdict(list))
+    for start, name, scores in similarity_blocks(texts, images, of_texts, block):
+        ranks[name]["image"].append(metrics.ranks(scores, task.owners[start : start + len(scores)]))
+    for start, name, scores in similarity_blocks(images, texts, of_images, block):
+        ranks[name]["text"].append(metrics.best_ranks(scores, task.owners, first_row=start))
+    return {
+        name: {
+            f"{kind}_recall@{k}": metrics.accuracy(np.concatenate(parts), k)
+            for kind, parts in both.items()
+            for k in RECALL_AT
+        }
+        for name, both in ranks.items()
+    }
+
+
+def primary(task: Task, figures: Mapping[str, float]) -> float:
+    """The one figure that grows with the experts: what a classification task asks for, or the mean recall@10."""
+    if task.kind == "retrieval":
+        return (figures["image_recall@10"] + figures["text_recall@10"]) / 2
+    if task.metric == "mean_acc1_acc5":
+        return (figures["acc1"] + figures["acc5"]) / 2
+    return figures[task.metric]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from mode.errors import ModeError
 from mode.evaluation.tasks import Task, open_task
@@ -43,6 +43,8 @@ class Entry:
         return {_plain(name) for name in (self.name, *self.aliases)}
 
 
+#: These use some of ImageNet's classes: names must come with the folder, only templates can be taken from elsewhere.
+_SUBSETS = ("imagenet-a", "imagenet-r", "objectnet")
 _PER_CLASS = "mean_per_class_recall"
 
 SUITES: dict[str, tuple[Entry, ...]] = {
@@ -76,28 +78,17 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     ),
     "robustness": (
         Entry("imagenetv2", aliases=("imagenet_v2",), classes_of="imagenet1k"),
-        Entry("imagenet_sketch", classes_of="imagenet1k"),
-        Entry("imagenet-a", classes_of="imagenet1k"),
-        Entry("imagenet-r", classes_of="imagenet1k"),
-        Entry("objectnet", classes_of="imagenet1k"),
+        *(Entry(name, classes_of="imagenet1k") for name in ("imagenet_sketch", *_SUBSETS)),
     ),
     "retrieval": (
         Entry("mscoco_captions", "recall", ("coco", "mscoco", "coco_captions")),
         Entry("flickr30k", "recall"),
     ),
 }
-#: These use some of ImageNet's classes: names must come with the folder, only templates can be taken from elsewhere.
-_SUBSETS = frozenset({"imagenet-a", "imagenet-r", "objectnet"})
 
 
-@dataclass(frozen=True)
-class Found:
-    """A suite on a disk.
-
-    Attributes:
-        tasks: those that are there, in the suite's order.
-        missing: names of those that are not.
-    """
+class Found(NamedTuple):
+    """A suite on a disk: the tasks that are there, in the suite's order, and the names of those that are not."""
 
     tasks: tuple[Task, ...]
     missing: tuple[str, ...]
@@ -122,15 +113,14 @@ def open_suite(name: str, root: Path) -> Found:
     if not root.is_dir():
         raise ModeError(f"{root}: no such folder")
     folders: dict[str, Path] = {}
-    entries = {plain: entry for entry in SUITES[name] for plain in entry.names}
+    names = {plain: entry.name for entry in SUITES[name] for plain in entry.names}
     for marker in sorted([*root.glob("*/test/nshards.txt"), *root.glob("*/*/test/nshards.txt")]):
         folder = marker.parent.parent
-        entry = entries.get(_plain(folder.name))
-        if entry is None:
-            continue
-        if entry.name in folders:
-            raise ModeError(f"{folders[entry.name]} and {folder} are both {entry.name}", "move one of them away")
-        folders[entry.name] = folder
+        task = names.get(_plain(folder.name))
+        if task in folders:
+            raise ModeError(f"{folders[task]} and {folder} are both {task}", "move one of them away")
+        if task:
+            folders[task] = folder
     if not folders:
         wanted = ", ".join(entry.name for entry in SUITES[name][:6])
         raise ModeError(f"{root}: no task of {name} is there", f"it looks for {wanted} ...")
@@ -142,12 +132,9 @@ def _open(entry: Entry, folder: Path) -> Task:
     if entry.metric == "recall":
         return open_task(folder)
     known = entry.classes_of or entry.name
-    return open_task(
-        folder,
-        entry.metric,
-        classes=None if entry.name in _SUBSETS else _from_clip_benchmark("en_classnames.json").get(known),
-        templates=_from_clip_benchmark("en_zeroshot_classification_templates.json").get(known),
-    )
+    classes = () if entry.name in _SUBSETS else _from_clip_benchmark("en_classnames.json").get(known, ())
+    templates = _from_clip_benchmark("en_zeroshot_classification_templates.json").get(known, ())
+    return open_task(folder, entry.metric, classes, templates)
 
 
 @cache
@@ -157,7 +144,7 @@ def _from_clip_benchmark(file: str) -> Mapping[str, Sequence[str]]:
         text = resources.files("clip_benchmark").joinpath("datasets", file).read_text(encoding="utf-8")
     except (ModuleNotFoundError, FileNotFoundError):
         return {}
-    content: dict[str, Any] = json.loads(text)
+    content: dict[str, list[str]] = json.loads(text)
     return content
 
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,10 +52,6 @@ class ImageBytes(NamedTuple):
             return os.pread(file.fileno(), self.size, self.offset)
 
 
-def _none() -> NDArray[np.int64]:
-    return np.empty(0, np.int64)
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """One evaluation task.
@@ -77,9 +74,9 @@ class Task:
     metric: str
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
-    labels: NDArray[np.int64] = field(default_factory=_none)
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     texts: tuple[str, ...] = ()
-    owners: NDArray[np.int64] = field(default_factory=_none)
+    owners: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @cached_property
     def prompts(self) -> list[list[str]]:
@@ -108,10 +105,7 @@ class Task:
 
 
 def open_task(
-    folder: Path,
-    metric: str | None = None,
-    classes: Sequence[str] | None = None,
-    templates: Sequence[str] | None = None,
+    folder: Path, metric: str | None = None, classes: Sequence[str] = (), templates: Sequence[str] = ()
 ) -> Task:
     """Read a task folder; images stay where they are.
 
@@ -128,15 +122,13 @@ def open_task(
         raise ModeError(f"{folder}: no such task folder")
     kind = (_optional_text(folder / "dataset_type.txt") or "classification").strip().lower()
     if kind == "classification":
-        task = _classification(folder, metric, classes, templates)
-    elif kind == "retrieval":
-        task = _retrieval(folder)
-    else:
-        raise ModeError(f"{folder}/dataset_type.txt: '{kind}'", "it may be classification or retrieval")
-    return task
+        return _classification(folder, metric, classes, templates)
+    if kind == "retrieval":
+        return _retrieval(folder)
+    raise ModeError(f"{folder}/dataset_type.txt: '{kind}'", "it may be classification or retrieval")
 
 
-def open_tasks(folders: list[Path], metrics: dict[str, str] | None = None) -> list[Task]:
+def open_tasks(folders: Sequence[Path], metrics: Mapping[str, str] | None = None) -> list[Task]:
     """Read several task folders, whose names must differ; `metrics` may name the metric of some by task name.
 
     Raises:
@@ -145,41 +137,31 @@ def open_tasks(folders: list[Path], metrics: dict[str, str] | None = None) -> li
     if not folders:
         raise ModeError("there is no task to evaluate on", "give at least one task folder")
     tasks = [open_task(folder, (metrics or {}).get(folder.resolve().name)) for folder in folders]
-    for number, task in enumerate(tasks):
-        if task.name in [other.name for other in tasks[:number]]:
-            raise ModeError(f"two tasks are called '{task.name}'", "rename one of the folders: results go by name")
+    [(name, count)] = Counter(task.name for task in tasks).most_common(1)
+    if count > 1:
+        raise ModeError(f"two tasks are called '{name}'", "rename one of the folders: results go by name")
     return tasks
 
 
 def _classification(
-    folder: Path, metric: str | None, known_classes: Sequence[str] | None, known_templates: Sequence[str] | None
+    folder: Path, metric: str | None, known_classes: Sequence[str], known_templates: Sequence[str]
 ) -> Task:
     classes = _lines(folder / "classnames.txt", "class names", known_classes)
     templates = _lines(folder / "zeroshot_classification_templates.txt", "prompt templates", known_templates)
     for number, template in enumerate(templates, 1):
         _check_template(template, f"{folder}/zeroshot_classification_templates.txt line {number}")
-    metric_file = folder / "metric.txt"
-    metric = metric or (_optional_text(metric_file) or "acc1").strip()
+    metric = metric or (_optional_text(folder / "metric.txt") or "acc1").strip()
     if metric not in METRICS:
-        raise ModeError(f"{metric_file}: unknown metric '{metric}'", f"it may be {', '.join(METRICS)}")
-
+        raise ModeError(f"{folder}/metric.txt: unknown metric '{metric}'", f"it may be {', '.join(METRICS)}")
     images, contents = _samples(folder, "cls")
     labels = [_label(content, image, len(classes)) for content, image in zip(contents, images, strict=True)]
+    here = f"here are {len(classes)}"
     if metric == "roc_auc" and (len(classes) != 2 or len(set(labels)) != 2):
-        raise ModeError(
-            f"{folder}: metric roc_auc needs two classes with images of both, here are {len(classes)} classes"
-        )
+        raise ModeError(f"{folder}: metric roc_auc needs two classes with images of both, {here} classes")
     if metric == "mean_acc1_acc5" and len(classes) < 5:
-        raise ModeError(f"{folder}: metric mean_acc1_acc5 needs at least 5 classes, here are {len(classes)}")
-    return Task(
-        name=folder.resolve().name,
-        kind="classification",
-        images=images,
-        metric=metric,
-        classes=classes,
-        templates=templates,
-        labels=np.array(labels, np.int64),
-    )
+        raise ModeError(f"{folder}: metric mean_acc1_acc5 needs at least 5 classes, {here}")
+    name = folder.resolve().name
+    return Task(name, "classification", images, metric, classes, templates, np.array(labels, np.int64))
 
 
 def _retrieval(folder: Path) -> Task:
@@ -195,14 +177,8 @@ def _retrieval(folder: Path) -> Task:
             raise ModeError(f"{image.tar}: {image.key}.txt has no caption", "it needs one caption a line")
         texts += captions
         owners += [number] * len(captions)
-    return Task(
-        name=folder.resolve().name,
-        kind="retrieval",
-        images=images,
-        metric="recall",
-        texts=tuple(texts),
-        owners=np.array(owners, np.int64),
-    )
+    name = folder.resolve().name
+    return Task(name, "retrieval", images, "recall", texts=tuple(texts), owners=np.array(owners, np.int64))
 
 
 def _samples(folder: Path, extension: str) -> tuple[tuple[ImageBytes, ...], list[bytes]]:
@@ -268,18 +244,16 @@ def _label(content: bytes, image: ImageBytes, classes: int) -> int:
     return label
 
 
-def _lines(path: Path, what: str, otherwise: Sequence[str] | None = None) -> tuple[str, ...]:
+def _lines(path: Path, what: str, otherwise: Sequence[str]) -> tuple[str, ...]:
     text = _optional_text(path)
     if text is None and otherwise:
         return tuple(otherwise)
-    if text is None:
-        raise ModeError(f"{path}: missing: the task has no {what}", "one a line")
-    lines = tuple(line.strip() for line in text.splitlines())
+    lines = tuple(line.strip() for line in (text or "").splitlines())
     if not lines:
-        raise ModeError(f"{path}: empty: the task has no {what}", "one a line")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            raise ModeError(f"{path}: line {number} is blank", "labels and CLIP_benchmark count it: remove it")
+        raise ModeError(f"{path}: {'missing' if text is None else 'empty'}: the task has no {what}", "one a line")
+    if "" in lines:
+        line = lines.index("") + 1
+        raise ModeError(f"{path}: line {line} is blank", "labels and CLIP_benchmark count it: remove it")
     return lines
 
 
@@ -289,9 +263,8 @@ def _check_template(template: str, where: str) -> None:
     except (KeyError, IndexError, ValueError, AttributeError):
         inserted = ""
     if "\0" not in inserted:
-        raise ModeError(
-            f"{where}: '{template}' is no template", "it needs {c} where the class name goes, and no other {}"
-        )
+        advice = "it needs {c} where the class name goes, and no other {}"
+        raise ModeError(f"{where}: '{template}' is no template", advice)
 
 
 def _optional_text(path: Path) -> str | None:

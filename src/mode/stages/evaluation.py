@@ -108,7 +108,7 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
         ModeError: no such task, or the ensemble's conditions are not there yet.
     """
     from mode.ensemble.router import Router
-    from mode.evaluation.growth import training_order
+    from mode.ensemble.rules import largest_first
     from mode.evaluation.tasks import open_task
 
     project = Project(root, load_params(params))
@@ -119,7 +119,7 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
         some = ", ".join([*folders][:8]) + (", ..." if len(folders) > 8 else "")
         raise ModeError(f"no task is called '{task}'", f"a task folder, or one of: {some}" if some else "a task folder")
     weights = Router.load(project.ensemble).weights(open_task(folder).prompts)
-    return {expert: weights[expert] for expert in training_order(weights)}
+    return {expert: weights[expert] for expert in largest_first(weights)}
 
 
 def _evaluate(
