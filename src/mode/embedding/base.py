@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mode.embedding.store import read_record
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.files import sha256_of_folder, write_aside
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 #: Captions that are embedded, written and recorded as done together.
 BLOCK = 65_536
+
+#: Kind, which is also the module, and its class.
+_CLASSES = {"lsa": "LsaEmbedder", "transformers": "TransformersEmbedder", "open_clip": "OpenClipEmbedder"}
+
+_RECORD = "embedder.json"
 
 
 class Embedder(Protocol):
@@ -63,21 +69,15 @@ def build_embedder(
     Raises:
         ModeError: the encoder cannot be found or opened, or `lsa` finds no word in the sample.
     """
+    kind, machine = _class_of(params.kind), machine or MachineParams()
     if params.kind == "lsa":
-        from mode.embedding.lsa import LsaEmbedder
-
-        return LsaEmbedder.fit(sample, params.dimensions, random_seed)
-    if params.name is None:
-        raise ModeError(f"embedding kind '{params.kind}' needs `name`: which encoder to load")
-    machine = machine or MachineParams()
+        fitted: Embedder = kind.fit(sample, params.dimensions, random_seed)
+        return fitted
     settings: dict[str, Any] = {"batch_size": machine.inference_batch, "device": machine.device}
     if params.kind == "transformers":
-        from mode.embedding.transformers import TransformersEmbedder
-
-        return TransformersEmbedder.open(params.name, pooling=params.pooling, max_tokens=params.max_tokens, **settings)
-    from mode.embedding.open_clip import OpenClipEmbedder
-
-    return OpenClipEmbedder.open(params.name, **settings)
+        settings |= {"pooling": params.pooling, "max_tokens": params.max_tokens}
+    opened: Embedder = kind.open(params.name, **settings)
+    return opened
 
 
 def load_embedder(folder: Path, device: str = "auto", batch_size: int = 256) -> Embedder:
@@ -91,33 +91,42 @@ def load_embedder(folder: Path, device: str = "auto", batch_size: int = 256) -> 
         ModeError: there is no embedder in the folder.
     """
     kind = read_record(folder).get("kind")
-    if kind == "lsa":
-        from mode.embedding.lsa import LsaEmbedder
+    if kind not in _CLASSES:
+        raise ModeError(f"{folder}: an embedder of unknown kind '{kind}'", "it needs a newer version of mode")
+    settings = {} if kind == "lsa" else {"device": device, "batch_size": batch_size}
+    embedder: Embedder = _class_of(kind).load(folder, **settings)
+    return embedder
 
-        return LsaEmbedder.load(folder)
-    if kind == "transformers":
-        from mode.embedding.transformers import TransformersEmbedder
 
-        return TransformersEmbedder.load(folder, device=device, batch_size=batch_size)
-    if kind == "open_clip":
-        from mode.embedding.open_clip import OpenClipEmbedder
+def _class_of(kind: str) -> Any:
+    """Imported only now, since torch takes seconds and `lsa` needs none."""
+    return getattr(import_module(f"mode.embedding.{kind}"), _CLASSES[kind])
 
-        return OpenClipEmbedder.load(folder, device=device, batch_size=batch_size)
-    raise ModeError(f"{folder}: an embedder of unknown kind '{kind}'", "it needs a newer version of mode")
+
+@contextmanager
+def embedder_folder(folder: Path, kind: str, **record: Any) -> Iterator[Path]:
+    """A folder to write an embedder's files into, moved to `folder` when complete; `record` is kept beside them."""
+    with write_aside(folder) as temporary:
+        temporary.mkdir()
+        (temporary / _RECORD).write_text(json.dumps({"kind": kind, **record}, indent=2), encoding="utf-8")
+        yield temporary
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `embedder_folder` recorded. Raises `ModeError` where there is no embedder."""
+    try:
+        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        raise ModeError(f"{folder}: no embedder there", "run the stage that builds it") from None
+    return record
 
 
 @dataclass(frozen=True)
 class StoredEmbedder:
-    """Encodes with an embedder that `save` wrote, wherever this small object is sent to: it is opened there, once.
-
-    Attributes:
-        folder: the embedder's.
-        content: SHA-256 of the folder, without which a worker would not notice that it has another one.
-        device, batch_size: see `load_embedder`.
-    """
+    """Encodes with an embedder that `save` wrote, wherever this small object is sent to: it is opened there, once."""
 
     folder: Path
-    content: str
+    content: str  # SHA-256 of the folder, without which a worker would not notice that it has another one
     device: str = "auto"
     batch_size: int = 256
 
@@ -133,11 +142,7 @@ class StoredEmbedder:
         return read_record(self.folder).get("kind") != "lsa"
 
     def open(self) -> Embedder:
-        """The embedder itself.
-
-        Raises:
-            ModeError: another one is there, or none.
-        """
+        """The embedder itself. Raises `ModeError` where another one is there, or none."""
         return _opened(self)
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
@@ -182,52 +187,42 @@ def embed_index(
     record_file = partial.with_name(partial.name + ".json")
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = {"embedder": embedder.fingerprint, "shape": [pairs, embedder.dimensions], "block": block}
-    done, text_then = _read_record(record_file, partial, plan)
-    if done and _digest_of_text(index, block, done) != text_then:
-        done = 0
+    done = _captions_done(record_file, partial, plan, index)
     if not done:
         np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(pairs, embedder.dimensions)).flush()
-    ahead = _Ahead(index, block, done)
+    waiting: deque[tuple[int, str]] = deque()  # what is read but not written: an engine takes blocks ahead of results
+
+    def remaining() -> Iterator[list[str]]:
+        for captions, end, text in _blocks(index, block):
+            if end > done:
+                waiting.append((end, text))
+                yield captions
+
+    stop = done
     with Progress("embed captions", total=pairs, unit="captions", done=done) as bar:
-        for encoded in engine(encode or embedder.encode, ahead):
-            start, stop, text = ahead.written()
+        for encoded in engine(encode or embedder.encode, remaining()):
+            start, (stop, text) = stop, waiting.popleft()
             # Opened anew for every block, so that finished ones do not stay in memory.
             vectors = np.lib.format.open_memmap(partial, mode="r+")
             vectors[start:stop] = encoded
             vectors.flush()
-            _write_record(record_file, {**plan, "done": stop, "text": text})
+            with write_aside(record_file) as temporary:
+                temporary.write_text(json.dumps({**plan, "done": stop, "text": text}), encoding="utf-8")
             bar.update(stop - start)
-    if ahead.read != pairs:
-        raise ModeError(f"{out}: the index gave {ahead.read} captions for {pairs} pairs", "build the index again")
+    if stop != pairs:
+        raise ModeError(f"{out}: the index gave {stop} captions for {pairs} pairs", "build the index again")
     partial.replace(out)
     record_file.unlink(missing_ok=True)
     return load_vectors(out)
 
 
-class _Ahead:
-    """Blocks of captions from the row `done` on, read ahead of what is written.
-
-    Attributes:
-        read: captions read so far, `done` ones included.
-    """
-
-    def __init__(self, index: PairIndex, block: int, done: int) -> None:
-        self._index, self._block, self._done = index, block, done
-        self._waiting: deque[tuple[int, int, str]] = deque()
-        self.read = 0
-
-    def __iter__(self) -> Iterator[list[str]]:
-        digest = hashlib.sha256()
-        for captions in self._index.iter_captions(self._block):
-            start, self.read = self.read, self.read + len(captions)
-            digest.update("\n".join(captions).encode())
-            if start >= self._done:
-                self._waiting.append((start, self.read, digest.hexdigest()))
-                yield captions
-
-    def written(self) -> tuple[int, int, str]:
-        """First row and end of the next block to be written, and the digest of all text up to its end."""
-        return self._waiting.popleft()
+def _blocks(index: PairIndex, block: int) -> Iterator[tuple[list[str], int, str]]:
+    """Captions, the row that they end before, and the SHA-256 of all text up to there."""
+    digest, stop = hashlib.sha256(), 0
+    for captions in index.iter_captions(block):
+        digest.update("\n".join(captions).encode())
+        stop += len(captions)
+        yield captions, stop, digest.hexdigest()
 
 
 def load_vectors(path: Path) -> np.ndarray:
@@ -241,28 +236,15 @@ def load_vectors(path: Path) -> np.ndarray:
     return vectors
 
 
-def _read_record(record_file: Path, partial: Path, plan: dict[str, Any]) -> tuple[int, str]:
-    """Captions done by an interrupted call of the same plan, and the digest of their text; (0, "") if there is none."""
+def _captions_done(record_file: Path, partial: Path, plan: dict[str, Any], index: PairIndex) -> int:
+    """Captions done by an interrupted call with the same plan and the same text so far."""
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
         np.load(partial, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, ValueError):
-        return 0, ""
-    same = all(record.get(key) == value for key, value in plan.items())
-    return (int(record["done"]), str(record["text"])) if same else (0, "")
-
-
-def _write_record(record_file: Path, record: dict[str, Any]) -> None:
-    with write_aside(record_file) as temporary:
-        temporary.write_text(json.dumps(record), encoding="utf-8")
-
-
-def _digest_of_text(index: PairIndex, block: int, done: int) -> str:
-    """SHA-256 of the first `done` captions, as `embed_index` computes it block by block."""
-    digest, start = hashlib.sha256(), 0
-    for captions in index.iter_captions(block):
-        if start >= done:
-            break
-        digest.update("\n".join(captions).encode())
-        start += len(captions)
-    return digest.hexdigest()
+        return 0
+    if any(record.get(key) != value for key, value in plan.items()):
+        return 0
+    done = int(record["done"])
+    text = next((text for _, stop, text in _blocks(index, plan["block"]) if stop >= done), None)
+    return done if text == record["text"] else 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mode.embedding.store import embedder_folder
+from mode.embedding.base import embedder_folder
 from mode.embedding.words import Vocabulary
 from mode.errors import ModeError
 
@@ -40,12 +40,10 @@ class LsaEmbedder:
 
     @property
     def dimensions(self) -> int:
-        """Length of a vector: what was asked for, or the number of words where there are fewer."""
         return len(self.components)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that changes a vector."""
         digest = hashlib.sha256("\n".join(self.vocabulary.words).encode())
         digest.update(self._directions.tobytes())
         return digest.hexdigest()
@@ -68,9 +66,8 @@ class LsaEmbedder:
 
         vocabulary = Vocabulary.learn(captions)
         if not len(vocabulary):
-            raise ModeError(
-                f"lsa: none of {len(captions)} captions has a word to learn from", "check the captions of the index"
-            )
+            message = f"lsa: none of {len(captions)} captions has a word to learn from"
+            raise ModeError(message, "check the captions of the index")
         counts = vocabulary.count(captions)
         weighting = TfidfTransformer().fit(counts)
         if len(vocabulary) <= dimensions:
@@ -85,8 +82,7 @@ class LsaEmbedder:
             return np.zeros((0, self.dimensions), dtype=np.float32)
         vectors: np.ndarray = self.vocabulary.count(captions) @ self._directions
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: np.ndarray = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-12)
-        return unit
+        return np.asarray(np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-12))
 
     def save(self, folder: Path) -> None:
         """Write `vocabulary.json` and `lsa.safetensors`."""

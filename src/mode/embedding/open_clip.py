@@ -14,7 +14,7 @@ import numpy as np
 from mode.clip.device import autocast, fastest_precision, pick_device
 from mode.clip.encode import encode_texts
 from mode.clip.model import Clip, open_pretrained
-from mode.embedding.store import embedder_folder, read_record
+from mode.embedding.base import embedder_folder, read_record
 
 
 class OpenClipEmbedder:
@@ -34,25 +34,15 @@ class OpenClipEmbedder:
 
     @classmethod
     def open(cls, name: str, **settings: Any) -> OpenClipEmbedder:
-        """Load a CLIP.
-
-        Args:
-            name: `MODEL:PRETRAINED` or a model folder, see `mode.clip.model.open_pretrained`.
-            settings: as for the class.
-
-        Raises:
-            ModeError: there is no such model, tag or folder, or open_clip cannot open it.
-        """
+        """Load a CLIP by what `mode.clip.model.open_pretrained` takes; `settings` are those of the class."""
         return cls(open_pretrained(name, "embedding.name"), name, **settings)
 
     @property
     def name(self) -> str:
-        """Kind and source."""
         return f"open_clip:{self.source}"
 
     @property
     def dimensions(self) -> int:
-        """Length of a text feature."""
         return self.clip.dimensions
 
     @property
@@ -62,7 +52,6 @@ class OpenClipEmbedder:
         return hashlib.sha256(json.dumps([self.source, sums], sort_keys=True).encode()).hexdigest()
 
     def encode(self, captions: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 [captions, dimensions], in the captions' order."""
         with autocast(self.device, fastest_precision(self.device)):
             vectors = encode_texts(
                 self.clip, captions, batch_size=self.batch_size, device=self.device, name=self.source

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from mode.clip.device import autocast, fastest_precision, pick_device
-from mode.embedding.store import embedder_folder, read_record
+from mode.embedding.base import embedder_folder, read_record
 from mode.errors import ModeError
 
 #: Captions that are tokenised and sorted by length together.
@@ -66,10 +66,6 @@ class TransformersEmbedder:
     def open(cls, name: str, **settings: Any) -> TransformersEmbedder:
         """Load an encoder by Hugging Face name or from a local folder; weights as safetensors only, no code of its own.
 
-        Args:
-            name: name or folder.
-            settings: as for the class.
-
         Raises:
             ModeError: there is no such encoder, or its weights are no safetensors.
         """
@@ -86,12 +82,10 @@ class TransformersEmbedder:
 
     @property
     def name(self) -> str:
-        """Kind and source."""
         return f"transformers:{self.source}"
 
     @property
     def dimensions(self) -> int:
-        """The encoder's hidden size."""
         return int(self.model.config.hidden_size)
 
     @property
@@ -103,25 +97,21 @@ class TransformersEmbedder:
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 [captions, dimensions], in the captions' order."""
         vectors = np.empty((len(captions), self.dimensions), dtype=np.float32)
+        on_cpu = self.device.type == "cpu"
         for start in range(0, len(captions), CHUNK):
             chunk = list(captions[start : start + CHUNK])
             tokens = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens)
             by_length = np.argsort([-len(ids) for ids in tokens["input_ids"]], kind="stable")
             first = 0
             while first < len(chunk):
-                rows = by_length[first : first + self._captions_of_a_batch(len(tokens["input_ids"][by_length[first]]))]
-                first += len(rows)
+                longest = max(1, len(tokens["input_ids"][by_length[first]]))
+                count = max(1, min(self.batch_size, CPU_TOKENS // longest)) if on_cpu else self.batch_size
+                rows = by_length[first : first + count]
+                first += count
                 batch = {key: [values[row] for row in rows] for key, values in tokens.items()}
                 vectors[start + rows] = self._encode_batch(batch).cpu().numpy()
         return vectors
-
-    def _captions_of_a_batch(self, longest: int) -> int:
-        """How many captions of at most so many tokens are encoded together."""
-        if self.device.type != "cpu":
-            return self.batch_size
-        return max(1, min(self.batch_size, CPU_TOKENS // max(1, longest)))
 
     def _encode_batch(self, batch: dict[str, list[list[int]]]) -> torch.Tensor:
         inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.device)
@@ -152,12 +142,7 @@ class TransformersEmbedder:
     def load(cls, folder: Path, device: str = "auto", batch_size: int = 256) -> TransformersEmbedder:
         """Open what `save` wrote."""
         record = read_record(folder)
-        embedder = cls.open(
-            str(folder / "encoder"),
-            pooling=record["pooling"],
-            max_tokens=record["max_tokens"],
-            device=device,
-            batch_size=batch_size,
-        )
+        settings = {"pooling": record["pooling"], "max_tokens": record["max_tokens"], "device": device}
+        embedder = cls.open(str(folder / "encoder"), batch_size=batch_size, **settings)
         embedder.source = record["source"]
         return embedder
