@@ -51,6 +51,7 @@ def test_a_good_request() -> None:
         ([encoded(png())], {"classes": ["a", 3]}, "^classes: not a list of texts$"),
         ([encoded(png())], {"classes": 3}, "^classes: not a list of texts$"),
         ([encoded(png())], {"classes": ["a"], "templates": "{c}"}, "^templates: not a list of texts$"),
+        ([encoded(png())], {"classes": ["a"], "templates": ""}, "^templates: not a list of texts$"),
         ([encoded(png())], {"classes": ["a"], "templates": ["{c}"] * 101}, "^templates: 101, more than 100$"),
         ([encoded(png())], {"classes": ["a"] * 1001}, "classes: 1,001, more than 1,000"),
         (

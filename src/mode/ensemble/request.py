@@ -18,7 +18,7 @@ MAX_IMAGES, MAX_BYTES, MAX_PIXELS = 256, 20 * 2**20, 50_000_000
 #: Classes, templates, the prompts that they make together, and characters of one of them.
 MAX_CLASSES, MAX_TEMPLATES, MAX_PROMPTS, MAX_CHARACTERS = 1_000, 100, 10_000, 1_000
 
-#: Pydantic's errors in this program's words.
+#: Pydantic's errors in this program's words: those of one field, and those of any.
 _FAULTS = {
     ("images", "too_short"): "there is none (give at least one row)",
     ("images", "too_long"): "{actual_length:,} rows, more than {max_length:,} (send several requests)",
@@ -76,9 +76,10 @@ def read_request(images: Sequence[Any], params: Mapping[str, Any]) -> Request:
     Raises:
         ModeError: nothing to answer, something of a wrong type, not base64, not an image, or above a limit.
     """
-    texts = {key: _as_list(params.get(key)) for key in ("classes", "templates")}
+    classes, templates = _as_list(params.get("classes")), _as_list(params.get("templates"))
+    given = {"classes": classes, "templates": TEMPLATES if templates == [] else templates, "images": list(images)}
     try:
-        return Request.model_validate({**texts, "templates": texts["templates"] or TEMPLATES, "images": list(images)})
+        return Request.model_validate(given)
     except ValidationError as error:
         raise ModeError(_line(error.errors()[0])) from None
 
