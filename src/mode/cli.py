@@ -66,7 +66,7 @@ def verify(
     details: Annotated[int, typer.Option("--list", help="Bad members to name, at most.")] = 20,
 ) -> None:
     """Read shards as the index does and account for what is bad; exit code 1 if anything is."""
-    from mode.data.shards.verify import verify as verify_shards
+    from mode.data.shards.index import verify as verify_shards
     from mode.reporting.tables import print_index_report
 
     report = verify_shards(shards, Path.cwd(), check_images=images)

@@ -96,7 +96,8 @@ class _Dask:
             for item in items:
                 with _one_line():
                     waiting.append(self._client.submit(function, item, pure=False))
-                    full = len(waiting) >= self._room()
+                    threads = sum(self._client.nthreads().values())  # more as workers join
+                    full = len(waiting) >= AHEAD * max(2, threads)
                 if full:
                     yield self._result(waiting.popleft())
             while waiting:
@@ -104,11 +105,6 @@ class _Dask:
         finally:
             with suppress(OSError):  # the scheduler is gone
                 self._client.cancel(list(waiting), force=True)
-
-    def _room(self) -> int:
-        """Blocks to have in flight: more as workers join."""
-        threads: dict[str, int] = self._client.nthreads()
-        return AHEAD * max(2, sum(threads.values()))
 
     def _result(self, future: Future) -> Any:
         with _one_line():
@@ -157,25 +153,18 @@ def _cluster(processes: int, gpus: int, folder: str) -> Any:
 
     from distributed import Nanny, Scheduler, SpecCluster
 
-    own = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, **_here()}
+    # Reached from this machine only, and no page on a fixed port.
+    here: dict[str, Any] = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    own = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": logging.ERROR, **here}
     sees: list[dict[str, str]] = [{}] * processes
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         sees = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible[:gpus]]
-    silent = logging.ERROR
     return SpecCluster(
-        scheduler={"cls": Scheduler, "options": {"port": 0, **_here()}},
-        workers={
-            number: {"cls": Nanny, "options": {**own, "env": env, "silence_logs": silent}}
-            for number, env in enumerate(sees)
-        },
-        silence_logs=silent,
+        scheduler={"cls": Scheduler, "options": {"port": 0, **here}},
+        workers={number: {"cls": Nanny, "options": {**own, "env": env}} for number, env in enumerate(sees)},
+        silence_logs=logging.ERROR,
     )
-
-
-def _here() -> dict[str, Any]:
-    """Reached from this machine only, and no page on a fixed port."""
-    return {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
 
 @contextmanager

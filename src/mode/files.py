@@ -1,11 +1,14 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and their checksums."""
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
+import io
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +56,13 @@ def write_aside(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file with time 0 and no owner: the same contents give the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, as 64 hexadecimal digits."""
     with path.open("rb") as file:
@@ -69,20 +79,14 @@ def sha256_of_folder(folder: Path) -> str:
 
 def _flush(path: Path) -> None:
     """Bring content to the disk: in a power cut the rename may otherwise outlive it."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    for each in path.rglob("*") if path.is_dir() else [path]:
+        if each.is_file():
+            with each.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _remove_leftovers(path: Path) -> None:
-    prefix = f".{path.name}."
-    for leftover in path.parent.iterdir():
-        if not (leftover.name.startswith(prefix) and leftover.name.endswith(".tmp") and leftover.is_dir()):
-            continue
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp/"):
         with suppress(OSError):  # held by a living process, or removed by another one just now
             lock = os.open(leftover, os.O_RDONLY)
             try:

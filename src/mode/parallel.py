@@ -1,4 +1,4 @@
-"""The same function over many items, on all cores, results in order."""
+"""The same function over many items, many at a time, results in order."""
 
 from __future__ import annotations
 
@@ -21,26 +21,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`map`, in `workers` processes if there are two or more.
-
-    Processes are spawned, not forked: a fork of a process in which torch or faiss run threads can hang.
+def in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """Results in the order of the items, `ahead` of which are submitted beyond the one that is waited for.
 
     Args:
-        function: importable by name, or a `functools.partial` of one that is.
+        submit: starts the work on an item, in a pool.
         items: taken a few at a time as results are consumed.
     """
-    if workers < 2:
-        yield from map(function, items)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > _AHEAD * workers:
+            waiting.append(submit(item))
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            future.cancel()
+
+
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map`, in `workers` processes if there are two or more; `function` has to be importable by name.
+
+    Processes are spawned, not forked: a fork of a process in which torch or faiss run threads can hang.
+    """
+    if workers < 2:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from in_order(lambda item: pool.submit(function, item), items, _AHEAD * workers)

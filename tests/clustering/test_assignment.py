@@ -7,8 +7,7 @@ import pytest
 
 from mode.clustering.assignment import Assignment, assign
 from mode.clustering.hierarchy import Clusters, random_clusters
-from mode.clustering.nearest import NearestCentre
-from mode.clustering.rows import Rows
+from mode.clustering.rows import NearestCentre, Rows
 from mode.errors import ModeError
 
 

@@ -10,7 +10,6 @@ from sklearn.cluster import KMeans
 
 from mode.clustering.kmeans import balanced_kmeans, capacity_of, nth_regret, place
 from mode.clustering.rows import Rows
-from mode.errors import ModeError
 
 
 def blobs(sizes: list[int], dimensions: int = 6, seed: int = 0, spread: float = 0.05) -> np.ndarray:
@@ -131,11 +130,6 @@ def test_one_cluster_is_the_mean():
     fit = balanced_kmeans(Rows(points), 1, balance=1.1, iterations=20, random_seed=0)
     np.testing.assert_allclose(fit.centres[0], points.mean(axis=0), atol=1e-6)
     assert fit.sizes.tolist() == [16]
-
-
-def test_fewer_points_than_clusters_is_refused_with_numbers():
-    with pytest.raises(ModeError, match="5 clusters of 4 points"):
-        balanced_kmeans(Rows(np.zeros((4, 2), np.float32)), 5, balance=1.1, iterations=3, random_seed=0)
 
 
 def test_same_seed_same_fit_and_other_seed_another():

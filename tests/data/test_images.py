@@ -9,8 +9,8 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from mode.data.images import UndecodableImage, decode, resize_and_crop
-from mode.data.loading.augment import augment_batch, normalise, random_crop
+from mode.data.images import UndecodableImage, decode, normalise, resize_and_crop
+from mode.data.loading.augment import augment_batch, random_crop
 from mode.params import ImageParams
 
 
@@ -22,15 +22,9 @@ def test_as_open_clip_transforms_it(encode: Callable[..., bytes], extent: tuple[
     theirs = image_transform(16, is_train=False, mean=params.mean, std=params.std)(Image.open(io.BytesIO(content)))
     pixels = resize_and_crop(decode(content), 16)
     assert (pixels.dtype, pixels.shape) == (np.uint8, (3, 16, 16))
-    ours = normalise(torch.from_numpy(pixels.copy())[None], params)[0]
+    ours = normalise(torch.from_numpy(pixels.copy())[None], params.mean, params.std)[0]
     assert torch.equal(ours, theirs)
-
-
-def test_normalise_in_another_precision() -> None:
-    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    full = normalise(images, ImageParams())
-    assert torch.equal(normalise(images, ImageParams(), dtype=torch.bfloat16), full.bfloat16())
-    assert normalise(images[:0], ImageParams()).shape == (0, 3, 4, 4)
+    assert normalise(torch.zeros(0, 3, 4, 4, dtype=torch.uint8), params.mean, params.std).shape == (0, 3, 4, 4)
 
 
 @pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"GIF89a", lambda c: c[: len(c) // 2], lambda c: c[::-1]])

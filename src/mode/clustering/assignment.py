@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mode.clustering.hierarchy import Clusters, random_clusters
-from mode.clustering.nearest import NearestCentre
-from mode.clustering.rows import BLOCK, Rows
+from mode.clustering.rows import BLOCK, NearestCentre, Rows
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.files import sha256_of_folder, write_aside
@@ -21,6 +19,8 @@ from mode.progress import Progress
 
 #: Share of a vector's squared length below which |x|^2 - 2xc + |c|^2 has lost digits, and |x - c|^2 is computed anew.
 CANCELLATION = 1e-2
+#: Columns of the parquet file: row of the index, and what `Assignment` has.
+SCHEMA = pa.schema([("pair", pa.int64()), ("fine", pa.int32()), ("coarse", pa.int32()), ("distance", pa.float32())])
 #: Rows of a parquet row group: what `assign_file` holds back before it writes.
 ROW_GROUP = 1 << 20
 
@@ -43,14 +43,14 @@ class Assignment:
         return len(self.fine)
 
     def save(self, path: Path) -> None:
-        """Write parquet with columns `pair` (row of the index), `fine`, `coarse`, `distance`."""
+        """Write a parquet file of the columns of `SCHEMA`."""
         with write_aside(path) as aside:
-            parquet.write_table(self._table(), aside, row_group_size=ROW_GROUP)
+            parquet.write_table(self.table(), aside, row_group_size=ROW_GROUP)
 
-    def _table(self, first: int = 0) -> pa.Table:
-        """The columns of `save`, for an assignment that begins with the pair `first`."""
+    def table(self, first: int = 0) -> pa.Table:
+        """The columns of `SCHEMA`, for an assignment that begins with the pair `first`."""
         pairs = np.arange(first, first + len(self), dtype=np.int64)
-        return pa.table({"pair": pairs, "fine": self.fine, "coarse": self.coarse, "distance": self.distance})
+        return pa.table([pairs, self.fine, self.coarse, self.distance], schema=SCHEMA)
 
     @classmethod
     def load(cls, path: Path) -> Assignment:
@@ -60,21 +60,6 @@ class Assignment:
         except FileNotFoundError:
             raise ModeError(f"{path}: no such file", "run the assignment stage") from None
         return cls(*(table[name].to_numpy() for name in ("fine", "coarse", "distance")))
-
-    @classmethod
-    def empty(cls) -> Assignment:
-        """No pairs."""
-        return cls(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
-
-    @classmethod
-    def join(cls, parts: Iterable[Assignment]) -> Assignment:
-        """One after the other."""
-        fields = zip(*((part.fine, part.coarse, part.distance) for part in parts), strict=True)
-        return cls(*(np.concatenate(field) for field in fields))
-
-    def part(self, rows: slice) -> Assignment:
-        """Some of the pairs."""
-        return Assignment(self.fine[rows], self.coarse[rows], self.distance[rows])
 
 
 def assign(vectors: np.ndarray, clusters: Clusters, block: int = BLOCK) -> Assignment:
@@ -90,9 +75,7 @@ def assign(vectors: np.ndarray, clusters: Clusters, block: int = BLOCK) -> Assig
     """
     rows = Rows(vectors, block=block)
     _check_dimensions(rows.dimensions, clusters)
-    found = Assignment(
-        np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.float32)
-    )
+    found = Assignment(*(np.empty(len(rows), kind) for kind in (np.int32, np.int32, np.float32)))
     search = _Search(clusters)
     with Progress("assign", total=len(rows), unit="pairs") as bar:
         for which, points in rows.blocks():
@@ -118,46 +101,32 @@ def assign_file(vectors: Path, clusters: Path, out: Path, engine: Engine = in_th
     pairs, dimensions = np.load(vectors, mmap_mode="r").shape
     _check_dimensions(dimensions, Clusters.load(clusters))
     look = _StoredSearch(vectors, (pairs, dimensions), clusters, sha256_of_folder(clusters), block)
-    schema = Assignment.empty()._table().schema
+    waiting = SCHEMA.empty_table()
     with (
         write_aside(out) as aside,
         Progress("assign", total=pairs, unit="pairs") as bar,
-        parquet.ParquetWriter(aside, schema) as writer,
+        parquet.ParquetWriter(aside, SCHEMA) as writer,
     ):
-        first = 0
-        for part in _row_groups(engine(look, range(0, pairs, block)), bar):
-            writer.write_table(part._table(first), row_group_size=ROW_GROUP)
-            first += len(part)
-
-
-def _row_groups(parts: Iterable[Assignment], bar: Progress) -> Iterator[Assignment]:
-    """The same pairs, `ROW_GROUP` at a time; one empty part where there are none."""
-    waiting, written = Assignment.empty(), 0
-    for part in parts:
-        bar.update(len(part))
-        waiting = Assignment.join([waiting, part])
-        while len(waiting) >= ROW_GROUP:
-            yield waiting.part(slice(0, ROW_GROUP))
-            waiting, written = waiting.part(slice(ROW_GROUP, None)), written + 1
-    if len(waiting) or not written:
-        yield waiting
+        for part in engine(look, range(0, pairs, block)):
+            # In one chunk, as pages end where chunks do.
+            waiting = pa.concat_tables([waiting, part.table(first=bar.done)]).combine_chunks()
+            bar.update(len(part))
+            while len(waiting) >= ROW_GROUP:
+                writer.write_table(waiting.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+                waiting = waiting.slice(ROW_GROUP)
+        if len(waiting) or not pairs:
+            writer.write_table(waiting)
 
 
 @dataclass(frozen=True)
 class _StoredSearch:
-    """What finds the nearest centres of a block, wherever it is sent to: it goes by paths.
+    """What finds the nearest centres of a block, wherever it is sent to: it goes by paths."""
 
-    Attributes:
-        vectors, shape: the file, and what it has to hold.
-        clusters, content: the folder, and the digest of what it has to hold.
-        block: rows of a block.
-    """
-
-    vectors: Path
-    shape: tuple[int, int]
-    clusters: Path
-    content: str
-    block: int
+    vectors: Path  # a file
+    shape: tuple[int, int]  # of what it has to hold
+    clusters: Path  # a folder
+    content: str  # the digest of what it has to hold
+    block: int  # rows
 
     def __call__(self, first: int) -> Assignment:
         vectors = np.load(self.vectors, mmap_mode="r")

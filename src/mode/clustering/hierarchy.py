@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from mode.clustering.kmeans import KMeansFit, balanced_kmeans
 from mode.clustering.rows import Rows
+from mode.data.loading.stream import GOLDEN, mix
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import ClusteringParams
@@ -80,13 +81,8 @@ class Clusters:
             aside.mkdir()
             arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
             save_file(arrays, aside / "clusters.safetensors")
-            record = {
-                "strategy": self.strategy,
-                "seed": self.random_seed,
-                "statistics": self.statistics,
-                "coarse_words": self.coarse_words,
-                "fine_words": self.fine_words,
-            }
+            record = {"strategy": self.strategy, "seed": self.random_seed}
+            record |= {name: getattr(self, name) for name in ("statistics", "coarse_words", "fine_words")}
             (aside / "clusters.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
@@ -135,37 +131,38 @@ def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coars
         with Progress(f"k-means into {wanted}", unit="passes") as bar:
             fit = balanced_kmeans(rows, wanted, params.balance, params.iterations, random_seed, progress=bar)
     if params.strategy == "two-level":
-        centres = Rows(fit.centres)
-        coarse_of_fine = balanced_kmeans(
-            centres, coarse, params.balance, 4 * params.iterations, random_seed, COARSE_RESTARTS
-        ).labels
+        centres, iterations = Rows(fit.centres), 4 * params.iterations
+        upper = balanced_kmeans(centres, coarse, params.balance, iterations, random_seed, COARSE_RESTARTS)
+        coarse_of_fine = upper.labels
     else:
         coarse_of_fine = np.arange(coarse, dtype=np.int32)
-    fitted = {"points": len(rows), "points_given": len(vectors), "inertia": fit.inertia, "iterations": fit.iterations}
     clusters = _numbered(fit, coarse_of_fine, params.strategy, random_seed)
-    return replace(clusters, statistics={**fitted, **_balance_of(clusters)})
+    statistics = {
+        "points": len(rows),
+        "points_given": len(vectors),
+        "inertia": fit.inertia,
+        "iterations": fit.iterations,
+        "imbalance": float(clusters.fine_sizes.max() / clusters.fine_sizes.mean()),
+        "coarse_imbalance": float(clusters.coarse_sizes.max() / clusters.coarse_sizes.mean()),
+        "empty": int((clusters.fine_sizes == 0).sum()),
+        "duplicate_centres": clusters.fine - len(np.unique(clusters.fine_centres, axis=0)),
+    }
+    return replace(clusters, statistics=statistics)
 
 
 def random_clusters(rows: np.ndarray, clusters: int, random_seed: int) -> np.ndarray:
-    """A cluster for each row number that depends on nothing but that number and `random_seed`, int32 [rows].
-
-    The hash is SplitMix64 (Steele, Lea, Flood, 2014).
-    """
-    with np.errstate(over="ignore"):
-        mixed = rows.astype(np.uint64) + np.uint64((random_seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    numbers: np.ndarray = (mixed % np.uint64(clusters)).astype(np.int32)
-    return numbers
+    """A cluster for each row number that depends on nothing but that number and `random_seed`, int32 [rows]."""
+    mixed = mix(rows.astype(np.uint64) + np.uint64((random_seed + 1) * int(GOLDEN) % 2**64))
+    return (mixed % np.uint64(clusters)).astype(np.int32)
 
 
 def _fitted_rows(vectors: np.ndarray, sample: int, wanted: int, random_seed: int) -> tuple[Rows, np.ndarray]:
     """At most `sample` rows (but at least one per cluster), and their numbers."""
-    most = max(sample, wanted)
-    if len(vectors) <= most:
-        return Rows(vectors), np.arange(len(vectors), dtype=np.int64)
-    numbers = np.sort(np.random.default_rng([random_seed, 1]).choice(len(vectors), most, replace=False))
-    rows = Rows(vectors, numbers)
+    given = Rows(vectors)
+    numbers = given.sample(max(sample, wanted), np.random.default_rng([random_seed, 1]))
+    if len(numbers) == len(given):
+        return given, numbers
+    rows = given.subset(numbers)
     return (rows.in_memory() if rows.bytes <= COPY_BELOW else rows), numbers
 
 
@@ -201,12 +198,3 @@ def _numbered(fit: KMeansFit, coarse_of_fine: np.ndarray, strategy: str, random_
         strategy=strategy,
         random_seed=random_seed,
     )
-
-
-def _balance_of(clusters: Clusters) -> dict[str, float]:
-    return {
-        "imbalance": float(clusters.fine_sizes.max() / clusters.fine_sizes.mean()),
-        "coarse_imbalance": float(clusters.coarse_sizes.max() / clusters.coarse_sizes.mean()),
-        "empty": int((clusters.fine_sizes == 0).sum()),
-        "duplicate_centres": clusters.fine - len(np.unique(clusters.fine_centres, axis=0)),
-    }

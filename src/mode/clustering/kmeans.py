@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from mode.clustering.nearest import NearestCentre
-from mode.clustering.rows import Rows
-from mode.errors import ModeError
+from mode.clustering.rows import NearestCentre, Rows
 from mode.progress import Progress
 
 #: Vectors per cluster on which the first iterations run; all vectors only have to correct what those found.
@@ -76,21 +74,13 @@ def balanced_kmeans(
 
     Args:
         rows: N points.
-        clusters: k.
+        clusters: k, at most N.
         balance: the largest cluster, as a multiple of the mean, at least 1.
         iterations: of Lloyd's algorithm, at most; one more pass assigns the points.
         random_seed: of the initial centres.
         restarts: fits from different initial centres, of which the best is taken.
         progress: told of each pass.
-
-    Raises:
-        ModeError: there are fewer points than clusters.
     """
-    if len(rows) < clusters:
-        raise ModeError(
-            f"clustering: {clusters} clusters of {len(rows)} points: at least one point per cluster is needed",
-            "lower clustering.fine or clustering.coarse, or give more pairs",
-        )
     fits = [
         _fit(rows, clusters, balance, iterations, np.random.default_rng([random_seed, restart]), progress)
         for restart in range(restarts)
@@ -102,43 +92,42 @@ def _fit(
     rows: Rows, clusters: int, balance: float, iterations: int, random: np.random.Generator, progress: Progress | None
 ) -> KMeansFit:
     capacity = capacity_of(len(rows), clusters, balance)
-    own = _duplicates_with_own_clusters(rows, clusters, random)
-    rest = rows if own is None else rows.subset(np.flatnonzero(own < 0))
-    taken = 0 if own is None else int(own.max()) + 1
-    fit = _lloyd(rest, clusters - taken, capacity, iterations, random, progress) if clusters > taken else None
-    if own is None and fit is not None:
-        return fit
-    labels = own if own is not None else np.empty(0, dtype=np.int32)
+    labels = _duplicates_with_own_clusters(rows, clusters, random)
+    taken = int(labels.max()) + 1
+    if not taken:
+        return _lloyd(rows, clusters, capacity, iterations, random, progress)
     centres = np.empty((clusters, rows.dimensions), dtype=np.float32)
     _, first = np.unique(labels[labels >= 0], return_index=True)
     centres[:taken] = rows.take(np.flatnonzero(labels >= 0)[first])[:, :-1]
-    if fit is not None:
-        labels[labels < 0] = fit.labels + taken
-        centres[taken:] = fit.centres
-    sizes = np.bincount(labels, minlength=clusters)
-    return KMeansFit(centres, labels, sizes, fit.inertia if fit else 0.0, fit.iterations if fit else 1)
+    inertia, passes = 0.0, 1
+    if taken < clusters:
+        rest = np.flatnonzero(labels < 0)
+        fit = _lloyd(rows.subset(rest), clusters - taken, capacity, iterations, random, progress)
+        labels[rest], centres[taken:] = fit.labels + taken, fit.centres
+        inertia, passes = fit.inertia, fit.iterations
+    return KMeansFit(centres, labels, np.bincount(labels, minlength=clusters), inertia, passes)
 
 
-def _duplicates_with_own_clusters(rows: Rows, clusters: int, random: np.random.Generator) -> np.ndarray | None:
+def _duplicates_with_own_clusters(rows: Rows, clusters: int, random: np.random.Generator) -> np.ndarray:
     """Equal points in such numbers that they fill clusters of mean size: int32 [points], -1 for all others.
 
-    `None` if there are none. They are looked for in a sample, in which so frequent a point has dozens of copies.
+    They are looked for in a sample, in which so frequent a point has dozens of copies.
     """
+    own = np.full(len(rows), -1, dtype=np.int32)
     if clusters == 1:
-        return None
+        return own
     chunk = math.ceil(len(rows) / clusters)
-    sample = _sample(rows, 2 * WARM_UP_PER_CLUSTER * clusters, random)
-    values, counts = _distinct(rows.take(sample))
+    sample = rows.sample(2 * WARM_UP_PER_CLUSTER * clusters, random)
+    values, counts = np.unique(_as_keys(rows.take(sample)), return_counts=True)
     expected_copies = chunk * len(sample) / len(rows)
     frequent = np.sort(values[counts >= max(2, expected_copies / 2)])
     if not len(frequent):
-        return None
+        return own
     value_of = np.full(len(rows), -1, dtype=np.int32)
     for which, block in rows.blocks():
         keys = _as_keys(block)
         at = np.minimum(np.searchsorted(frequent, keys), len(frequent) - 1)
         value_of[which] = np.where(frequent[at] == keys, at, -1)
-    own = np.full(len(rows), -1, dtype=np.int32)
     taken, left = 0, len(rows)
     for value in range(len(frequent)):
         copies = np.flatnonzero(value_of == value)
@@ -146,7 +135,7 @@ def _duplicates_with_own_clusters(rows: Rows, clusters: int, random: np.random.G
         while len(copies) >= chunk and left - chunk >= clusters - taken - 1:
             own[copies[:chunk]] = taken
             copies, taken, left = copies[chunk:], taken + 1, left - chunk
-    return own if taken else None
+    return own
 
 
 def _as_keys(block: np.ndarray) -> np.ndarray:
@@ -156,19 +145,6 @@ def _as_keys(block: np.ndarray) -> np.ndarray:
     return whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize))).ravel()
 
 
-def _distinct(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows as keys, and how often each occurs."""
-    values, counts = np.unique(_as_keys(block), return_counts=True)
-    return values, counts
-
-
-def _sample(rows: Rows, most: int, random: np.random.Generator) -> np.ndarray:
-    """Ascending numbers of at most so many rows, each at most once."""
-    if len(rows) <= most:
-        return np.arange(len(rows), dtype=np.int64)
-    return np.sort(random.choice(len(rows), most, replace=False))
-
-
 def _lloyd(
     rows: Rows, clusters: int, capacity: int, iterations: int, random: np.random.Generator, progress: Progress | None
 ) -> KMeansFit:
@@ -176,8 +152,7 @@ def _lloyd(
     state = _start(rows, clusters, random)
     warm_up = WARM_UP_PER_CLUSTER * clusters
     if len(rows) > 2 * warm_up:
-        chosen = _sample(rows, warm_up, random)
-        sample = Rows(rows.take(chosen)[:, :-1], block=rows.block)
+        sample = Rows(rows.take(rows.sample(warm_up, random))[:, :-1], block=rows.block)
         _iterate(sample, state, capacity * len(sample) / len(rows), iterations // 2, random)
     done = _iterate(rows, state, capacity, iterations, random, progress)
     assigned = _assign(rows, state)
@@ -189,36 +164,27 @@ def _lloyd(
 
 @dataclass
 class _State:
-    """What an iteration improves: centres float32 [k, d] and prices float64 [k], at least 0."""
+    """What an iteration improves."""
 
-    centres: np.ndarray
-    prices: np.ndarray
+    centres: np.ndarray  # float32 [k, d]
+    prices: np.ndarray  # float64 [k], at least 0
 
 
 @dataclass
 class _Assigned:
-    """What a pass over the points gives.
+    """What a pass over the points gives."""
 
-    Attributes:
-        labels: int32 [N], the best cluster of each point.
-        second: int32 [N], the second best.
-        regret: float32 [N], how much worse that is, in squared distance plus price.
-        sizes: int64 [k].
-        sums: float64 [k, d], of the points of each cluster.
-        squares: sum of the squared lengths of all points.
-    """
-
-    labels: np.ndarray
-    second: np.ndarray
-    regret: np.ndarray
-    sizes: np.ndarray
-    sums: np.ndarray
-    squares: float
+    labels: np.ndarray  # int32 [N], the best cluster of each point
+    second: np.ndarray  # int32 [N], the second best
+    regret: np.ndarray  # float32 [N], how much worse that is, in squared distance plus price
+    sizes: np.ndarray  # int64 [k]
+    sums: np.ndarray  # float64 [k, d], of the points of each cluster
+    squares: float  # sum of the squared lengths of all points
 
 
 def _start(rows: Rows, clusters: int, random: np.random.Generator) -> _State:
     """Random points as centres, distinct ones as far as there are any, and no prices."""
-    sample = rows.take(_sample(rows, 8 * clusters, random))[:, :-1]
+    sample = rows.take(rows.sample(8 * clusters, random))[:, :-1]
     order = random.permutation(len(sample))
     _, first = np.unique(_as_keys(sample[order]), return_index=True)
     is_first = np.zeros(len(order), dtype=bool)
@@ -281,8 +247,7 @@ def _sum_by_label(block: np.ndarray, labels: np.ndarray, clusters: int) -> np.nd
 def _means(assigned: _Assigned, centres: np.ndarray) -> np.ndarray:
     """Means of the clusters, float32; the old centre of an empty one."""
     counts = np.maximum(assigned.sizes, 1)[:, None]
-    means: np.ndarray = np.where(assigned.sizes[:, None] > 0, assigned.sums / counts, centres).astype(np.float32)
-    return means
+    return np.where(assigned.sizes[:, None] > 0, assigned.sums / counts, centres).astype(np.float32)
 
 
 def _inertia(assigned: _Assigned, means: np.ndarray) -> float:
@@ -312,13 +277,7 @@ def nth_regret(clusters: np.ndarray, regret: np.ndarray, nth: np.ndarray) -> np.
     Cluster and regret are sorted as one number, in a third of the time of sorting by two keys: floats of one sign have
     the order of their bits.
 
-    Args:
-        clusters: int32 [n].
-        regret: float32 [n], at least 0.
-        nth: [k].
-
-    Returns:
-        float32 [k].
+    Args: clusters int32 [n]; regret float32 [n], at least 0; nth [k]. Returns float32 [k].
     """
     keys = clusters.astype(np.uint64) << 32 | np.abs(regret).view(np.uint32)  # `abs` because -0.0 has the sign's bit
     keys.sort()
@@ -354,9 +313,8 @@ def _relocate(assigned: _Assigned, state: _State, capacity: float, random: np.ra
 
 def _enforce_capacity(rows: Rows, assigned: _Assigned, state: _State, capacity: int) -> None:
     """Move points out of clusters above the capacity into the next best ones with room, those first that lose least."""
-    room = capacity - assigned.sizes
+    room = np.maximum(capacity - assigned.sizes, 0)
     homeless = _overflow(assigned, capacity)
-    room = np.maximum(room, 0)
     while len(homeless):
         open_clusters = np.flatnonzero(room)
         nearest = NearestCentre(state.centres[open_clusters], state.prices[open_clusters])
@@ -385,8 +343,7 @@ def _rank_in_group(sorted_groups: np.ndarray) -> np.ndarray:
     position = np.arange(len(sorted_groups))
     is_first = np.ones(len(sorted_groups), dtype=bool)
     is_first[1:] = sorted_groups[1:] != sorted_groups[:-1]
-    ranks: np.ndarray = position - np.maximum.accumulate(np.where(is_first, position, 0))
-    return ranks
+    return position - np.maximum.accumulate(np.where(is_first, position, 0))
 
 
 def place(costs: np.ndarray, candidates: np.ndarray, room: np.ndarray) -> np.ndarray:

@@ -1,14 +1,19 @@
-"""Vectors read block by block, so that memory does not grow with their number."""
+"""Vectors read block by block, so that memory does not grow with their number, and the centres nearest to them."""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import cycle
+from typing import Any
 
+import faiss
 import numpy as np
 
 from mode.errors import ModeError
+from mode.parallel import in_order
 
 #: Rows of a block, by default. The float32 copies of two blocks are what a pass keeps in memory.
 BLOCK = 32_768
@@ -60,6 +65,12 @@ class Rows:
             copy[which] = block[:, :-1]
         return Rows(copy, block=self.block)
 
+    def sample(self, most: int, random: np.random.Generator) -> np.ndarray:
+        """Ascending numbers of at most so many of the rows, each at most once, int64."""
+        if len(self) <= most:
+            return np.arange(len(self), dtype=np.int64)
+        return np.sort(random.choice(len(self), most, replace=False))
+
     @property
     def bytes(self) -> int:
         """Size of the rows as they are stored."""
@@ -72,15 +83,12 @@ class Rows:
         until the next one is asked for.
         """
         size = self.block
-        buffers = [np.zeros((min(size, len(self)), self.dimensions + 1), dtype=np.float32) for _ in range(2)]
+        shape = (min(size, len(self)), self.dimensions + 1)
+        buffers = cycle([np.zeros(shape, dtype=np.float32) for _ in range(2)])
         parts = [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
         with ThreadPoolExecutor(1, thread_name_prefix="rows") as pool:
-            reading = [pool.submit(self._read, which, buffers[0]) for which in parts[:1]]
-            for number, which in enumerate(parts):
-                block = reading.pop().result()
-                following, free = parts[number + 1 : number + 2], buffers[(number + 1) % 2]
-                reading += [pool.submit(self._read, each, free) for each in following]
-                yield which, block
+            blocks = in_order(lambda which: pool.submit(self._read, which, next(buffers)), parts, ahead=1)
+            yield from zip(parts, blocks, strict=True)
 
     def _read(self, which: slice, buffer: np.ndarray) -> np.ndarray:
         block = buffer[: which.stop - which.start]
@@ -117,3 +125,39 @@ def _mapping_of(vectors: np.ndarray) -> mmap.mmap | None:
     while isinstance(base, np.ndarray):
         base = base.base
     return base if isinstance(base, mmap.mmap) else None
+
+
+class NearestCentre:
+    """The centres c with the smallest |x - c|^2 + price(c).
+
+    A price is one more coordinate: with x' = (x, 0) and c' = (c, sqrt(price)) the sum is |x' - c'|^2, so faiss's exact
+    L2 search does all the work. Only differences between prices matter, hence they are shifted to be at least 0.
+
+    Args:
+        centres: float32 [k, d].
+        prices: [k], default all equal.
+    """
+
+    def __init__(self, centres: np.ndarray, prices: np.ndarray | None = None) -> None:
+        extended = np.zeros((len(centres), centres.shape[1] + 1), dtype=np.float32)
+        extended[:, :-1] = centres
+        if prices is not None:
+            extended[:, -1] = np.sqrt(prices - prices.min())
+        index = faiss.IndexFlatL2(extended.shape[1])
+        self._index = faiss.index_cpu_to_gpu(_gpu(), 0, index) if faiss.get_num_gpus() else index
+        self._index.add(extended)
+
+    def search(self, block: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` nearest centres of each row of a block (as `Rows` gives them), nearest first.
+
+        Returns:
+            priced squared distances, float32 [b, count], and numbers of centres, int64 [b, count].
+        """
+        distances, numbers = self._index.search(block, count)
+        return np.maximum(distances, 0.0), numbers
+
+
+@cache
+def _gpu() -> Any:
+    """Working memory of faiss on the GPU: taken once, as that takes a second."""
+    return faiss.StandardGpuResources()

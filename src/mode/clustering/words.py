@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from mode.clustering.assignment import Assignment
 from mode.clustering.hierarchy import Clusters
+from mode.data.shards.index import PairIndex
 from mode.embedding.words import Vocabulary
 from mode.errors import ModeError
-
-if TYPE_CHECKING:
-    from mode.data.shards.index import PairIndex
 
 #: Captions that are counted, at most, spread evenly over the index.
 SAMPLE = 500_000
@@ -38,10 +35,6 @@ def name_clusters(clusters: Clusters, index: PairIndex, assignment: Assignment, 
         raise ModeError(f"{len(assignment)} assigned pairs, {len(index)} in the index", "run the assignment again")
     rows = np.unique(np.linspace(0, len(index) - 1, min(len(index), SAMPLE)).astype(np.int64))
     vocabulary = Vocabulary.learn(index.captions(rows[:: max(1, len(rows) // BATCH)]))
-    if not len(vocabulary):
-        return replace(
-            clusters, fine_words=[[] for _ in range(clusters.fine)], coarse_words=[[] for _ in range(clusters.coarse)]
-        )
     counts = csr_matrix((clusters.fine, len(vocabulary)), dtype=np.float32)
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]

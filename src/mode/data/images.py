@@ -45,11 +45,10 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
         uint8 [3, size, size].
     """
     width, height = image.size
-    if min(width, height) != size:
-        shorter = min(width, height)
-        resized = (int(size * width / shorter), int(size * height / shorter))
-        image = image.resize(resized, Image.Resampling.BICUBIC)
-        width, height = resized
+    shorter = min(width, height)
+    if shorter != size:
+        width, height = int(size * width / shorter), int(size * height / shorter)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     if width != height:
         left, top = round((width - size) / 2), round((height - size) / 2)
         image = image.crop((left, top, left + size, top + size))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mode.clip.encode import takes_short_texts, without_padding
 from mode.clip.model import Clip
-from mode.data.loading.loader import ImageStore, PairStream, augment_batch, make_loader, normalise
+from mode.data.images import normalise
+from mode.data.loading.loader import ImageStore, PairStream, augment_batch, make_loader
 from mode.data.shards.index import PairIndex
 from mode.params import MachineParams
 from mode.training.distribution import Group
@@ -60,7 +61,7 @@ class Batches:
         tokens = self._tokens.of(batch.rows)
         pixels = batch.images.to(self._device, non_blocking=True)
         pixels = augment_batch(pixels, image, random_seed=random_seed, position=batch.first)
-        images = normalise(pixels, image, dtype=self._dtype)
+        images = normalise(pixels, image.mean, image.std).to(self._dtype)
         self.waited += time.monotonic() - asked
         return images, tokens.to(self._device, non_blocking=True)
 

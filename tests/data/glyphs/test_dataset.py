@@ -43,7 +43,7 @@ def test_fonts_have_every_character_and_draw_something() -> None:
             assert fonts_with(character, TASK_FONTS), (family.name, name_of(character))
             assert fonts_with(character, TRAINING_FONTS), (family.name, name_of(character))
     characters = [character for family in FAMILIES for character in family.characters[:2]]
-    for jpeg in draw(characters, TASK_FONTS, 32, rng).jpegs:
+    for jpeg in draw(characters, TASK_FONTS, 32, rng)[0]:
         pixels = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), float)
         border = np.concatenate([pixels[:3].ravel(), pixels[-3:].ravel()])
         middle = pixels[8:24, 8:24]

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mode.data.loading.hashing import hash_numbers
-from mode.data.loading.stream import PairStream
+from mode.data.loading.stream import PairStream, hash_numbers
 from mode.errors import ModeError
 
 # Numbers of captions per image; images are numbered with gaps, as in a cluster of a larger source.

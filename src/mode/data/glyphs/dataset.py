@@ -6,10 +6,8 @@ playing cards, alphabets, arrows.
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import numpy as np
 
 from mode.data.glyphs.drawing import TASK_FONTS, TRAINING_FONTS, draw
 from mode.data.glyphs.families import FAMILIES, Family, name_of
-from mode.files import write_aside
+from mode.files import add_to_tar, write_aside
 from mode.parallel import cores, ordered_map
 from mode.params import GlyphParams
 from mode.progress import Progress
@@ -92,9 +90,8 @@ def write_glyph_tasks(params: GlyphParams, out: Path, random_seed: int, workers:
     """
     out.mkdir(parents=True, exist_ok=True)
     write = partial(_write_task, params=params, out=out, random_seed=random_seed)
-    numbers = range(len(FAMILIES))
     with Progress("draw tasks", total=len(FAMILIES), unit="tasks") as bar:
-        for _ in ordered_map(write, numbers, cores() if workers is None else workers):
+        for _ in ordered_map(write, range(len(FAMILIES)), cores() if workers is None else workers):
             bar.update(1)
 
 
@@ -110,8 +107,7 @@ def caption(character: str, kind: str, colours: tuple[str, str], params: GlyphPa
         return NOISE[rng.integers(len(NOISE))].format(d=rng.integers(1, 10_000))
     ink, paper = colours
     text = CAPTIONS[rng.integers(len(CAPTIONS))].format(n=name_of(character), k=kind, i=ink, p=paper)
-    text = _with_articles(text)
-    words = text.split()
+    words = _with_articles(text).split()
     if len(words) > 1 and rng.random() < params.dropped_word_share:
         del words[rng.integers(len(words))]
     return " ".join(words)
@@ -133,13 +129,11 @@ def _write_shard(shard: int, params: GlyphParams, folder: Path, random_seed: int
         for start in range(first, first + count, _BATCH):
             numbers = range(start, min(start + _BATCH, first + count))
             characters = [alphabet[number] for number in rng.integers(len(alphabet), size=len(numbers))]
-            pictures = draw(characters, TRAINING_FONTS, params.image_size, rng)
-            for number, character, jpeg, colours in zip(
-                numbers, characters, pictures.jpegs, pictures.colours, strict=True
-            ):
-                text = caption(character, kinds[character], colours, params, rng)
-                _add(tar, f"{number:08d}.jpg", jpeg)
-                _add(tar, f"{number:08d}.txt", text.encode())
+            jpegs, colours = draw(characters, TRAINING_FONTS, params.image_size, rng)
+            for number, character, jpeg, ink_and_paper in zip(numbers, characters, jpegs, colours, strict=True):
+                text = caption(character, kinds[character], ink_and_paper, params, rng)
+                add_to_tar(tar, f"{number:08d}.jpg", jpeg)
+                add_to_tar(tar, f"{number:08d}.txt", text.encode())
     return count
 
 
@@ -148,29 +142,20 @@ def _write_task(number: int, params: GlyphParams, out: Path, random_seed: int) -
     rng = np.random.default_rng([random_seed, _TASKS, number])
     characters = family.characters
     labels = np.repeat(np.arange(len(characters)), params.test_images)
-    pictures = draw([characters[label] for label in labels], TASK_FONTS, params.image_size, rng)
+    jpegs, _ = draw([characters[label] for label in labels], TASK_FONTS, params.image_size, rng)
     with write_aside(out / family.name) as folder:
         (folder / "test").mkdir(parents=True)
         with tarfile.open(folder / "test" / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, (label, jpeg) in enumerate(zip(labels, pictures.jpegs, strict=True)):
-                _add(tar, f"{key:06d}.jpg", jpeg)
-                _add(tar, f"{key:06d}.cls", str(label).encode())
+            for key, (label, jpeg) in enumerate(zip(labels, jpegs, strict=True)):
+                add_to_tar(tar, f"{key:06d}.jpg", jpeg)
+                add_to_tar(tar, f"{key:06d}.cls", str(label).encode())
         (folder / "test" / "nshards.txt").write_text("1", encoding="utf-8")
         (folder / "dataset_type.txt").write_text("classification", encoding="utf-8")
-        _write_lines(folder / "classnames.txt", map(name_of, characters))
-        _write_lines(folder / "zeroshot_classification_templates.txt", templates(family))
+        lines = {"classnames": map(name_of, characters), "zeroshot_classification_templates": templates(family)}
+        for name, each in lines.items():
+            (folder / f"{name}.txt").write_text("\n".join(each) + "\n", encoding="utf-8")
 
 
 def templates(family: Family) -> list[str]:
     """Prompts for the classes of a family; one names the kind, as CLIP's "a type of pet" does."""
     return [_with_articles(template.replace("KIND", family.kind)) for template in TASK_TEMPLATES]
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # time 0, no owner: the same bytes wherever and whenever
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -13,16 +12,9 @@ import numpy as np
 from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFont
 
-#: What training draws with, and what only the evaluation tasks draw with.
-TRAINING_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Italic",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Oblique",
-)
-TASK_FONTS = ("DejaVuSans-Bold",)
+#: Faces of DejaVu: what training draws with, and what only the evaluation tasks draw with.
+TRAINING_FONTS = ("Sans", "Sans-Oblique", "Serif", "Serif-Italic", "SansMono", "SansMono-Oblique")
+TASK_FONTS = ("Sans-Bold",)
 
 #: Colours that captions may name.
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -45,20 +37,9 @@ _CONTRAST = 70.0
 _JPEG_QUALITY = 90
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """A batch of drawn characters.
-
-    Attributes:
-        jpegs: one encoded image each.
-        colours: names of character and background colour, each.
-    """
-
-    jpegs: list[bytes]
-    colours: list[tuple[str, str]]
-
-
-def draw(characters: Sequence[str], fonts: Sequence[str], size: int, rng: np.random.Generator) -> Pictures:
+def draw(
+    characters: Sequence[str], fonts: Sequence[str], size: int, rng: np.random.Generator
+) -> tuple[list[bytes], list[tuple[str, str]]]:
     """Draw characters with random font, colours, shade, rotation, shear, size, position and noise.
 
     Args:
@@ -66,6 +47,9 @@ def draw(characters: Sequence[str], fonts: Sequence[str], size: int, rng: np.ran
         fonts: names to choose from; of those, fonts without a character do not draw it.
         size: pixels a side.
         rng: decides everything: the same generator state draws the same bytes.
+
+    Returns:
+        JPEGs; and for each the names of the colours of character and background.
     """
     count = len(characters)
     masks = np.empty((count, size, size), np.float32)
@@ -76,7 +60,7 @@ def draw(characters: Sequence[str], fonts: Sequence[str], size: int, rng: np.ran
         font = having[int(choices[number] * len(having))]
         masks[number] = _place(_stencil(character, font, 2 * size), places[number], size)
     pixels, colours = _colour(masks / 255, rng)
-    return Pictures([_encode(picture) for picture in pixels], colours)
+    return [_encode(picture) for picture in pixels], colours
 
 
 @cache
@@ -86,7 +70,7 @@ def fonts_with(character: str, fonts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _font_path(font: str) -> Path:
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVu{font}.ttf"
 
 
 @cache
@@ -134,9 +118,8 @@ def _random_places(count: int, size: int, rng: np.random.Generator) -> np.ndarra
 
 def _place(stencil: Image.Image, place: np.ndarray, size: int) -> np.ndarray:
     coefficients = tuple(place.tolist())
-    return np.asarray(
-        stencil.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR), np.float32
-    )
+    placed = stencil.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+    return np.asarray(placed, np.float32)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What training does to images: random crops of one, flips and shifts of a whole batch, normalisation."""
+"""What training does to images: random crops of one, flips and shifts of a whole batch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mode.data.images import normalise as normalise_pixels
 from mode.data.images import to_array
-from mode.data.loading.hashing import hash_numbers
+from mode.data.loading.stream import hash_numbers
 from mode.params import ImageParams
 
 #: Width by height of a random crop, as torchvision's RandomResizedCrop has it.
@@ -38,13 +37,9 @@ def random_crop(picture: Image.Image, size: int, least: float, random_seed: int,
 def random_box(extent: tuple[int, int], least: float, random_seed: int, position: int) -> tuple[int, int, int, int]:
     """The part that `random_crop` takes of an image of `extent` (width, height): left, top, right, bottom."""
     numbers = hash_numbers(np.arange(4 * _TRIES), random_seed, _CROP, position) / 2.0**64
-    return _random_box(extent, least, numbers.reshape(_TRIES, 4))
-
-
-def _random_box(extent: tuple[int, int], least: float, numbers: np.ndarray) -> tuple[int, int, int, int]:
     width, height = extent
     low, high = np.log(_ASPECT)
-    for area_draw, aspect_draw, x_draw, y_draw in numbers:
+    for area_draw, aspect_draw, x_draw, y_draw in numbers.reshape(_TRIES, 4):
         area = width * height * (least + (1 - least) * area_draw)
         aspect = np.exp(low + (high - low) * aspect_draw)
         w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
@@ -85,14 +80,3 @@ def augment_batch(images: torch.Tensor, image: ImageParams, *, random_seed: int,
     # One index per pixel of the plane, shared by the channels.
     plane = torch.from_numpy(y[:, :, None] * width + x[:, None, :]).reshape(count, 1, -1).to(images.device)
     return images.flatten(2).gather(2, plane.expand(-1, images.shape[1], -1)).view_as(images)
-
-
-def normalise(images: torch.Tensor, image: ImageParams, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Pixels to what the model expects, as `mode.data.images.normalise` computes it.
-
-    Args:
-        images: uint8 [batch, 3, height, width].
-        image: `mean` and `std`.
-        dtype: of the result; the arithmetic is in float32.
-    """
-    return normalise_pixels(images, image.mean, image.std).to(dtype)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mode.data.loading.augment import augment_batch, normalise
+from mode.data.loading.augment import augment_batch
 from mode.data.loading.store import ImageStore, replacements
 from mode.data.loading.stream import PairStream
 from mode.errors import ModeError
+from mode.parallel import in_order
 
-__all__ = ["Batch", "ImageStore", "PairStream", "augment_batch", "make_loader", "normalise"]
+__all__ = ["Batch", "ImageStore", "PairStream", "augment_batch", "make_loader"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,15 +45,17 @@ class Batch:
     bad: np.ndarray
 
 
+@dataclass
 class _Batches(Dataset[Batch]):
     """Batches by number; any of them can be asked for at any time, in any process."""
 
-    def __init__(
-        self, store: ImageStore, stream: PairStream, start: int, stop: int, batch_size: int, rank: int, world: int
-    ) -> None:
-        self.store, self.stream = store, stream
-        self.start, self.stop, self.batch_size = start, stop, batch_size
-        self.rank, self.world = rank, world
+    store: ImageStore
+    stream: PairStream
+    start: int
+    stop: int
+    batch_size: int
+    rank: int
+    world: int
 
     def __len__(self) -> int:
         return -(-(self.stop - self.start) // self.batch_size)
@@ -97,7 +99,10 @@ def make_loader(
     batches = _Batches(store, stream, start, stop, batch_size, rank, world)
     # A forked process cannot use a GPU; where that decodes, a thread has nothing to do but to read.
     in_processes = workers > 0 and store.device.type == "cpu"
-    ahead = _from_processes(batches, workers) if in_processes else _from_thread(batches)
+    ahead: Iterable[Batch] = _from_thread(batches)
+    if in_processes:  # forked, so that all share the store's memory; whole batches, in order
+        workers = min(workers, len(batches))
+        ahead = DataLoader(batches, batch_size=None, num_workers=workers, multiprocessing_context="fork")
     reported: set[int] = set()
     for batch in ahead:
         if len(batch.bad):
@@ -106,24 +111,8 @@ def make_loader(
 
 
 def _from_thread(batches: _Batches) -> Iterator[Batch]:
-    pool = ThreadPoolExecutor(1, thread_name_prefix="images")
-    waiting: deque[Future[Batch]] = deque()
-    try:
-        for number in range(len(batches)):
-            waiting.append(pool.submit(batches.__getitem__, number))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _from_processes(batches: _Batches, workers: int) -> Iterator[Batch]:
-    # Forked, so that all share the store's memory; whole batches, in order.
-    yield from DataLoader(
-        batches, batch_size=None, num_workers=min(workers, len(batches)), multiprocessing_context="fork"
-    )
+    with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
+        yield from in_order(lambda number: pool.submit(batches.__getitem__, number), range(len(batches)), _AHEAD)
 
 
 def _report(store: ImageStore, batch: Batch, reported: set[int]) -> None:

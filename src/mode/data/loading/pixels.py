@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def training_pixels(content: bytes, image: ImageParams, position: int | None, ra
         content: an encoded image of any format.
         image: size, `crop_scale`, and `decode`: with `exact` the result is bit for bit that of open_clip's transform.
             Otherwise JPEGs (RGB or grey) are resized by torch; what needs no resizing is the same either way.
-        position, seed: decide the random part if `crop_scale` is set; `position` None takes the centre.
+        position, random_seed: decide the random part if `crop_scale` is set; `position` None takes the centre.
 
     Returns:
         uint8 [3, size, size].
@@ -42,20 +43,15 @@ def training_pixels(content: bytes, image: ImageParams, position: int | None, ra
     Raises:
         UndecodableImage: it cannot be decoded.
     """
-    scale = image.crop_scale if position is not None else None
-    pixels = None if image.decode == "exact" else _jpeg(content)
-    if pixels is not None:
-        box = (
-            None
-            if scale is None
-            else random_box((pixels.shape[2], pixels.shape[1]), scale, random_seed, int(position or 0))
-        )
-        resized: np.ndarray = resize(pixels, image.size, box).numpy()
-        return resized
+    if image.decode != "exact" and _is_plain_jpeg(content):
+        [pixels] = _decode_batch([content], torch.device("cpu"))
+        if pixels is not None:
+            resized: np.ndarray = _resize_for_training(pixels, image, position, random_seed).numpy()
+            return resized
     picture = decode(content)
-    if scale is None:
+    if image.crop_scale is None or position is None:
         return resize_and_crop(picture, image.size)
-    return random_crop(picture, image.size, scale, random_seed, int(position or 0))
+    return random_crop(picture, image.size, image.crop_scale, random_seed, position)
 
 
 def pixels_on_device(
@@ -67,7 +63,7 @@ def pixels_on_device(
 
     Args:
         contents: encoded images.
-        image, seed: as in `training_pixels`.
+        image, random_seed: as in `training_pixels`.
         positions: int [batch], or None for centres.
         device: of the result.
 
@@ -82,16 +78,20 @@ def pixels_on_device(
         position = None if positions is None else int(positions[number])
         pixels = decoded.get(number)
         if pixels is not None:
-            box = None
-            if image.crop_scale is not None and position is not None:
-                box = random_box((pixels.shape[2], pixels.shape[1]), image.crop_scale, random_seed, position)
-            out[number] = resize(pixels, image.size, box)
+            out[number] = _resize_for_training(pixels, image, position, random_seed)
             continue
         try:
             out[number] = torch.from_numpy(training_pixels(content, image, position, random_seed).copy())
         except Exception:  # what Pillow raises on damaged files is not to be foreseen; the loader counts and replaces
             good[number] = False
     return out, good
+
+
+def _resize_for_training(pixels: Tensor, image: ImageParams, position: int | None, random_seed: int) -> Tensor:
+    box = None
+    if image.crop_scale is not None and position is not None:
+        box = random_box((pixels.shape[2], pixels.shape[1]), image.crop_scale, random_seed, position)
+    return resize(pixels, image.size, box)
 
 
 def resize(pixels: Tensor, size: int, box: tuple[int, int, int, int] | None = None) -> Tensor:
@@ -126,11 +126,6 @@ def _interpolate(pixels: Tensor, extent: tuple[int, int]) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _jpeg(content: bytes) -> Tensor | None:
-    """uint8 [3, height, width] of an ordinary JPEG; None for all else, damaged ones included."""
-    return _decode_batch([content], torch.device("cpu"))[0] if _is_plain_jpeg(content) else None
-
-
 def _is_plain_jpeg(content: bytes) -> bool:
     """RGB or grey, and not so large that it must be an attack (Pillow looks at the header alone)."""
     if decode_jpeg is None or content[:2] != b"\xff\xd8":
@@ -147,10 +142,8 @@ def _decode_batch(contents: Sequence[bytes], device: torch.device) -> list[Tenso
     # `bytearray`, because torch warns of memory that it may not write to.
     encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
     if device.type == "cuda" and encoded:
-        try:
+        with suppress(RuntimeError):  # one of them: find out which
             return list(decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device))
-        except RuntimeError:  # one of them: find out which
-            pass
     decoded: list[Tensor | None] = []
     for each in encoded:
         try:

@@ -45,7 +45,7 @@ def held_out_images(images: int, count: int, random_seed: int) -> NDArray[np.boo
     Args:
         images: of the source.
         count: how many are held out.
-        seed: the same numbers give the same images.
+        random_seed: the same numbers give the same images.
 
     Returns:
         bool [images], `count` of them true.
@@ -60,9 +60,8 @@ def held_out_images(images: int, count: int, random_seed: int) -> NDArray[np.boo
     if count >= images:
         raise ModeError(f"training.held_out: {count} of {images} images", "leave some to train on")
     mask = np.zeros(images, bool)
-    mask[np.random.default_rng([random_seed, _HELD_OUT]).choice(images, size=count, replace=False, shuffle=False)] = (
-        True
-    )
+    random = np.random.default_rng([random_seed, _HELD_OUT])
+    mask[random.choice(images, size=count, replace=False, shuffle=False)] = True
     return mask
 
 

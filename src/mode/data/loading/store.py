@@ -11,7 +11,7 @@ import torch
 from mode.data.images import UndecodableImage
 from mode.data.loading.pixels import pixels_on_device, training_pixels
 from mode.data.shards.index import PairIndex
-from mode.data.shards.places import describe_all, is_url
+from mode.data.shards.places import describe_all
 from mode.data.shards.reading import ImageFiles
 from mode.errors import ModeError
 from mode.params import ImageParams
@@ -121,16 +121,11 @@ class ImageStore:
         return True
 
     def _check_files(self, files: np.ndarray) -> None:
-        paths = [self._index.path(file) for file in files[:_FILES_TO_CHECK]]
-        missing = [self._root / path for path in paths if not is_url(path) and not (self._root / path).is_file()]
         try:
-            describe_all([path for path in paths if is_url(path)], self._root)
-        except FileNotFoundError as error:
-            raise ModeError(
-                f"{error.filename}: missing, but the index names it", "put it back, or index the source again"
-            ) from None
-        if missing:
-            raise ModeError(f"{missing[0]}: missing, but the index names it", "put it back, or index the source again")
+            describe_all([self._index.path(file) for file in files[:_FILES_TO_CHECK]], self._root)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            advice = "put it back, or index the source again"
+            raise ModeError(f"{error.filename}: missing, but the index names it", advice) from None
 
 
 def replacements(good: np.ndarray) -> np.ndarray:

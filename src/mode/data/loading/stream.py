@@ -6,8 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from mode.data.loading.hashing import hash_numbers
 from mode.errors import ModeError
+
+#: What SplitMix64 adds to its state from one number to the next.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class PairStream:
@@ -64,11 +66,34 @@ class PairStream:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _shuffle(self, number: int) -> np.ndarray:
-        order: np.ndarray = np.random.default_rng([self.random_seed, number]).permutation(self.images_per_pass)
-        return order
+        return np.random.default_rng([self.random_seed, number]).permutation(self.images_per_pass)
 
     def _rows_of(self, number: int, images: np.ndarray) -> np.ndarray:
         """A caption of each image, chosen anew in each pass."""
         chosen = hash_numbers(self._images[images], self.random_seed, number) % self._captions[images].astype(np.uint64)
         rows: np.ndarray = self._rows[self._first[images] + chosen.astype(np.int64)]
         return rows
+
+
+def hash_numbers(numbers: np.ndarray, *keys: int) -> np.ndarray:
+    """Mix numbers with keys into independent, uniform 64-bit numbers (SplitMix64, Steele et al., OOPSLA 2014).
+
+    Args:
+        numbers: integers of any shape, such as sample positions.
+        keys: tell one use from another: a seed, a pass, a purpose.
+
+    Returns:
+        uint64 of the same shape; the same for the same numbers and keys, on any machine.
+    """
+    state = np.zeros((), np.uint64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+        for key in keys:
+            state = mix(state + np.uint64(key % 2**64) * GOLDEN + GOLDEN)
+        return mix(state + (np.asarray(numbers).astype(np.uint64) + np.uint64(1)) * GOLDEN)
+
+
+def mix(state: np.ndarray) -> np.ndarray:
+    """One output of SplitMix64 for each state, uint64."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(state ^ (state >> np.uint64(31)))

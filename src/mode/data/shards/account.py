@@ -45,12 +45,9 @@ class IndexReport:
 
     def add(self, scan: Scan) -> None:
         """Enter one file."""
-        bad = Counter(problem.kind for problem in scan.problems)
-        self.files.append(
-            FileReport(
-                scan.path, scan.image_count, len(scan.keys), dict(bad), scan.size - scan.lost_bytes, scan.lost_bytes
-            )
-        )
+        bad = dict(Counter(problem.kind for problem in scan.problems))
+        pairs, read = sum(map(len, scan.captions)), scan.size - scan.lost_bytes
+        self.files.append(FileReport(scan.path, len(scan.keys), pairs, bad, read, scan.lost_bytes))
         self.problems.extend(scan.problems)
 
     @property

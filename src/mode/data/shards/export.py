@@ -9,11 +9,11 @@ is the same number for all of them.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ImageFiles
 from mode.errors import ModeError
-from mode.files import write_aside
+from mode.files import add_to_tar, write_aside
 from mode.progress import Progress
 
 #: Beside the tars: what was exported, so that an interrupted export can go on.
@@ -65,25 +65,22 @@ def export_pairs(
         ModeError: the folder is not empty and holds another export or other files.
         OSError: an image is not where the index says.
     """
-    record = {
-        **about,
-        "pairs": len(rows),
-        "pairs_per_shard": pairs_per_shard,
-        "selection": _digest(rows, index.file[rows], index.offset[rows], index.length[rows]),
-    }
+    selection = hashlib.sha256()
+    for array in (rows, index.file[rows], index.offset[rows], index.length[rows]):
+        selection.update(np.ascontiguousarray(array).data)
+    size = {"pairs": len(rows), "pairs_per_shard": pairs_per_shard}
+    record = {**about, **size, "selection": selection.hexdigest()}
     _prepare(out, record, force)
-    shards = -(-len(rows) // pairs_per_shard)
-    starts = [number * pairs_per_shard for number in range(shards) if not (out / _name(number)).is_file()]
+    starts = range(0, len(rows), pairs_per_shard)
+    shards = {out / f"{number:05d}.tar": rows[start:][:pairs_per_shard] for number, start in enumerate(starts)}
+    missing = {path: chosen for path, chosen in shards.items() if not path.is_file()}
     images = ImageFiles(index, root)
-    done = len(rows) - sum(min(pairs_per_shard, len(rows) - start) for start in starts)
+    captions = _captions(index, chain.from_iterable(missing.values()))
+    done = len(rows) - sum(map(len, missing.values()))
     with Progress(f"export to {out}", total=len(rows), unit="pairs", done=done) as bar:
-        captions = _Captions(index)
-        for start in starts:
-            with (
-                write_aside(out / _name(start // pairs_per_shard)) as aside,
-                tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar,
-            ):
-                for row, caption in captions.of(rows[start : start + pairs_per_shard]):
+        for path, chosen in missing.items():
+            with write_aside(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for row in chosen.tolist():
                     content = images.read(row)
                     origin = {
                         "pair": row,
@@ -92,21 +89,16 @@ def export_pairs(
                         **{name: values[row].item() for name, values in columns.items()},
                     }
                     key = f"{row:010d}"
-                    _add(tar, f"{key}.{image_suffix(content)}", content)
-                    _add(tar, f"{key}.txt", caption.encode())
-                    _add(tar, f"{key}.json", json.dumps(origin).encode())
+                    add_to_tar(tar, f"{key}.{_suffix(content)}", content)
+                    add_to_tar(tar, f"{key}.txt", next(captions).encode())
+                    add_to_tar(tar, f"{key}.json", json.dumps(origin).encode())
                     tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
                     bar.update()
-    return shards
+    return len(shards)
 
 
-def image_suffix(content: bytes) -> str:
-    """`jpg`, `png` or `webp` by the first bytes; `jpg` for anything else, which decoders look into anyway.
-
-    Example:
-        >>> image_suffix(bytes.fromhex("89504e470d0a1a0a"))
-        'png'
-    """
+def _suffix(content: bytes) -> str:
+    """`jpg`, `png` or `webp` by the first bytes; `jpg` for anything else, which decoders look into anyway."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
@@ -119,7 +111,10 @@ def _prepare(out: Path, record: dict[str, object], force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ModeError(f"{out}: not a folder")
     there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    before = _read_record(out / RECORD)
+    try:
+        before = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        before = None
     if before == record:
         return
     if there and not force:
@@ -133,43 +128,13 @@ def _prepare(out: Path, record: dict[str, object], force: bool) -> None:
         aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _digest(*arrays: NDArray[Any]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _read_record(path: Path) -> dict[str, object] | None:
-    try:
-        record: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return record
-
-
-def _name(number: int) -> str:
-    return f"{number:05d}.tar"
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # time 0, no owner: the same pairs give the same bytes
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
-
-
-class _Captions:
+def _captions(index: PairIndex, rows: Iterable[int]) -> Iterator[str]:
     """Captions of ascending rows, read once from the disk as one goes."""
-
-    def __init__(self, index: PairIndex) -> None:
-        self._blocks = index.iter_captions(BLOCK)
-        self._block: list[str] = []
-        self._first = 0
-
-    def of(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
-        """(row, caption); rows that are asked for later must be higher."""
-        for row in map(int, rows):
-            while row >= self._first + len(self._block):
-                self._first += len(self._block)
-                self._block = next(self._blocks)
-            yield row, self._block[row - self._first]
+    blocks = index.iter_captions(BLOCK)
+    block: list[str] = []
+    first = 0
+    for row in rows:
+        while row >= first + len(block):
+            first += len(block)
+            block = next(blocks)
+        yield block[row - first]

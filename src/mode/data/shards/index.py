@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from mode.data.shards.account import FileReport, IndexReport
-from mode.data.shards.manifest import Manifest
+from mode.data.shards.account import IndexReport
+from mode.data.shards.manifest import Manifest, build_manifest
 from mode.data.shards.places import describe_all, is_url
 from mode.data.shards.scan import Scan, scan_tar
 from mode.data.shards.tables import scan_table
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.parallel import cores, ordered_map
-from mode.params import IndexParams
+from mode.params import IndexParams, SourceParams
 from mode.progress import Progress
-
-__all__ = ["FileReport", "IndexReport", "PairIndex", "Scanned", "build_index", "scan_shards"]
 
 #: Columns of index.parquet; rows are ordered by file, offset and caption_number.
 SCHEMA = pa.schema(
@@ -37,10 +34,9 @@ SCHEMA = pa.schema(
     ]
 )
 
-#: Below these many bytes of shards, starting processes takes longer than reading them in this one.
-_WORTH_PROCESSES = 64 * 2**20
-#: The same where image bytes are passed over.
-_WORTH_PROCESSES_UNREAD = 512 * 2**20
+#: Below these many bytes of shards, starting processes takes longer than reading them in this one; and the same where
+#: image bytes are passed over.
+_WORTH_PROCESSES, _WORTH_PROCESSES_UNREAD = 64 * 2**20, 512 * 2**20
 
 
 def build_index(
@@ -67,15 +63,31 @@ def build_index(
         folder.mkdir()
         paths: list[str] = []
         with parquet.ParquetWriter(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
-            for scanned in scan_shards(manifest, root, params, workers):
-                writer.write_table(_to_table(scanned, len(paths), report.images))
-                paths += scanned.files
-                report.add(scanned.scan)
+            for scan in _scan_shards(manifest, root, params, workers):
+                writer.write_table(_to_table(scan, len(paths), report.images))
+                paths += scan.files
+                report.add(scan)
         report.check(params.max_bad_share)
-        parquet.write_table(
-            pa.table({"file": pa.array(range(len(paths)), pa.int32()), "path": paths}), folder / "files.parquet"
-        )
+        files = pa.table({"file": pa.array(range(len(paths)), pa.int32()), "path": paths})
+        parquet.write_table(files, folder / "files.parquet")
         report.save(folder)
+    return report
+
+
+def verify(paths: Sequence[str], root: Path, check_images: bool = True) -> IndexReport:
+    """Read shards as `build_index` does and account for everything that is not a pair, without writing an index.
+
+    Args:
+        paths: tars, folders or globs of tars, or tables (with the columns `image` and `caption`).
+        root, check_images: as in `build_index`.
+
+    Raises:
+        ModeError: a path is none of these.
+    """
+    report = IndexReport()
+    for manifest in [build_manifest(SourceParams(shards=path), root) for path in paths]:
+        for scan in _scan_shards(manifest, root, IndexParams(check_images=check_images)):
+            report.add(scan)
     return report
 
 
@@ -85,42 +97,25 @@ def _check_shards(manifest: Manifest, root: Path) -> None:
     if missing:
         raise ModeError(f"{missing[0]}: missing, with {len(missing) - 1} more of {len(manifest.shards)} shards")
     for shard, found in zip(manifest.shards, describe_all(paths, root), strict=True):
+        wrong = "not the object in the manifest" if shard.etag not in (None, found.etag) else ""
         if found.size != shard.size:
-            raise ModeError(
-                f"{shard.path}: {found.size} bytes, {shard.size} in the manifest", "run the manifest stage again"
-            )
-        if shard.etag is not None and found.etag != shard.etag:
-            raise ModeError(f"{shard.path}: not the object in the manifest", "run the manifest stage again")
+            wrong = f"{found.size} bytes, {shard.size} in the manifest"
+        if wrong:
+            raise ModeError(f"{shard.path}: {wrong}", "run the manifest stage again")
 
 
-class Scanned(NamedTuple):
-    """A scan with the files that hold its images.
-
-    Attributes:
-        scan: of a tar or a table.
-        files: paths: the tar itself, or each image of a table.
-        file_of_pair: int32 [pairs], which of `files` holds the image.
-    """
-
-    scan: Scan
-    files: list[str]
-    file_of_pair: np.ndarray
-
-
-def scan_shards(manifest: Manifest, root: Path, params: IndexParams, workers: int | None = None) -> Iterator[Scanned]:
-    """Scan a source's shards in order; see `build_index` for the arguments."""
+def _scan_shards(manifest: Manifest, root: Path, params: IndexParams, workers: int | None = None) -> Iterator[Scan]:
     if workers is None:
         workers = cores() if _worth_processes(manifest, params) else 1
     if manifest.kind == "table":
-        scan, paths = scan_table(manifest, root, params.check_images, workers)
-        yield Scanned(scan, paths, np.asarray(scan.images, np.int32))
+        yield scan_table(manifest, root, params.check_images, workers)
         return
     scan_one = partial(scan_tar, root=root, check_images=params.check_images)
     shards = [shard.path for shard in manifest.shards]
     with Progress("index", total=len(shards), unit="shards") as bar:
         bad = 0
         for scan in ordered_map(scan_one, shards, min(workers, len(shards))):
-            yield Scanned(scan, [scan.path], np.zeros(len(scan.keys), np.int32))
+            yield scan
             bad += len(scan.problems)
             bar.update(bad=str(bad))
 
@@ -132,16 +127,17 @@ def _worth_processes(manifest: Manifest, params: IndexParams) -> bool:
     return manifest.kind == "table" or size > _WORTH_PROCESSES
 
 
-def _to_table(scanned: Scanned, first_file: int, first_image: int) -> pa.Table:
-    scan = scanned.scan
+def _to_table(scan: Scan, first_file: int, first_image: int) -> pa.Table:
+    keys = [key.encode("utf-8", "backslashreplace").decode() for key in scan.keys]
+    images = np.repeat(np.arange(len(keys)), [len(captions) for captions in scan.captions])  # of each pair
     columns = [
-        scanned.file_of_pair + first_file,
-        [key.encode("utf-8", "backslashreplace").decode() for key in scan.keys],
-        np.asarray(scan.images, np.int64) + first_image,
-        scan.caption_numbers,
-        scan.captions,
-        scan.offsets,
-        scan.lengths,
+        first_file + np.minimum(images, len(scan.files) - 1),  # all in one file, or each in its own
+        pa.array(keys, pa.string()).take(images),
+        first_image + images,
+        [number for captions in scan.captions for number in range(len(captions))],
+        [caption for captions in scan.captions for caption in captions],
+        np.asarray(scan.offsets, np.int64)[images],
+        np.asarray(scan.lengths, np.int64)[images],
     ]
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
 
@@ -175,15 +171,10 @@ class PairIndex:
 
     @classmethod
     def load(cls, folder: Path) -> PairIndex:
-        """Open the folder that `build_index` wrote; captions are read when first asked for.
-
-        Raises:
-            ModeError: the folder is no index.
-        """
+        """Open what `build_index` wrote, captions when first asked for. Raises `ModeError` if it is no index."""
         return cls(folder)
 
     def __len__(self) -> int:
-        """Pairs."""
         return len(self.file)
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,11 +69,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
-        """Read what `save` wrote.
-
-        Raises:
-            ModeError: the file is missing or is not a manifest.
-        """
+        """Read what `save` wrote. Raises `ModeError` where that is missing, or no manifest."""
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             shards = [Shard(**shard) for shard in content.pop("shards")]
@@ -139,15 +136,12 @@ def _listed(shards: str, root: Path) -> list[str]:
     if not shards.endswith(".txt"):
         return listed_urls(shards)
     try:
-        file = open_bytes(shards, root)
+        with closing(open_bytes(shards, root)) as file:
+            lines = [line.strip() for line in file.read(file.size, 0).decode().splitlines()]
     except FileNotFoundError:
         raise ModeError(f"{shards}: no such file", "paths are relative to the project folder") from None
-    try:
-        lines = [line.strip() for line in file.read(file.size, 0).decode().splitlines()]
     except UnicodeDecodeError:
         raise ModeError(f"{shards}: not UTF-8 text") from None
-    finally:
-        file.close()
     named = [line for line in lines if line and not line.startswith("#")]
     tars = sorted({each for line in named for each in (listed_urls(line) if is_url(line) else [line])})
     wrong = [tar for tar in tars if not tar.endswith(".tar")]

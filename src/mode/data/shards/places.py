@@ -7,13 +7,15 @@ A path is a URL if it has `://`; any other is relative to the project folder, or
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -52,19 +54,18 @@ class ByteFile(Protocol):
 
 
 class LocalFile:
-    """A file, by its descriptor."""
+    """A file, by its descriptor; closed at the latest when nobody holds it any more."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
+        self._closing = weakref.finalize(self, os.close, self._descriptor)
         self.size = os.fstat(self._descriptor).st_size
 
     def read(self, length: int, offset: int) -> bytes:
-        """See `ByteFile`."""
         return os.pread(self._descriptor, length, offset)
 
     def close(self) -> None:
-        """See `ByteFile`."""
-        os.close(self._descriptor)
+        self._closing()
 
 
 class RemoteFile:
@@ -82,7 +83,6 @@ class RemoteFile:
         self._held, self._from = b"", 0
 
     def read(self, length: int, offset: int) -> bytes:
-        """See `ByteFile`."""
         length = max(0, min(length, self.size - offset))
         if not self._from <= offset <= offset + length <= self._from + len(self._held):
             end = min(offset + max(length, self._ahead), self.size)
@@ -100,7 +100,6 @@ class RemoteFile:
         return content
 
     def close(self) -> None:
-        """See `ByteFile`."""
         self._held = b""
 
 
@@ -143,8 +142,8 @@ def describe(path: str, root: Path) -> Description:
     if info.get("size") is None:
         raise ModeError(f"{path}: the server does not say how long it is", "shards have to be plain objects")
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
-    changed = info.get("LastModified") or info.get("Last-Modified") or info.get("mtime")
-    changed = changed or info.get("updated") or info.get("created")
+    names = ("LastModified", "Last-Modified", "mtime", "updated", "created")
+    changed = next(filter(None, map(info.get, names)), None)
     return Description(int(info["size"]), _nanoseconds(changed), str(etag) if etag else None)
 
 
@@ -158,12 +157,10 @@ def describe_all(paths: Sequence[str], root: Path) -> list[Description]:
 
 def digest_of(path: str, root: Path) -> str:
     """SHA-256 of the content, 64 hexadecimal digits; reads all of it."""
-    file, digest = open_bytes(path, root, ahead=8 * 2**20), hashlib.sha256()
-    try:
-        for offset in range(0, file.size, 8 * 2**20):
-            digest.update(file.read(8 * 2**20, offset))
-    finally:
-        file.close()
+    at_once, digest = 8 * 2**20, hashlib.sha256()
+    with closing(open_bytes(path, root, at_once)) as file:
+        for offset in range(0, file.size, at_once):
+            digest.update(file.read(at_once, offset))
     return digest.hexdigest()
 
 
@@ -177,10 +174,10 @@ def listed_urls(url: str) -> list[str]:
         first, last = found.groups()
         numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
         return [each for number in numbers for each in listed_urls(url[: found.start()] + number + url[found.end() :])]
-    if url.endswith(".tar") and not any(sign in url for sign in "*?["):
+    if url.endswith(".tar") and not glob.has_magic(url):
         return [url]
     filesystem, path = _filesystem(url, os.getpid())
-    pattern = path if any(sign in path for sign in "*?[") else f"{path.rstrip('/')}/**/*.tar"
+    pattern = path if glob.has_magic(path) else f"{path.rstrip('/')}/**/*.tar"
     names: list[str] = []
     with suppress(FileNotFoundError):
         names = _patiently(url, lambda: filesystem.glob(pattern))
@@ -212,7 +209,9 @@ def _patiently(url: str, request: Callable[[], Result]) -> Result:
         except ModeError:
             raise
         except Exception as raised:  # whatever the file system's own library calls it
-            if isinstance(raised, FileNotFoundError) and _is_final(raised.__cause__):
+            # fsspec's http says "not found" of every question for a size that failed, whatever the server's answer.
+            status = 404 if raised.__cause__ is None else getattr(raised.__cause__, "status", None)
+            if isinstance(raised, FileNotFoundError) and status in (404, 410):
                 raise FileNotFoundError(errno.ENOENT, "not there", url) from None
             if pause is None:
                 error = raised.__cause__ or raised
@@ -220,11 +219,6 @@ def _patiently(url: str, request: Callable[[], Result]) -> Result:
                 raise ModeError(f"{url}: {reason[:200]}", f"asked {len(PAUSES) + 1} times; try again later") from None
             time.sleep(pause)
     raise AssertionError
-
-
-def _is_final(cause: object) -> bool:
-    """Whether a file that is not found is not there: fsspec's http calls every failed question for a size so."""
-    return cause is None or getattr(cause, "status", None) in (404, 410)
 
 
 def _nanoseconds(changed: object) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 from mode.data.shards.index import PairIndex
 from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, is_url
+from mode.parallel import in_order
 
 #: Files kept open: far below the usual limit of 1,024 a process.
 _OPEN_FILES = 128
@@ -27,9 +28,8 @@ class ImageFiles:
     """
 
     def __init__(self, index: PairIndex, root: Path) -> None:
-        self._index, self._root = index, root
-        self._open: OrderedDict[int, LocalFile] = OrderedDict()
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._index = index
+        self._file = lru_cache(maxsize=_OPEN_FILES)(partial(_open, index, root))
 
     def read(self, row: int) -> bytes:
         """The encoded image of a pair.
@@ -47,25 +47,9 @@ class ImageFiles:
     def read_many(self, rows: Sequence[int]) -> Iterator[bytes | OSError]:
         """`read` of each row, in order, its OSError in place of the bytes; several objects are asked for at once."""
         if not self._index.has_urls:
-            yield from map(self._read_or_error, rows)
-            return
-        waiting: deque[int | Future[bytes | OSError]] = deque()
-        try:
-            for row in rows:
-                # Local files are read in this thread: it may close one to open another.
-                there = is_url(self._index.path(self._index.file[row]))
-                waiting.append(self._threads().submit(self._read_or_error, row) if there else row)
-                if len(waiting) >= _REQUESTS:
-                    yield self._result(waiting.popleft())
-            while waiting:
-                yield self._result(waiting.popleft())
-        finally:
-            for future in waiting:
-                if isinstance(future, Future):
-                    future.cancel()
-
-    def _result(self, asked: int | Future[bytes | OSError]) -> bytes | OSError:
-        return asked.result() if isinstance(asked, Future) else self._read_or_error(asked)
+            return map(self._read_or_error, rows)
+        threads = _threads(os.getpid())
+        return in_order(lambda row: threads.submit(self._read_or_error, row), rows, _REQUESTS - 1)
 
     def _read_or_error(self, row: int) -> bytes | OSError:
         try:
@@ -73,25 +57,14 @@ class ImageFiles:
         except OSError as error:
             return error
 
-    def _file(self, number: int) -> ByteFile:
-        file = self._open.get(number)
-        if file is None:
-            path = self._index.path(number)
-            if is_url(path):  # the index has seen to its length: the server need not be asked
-                return RemoteFile(path, size=sys.maxsize)
-            file = self._open[number] = LocalFile(self._root / path)
-            if len(self._open) > _OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(number)
-        return file
 
-    def _threads(self) -> ThreadPoolExecutor:
-        """Threads of this process: those of the one that it was forked from did not come along."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = (os.getpid(), ThreadPoolExecutor(_REQUESTS, thread_name_prefix="objects"))
-        return self._pool[1]
+def _open(index: PairIndex, root: Path, number: int) -> ByteFile:
+    path = index.path(number)
+    # The index has seen to the length of an object: the server need not be asked.
+    return RemoteFile(path, size=sys.maxsize) if is_url(path) else LocalFile(root / path)
 
-    def __del__(self) -> None:
-        """Close what is open."""
-        for file in getattr(self, "_open", {}).values():
-            file.close()
+
+@cache
+def _threads(_process: int) -> ThreadPoolExecutor:
+    """Threads of a process: those of the one that it was forked from did not come along."""
+    return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="objects")

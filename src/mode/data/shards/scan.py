@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,21 +29,13 @@ CAPTION_WITHOUT_IMAGE = "caption-without-image"
 DUPLICATE_KEY = "duplicate-key"
 UNDECODABLE_IMAGE = "undecodable-image"
 EMPTY_CAPTION = "empty-caption"
-KINDS = (
-    DAMAGED_TAR,
-    IMAGE_WITHOUT_CAPTION,
-    CAPTION_WITHOUT_IMAGE,
-    DUPLICATE_KEY,
-    UNDECODABLE_IMAGE,
-    EMPTY_CAPTION,
-)
 
 _LARGEST_IMAGE = 2**31 - 1  # bytes; the index stores lengths as int32
 _MOST_CAPTIONS = 2**15 - 1  # of one image; the index stores their numbers as int16
 
 
 class Problem(NamedTuple):
-    """Something that is not a pair: `kind` is one of `KINDS`, `key` is empty where a whole file is meant."""
+    """Something that is not a pair: `kind` is one of the above, `key` is empty where a whole file is meant."""
 
     file: str
     key: str
@@ -52,63 +45,48 @@ class Problem(NamedTuple):
 
 @dataclass
 class Scan:
-    """Pairs of one shard (or table) in the order of their image bytes; lists run parallel, one entry per pair.
+    """Pairs of one shard (or table) in the order of their image bytes; lists run parallel, one entry per image.
 
     Attributes:
         path: of the shard, as the manifest gives it.
-        keys: of the pairs.
-        images: number of the image within this shard, from 0.
-        caption_numbers: of the caption among those of its image, from 0.
-        captions: stripped, runs of white space made one space.
+        files: that hold the images: the tar itself, or of a table one for each image.
+        keys: of the images.
+        captions: of each image, at least one; stripped, runs of white space made one space.
         offsets, lengths: bytes of the image.
         problems: what was skipped.
         lost_bytes: of a damaged tar, those that could not be read.
     """
 
     path: str
-    size: int = 0
+    files: list[str]
+    size: int
     keys: list[str] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
-    caption_numbers: list[int] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     lost_bytes: int = 0
-    image_count: int = 0
 
     def add(self, key: str, offset: int, length: int, captions: list[str]) -> None:
         """Add one image with its captions, at least one."""
-        for number, caption in enumerate(captions[:_MOST_CAPTIONS]):
-            self.keys.append(key)
-            self.images.append(self.image_count)
-            self.caption_numbers.append(number)
-            self.captions.append(caption)
-            self.offsets.append(offset)
-            self.lengths.append(length)
-        self.image_count += 1
+        self.keys.append(key)
+        self.captions.append(captions[:_MOST_CAPTIONS])
+        self.offsets.append(offset)
+        self.lengths.append(length)
 
     def skip(self, key: str, kind: str, detail: str = "") -> None:
         """Note something that is not a pair."""
         self.problems.append(Problem(self.path, key, kind, detail))
 
 
+@dataclass(slots=True)
 class _Record:
     """What a tar holds under one key."""
 
-    __slots__ = ("image", "json", "repeats", "txt")
-
-    def __init__(self) -> None:
-        self.image: Member | None = None
-        self.txt: bytes | None = None
-        self.json: bytes | None = None
-        self.repeats: Counter[str] | None = None  # members that are there again; hardly ever any
-
-    def repeat(self, kind: str) -> None:
-        """Count a member that the key has already."""
-        if self.repeats is None:
-            self.repeats = Counter()
-        self.repeats[kind] += 1
+    image: Member | None = None
+    txt: bytes | None = None
+    json: bytes | None = None
+    repeats: Counter[str] | None = None  # members that are there again; hardly ever any
 
 
 def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
@@ -118,13 +96,10 @@ def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
         path: of the tar, relative to `root` or absolute; or a URL.
         check_images: decode every image.
     """
-    file = open_bytes(path, root, AHEAD)
-    scan = Scan(path, size=file.size)
-    try:
+    with closing(open_bytes(path, root, AHEAD)) as file:
+        scan = Scan(path, [path], file.size)
         for key, record in _collect(file, scan).items():
             _account(file, scan, key, record, check_images)
-    finally:
-        file.close()
     return scan
 
 
@@ -142,7 +117,8 @@ def _collect(file: ByteFile, scan: Scan) -> dict[str, _Record]:
             if record is None:
                 record = records[key] = _Record()
             if getattr(record, kind) is not None:
-                record.repeat(kind)
+                record.repeats = record.repeats or Counter()
+                record.repeats[kind] += 1
             elif kind == "image":
                 record.image = member
             else:
@@ -165,14 +141,12 @@ def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images
     if captions is None:
         scan.skip(key, IMAGE_WITHOUT_CAPTION, fault)
         return
-    kept = [caption for caption in captions if caption]
     for number, caption in enumerate(captions):
         if not caption:
             scan.skip(key, EMPTY_CAPTION, f"number {number} of {len(captions)}" if len(captions) > 1 else "")
-    fault = _image_fault(file, record.image, check_images)
-    if fault:
+    if fault := _image_fault(file, record.image, check_images):
         scan.skip(key, UNDECODABLE_IMAGE, fault)
-    elif kept:
+    elif kept := [caption for caption in captions if caption]:
         scan.add(key, record.image.offset, record.image.size, kept)
 
 
@@ -192,29 +166,22 @@ def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
 
     A json's `texts` come first, since only they can be several; then the txt, then the json's `caption`.
     """
-    if record.txt is not None and not _may_state_texts(record.json):
-        return [clean_caption(record.txt.decode("utf-8-sig", "replace"))], ""
-    content, fault = _parse(record.json)
-    texts, caption = content.get("texts"), content.get("caption")
+    content: dict[str, Any] = {}
+    fault, stated = "", record.json
+    # Parsing is slow, and beside a txt only good for `texts`, which may be written with escapes, or in UTF-16.
+    if stated is not None and (record.txt is None or b"texts" in stated or b"\\" in stated or b"\0" in stated):
+        content, fault = _parse(stated)
+    texts = content.get("texts")
     if isinstance(texts, list) and texts:
         return [clean_caption(text) for text in texts], ""
     if record.txt is not None:
         return [clean_caption(record.txt.decode("utf-8-sig", "replace"))], ""
     if "caption" in content or "texts" in content:
-        return [clean_caption(caption)], ""
+        return [clean_caption(content.get("caption"))], ""
     return None, fault
 
 
-def _may_state_texts(json_content: bytes | None) -> bool:
-    """Whether parsing could find `texts` there, which may be written with escapes, or in UTF-16."""
-    if json_content is None:
-        return False
-    return b"texts" in json_content or b"\\" in json_content or b"\0" in json_content
-
-
-def _parse(content: bytes | None) -> tuple[dict[str, Any], str]:
-    if content is None:
-        return {}, ""
+def _parse(content: bytes) -> tuple[dict[str, Any], str]:
     try:
         parsed = json.loads(content)
     except ValueError as error:

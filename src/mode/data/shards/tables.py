@@ -27,7 +27,7 @@ from mode.parallel import ordered_map
 BLOCK = 512
 
 
-def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int) -> tuple[Scan, list[str]]:
+def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int) -> Scan:
     """Find the pairs of a table.
 
     A row is a pair; rows that name the same image are captions of one image, in the table's order. Image paths are
@@ -40,13 +40,13 @@ def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int)
         workers: processes that do so.
 
     Returns:
-        The pairs, ordered by image (by first appearance) and caption; and the path of each good image.
+        The pairs, ordered by image (by first appearance) and caption.
 
     Raises:
         ModeError: the table cannot be parsed.
     """
     table = manifest.shards[0].path
-    scan = Scan(table, size=(root / table).stat().st_size)
+    scan = Scan(table, [], (root / table).stat().st_size)
     grouped: dict[str, dict[str, None]] = {}  # captions of each image, in order, each once
     for image, text in _rows(root / table, manifest, scan):
         caption = clean_caption(text)
@@ -61,18 +61,17 @@ def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int)
         else:
             of_image[caption] = None
 
-    paths: list[str] = []
-    folder = Path(table).parent
+    folder, images = Path(table).parent, list(grouped)
     look = partial(_look_at, folder=root / folder, check_images=check_images)
-    blocks = _blocks(list(grouped))
+    blocks = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
     found = ordered_map(look, blocks, min(workers, len(blocks)))
     for image, (size, kind, fault) in zip(grouped, (each for block in found for each in block), strict=True):
         if kind:
             scan.skip(image, kind, fault)
         elif grouped[image]:
             scan.add(image, 0, size, list(grouped[image]))
-            paths.append(str(folder / image))
-    return scan, paths
+            scan.files.append(str(folder / image))
+    return scan
 
 
 def _rows(path: Path, manifest: Manifest, scan: Scan) -> Iterator[tuple[str, str | None]]:
@@ -99,14 +98,8 @@ def _parquet_rows(path: Path, manifest: Manifest) -> Iterator[tuple[str, str | N
     columns = [manifest.image_column, manifest.caption_column]
     with parquet.ParquetFile(path) as file:
         for block in file.iter_batches(columns=columns):
-            yield from (
-                (str(image or "").strip(), caption)
-                for image, caption in zip(*(block.column(name).to_pylist() for name in columns), strict=True)
-            )
-
-
-def _blocks(images: list[str]) -> list[list[str]]:
-    return [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
+            for image, caption in zip(*(block.column(name).to_pylist() for name in columns), strict=True):
+                yield str(image or "").strip(), caption
 
 
 def _look_at(images: list[str], folder: Path, check_images: bool) -> list[tuple[int, str, str]]:

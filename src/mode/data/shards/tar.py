@@ -75,7 +75,12 @@ def members(tar: int | ByteFile, size: int) -> Iterator[Member]:
             raise DamagedTar(f"{error} at byte {position}", position) from None
 
         content = position + _BLOCK
-        length = _size(extended.get("size", header.size), position)
+        try:
+            length = int(extended.get("size", header.size))
+        except ValueError:
+            length = -1
+        if length < 0:
+            raise DamagedTar(f"bad size at byte {position}", position)
         following = content + -(-length // _BLOCK) * _BLOCK
         if content + length > size:
             raise DamagedTar(f"cut off inside '{header.name}'", position)
@@ -113,16 +118,6 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
     parts = (zlib.adler32(block[:148]), zlib.adler32(block[156:334]), zlib.adler32(block[334:]))
     total = (parts[0] & 0xFFFF) + (parts[1] & 0xFFFF) + (parts[2] & 0xFFFF) - 3 + 8 * 32
     return (name, length) if total == checksum and length >= 0 else None
-
-
-def _size(stated: str | int, position: int) -> int:
-    try:
-        size = int(stated)
-    except ValueError:
-        size = -1
-    if size < 0:
-        raise DamagedTar(f"bad size at byte {position}", position)
-    return size
 
 
 def _pax_records(content: bytes, position: int) -> dict[str, str]:
