@@ -225,15 +225,17 @@ def _process(name: str, log: Path, limit: int = LIMIT) -> Iterator[Callable[...,
         try:
             return pool.submit(_call, limit, function, *arguments).result()
         except BrokenProcessPool:
-            raise RaceFailed(f"{name}: its process ended or took longer than {LIMIT} s; see {log}") from None
+            too_long = f" or took longer than {limit} s" if limit else ""
+            raise RaceFailed(f"{name}: its process ended{too_long}; see {log}") from None
         except (Exception, SystemExit) as error:
             raise RaceFailed(f"{name}: {type(error).__name__}: {error}") from error
 
     try:
         yield call
     finally:
+        # Loaders leave threads and processes behind that an ordinary exit would wait for.
         with suppress(BrokenProcessPool):
-            pool.submit(_end)
+            pool.submit(os._exit, 0)
         pool.shutdown()
 
 
@@ -253,13 +255,7 @@ def _call(limit: int, function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     finally:
         signal.alarm(0)
-
-
-def _end() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Loaders leave threads and processes behind that an ordinary exit would wait for.
-    os._exit(0)
+        sys.stdout.flush()
 
 
 #: In a side's process: its `run`, and `before_mb` as in `Outcome`.
