@@ -40,25 +40,25 @@ def _ours(given: Input) -> Run:
 
     use_huge_pages()  # as `mode evaluate` does
     params = MachineParams(inference_batch=BATCH, decode_threads=WORKERS, device="cpu")
-
     models, tasks = {name: given.folder / "models" / name for name in EXPERTS}, given.folder / "tasks"
 
     def run() -> dict[str, Any]:
         found = evaluate_tasks(models, Router.load(given.folder / "router"), sorted(tasks.iterdir()), params)
-        pairs = [(task, name) for task in found.details for name in EXPERTS]
-        mean = _keep(
-            {f"{task}/{name}": found.details[task][name]["acc1"] or 0.0 for task, name in pairs}, given, "mode"
-        )
+        accuracies = {
+            (task, name): found.details[task][name]["acc1"] or 0.0 for task in found.details for name in EXPERTS
+        }
+        mean = _keep(accuracies, given, "mode")
         images = sum(task.images for task in found.tasks.values())
         return {"images": images, **mean, "routed_acc1": found.zeroshot.mean["ensemble"]}
 
     return run
 
 
-def _keep(figures: dict[str, float], given: Input, side: str) -> dict[str, float]:
-    """For `_compare`; returns their mean."""
-    (given.folder / f"{side}.json").write_text(json.dumps(figures), encoding="utf-8")
-    return {"mean_acc1": sum(figures.values()) / len(figures)}
+def _keep(accuracies: dict[tuple[str, str], float], given: Input, side: str) -> dict[str, float]:
+    """Keep those of each task and model for `_compare`; returns their mean."""
+    by_name = {f"{task}/{name}": accuracy for (task, name), accuracy in accuracies.items()}
+    (given.folder / f"{side}.json").write_text(json.dumps(by_name), encoding="utf-8")
+    return {"mean_acc1": sum(by_name.values()) / len(by_name)}
 
 
 def _clip_benchmark(given: Input) -> Run:
@@ -73,7 +73,7 @@ def _clip_benchmark(given: Input) -> Run:
     zeroshot_classification.float = lambda value: value.item() if isinstance(value, np.ndarray) else float(value)
 
     def run() -> dict[str, Any]:
-        figures = {}
+        accuracies = {}
         for name in EXPERTS:
             folder = f"local-dir:{given.folder / 'models' / name}"
             model, _, transform = open_clip.create_model_and_transforms(folder)
@@ -86,8 +86,8 @@ def _clip_benchmark(given: Input) -> Run:
                 found = zeroshot_classification.evaluate(
                     model, loader, tokenizer, dataset.classes, dataset.templates, "cpu", amp=False
                 )
-                figures[f"{task.name}/{name}"] = found["acc1"]
-        return _keep(figures, given, "clip_benchmark")
+                accuracies[task.name, name] = found["acc1"]
+        return _keep(accuracies, given, "clip_benchmark")
 
     return run
 

@@ -50,7 +50,6 @@ Seconds = dict[str, float]
 #: `mode stage` with a tracker that does nothing.
 UNTRACKED = """
 import contextlib, sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import MagicMock
 from mode import stages
