@@ -20,9 +20,9 @@ from pathlib import Path
 from benchmarks.study import figures, markdown, mean_row, spreads
 from mode.reporting.summary import comparison
 from mode.results import Results
-from mode.roles import EXPERT, role_of
+from mode.roles import EXPERT, ROLES, role_of
 
-ORDER = ["seed", "dense", "dense-long", EXPERT.mean, "uniform", "ensemble"]
+ORDER = [role.mean if role.many else role.name for role in ROLES]
 
 
 def main() -> None:
