@@ -337,7 +337,7 @@ def test_weight_decay_shrinks_matrices_alone(bench: Bench) -> None:
 
 def test_threads_are_those_of_the_machine(bench: Bench) -> None:
     try:
-        result, _ = bench.train("seed", threads=2)
+        result, _ = bench.train("seed", threads=2, epochs=2, seed_epochs=1, warmup=0)
         assert result.clip.card["provenance"]["threads"] == torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
