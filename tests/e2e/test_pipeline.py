@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.e2e.conftest import SmallProject
+from tests.e2e.conftest import SmallProject, environment
 
 pytestmark = pytest.mark.e2e
 
@@ -113,3 +115,19 @@ def test_a_changed_shard_elsewhere_is_noticed(new_project: SmallProject, tmp_pat
     changed = new_project.run("dvc", "repro", "index@base").stdout
     assert "Running stage 'index@base'" in changed
     assert "1,000 pairs" in changed
+
+
+def test_dvc_finds_mode_in_an_environment_that_is_not_activated(finished_project: SmallProject) -> None:
+    """As `.venv/bin/dvc repro` right after an install."""
+    root, command = (
+        finished_project.root,
+        [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "assign@base"],
+    )
+    plain = {**environment(), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run(command, cwd=root, env=plain, capture_output=True, check=False).returncode != 0
+    (root / ".venv").symlink_to(sys.prefix)
+    try:
+        done = subprocess.run(command, cwd=root, env=plain, capture_output=True, text=True, check=False)
+    finally:
+        (root / ".venv").unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
