@@ -35,7 +35,7 @@ def _make(given: Input) -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": max(1, width // 32)}
     others = {"intermediate_size": 4 * width, "max_position_embeddings": 128, "initializer_range": 0.05}
-    BertModel(BertConfig(len(tokenizer), **shape, **others)).save_pretrained(given.folder / "bert")
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape, **others)).save_pretrained(given.folder / "bert")
 
 
 def _texts(given: Input) -> list[str]:
