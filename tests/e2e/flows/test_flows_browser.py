@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from playwright.sync_api import Page as Tab
@@ -20,13 +22,11 @@ pytestmark = [
 def test_run_started_from_the_form_completes(project: Any, page: Any, tab: Tab, tmp_path: Path) -> None:
     project.fresh()
     deployment = page.client.read_deployment_by_name("pipeline/pipeline").id
-    before = {run.id for run in page.client.read_flow_runs()}
     tab.goto(f"{page.prefect}/deployments/deployment/{deployment}/run")
     tab.get_by_text("Trainings side by side on the CPU").wait_for()
     keep(tab, "form", tmp_path)
-    tab.get_by_role("button", name="Submit").click()
+    run = submit(tab)
     tab.wait_for_url(f"**/deployment/{deployment}?**")  # the page goes back to the deployment
-    (run,) = {run.id for run in page.client.read_flow_runs()} - before
     assert page.await_end(run).type == "COMPLETED", page.text(run)
     tab.goto(f"{page.prefect}/runs/flow-run/{run}")
     tab.get_by_text("Completed", exact=True).first.wait_for()
@@ -36,3 +36,15 @@ def test_run_started_from_the_form_completes(project: Any, page: Any, tab: Tab, 
     tab.get_by_text("Artifacts", exact=True).first.click()
     tab.get_by_text("comparison").first.wait_for()
     keep(tab, "artifacts", tmp_path)
+
+
+def submit(tab: Tab) -> UUID:
+    """Press Submit, again if need be, and return the id of the run.
+
+    Prefect's server refuses to write while SQLite has another writer; its page says so, and keeps the form.
+    """
+    while True:
+        with tab.expect_response("**/create_flow_run") as answer:
+            tab.get_by_role("button", name="Submit").click()
+        if answer.value.status != HTTPStatus.SERVICE_UNAVAILABLE:
+            return UUID(answer.value.json()["id"])
