@@ -107,7 +107,7 @@ def test_unusable_configurations_are_refused(resnet: ModelParams, tmp_path: Path
         ),
         (ModelParams(name=f"local-dir:{tmp_path}"), "names trained weights"),
         (ModelParams(name="ViT-B-32:openai"), "names trained weights"),
-        (ModelParams(name=str(tmp_path / "none.json")), "cannot be read"),
+        (ModelParams(name=str(tmp_path / "none.json")), r"none\.json: cannot be read as JSON"),
         (ModelParams(config={"embed_dim": 3}), "lacks vision_cfg, text_cfg"),
         (ModelParams(config={**resnet.config, "embed_dimension": 3}, tokenizer="words"), "embed_dimension"),
         (ModelParams(config={**resnet.config, "text_cfg": {"vocab_size": 300}}), "vocab_size"),

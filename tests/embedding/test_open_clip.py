@@ -79,5 +79,5 @@ def test_unknown_model_is_refused(name, message):
 
 
 def test_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ModeError, match="open_clip cannot open it"):
+    with pytest.raises(ModeError, match="not a model folder"):
         OpenClipEmbedder.open(str(tmp_path))

@@ -9,26 +9,33 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mode.clip.tokenizer import fit_words
+from mode.clip.trust import check_configuration, check_folder, check_preprocessing, read_json
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import ImageParams, ModelParams
 
 CONFIG, WEIGHTS, CARD = "open_clip_config.json", "open_clip_model.safetensors", "card.json"
+
+#: Numbers of a model that any machine has room for: about 64 MB.
+_SMALL = 2**24
 
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -137,11 +144,14 @@ def load_model(folder: Path, device: str | torch.device = "cpu", precision: str 
     for needed in (CONFIG, WEIGHTS):
         if not (folder / needed).is_file():
             raise ModeError(f"{folder}: not a model folder: it has no {needed}", "train it first, or check the path")
+    model_cfg, preprocess_cfg = _checked(folder)
+    card = read_json(folder / CARD) if (folder / CARD).is_file() else {}
+    if not isinstance(card, dict):
+        raise ModeError(f"{folder / CARD}: not a card", "remove it, or train the model again")
     with _open_clip_errors(str(folder)):
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        network, tokenizer = _open(f"local-dir:{folder}", device=device, precision=precision)
-        card = json.loads((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else {}
-        return Clip(network, tokenizer, config["model_cfg"], config["preprocess_cfg"], card)
+        _check_proportion(folder)
+        network, tokenizer = _open(f"local-dir:{folder}", model_cfg, device=device, precision=precision)
+        return Clip(network, tokenizer, model_cfg, preprocess_cfg, card)
 
 
 def open_pretrained(name: str, setting: str) -> Clip:
@@ -155,24 +165,55 @@ def open_pretrained(name: str, setting: str) -> Clip:
     Raises:
         ModeError: there is no such model, tag or folder, or open_clip cannot open it.
     """
-    where = f"{setting} '{name}'"
     if Path(name).is_dir():
-        source, tag = f"local-dir:{Path(name).resolve()}", None
-    else:
-        source, _, tag = name.partition(":")
-        known = open_clip.list_pretrained_tags_by_model(source)
-        if tag not in known:
-            advice = f"{source} has {', '.join(known)}" if known else "see open_clip.list_pretrained()"
-            raise ModeError(f"{where}: neither a folder nor a MODEL:PRETRAINED that open_clip knows", advice)
+        return load_model(Path(name))
+    where = f"{setting} '{name}'"
+    source, _, tag = name.partition(":")
+    known = open_clip.list_pretrained_tags_by_model(source)
+    if tag not in known:
+        advice = f"{source} has {', '.join(known)}" if known else "see open_clip.list_pretrained()"
+        raise ModeError(f"{where}: neither a folder nor a MODEL:PRETRAINED that open_clip knows", advice)
     with _open_clip_errors(where):
-        network, tokenizer = _open(source, pretrained=tag)
-        return Clip(network, tokenizer, open_clip.get_model_config(source), dict(network.visual.preprocess_cfg))
+        model_cfg = open_clip.get_model_config(source)
+        network, tokenizer = _open(source, model_cfg, pretrained=tag)
+        return Clip(network, tokenizer, model_cfg, dict(network.visual.preprocess_cfg))
 
 
-def _open(source: str, **settings: Any) -> tuple[open_clip.CLIP, Tokenize]:
+def _open(source: str, model_cfg: dict[str, Any], **settings: Any) -> tuple[open_clip.CLIP, Tokenize]:
     """Network and tokenizer by open_clip's name or `local-dir:FOLDER`; `settings` are those of its `create_model`."""
     network = open_clip.create_model(source, pretrained_text=False, output_dict=True, **settings)
-    return network, open_clip.get_tokenizer(source)
+    return network, open_clip.get_tokenizer(source, **_no_code(model_cfg["text_cfg"]))
+
+
+def _no_code(text_cfg: dict[str, Any]) -> dict[str, bool]:
+    """What keeps a tokenizer of Hugging Face from running code that comes with it; CLIP's own has no such setting."""
+    return {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
+
+
+def _checked(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration of the model and of its preprocessing, after `mode.clip.trust` has passed them and the folder."""
+    check_folder(folder)
+    content = read_json(folder / CONFIG)
+    content = content if isinstance(content, dict) else {}
+    where = str(folder / CONFIG)
+    model_cfg = check_configuration(content.get("model_cfg"), where)
+    return model_cfg, check_preprocessing(content.get("preprocess_cfg", {}), where)
+
+
+def _check_proportion(folder: Path) -> None:
+    """Refuse a small file whose configuration would take all memory before its weights turn out not to fit."""
+    with torch.device("meta"):
+        network = open_clip.create_model(
+            f"local-dir:{folder}", device="meta", load_weights=False, pretrained_text=False, output_dict=True
+        )
+    described = sum(tensor.numel() for tensor in chain(network.parameters(), network.buffers()))
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+    if described > 2 * stored + _SMALL:
+        raise ModeError(
+            f"{folder}: {CONFIG} describes a model of {described:,} numbers, but {WEIGHTS} holds {stored:,}",
+            "they do not belong together",
+        )
 
 
 def _configuration(model: ModelParams) -> dict[str, Any]:
@@ -186,26 +227,20 @@ def _configuration(model: ModelParams) -> dict[str, Any]:
     if model.config is not None:
         found = copy.deepcopy(model.config)
     elif model.name is not None and model.name.endswith(".json"):
-        try:
-            found = json.loads(Path(model.name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModeError(f"model.name: {model.name}: cannot be read as a model configuration: {error}") from None
+        found = read_json(Path(model.name))
         found = found.get("model_cfg", found) if isinstance(found, dict) else found
     else:
         found = open_clip.get_model_config(model.name)
         if found is None:
             advice = "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
             raise ModeError(f"model.name: open_clip knows no model '{model.name}'", advice)
-    found = dict(found) if isinstance(found, dict) else {}
-    if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in found]:
-        advice = "see open_clip's model_configs for examples"
-        raise ModeError(f"model: the configuration lacks {', '.join(missing)}", advice)
-    return found
+    return check_configuration(found, "model")
 
 
 def _standard_tokenizer(text_cfg: dict[str, Any]) -> Any:
     """What open_clip pairs with a text tower: CLIP's own byte-pair encoding, or the Hugging Face one that it names."""
-    settings = {"context_length": text_cfg.get("context_length", 77), **text_cfg.get("tokenizer_kwargs", {})}
+    settings = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
+    settings |= _no_code(text_cfg)
     if name := text_cfg.get("hf_tokenizer_name"):
         return HFTokenizer(name, tokenizer_mode=text_cfg.get("tokenizer_mode"), **settings)
     tokenizer = SimpleTokenizer(**settings)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from mode.clip.device import autocast, fastest_precision, pick_device
+from mode.clip.trust import check_folder
 from mode.embedding.base import embedder_folder, read_record
 from mode.errors import ModeError
 
@@ -67,8 +68,10 @@ class TransformersEmbedder:
         """Load an encoder by Hugging Face name or from a local folder; weights as safetensors only, no code of its own.
 
         Raises:
-            ModeError: there is no such encoder, or its weights are no safetensors.
+            ModeError: there is no such encoder, its weights are no safetensors, or its folder brings code.
         """
+        if Path(name).is_dir():
+            check_folder(Path(name))
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
