@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test test-fast lint format lock ui bench clean
+.PHONY: help install demo test test-fast lint format lock audit ui bench clean
 
 help:  ## Show these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ format: install  ## Let ruff mend what it can.
 lock: install  ## Resolve the dependencies anew; the lock holds hashes and no address.
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--group dev --group bench pyproject.toml -o requirements.lock
+
+audit: install  ## Look the locked dependencies up among known advisories; needs a network.
+	python .ci/audit.py
 
 ui: install  ## Open Prefect and MLflow on loopback: start, watch and compare trainings; Ctrl-C stops all.
 	python -m flows.ui
