@@ -111,6 +111,25 @@ def evaluate(
         typer.echo(f"wrote {output}")
 
 
+@app.command("leakage")
+def look_for_leakage(
+    distance: Annotated[int, typer.Option(min=0, max=64, help="Bits of 64 that the hashes may differ in.")] = 4,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Look for test images among the training images: leakage.json lists them; exit code 1 if there are any.
+
+    Compares every training image of the index with every image of the project's tasks. With `index.drop_leaked: true`
+    the next `dvc repro` leaves them out of the training.
+    """
+    from mode.reporting.tables import print_leakage
+    from mode.stages.evaluation import look_for_leakage
+
+    found = look_for_leakage(Path.cwd(), params, distance)
+    print_leakage(found)
+    if found.leaks:
+        raise typer.Exit(1)
+
+
 @app.command()
 def compare(
     run_a: Annotated[str, typer.Argument(help="A run's id or name in MLflow, such as `dense`.")],

@@ -97,6 +97,8 @@ class IndexParams(Section):
     """Largest share of bad members before the stage stops."""
     check_images: bool = True
     """Decode every image once, to find bad ones before training; else the loader counts and replaces them."""
+    drop_leaked: bool = False
+    """Leave out the training images that `leakage.json` lists, which `mode leakage` writes: copies of test images."""
 
 
 class EmbeddingParams(Section):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mode.data.images import to_png
+from mode.data.leakage import Leakage, TaskLeakage
 from mode.reporting.page import render_page
 from mode.reporting.plots import save_plots
 from mode.reporting.summary import Cluster, FineCluster, percent
@@ -136,3 +137,27 @@ def test_sample_images_and_the_map_are_inside_the_page(few: Results) -> None:
     without = render_page(few, [Cluster("base", 0, 15, ["dog"], "expert-0")])
     assert 'id="map"' not in without
     assert 'class="samples"' not in without
+
+
+@pytest.mark.parametrize(
+    ("leakage", "dropped", "told"),
+    [
+        (None, False, None),
+        (Leakage(), False, "Nobody has looked for them"),
+        (Leakage(distance=4, tasks={"a": TaskLeakage(images=9)}), False, "None of any task"),
+        (
+            Leakage(distance=4, tasks={"a": TaskLeakage(images=9, leaked=["x"])}),
+            False,
+            "the models were trained on them",
+        ),
+        (Leakage(distance=4, tasks={"a": TaskLeakage(images=9, leaked=["x"])}), True, "trained without them"),
+    ],
+)
+def test_test_images_among_the_training_images_are_told(
+    leakage: Leakage | None, dropped: bool, told: str | None
+) -> None:
+    page = render_page(Results(), leakage=leakage, dropped=dropped)
+    Page(page)
+    assert ('id="leakage"' in page) == (told is not None)
+    assert told is None or told in page
+    assert ("<li>a: 1 of 9</li>" in page) == bool(leakage and any(task.leaked for task in leakage.tasks.values()))

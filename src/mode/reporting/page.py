@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 
 from mode import roles
+from mode.data.leakage import Leakage
 from mode.reporting.cluster_map import draw_map
 from mode.reporting.plots import Curves, all_plots, series_colour, svg, theme
 from mode.reporting.rendering import data_url, render
@@ -47,6 +48,8 @@ def render_page(
     curves: Curves | None = None,
     title: str = "Mixture of Data Experts",
     light: Mapping[str, str] | None = None,
+    leakage: Leakage | None = None,
+    dropped: bool = False,
 ) -> str:
     """The whole page as HTML.
 
@@ -56,6 +59,8 @@ def render_page(
         curves: training loss by model.
         title: of the page.
         light: SVG text by plot, where the light drawings are there already (`save_plots` writes them).
+        leakage: test images that were found among the training images.
+        dropped: whether the training was done without those.
     """
     table, cells = rows(comparison(results)), comparison_cells(results)
     tasks = task_figures(results)
@@ -81,6 +86,8 @@ def render_page(
             for (task, label), figures, best in zip(tasks.index, tasks.to_numpy(), tasks.max(axis=1), strict=True)
         ],
         routed=bool(results.routing),
+        leakage=leakage,
+        dropped=dropped,
         provenance=results.provenance,
     )
 

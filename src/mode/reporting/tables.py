@@ -25,6 +25,7 @@ from mode.results import Results
 from mode.roles import ENSEMBLE
 
 if TYPE_CHECKING:
+    from mode.data.leakage import Leakage
     from mode.data.shards.account import IndexReport
     from mode.tracking.runs import Comparison
 
@@ -179,6 +180,19 @@ def print_index_report(report: IndexReport, details: int = 20, console: Console 
         console.print(f"{escape(place)}: {problem.kind}: {escape(problem.detail)}", highlight=False, soft_wrap=True)
     if len(report.problems) > details:
         console.print(f"... and {len(report.problems) - details:,} more", highlight=False)
+
+
+def print_leakage(found: Leakage, console: Console | None = None) -> None:
+    """Print for each task how many of its images are among the training images."""
+    console = console or wide_console()
+    table = Table("task", header_style="bold", box=None)
+    for head in ("images", "among the training images"):
+        table.add_column(head, justify="right")
+    for name, task in found.tasks.items():
+        table.add_row(escape(name), f"{task.images:,}", f"{len(task.leaked):,}")
+    console.print(table)
+    looked = sum(found.images.values())
+    console.print(f"{len(found.leaks):,} of {looked:,} training images look like one of them", highlight=False)
 
 
 def wide_console() -> Console:

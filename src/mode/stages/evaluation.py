@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mode.data.leakage import Leakage
     from mode.evaluation.tasks import Task
     from mode.results import Results
 
@@ -97,6 +98,30 @@ def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: s
     results = _evaluate(Project(Path.cwd(), load_params(params)), models, found.tasks, device)
     results.suite = SuiteFacts(name=suite, missing=list(found.missing))
     return results
+
+
+def look_for_leakage(root: Path, params: Path, distance: int) -> Leakage:
+    """Search the project's training images for images of its tasks, and write `leakage.json`.
+
+    Images that the index has left out already stay in the list, or they would come back with the next index.
+
+    Raises:
+        ModeError: tasks or indexes are not there yet.
+    """
+    from mode.data.leakage import Leakage
+    from mode.evaluation.leakage import find_leakage
+    from mode.evaluation.tasks import open_task
+
+    project = Project(root, load_params(params))
+    indexes = {source: project.index(source) for source in project.params.sources}
+    if not project.task_list.is_file() or not all(folder.is_dir() for folder in indexes.values()):
+        raise ModeError("there are no tasks or no index to compare yet", "`dvc repro tasks index` makes them")
+    tasks = [open_task(project.root / where) for where in json.loads(project.task_list.read_text(encoding="utf-8"))]
+    found = find_leakage(indexes, project.root, tasks, distance)
+    if project.params.index.drop_leaked and project.leakage.is_file():
+        found = found.with_dropped(Leakage.load(project.leakage))
+    found.save(project.leakage)
+    return found
 
 
 def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:

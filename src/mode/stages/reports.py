@@ -20,6 +20,7 @@ SAMPLE_IMAGES = 12
 
 def report(project: Project) -> None:
     """Plots and the page; in MLflow each model's figures, the plots as artifacts, and the ensemble as a model."""
+    from mode.data.leakage import Leakage
     from mode.reporting.card import model_card
     from mode.reporting.page import render_page
     from mode.reporting.plots import save_plots, write_plot_data
@@ -33,7 +34,8 @@ def report(project: Project) -> None:
     light = {path.stem: path.read_text(encoding="utf-8") for path in drawn}
     write_plot_data(project.reports / "plots", results, curves)
     page, card = project.reports / "index.html", project.reports / "model-card.md"
-    write_text(page, render_page(results, clusters, curves, light=light))
+    leakage, dropped = Leakage.load(project.leakage), project.params.index.drop_leaked
+    write_text(page, render_page(results, clusters, curves, light=light, leakage=leakage, dropped=dropped))
     parameters = project.params.model_dump(include={"model", "training", "embedding", "clustering", "routing"})
     facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
     write_text(card, model_card(results, clusters, facts, parameters))

@@ -201,6 +201,12 @@ class PairIndex:
         taken: list[str] = self._captions.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
         return taken
 
+    def keys(self, rows: np.ndarray | Sequence[int]) -> list[str]:
+        """Keys of the images of pairs, in the order asked for, read from the disk."""
+        column = parquet.read_table(self._folder / "index.parquet", columns=["key"])["key"]
+        taken: list[str] = column.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
+        return taken
+
     def iter_captions(self, batch: int = 65_536) -> Iterator[list[str]]:
         """All captions in row order, `batch` at a time, read from the disk as one goes."""
         with parquet.ParquetFile(self._folder / "index.parquet") as file:
