@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -9,8 +11,9 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from mode.data.images import UndecodableImage, decode, normalise, resize_and_crop
+from mode.data.images import UndecodableImage, decode, is_complete, normalise, resize_and_crop
 from mode.data.loading.augment import augment_batch, random_crop
+from mode.data.loading.pixels import training_pixels
 from mode.params import ImageParams
 
 
@@ -82,3 +85,65 @@ def test_random_crop(extent: tuple[int, int]) -> None:
         assert len({crop.tobytes() for crop in crops}) == 20
         shares = [np.ptp(crop[0].astype(float)) * np.ptp(crop[1].astype(float)) / 255**2 for crop in crops]
         assert min(shares) > 0.3  # half of the area, less what the resize takes from the edges
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """A PNG of one colour, made without its pixels: the rows are compressed zeros."""
+    rows = zlib.compress(bytes(-(-width // 8) + 1) * height, 9)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("extent", [(1, 20_000), (20_000, 1), (1, 65_000), (1, 51), (408, 8)])
+@pytest.mark.parametrize("decoder", ["exact", "fast"])
+def test_thin_images_are_refused_before_they_are_resized(extent: tuple[int, int], decoder: str) -> None:
+    """At 336 pixels, 1 x 20,000 would take 9 GB."""
+    for content in (_png_header(*extent), encoded(extent, "JPEG")):
+        with pytest.raises(UndecodableImage, match=r"longer than 50 times the shorter side"):
+            decode(content)
+        with pytest.raises(UndecodableImage, match=r"longer than 50 times the shorter side"):
+            training_pixels(content, ImageParams.model_validate({"size": 336, "decode": decoder}), None, 0)
+
+
+def test_the_longest_image_that_is_taken() -> None:
+    assert resize_and_crop(decode(_png_header(1, 50)), 336).shape == (3, 336, 336)
+    assert decode(_png_header(400, 8)).size == (400, 8)
+
+
+def test_images_of_too_many_pixels_or_scans_are_refused() -> None:
+    with pytest.raises(UndecodableImage, match="pixels, more than 50,000,000"):
+        decode(_png_header(8_000, 8_000))
+    content = encoded((640, 480), "JPEG", progressive=True)
+    assert decode(content).size == (640, 480)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    with pytest.raises(UndecodableImage, match="more than 200 scans"):
+        decode(content[:-2] + scan * 300 + content[-2:])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO", "EPS", "JPEG2000", "TGA", "PDF"])
+def test_no_other_formats(kind: str) -> None:
+    with pytest.raises(UndecodableImage, match="none of JPEG, PNG, WEBP"):
+        decode(encoded((32, 32), kind))
+
+
+def encoded(extent: tuple[int, int], kind: str, **options: object) -> bytes:
+    """A grey image."""
+    buffer = io.BytesIO()
+    Image.new("RGB", extent, (90, 90, 90)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_whether_an_image_ends_as_its_format_does() -> None:
+    for kind in ("JPEG", "PNG"):
+        content = encoded((20, 20), kind)
+        assert is_complete(content)
+        assert not is_complete(content[:-1])
+    assert is_complete(encoded((20, 20), "WEBP")[:-1]), "it says nothing"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "RGB", "RGBA", "P"])
+def test_what_is_decoded_can_be_resized(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (20, 30)).save(buffer, "PNG")
+    assert resize_and_crop(decode(buffer.getvalue()), 16).shape == (3, 16, 16)

@@ -8,17 +8,15 @@ of other programs, stays with Pillow.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mode.data.images import decode, resize_and_crop
+from mode.data.images import UndecodableImage, decode, open_image, resize_and_crop
 from mode.data.loading.augment import random_box, random_crop
 from mode.params import ImageParams
 
@@ -32,7 +30,7 @@ def training_pixels(content: bytes, image: ImageParams, position: int | None, ra
     """Pixels of one encoded image for training.
 
     Args:
-        content: an encoded image of any format.
+        content: an encoded image.
         image: size, `crop_scale`, and `decode`: with `exact` the result is bit for bit that of open_clip's transform.
             Otherwise JPEGs (RGB or grey) are resized by torch; what needs no resizing is the same either way.
         position, random_seed: decide the random part if `crop_scale` is set; `position` None takes the centre.
@@ -127,13 +125,13 @@ def _interpolate(pixels: Tensor, extent: tuple[int, int]) -> Tensor:
 
 
 def _is_plain_jpeg(content: bytes) -> bool:
-    """RGB or grey, and not so large that it must be an attack (Pillow looks at the header alone)."""
+    """RGB or grey, and of a size that `decode` takes (only the header is looked at)."""
     if decode_jpeg is None or content[:2] != b"\xff\xd8":
         return False
     try:
-        with Image.open(io.BytesIO(content)) as header:
+        with open_image(content) as header:
             return header.format == "JPEG" and header.mode in ("RGB", "L")
-    except Exception:  # Pillow's plugins raise whatever their parser runs into
+    except UndecodableImage:
         return False
 
 
@@ -148,6 +146,6 @@ def _decode_batch(contents: Sequence[bytes], device: torch.device) -> list[Tenso
     for each in encoded:
         try:
             decoded.append(decode_jpeg(each, mode=ImageReadMode.RGB, device=device))
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             decoded.append(None)
     return decoded
