@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Text on one line without control characters: what data may hold must not move a terminal's cursor.
+
+    Example:
+        >>> printable("grün" + chr(10) + chr(27)) == "grün" + chr(92) + "n" + chr(92) + "x1b"
+        True
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class ModeError(Exception):
     """What is wrong and where, in one line; `advice` says what to do.
 
@@ -12,4 +24,4 @@ class ModeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, advice: str = "") -> None:
-        super().__init__(f"{message} ({advice})" if advice else message)
+        super().__init__(printable(f"{message} ({advice})" if advice else message))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mode.errors import printable
 from mode.reporting.summary import (
     best,
     comparison,
@@ -170,7 +171,7 @@ def print_index_report(report: IndexReport, details: int = 20, console: Console 
         table.add_column(head, justify="right")
     for file in report.files:
         bad = [f"{file.bad[kind]:,}" if kind in file.bad else "" for kind in kinds]
-        table.add_row(escape(file.path), f"{file.images:,}", f"{file.pairs:,}", *bad)
+        table.add_row(escape(printable(file.path)), f"{file.images:,}", f"{file.pairs:,}", *bad)
     console.print(table)
     console.print(
         f"{report.images:,} images, {report.pairs:,} pairs, {len(report.problems):,} problems", highlight=False

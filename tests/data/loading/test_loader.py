@@ -195,7 +195,7 @@ def test_replacements_of_every_batch_of_five() -> None:
 
 @pytest.mark.parametrize("bad", [False, True])
 def test_batches_decoded_on_a_device_are_those_of_the_workers(
-    index: PairIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: bool
+    index_of: Callable[..., PairIndex], pair: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: bool
 ) -> None:
     """The way that batches go with `decode: gpu`, with the CPU in the place of the GPU."""
 
@@ -203,8 +203,8 @@ def test_batches_decoded_on_a_device_are_those_of_the_workers(
         return pixels_on_device(contents, image, positions, seed, torch.device("cpu"))
 
     monkeypatch.setattr(store_module, "pixels_on_device", on_cpu)
-    if bad:
-        (tmp_path / index.path(index.file[-1])).write_bytes(b"")
+    last = [("last.jpg", b"bad"), ("last.txt", b"words")] if bad else pair("last", 9)
+    index = index_of({"0.tar": [*flat(pair(f"{n}", n) for n in range(8))], "1.tar": last})
     image = CROPPED.model_copy(update={"decode": "gpu"})
     stores = [ImageStore(index, tmp_path, each, cache_mb=0) for each in (image, CROPPED)]
     assert stores[0].device.type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -46,8 +46,11 @@ class Batch:
 
 
 @dataclass
-class _Batches(Dataset[Batch]):
-    """Batches by number; any of them can be asked for at any time, in any process."""
+class _Batches(Dataset["Batch | ModeError"]):
+    """Batches by number; any of them can be asked for at any time, in any process.
+
+    A `ModeError` is given back in place of a batch: torch would wrap one raised in a worker into a traceback.
+    """
 
     store: ImageStore
     stream: PairStream
@@ -60,13 +63,16 @@ class _Batches(Dataset[Batch]):
     def __len__(self) -> int:
         return -(-(self.stop - self.start) // self.batch_size)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | ModeError:
         begin = self.start + number * self.batch_size
         end = min(begin + self.batch_size, self.stop)
         first = begin + (end - begin) * self.rank // self.world
         last = begin + (end - begin) * (self.rank + 1) // self.world
         rows = self.stream.rows_at(first, last - first)
-        images, good = self.store.load(rows, np.arange(first, last), self.stream.random_seed)
+        try:
+            images, good = self.store.load(rows, np.arange(first, last), self.stream.random_seed)
+        except ModeError as error:
+            return error
         return Batch(rows[replacements(good)], images, first, end, rows[~good])
 
 
@@ -94,23 +100,26 @@ def make_loader(
         rank, world: this process and how many train together; process r has the r-th slice of each batch.
 
     Raises:
-        ModeError: not one image of a batch can be read.
+        ModeError: not one image of a batch can be read; a shard is not the one that was indexed; a server does not
+            answer.
     """
     batches = _Batches(store, stream, start, stop, batch_size, rank, world)
     # A forked process cannot use a GPU; where that decodes, a thread has nothing to do but to read.
     in_processes = workers > 0 and store.device.type == "cpu"
-    ahead: Iterable[Batch] = _from_thread(batches)
+    ahead: Iterable[Batch | ModeError] = _from_thread(batches)
     if in_processes:  # forked, so that all share the store's memory; whole batches, in order
         workers = min(workers, len(batches))
         ahead = DataLoader(batches, batch_size=None, num_workers=workers, multiprocessing_context="fork")
     reported: set[int] = set()
     for batch in ahead:
+        if isinstance(batch, ModeError):
+            raise batch
         if len(batch.bad):
             _report(store, batch, reported)
         yield batch
 
 
-def _from_thread(batches: _Batches) -> Iterator[Batch]:
+def _from_thread(batches: _Batches) -> Iterator[Batch | ModeError]:
     with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
         yield from in_order(lambda number: pool.submit(batches.__getitem__, number), range(len(batches)), _AHEAD)
 
@@ -120,7 +129,7 @@ def _report(store: ImageStore, batch: Batch, reported: set[int]) -> None:
     if len(batch.bad) == len(batch.rows):
         raise ModeError(
             f"{store.place_of(batch.bad[0])}: cannot be read, nor any other of {len(batch.bad)} images of a batch",
-            "did the shards change? index the source again",
+            "`mode verify SHARDS` says what is wrong with them",
         )
     for row in set(batch.bad.tolist()) - reported:
         _log.warning("%s: image cannot be read, another takes its place", store.place_of(row))

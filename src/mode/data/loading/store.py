@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mode.data.images import UndecodableImage
 from mode.data.loading.pixels import pixels_on_device, training_pixels
 from mode.data.shards.index import PairIndex
-from mode.data.shards.places import describe_all
-from mode.data.shards.reading import ImageFiles
+from mode.data.shards.reading import ImageFiles, check_files
 from mode.errors import ModeError
 from mode.params import ImageParams
 
-#: Files whose presence is checked at the start; beyond, a table's images are met one by one.
+#: Files that are looked for at the start; beyond, a table's images are met one by one.
 _FILES_TO_CHECK = 10_000
 
 _UNREAD, _GOOD, _BAD = 0, 1, 2
@@ -38,7 +36,7 @@ class ImageStore:
         bad: samples that `make_loader` replaced because their image could not be read or decoded.
 
     Raises:
-        ModeError: a file that holds images is missing.
+        ModeError: a file that holds images is missing, or another one than was indexed.
     """
 
     def __init__(
@@ -75,6 +73,9 @@ class ImageStore:
         Returns:
             uint8 [batch, 3, size, size] on `device`, and bool [batch]: which could be read. A bad image is replaced by
             the next good one of the batch (after the last comes the first); if none is good, all pixels are 0.
+
+        Raises:
+            ModeError: a file is not the one that was indexed; a server does not answer.
         """
         if self.device.type != "cpu":
             read = self._files.read_many(rows.tolist())
@@ -116,13 +117,13 @@ class ImageStore:
             return False
         try:
             pixels[...] = training_pixels(content, self.image, position, random_seed)
-        except (UndecodableImage, OSError, ValueError):  # ValueError: a pixel format that cannot be resized
+        except Exception:  # what decoders raise on damaged files, MemoryError too, is not to be foreseen
             return False
         return True
 
     def _check_files(self, files: np.ndarray) -> None:
         try:
-            describe_all([self._index.path(file) for file in files[:_FILES_TO_CHECK]], self._root)
+            check_files(self._index, self._root, files[:_FILES_TO_CHECK].tolist())
         except (FileNotFoundError, NotADirectoryError) as error:
             advice = "put it back, or index the source again"
             raise ModeError(f"{error.filename}: missing, but the index names it", advice) from None

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mode.data.shards.scan import Problem, Scan
+from mode.data.shards.scan import DAMAGED_TAR, Problem, Scan
 from mode.errors import ModeError
 
 
@@ -19,8 +19,8 @@ class FileReport:
     Attributes:
         path: as the manifest gives it.
         images, pairs: good ones.
-        bad: problems by kind; a damaged tar is one, however many pairs it cost.
-        read_bytes, lost_bytes: before and after the place where a damaged tar breaks off.
+        bad: problems by kind; each damage of a tar is one, however many pairs it cost.
+        read_bytes, lost_bytes: of a tar's bytes, those that are members or padding, and those that are damage.
     """
 
     path: str
@@ -73,12 +73,12 @@ class IndexReport:
     def bad_pairs(self, file: FileReport) -> int:
         """Pairs that a file should have had and has not.
 
-        A problem is one pair, except a damaged tar: nobody knows what it held, so its unread bytes count as many pairs
-        as that many bytes hold on average in this source.
+        A problem is one pair, except damage of a tar: nobody knows what it held, so the bytes that are lost count as
+        many pairs as that many bytes hold on average in this source, at least one for each damage.
         """
         read = sum(each.read_bytes for each in self.files)
         lost = round(file.lost_bytes * self.pairs / read) if read else 0
-        return sum(file.bad.values()) + max(lost - 1, 0)
+        return sum(file.bad.values()) + max(lost - file.bad.get(DAMAGED_TAR, 0), 0)
 
     @property
     def bad_share(self) -> float:

@@ -62,8 +62,8 @@ def export_pairs(
         Tars of the export.
 
     Raises:
-        ModeError: the folder is not empty and holds another export or other files.
-        OSError: an image is not where the index says.
+        ModeError: the folder is not empty and holds another export or other files; a shard is not the one indexed.
+        OSError: a shard is gone.
     """
     selection = hashlib.sha256()
     for array in (rows, index.file[rows], index.offset[rows], index.length[rows]):

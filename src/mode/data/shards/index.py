@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
 from mode.data.shards.account import IndexReport
-from mode.data.shards.manifest import Manifest, build_manifest
-from mode.data.shards.places import describe_all, is_url
+from mode.data.shards.manifest import Manifest, Shard, build_manifest
+from mode.data.shards.places import Description, describe_all, is_url
 from mode.data.shards.scan import Scan, scan_tar
 from mode.data.shards.tables import scan_table
 from mode.errors import ModeError
@@ -31,8 +32,22 @@ SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("offset", pa.int64()),  # of the encoded image in its file, bytes
         ("length", pa.int32()),  # of the encoded image, bytes
+        ("check", pa.uint32()),  # what tells this image from another one in its place, see identity.py; 0: nothing does
     ]
 )
+#: Columns of files.parquet.
+FILES = pa.schema(
+    [
+        ("file", pa.int32()),  # number, 0 ..
+        ("path", pa.string()),
+        ("size", pa.int64()),  # bytes
+        ("sample", pa.uint32()),  # of a tar on this machine, what tells it from another one, see identity.py; else 0
+        ("etag", pa.string()),  # of an object, if its server gives one
+    ]
+)
+
+#: Columns that a `PairIndex` holds as arrays.
+_IN_MEMORY = ("file", "image", "offset", "length", "check")
 
 #: Below these many bytes of shards, starting processes takes longer than reading them in this one; and the same where
 #: image bytes are passed over.
@@ -44,8 +59,8 @@ def build_index(
 ) -> IndexReport:
     """Index a source: find its pairs, and list what is bad.
 
-    Writes the folder `out`: `index.parquet` (see `SCHEMA`), `files.parquet` (number and path of each file that holds
-    images), `quarantine.csv` (file, key, kind and detail of everything skipped) and `report.json` (counts per file).
+    Writes the folder `out`: `index.parquet` (see `SCHEMA`), `files.parquet` (each file that holds images, see `FILES`),
+    `quarantine.csv` (file, key, kind and detail of everything skipped) and `report.json` (counts per file).
 
     Args:
         manifest: the source's shards.
@@ -57,19 +72,23 @@ def build_index(
     Raises:
         ModeError: a shard is missing or not the one in the manifest; too many pairs are bad; there is no pair.
     """
-    _check_shards(manifest, root)
+    etags = {shard.path: found.etag for shard, found in _check_shards(manifest, root)}
     report = IndexReport()
     with write_aside(out) as folder:
         folder.mkdir()
         paths: list[str] = []
+        files: dict[str, list[Any]] = {"size": [], "sample": [], "etag": []}
         with parquet.ParquetWriter(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
             for scan in _scan_shards(manifest, root, params, workers):
                 writer.write_table(_to_table(scan, len(paths), report.images))
                 paths += scan.files
+                files["size"] += [scan.size] if manifest.kind == "tars" else scan.lengths
+                files["sample"] += [scan.sample] * len(scan.files)
+                files["etag"] += [etags[scan.path]] * len(scan.files)
                 report.add(scan)
         report.check(params.max_bad_share)
-        files = pa.table({"file": pa.array(range(len(paths)), pa.int32()), "path": paths})
-        parquet.write_table(files, folder / "files.parquet")
+        numbered = {"file": range(len(paths)), "path": paths, **files}
+        parquet.write_table(pa.table(numbered, schema=FILES), folder / "files.parquet")
         report.save(folder)
     return report
 
@@ -91,17 +110,20 @@ def verify(paths: Sequence[str], root: Path, check_images: bool = True) -> Index
     return report
 
 
-def _check_shards(manifest: Manifest, root: Path) -> None:
+def _check_shards(manifest: Manifest, root: Path) -> list[tuple[Shard, Description]]:
+    """Shards with what is there now, after comparing the two."""
     paths = [shard.path for shard in manifest.shards]
     missing = [path for path in paths if not is_url(path) and not (root / path).is_file()]
     if missing:
         raise ModeError(f"{missing[0]}: missing, with {len(missing) - 1} more of {len(manifest.shards)} shards")
-    for shard, found in zip(manifest.shards, describe_all(paths, root), strict=True):
+    there = list(zip(manifest.shards, describe_all(paths, root), strict=True))
+    for shard, found in there:
         wrong = "not the object in the manifest" if shard.etag not in (None, found.etag) else ""
         if found.size != shard.size:
             wrong = f"{found.size} bytes, {shard.size} in the manifest"
         if wrong:
             raise ModeError(f"{shard.path}: {wrong}", "run the manifest stage again")
+    return there
 
 
 def _scan_shards(manifest: Manifest, root: Path, params: IndexParams, workers: int | None = None) -> Iterator[Scan]:
@@ -138,6 +160,7 @@ def _to_table(scan: Scan, first_file: int, first_image: int) -> pa.Table:
         [caption for captions in scan.captions for caption in captions],
         np.asarray(scan.offsets, np.int64)[images],
         np.asarray(scan.lengths, np.int64)[images],
+        np.asarray(scan.checks, np.uint32)[images],
     ]
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
 
@@ -149,6 +172,7 @@ class PairIndex:
         file: int32 [pairs], number of the file that holds the image; `files[number]` is its path.
         image: int64 [pairs], number of the image; the captions of an image are neighbouring rows.
         offset: int64 [pairs], length: int32 [pairs]: bytes of the encoded image in its file.
+        check: uint32 [pairs]: what tells the image from another one, see `identity`; zeros in an older index.
         images: number of distinct images.
 
     Example:
@@ -159,14 +183,19 @@ class PairIndex:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            columns = parquet.read_table(folder / "index.parquet", columns=["file", "image", "offset", "length"])
-            self._paths = parquet.read_table(folder / "files.parquet", columns=["path"])["path"].combine_chunks()
+            known = {*_IN_MEMORY} & {*parquet.read_schema(folder / "index.parquet").names}
+            columns = parquet.read_table(folder / "index.parquet", columns=sorted(known))
+            self._files = parquet.read_table(folder / "files.parquet").combine_chunks()
+            self._paths = self._files["path"].chunk(0) if self._files.num_rows else pa.array([], pa.string())
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise ModeError(f"{folder}: not an index: {' '.join(str(error).split())}", "run its stage again") from None
         self.file: np.ndarray = columns["file"].to_numpy()
         self.image: np.ndarray = columns["image"].to_numpy()
         self.offset: np.ndarray = columns["offset"].to_numpy()
         self.length: np.ndarray = columns["length"].to_numpy()
+        self.check: np.ndarray = (
+            columns["check"].to_numpy() if "check" in known else np.zeros(len(self.file), np.uint32)
+        )
         self.images = int(self.image[-1]) + 1 if len(self.image) else 0
 
     @classmethod
@@ -191,6 +220,13 @@ class PairIndex:
     def path(self, file: int) -> str:
         """Path of one file by its number, without a list of all."""
         return str(self._paths[int(file)])
+
+    def identity(self, file: int) -> tuple[int, int, str | None] | None:
+        """Size in bytes, sample and ETag of one file as they were (see `FILES`); None in an older index."""
+        if "size" not in self._files.column_names:
+            return None
+        size, sample, etag = (self._files[name][int(file)].as_py() for name in ("size", "sample", "etag"))
+        return size, sample, etag
 
     def caption(self, row: int) -> str:
         """Caption of one pair."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import glob
 import json
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from mode.data.shards.places import describe_all, digest_of, is_url, listed_urls, open_bytes
 from mode.errors import ModeError
@@ -121,6 +122,11 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
 
 
 def _describe(names: list[str], root: Path, checksum: bool) -> list[Shard]:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ModeError(f"{name}: the name is not UTF-8, no manifest can hold it", "rename the file") from None
     try:
         found = describe_all(names, root)
     except FileNotFoundError as error:
@@ -160,14 +166,33 @@ def _check_columns(source: SourceParams, path: Path) -> None:
 
 def _columns_of(path: Path) -> list[str]:
     if path.suffix == ".parquet":
-        from pyarrow import ArrowInvalid, parquet  # only a parquet table needs it, and importing it is slow
+        import pyarrow as pa  # only a parquet table needs it, and importing it is slow
+        from pyarrow import parquet
 
         try:
             return list(parquet.read_schema(path).names)
-        except ArrowInvalid:
+        except (pa.ArrowException, OSError):
             raise ModeError(f"{path}: not a parquet file") from None
+    with open_table(path) as file:
+        return header_of(file, SEPARATORS[path.suffix], path)
+
+
+def open_table(path: Path) -> TextIO:
+    """A csv or tsv; bytes that are not UTF-8 become halves of surrogate pairs, so that one spoils no other row."""
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def header_of(lines: Iterable[str], separator: str, path: Path) -> list[str]:
+    """The names of the columns, none if there is no line.
+
+    Raises:
+        ModeError: they are not UTF-8, or no csv.
+    """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return next(csv.reader(file, delimiter=SEPARATORS[path.suffix]), [])
-    except UnicodeDecodeError:
+        header = next(csv.reader(lines, delimiter=separator), [])
+        separator.join(header).encode()
+    except csv.Error as error:
+        raise ModeError(f"{path}: its first line cannot be read: {error}") from None
+    except UnicodeEncodeError:
         raise ModeError(f"{path}: not UTF-8 text") from None
+    return header

@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import math
 import os
 import re
+import stat
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -33,7 +35,9 @@ PAUSES = (0.5, 1.0, 2.0, 4.0)
 AHEAD = 512 * 2**10
 #: Objects that a server is asked about at once.
 _REQUESTS = 16
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
+#: Objects that ranges may name: more are asked about one by one for days, and are a slip of the key.
+_MOST_NAMED = 1_000_000
 
 
 class ByteFile(Protocol):
@@ -57,9 +61,13 @@ class LocalFile:
     """A file, by its descriptor; closed at the latest when nobody holds it any more."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
         self._closing = weakref.finalize(self, os.close, self._descriptor)
-        self.size = os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
 
     def read(self, length: int, offset: int) -> bytes:
         return os.pread(self._descriptor, length, offset)
@@ -168,9 +176,12 @@ def listed_urls(url: str) -> list[str]:
     """The tars that a URL means: one, a range `{000..999}`, a glob, or all below a prefix.
 
     Raises:
-        ModeError: none, or the server cannot list.
+        ModeError: none, or the server cannot list; ranges that name none or more than a million.
     """
     if found := _RANGE.search(url):
+        named = math.prod(max(int(last) - int(first) + 1, 0) for first, last in _RANGE.findall(url))
+        if not 0 < named <= _MOST_NAMED:
+            raise ModeError(f"{url}: names {named:,} objects", f"a range may name 1 to {_MOST_NAMED:,}")
         first, last = found.groups()
         numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
         return [each for number in numbers for each in listed_urls(url[: found.start()] + number + url[found.end() :])]

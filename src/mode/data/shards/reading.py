@@ -6,11 +6,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
+from mode.data.shards.identity import HEADER, is_same, sample_of
 from mode.data.shards.index import PairIndex
-from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, is_url
+from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, describe_all, is_url
+from mode.errors import ModeError
 from mode.parallel import in_order
 
 #: Files kept open: far below the usual limit of 1,024 a process.
@@ -19,8 +22,20 @@ _OPEN_FILES = 128
 _REQUESTS = 32
 
 
+class ChangedShard(ModeError):
+    """A file is not the one that was indexed: what lies where the images were belongs to other captions."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"{path}: not the file that was indexed: {what}", "put it back, or index the source again")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ModeError, (str(self),)
+
+
 class ImageFiles:
     """Reads images by row: one `pread` each, files kept open; or, of objects, one request by range.
+
+    A file is compared with the index when it is opened, and each image when it is read (see `identity`).
 
     Args:
         index: where the images lie.
@@ -28,20 +43,26 @@ class ImageFiles:
     """
 
     def __init__(self, index: PairIndex, root: Path) -> None:
-        self._index = index
-        self._file = lru_cache(maxsize=_OPEN_FILES)(partial(_open, index, root))
+        self._index, self._root = index, root
+        self._file = lru_cache(maxsize=_OPEN_FILES)(self._open)
+        self._compared: dict[int, int] = {}  # file -> its time of change when its bytes were compared
 
     def read(self, row: int) -> bytes:
         """The encoded image of a pair.
 
         Raises:
-            OSError: the file is gone, or ends before the image does.
+            OSError: the file is gone, or cannot be read.
+            ChangedShard: the file is another one than was indexed.
             ModeError: a server fails again and again.
         """
-        number, length = int(self._index.file[row]), int(self._index.length[row])
-        content = self._file(number).read(length, int(self._index.offset[row]))
+        number, length, offset = (int(each[row]) for each in (self._index.file, self._index.length, self._index.offset))
+        before = min(HEADER, offset)
+        content = self._file(number).read(before + length, offset - before)
+        header, content = content[:before], content[before:]
         if len(content) < length:
-            raise OSError(f"{self._index.path(number)}: ends inside an image")
+            raise ChangedShard(self._index.path(number), f"it ends inside the image at byte {offset}")
+        if not is_same(int(self._index.check[row]), header, content):
+            raise ChangedShard(self._index.path(number), f"another image is at byte {offset}")
         return content
 
     def read_many(self, rows: Sequence[int]) -> Iterator[bytes | OSError]:
@@ -51,6 +72,21 @@ class ImageFiles:
         threads = _threads(os.getpid())
         return in_order(lambda row: threads.submit(self._read_or_error, row), rows, _REQUESTS - 1)
 
+    def _open(self, number: int) -> ByteFile:
+        path = self._index.path(number)
+        if is_url(path):
+            # The index has seen to the length of an object: the server need not be asked.
+            return RemoteFile(path, size=sys.maxsize)
+        file = LocalFile(self._root / path)
+        size, sample, _ = self._index.identity(number) or (file.size, 0, None)
+        _check_size(path, file.size, size)
+        # Files are opened again and again where there are many, but a look at a disk's far places takes long.
+        if sample and self._compared.get(number) != file.mtime_ns:
+            if sample_of(file) != sample:
+                raise ChangedShard(path, "as long as it was, but other bytes")
+            self._compared[number] = file.mtime_ns
+        return file
+
     def _read_or_error(self, row: int) -> bytes | OSError:
         try:
             return self.read(row)
@@ -58,10 +94,25 @@ class ImageFiles:
             return error
 
 
-def _open(index: PairIndex, root: Path, number: int) -> ByteFile:
-    path = index.path(number)
-    # The index has seen to the length of an object: the server need not be asked.
-    return RemoteFile(path, size=sys.maxsize) if is_url(path) else LocalFile(root / path)
+def check_files(index: PairIndex, root: Path, files: Sequence[int]) -> None:
+    """Compare size and ETag of files with those of the index, without reading them.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ChangedShard: one is another one.
+    """
+    paths = [index.path(file) for file in files]
+    for file, path, found in zip(files, paths, describe_all(paths, root), strict=True):
+        size, _, etag = index.identity(file) or (found.size, 0, None)
+        _check_size(path, found.size, size)
+        if etag not in (None, found.etag):
+            raise ChangedShard(path, f"its ETag is {found.etag}, it was {etag}")
+
+
+def _check_size(path: str, found: int, indexed: int) -> None:
+    """Raise `ChangedShard` if a file is longer or shorter than it was."""
+    if found != indexed:
+        raise ChangedShard(path, f"{found:,} bytes, it had {indexed:,}")
 
 
 @cache

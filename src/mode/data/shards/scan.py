@@ -8,15 +8,18 @@ neighbours.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mode.data.images import UndecodableImage, decode
-from mode.data.shards.places import AHEAD, ByteFile, open_bytes
-from mode.data.shards.tar import DamagedTar, Member, members
+from mode.data.images import UndecodableImage, decode, is_complete
+from mode.data.shards.identity import check_of, sample_of
+from mode.data.shards.places import AHEAD, ByteFile, is_url, open_bytes
+from mode.data.shards.tar import Member, Tar
+from mode.errors import printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: Attribute of a record that a member with this suffix fills.
@@ -29,9 +32,18 @@ CAPTION_WITHOUT_IMAGE = "caption-without-image"
 DUPLICATE_KEY = "duplicate-key"
 UNDECODABLE_IMAGE = "undecodable-image"
 EMPTY_CAPTION = "empty-caption"
+LONG_CAPTION = "long-caption"
+TOO_MANY_CAPTIONS = "too-many-captions"
 
-_LARGEST_IMAGE = 2**31 - 1  # bytes; the index stores lengths as int32
-_MOST_CAPTIONS = 2**15 - 1  # of one image; the index stores their numbers as int16
+#: Bytes of an encoded image; the largest one that `decode` takes has no more even if nothing is compressed.
+LARGEST_IMAGE = 2**28
+#: Captions of one image; the index stores their numbers as int16.
+MOST_CAPTIONS = 2**15 - 1
+#: Characters of a caption: a hundred times what a text encoder reads of it, and too few to fill the memory.
+LONGEST_CAPTION = 100_000
+#: Bytes of a txt or json: as many captions as an image may have, of 500 bytes each. A larger one is not read.
+_LARGEST_TEXT = 2**24
+_SURROGATE = re.compile("[\ud800-\udfff]").search
 
 
 class Problem(NamedTuple):
@@ -53,8 +65,10 @@ class Scan:
         keys: of the images.
         captions: of each image, at least one; stripped, runs of white space made one space.
         offsets, lengths: bytes of the image.
+        checks: of each image, what tells it from another one (`identity.check_of`).
         problems: what was skipped.
         lost_bytes: of a damaged tar, those that could not be read.
+        sample: what tells the shard from another one (`identity.sample_of`), 0 of a table or an object.
     """
 
     path: str
@@ -64,19 +78,34 @@ class Scan:
     captions: list[list[str]] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    checks: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     lost_bytes: int = 0
+    sample: int = 0
 
-    def add(self, key: str, offset: int, length: int, captions: list[str]) -> None:
-        """Add one image with its captions, at least one."""
+    def add(self, key: str, offset: int, length: int, captions: list[str], check: int) -> None:
+        """Add one image with its captions, at least one; the first `MOST_CAPTIONS` are kept."""
+        if len(captions) > MOST_CAPTIONS:
+            self.skip(key, TOO_MANY_CAPTIONS, f"{len(captions)}; the first {MOST_CAPTIONS} are kept")
         self.keys.append(key)
-        self.captions.append(captions[:_MOST_CAPTIONS])
+        self.captions.append(captions[:MOST_CAPTIONS])
         self.offsets.append(offset)
         self.lengths.append(length)
+        self.checks.append(check)
+
+    def good_captions(self, key: str, captions: list[str]) -> list[str]:
+        """Those that can be used, the others noted."""
+        for number, caption in enumerate(captions):
+            place = f"number {number} of {len(captions)}" if len(captions) > 1 else ""
+            if not caption:
+                self.skip(key, EMPTY_CAPTION, place)
+            elif len(caption) > LONGEST_CAPTION:
+                self.skip(key, LONG_CAPTION, f"{len(caption):,} characters {place}".rstrip())
+        return [caption for caption in captions if 0 < len(caption) <= LONGEST_CAPTION]
 
     def skip(self, key: str, kind: str, detail: str = "") -> None:
-        """Note something that is not a pair."""
-        self.problems.append(Problem(self.path, key, kind, detail))
+        """Note something that is not a pair; its words come from the data and go to terminals and tables."""
+        self.problems.append(Problem(printable(self.path), printable(key), kind, printable(detail)))
 
 
 @dataclass(slots=True)
@@ -84,13 +113,18 @@ class _Record:
     """What a tar holds under one key."""
 
     image: Member | None = None
+    header: int = 0  # checksum of the block before the image
     txt: bytes | None = None
     json: bytes | None = None
     repeats: Counter[str] | None = None  # members that are there again; hardly ever any
+    long: str = ""  # a text that is too large to be read
+    cut: bool = False  # whether a member ran into damage
 
 
 def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
     """Find the pairs of a tar in one pass over its headers; image bytes are passed over unless they are checked.
+
+    Archives that follow one another in the file have keys of their own: no pair is made of members of two.
 
     Args:
         path: of the tar, relative to `root` or absolute; or a URL.
@@ -98,35 +132,59 @@ def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
     """
     with closing(open_bytes(path, root, AHEAD)) as file:
         scan = Scan(path, [path], file.size)
-        for key, record in _collect(file, scan).items():
+        for key, record in _collect(file, scan):
             _account(file, scan, key, record, check_images)
+        if not is_url(path):  # an object has an ETag
+            scan.sample = sample_of(file)
     return scan
 
 
-def _collect(file: ByteFile, scan: Scan) -> dict[str, _Record]:
+def _collect(file: ByteFile, scan: Scan) -> list[tuple[str, _Record]]:
     """Members by key, keys with an image in the order of their images, so that pairs come in order of offset."""
+    tar = Tar(file, scan.size)
     records: dict[str, _Record] = {}
+    archives, number = [records], 0
+    for member in tar:
+        if tar.archive != number:
+            number = tar.archive
+            archives.append(records := {})
+        key, _, suffix = member.name.rpartition(".")
+        kind = _KIND_OF_SUFFIX.get(suffix.lower())
+        # A name that begins with a dot is no pair's: macOS adds such ("._0001.jpg").
+        if kind is None or key.rpartition("/")[2][:1] in ("", "."):
+            continue
+        record = records.get(key)
+        if record is None:
+            record = records[key] = _Record()
+        if getattr(record, kind) is not None:
+            record.repeats = record.repeats or Counter()
+            record.repeats[kind] += 1
+        elif kind == "image":
+            record.image, record.header = member, check_of(tar.header)
+        elif member.size > _LARGEST_TEXT:
+            record.long = f"{member.size:,} bytes of {kind}"
+        else:
+            setattr(record, kind, file.read(member.size, member.offset))
+    for member in [*tar.cut, *filter(lambda each: _is_cut(file, each), tar.doubtful)]:
+        for records in archives:
+            if record := records.get(member.name.rpartition(".")[0]):
+                record.cut = True
+    for damage in tar.damage:
+        scan.skip("", DAMAGED_TAR, f"{damage}, {damage.size:,} bytes" if damage.size else str(damage))
+        scan.lost_bytes += damage.size
+    found = [each for records in archives for each in records.items()]
+    return sorted(found, key=lambda item: item[1].image.offset if item[1].image else scan.size)
+
+
+def _is_cut(file: ByteFile, member: Member) -> bool:
+    """Whether the member before damage does not end as a file of its kind does."""
+    content = file.read(min(member.size, LARGEST_IMAGE), member.offset)
+    if member.name.lower().endswith(IMAGE_SUFFIXES):
+        return not is_complete(content)
     try:
-        for member in members(file, scan.size):
-            key, _, suffix = member.name.rpartition(".")
-            kind = _KIND_OF_SUFFIX.get(suffix.lower())
-            # A name that begins with a dot is no pair's: macOS adds such ("._0001.jpg").
-            if kind is None or key.rpartition("/")[2][:1] in ("", "."):
-                continue
-            record = records.get(key)
-            if record is None:
-                record = records[key] = _Record()
-            if getattr(record, kind) is not None:
-                record.repeats = record.repeats or Counter()
-                record.repeats[kind] += 1
-            elif kind == "image":
-                record.image = member
-            else:
-                setattr(record, kind, file.read(member.size, member.offset))
-    except DamagedTar as damage:
-        scan.skip("", DAMAGED_TAR, str(damage))
-        scan.lost_bytes = scan.size - damage.offset
-    return dict(sorted(records.items(), key=lambda item: item[1].image.offset if item[1].image else scan.size))
+        return "\0" in content.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
 
 
 def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images: bool) -> None:
@@ -134,6 +192,13 @@ def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images
         for _ in range(max(record.repeats.values())):
             scan.skip(key, DUPLICATE_KEY, "the first is kept")
     captions, fault = _captions_of(record)
+    if record.cut:
+        scan.skip(key, UNDECODABLE_IMAGE if record.image else CAPTION_WITHOUT_IMAGE, "cut off, damage follows")
+        return
+    if record.long:
+        scan.skip(key, LONG_CAPTION, record.long)
+        if captions is None:
+            return
     if record.image is None:
         if captions is not None:
             scan.skip(key, CAPTION_WITHOUT_IMAGE)
@@ -141,21 +206,22 @@ def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images
     if captions is None:
         scan.skip(key, IMAGE_WITHOUT_CAPTION, fault)
         return
-    for number, caption in enumerate(captions):
-        if not caption:
-            scan.skip(key, EMPTY_CAPTION, f"number {number} of {len(captions)}" if len(captions) > 1 else "")
-    if fault := _image_fault(file, record.image, check_images):
+    kept = scan.good_captions(key, captions)
+    image = record.image
+    content = file.read(image.size, image.offset) if check_images and image.size <= LARGEST_IMAGE else None
+    if fault := image_fault(image.size, content):
         scan.skip(key, UNDECODABLE_IMAGE, fault)
-    elif kept := [caption for caption in captions if caption]:
-        scan.add(key, record.image.offset, record.image.size, kept)
+    elif kept:
+        scan.add(key, image.offset, image.size, kept, check_of(content, record.header))
 
 
-def _image_fault(file: ByteFile, image: Member, check_images: bool) -> str:
-    if not 0 < image.size <= _LARGEST_IMAGE:
-        return f"{image.size} bytes"
-    if check_images:
+def image_fault(size: int, content: bytes | None) -> str:
+    """What is wrong with an image of `size` bytes, "" if nothing; `content` None is not looked into."""
+    if not 0 < size <= LARGEST_IMAGE:
+        return f"{size:,} bytes"
+    if content is not None:
         try:
-            decode(file.read(image.size, image.offset))
+            decode(content)
         except UndecodableImage as error:
             return str(error)
     return ""
@@ -184,7 +250,7 @@ def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
 def _parse(content: bytes) -> tuple[dict[str, Any], str]:
     try:
         parsed = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, f"json cannot be read: {error}"
     if isinstance(parsed, dict):
         return parsed, "json with neither 'caption' nor 'texts'"
@@ -192,5 +258,13 @@ def _parse(content: bytes) -> tuple[dict[str, Any], str]:
 
 
 def clean_caption(text: object) -> str:
-    """A caption on one line; what is not text (null, a number) is as good as empty."""
-    return " ".join(text.split()) if isinstance(text, str) else ""
+    """A caption on one line; what is not text (null, a number) is as good as empty.
+
+    Half a surrogate pair, which json and bytes that are not UTF-8 can state, becomes U+FFFD: no file can hold it.
+    """
+    if not isinstance(text, str):
+        return ""
+    cleaned = " ".join(text.split())
+    if cleaned.isascii():
+        return cleaned
+    return cleaned.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATE(cleaned) else cleaned

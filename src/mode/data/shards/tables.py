@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
+import pyarrow as pa
 from pyarrow import parquet
 
-from mode.data.images import UndecodableImage, decode
-from mode.data.shards.manifest import SEPARATORS, Manifest
+from mode.data.shards.identity import TAIL, check_of
+from mode.data.shards.manifest import SEPARATORS, Manifest, header_of, open_table
 from mode.data.shards.scan import (
     CAPTION_WITHOUT_IMAGE,
     DUPLICATE_KEY,
-    EMPTY_CAPTION,
+    IMAGE_SUFFIXES,
     IMAGE_WITHOUT_CAPTION,
+    LARGEST_IMAGE,
     UNDECODABLE_IMAGE,
     Scan,
     clean_caption,
+    image_fault,
 )
 from mode.errors import ModeError
 from mode.parallel import ordered_map
 
 #: Images that one call of a worker looks at.
 BLOCK = 512
+#: Lines and characters of one row: a quotation mark that is never closed makes a row of all that follows.
+_MOST_LINES, _LONGEST_LINE = 100, 2**17
+#: How much a parquet file may grow to: this many times its size (paths and captions of real tables shrink to a tenth),
+#: and what any file may. A row counts as what its account takes if it is bad.
+_GROWTH, _FREE_GROWTH, _ROW = 200, 64 * 2**20, 64
 
 
 def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int) -> Scan:
@@ -43,35 +54,45 @@ def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int)
         The pairs, ordered by image (by first appearance) and caption.
 
     Raises:
-        ModeError: the table cannot be parsed.
+        ModeError: a parquet file that is damaged, or unpacks to far more than tables do; a csv whose header cannot be
+            read.
     """
     table = manifest.shards[0].path
     scan = Scan(table, [], (root / table).stat().st_size)
     grouped: dict[str, dict[str, None]] = {}  # captions of each image, in order, each once
     for image, text in _rows(root / table, manifest, scan):
-        caption = clean_caption(text)
         if not image:
             scan.skip("", CAPTION_WITHOUT_IMAGE, "no image path")
             continue
+        if not _is_path(image):
+            scan.skip(image[:1000], CAPTION_WITHOUT_IMAGE, "the path is no text that a file may be called by")
+            continue
+        caption = clean_caption(text)
         of_image = grouped.setdefault(image, {})
-        if not caption:
-            scan.skip(image, EMPTY_CAPTION)
-        elif caption in of_image:
+        if caption and caption in of_image:
             scan.skip(image, DUPLICATE_KEY, "the same caption again")
-        else:
-            of_image[caption] = None
+        elif kept := scan.good_captions(image, [caption]):
+            of_image[kept[0]] = None
 
     folder, images = Path(table).parent, list(grouped)
     look = partial(_look_at, folder=root / folder, check_images=check_images)
     blocks = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
     found = ordered_map(look, blocks, min(workers, len(blocks)))
-    for image, (size, kind, fault) in zip(grouped, (each for block in found for each in block), strict=True):
-        if kind:
-            scan.skip(image, kind, fault)
+    for image, look_at in zip(grouped, chain.from_iterable(found), strict=True):
+        if look_at.kind:
+            scan.skip(image, look_at.kind, look_at.fault)
         elif grouped[image]:
-            scan.add(image, 0, size, list(grouped[image]))
+            scan.add(image, 0, look_at.size, list(grouped[image]), look_at.check)
             scan.files.append(str(folder / image))
     return scan
+
+
+def _is_path(image: str) -> bool:
+    """Whether a text can be a file's path here, and stand in the index."""
+    try:
+        return b"\0" not in image.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8
+        return False
 
 
 def _rows(path: Path, manifest: Manifest, scan: Scan) -> Iterator[tuple[str, str | None]]:
@@ -79,45 +100,163 @@ def _rows(path: Path, manifest: Manifest, scan: Scan) -> Iterator[tuple[str, str
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, manifest)
         return
+    separator = SEPARATORS[path.suffix]
+    with open_table(path) as file:
+        lines = _Lines(file)
+        header = header_of(lines, separator, path)
+        image, caption = header.index(manifest.image_column), header.index(manifest.caption_column)
+        while line := next(lines, ""):
+            number = lines.number
+            row, fault = _row_of(line, lines, separator, len(header), image)
+            if fault:
+                scan.skip(line.split(separator)[0].strip()[:1000], IMAGE_WITHOUT_CAPTION, f"line {number}: {fault}")
+            elif row:
+                yield row[image].strip(), row[caption]
+
+
+class _Lines:
+    """Lines of a file one after the other, which can be given back; `number` is that of the last one, from 1."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._back: list[str] = []  # the next line is the last
+        self.number = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._back.pop() if self._back else self._read()
+        if not line:
+            raise StopIteration
+        self.number += 1
+        return line
+
+    def give_back(self, lines: Sequence[str]) -> None:
+        """The last lines given are the next ones again."""
+        self._back += reversed(lines)
+        self.number -= len(lines)
+
+    def _read(self) -> str:
+        line = part = self._file.readline(_LONGEST_LINE + 2)
+        while len(part) == _LONGEST_LINE + 2 and not part.endswith(("\n", "\r")):  # the rest of a long one is let go
+            part = self._file.readline(_LONGEST_LINE + 2)
+        return line
+
+
+def _row_of(line: str, lines: _Lines, separator: str, fields: int, image: int) -> tuple[list[str], str]:
+    """The row that begins with a line, or what is wrong with it; then the next row begins on the next line.
+
+    A caption may have line breaks within quotation marks. A mark that nothing closes would swallow the rows that
+    follow, as far as the next mark: such a row does not end where csv says that it has to, or a line of it is a row.
+    """
+    taken: list[str] = []
+
+    def feed() -> Iterator[str]:
+        for each in chain([line], lines):
+            taken.append(each)
+            if len(taken) > _MOST_LINES:
+                raise csv.Error(f"a quotation mark is not closed within {_MOST_LINES} lines")
+            if len(each) > _LONGEST_LINE:
+                raise csv.Error(f"longer than {_LONGEST_LINE:,} characters")
+            yield each
+
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=SEPARATORS[path.suffix])
-            header = next(reader)
-            image, caption = header.index(manifest.image_column), header.index(manifest.caption_column)
-            for row in reader:
-                if len(row) == len(header):
-                    yield row[image].strip(), row[caption]
-                elif row:  # an unquoted separator in the caption, most likely
-                    fault = f"line {reader.line_num}: {len(row)} fields, the header has {len(header)}"
-                    scan.skip(row[0], IMAGE_WITHOUT_CAPTION, fault)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ModeError(f"{path}: line {reader.line_num + 1} cannot be read: {error}") from None
+        if '"' not in line and len(line) <= _LONGEST_LINE:  # as csv reads it, but at once
+            row = line.rstrip("\r\n").split(separator) if line.strip("\r\n") else []
+        else:
+            row = next(csv.reader(feed(), delimiter=separator), [])
+        if len(taken) > 1:
+            next(csv.reader(iter(taken), delimiter=separator, strict=True))
+            if any(_is_row(line, separator, fields, image) for line in taken[1:]):
+                raise csv.Error("a quotation mark is not closed")
+    except csv.Error as error:
+        lines.give_back(taken[1:])
+        return [], str(error)
+    if row and len(row) != fields:
+        lines.give_back(taken[1:])
+        return [], f"{len(row)} fields, the header has {fields}"
+    return row, ""
+
+
+def _is_row(line: str, separator: str, fields: int, image: int) -> bool:
+    """Whether a line within quotation marks is a row by itself: as many fields, an image's name where it belongs."""
+    parts = line.rstrip("\r\n").split(separator)
+    return len(parts) >= fields and parts[image].strip(' "').lower().endswith(IMAGE_SUFFIXES)
 
 
 def _parquet_rows(path: Path, manifest: Manifest) -> Iterator[tuple[str, str | None]]:
     columns = [manifest.image_column, manifest.caption_column]
-    with parquet.ParquetFile(path) as file:
-        for block in file.iter_batches(columns=columns):
-            for image, caption in zip(*(block.column(name).to_pylist() for name in columns), strict=True):
-                yield str(image or "").strip(), caption
+    left = _FREE_GROWTH + _GROWTH * path.stat().st_size
+    try:
+        metadata = parquet.read_metadata(path)
+        _check_growth(path, metadata, left)
+        # A text that many rows share is kept once, as it is in the file.
+        simple = {*columns} & {metadata.schema.column(number).path for number in range(metadata.num_columns)}
+        with parquet.ParquetFile(path, read_dictionary=sorted(simple)) as file:
+            for block in file.iter_batches(columns=columns):
+                for image, caption in zip(*(_texts(block.column(name)) for name in columns), strict=True):
+                    left -= len(image or "") + len(caption or "") + _ROW
+                    if left < 0:
+                        raise _grown(path)
+                    yield (image or "").strip(), caption
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModeError(f"{path}: cannot be read: {reason}", "is it damaged? fetch it again") from None
 
 
-def _look_at(images: list[str], folder: Path, check_images: bool) -> list[tuple[int, str, str]]:
-    """(size in bytes, kind of problem or "", detail) of each image file."""
+def _check_growth(path: Path, metadata: Any, most: int) -> None:
+    """A whole row group is unpacked at a time: the file says how large each is."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if sum(group.column(column).total_uncompressed_size for column in range(group.num_columns)) > most:
+            raise _grown(path)
+
+
+def _grown(path: Path) -> ModeError:
+    advice = "its rows repeat a long text: is that what you meant? a csv has no such limit"
+    return ModeError(f"{path}: unpacks to more than {_GROWTH} times its size", advice)
+
+
+def _texts(column: Any) -> list[str | None]:
+    """The texts of a column; None where there is none, or what stands there is neither a text nor a number."""
+    if pa.types.is_dictionary(column.type):
+        values = [*_texts(column.dictionary), None]
+        return [values[number] for number in column.indices.fill_null(len(values) - 1).to_pylist()]
+    if pa.types.is_integer(column.type):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        return [None] * len(column)
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in column.to_pylist()]
+
+
+class _Look(NamedTuple):
+    """What an image file is: size in bytes, kind of problem or "", detail, and its check (see `identity`)."""
+
+    size: int
+    kind: str = ""
+    fault: str = ""
+    check: int = 0
+
+
+def _look_at(images: list[str], folder: Path, check_images: bool) -> list[_Look]:
     return [_look_at_one(folder / image, check_images) for image in images]
 
 
-def _look_at_one(path: Path, check_images: bool) -> tuple[int, str, str]:
+def _look_at_one(path: Path, check_images: bool) -> _Look:
     try:
-        size = path.stat().st_size
-        content = path.read_bytes() if check_images else None
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a device has no end, a pipe makes wait
+            return _Look(0, CAPTION_WITHOUT_IMAGE, "not a file")
+        size = status.st_size
+        content = path.read_bytes() if check_images and size <= LARGEST_IMAGE else None
+        with path.open("rb") as file:
+            file.seek(max(size - TAIL, 0))
+            check = check_of(file.read(TAIL))
     except OSError as error:
-        return 0, CAPTION_WITHOUT_IMAGE, error.strerror or "cannot be read"
-    if not size:
-        return 0, UNDECODABLE_IMAGE, "0 bytes"
-    if content is not None:
-        try:
-            decode(content)
-        except UndecodableImage as error:
-            return size, UNDECODABLE_IMAGE, str(error)
-    return size, "", ""
+        return _Look(0, CAPTION_WITHOUT_IMAGE, error.strerror or "cannot be read")
+    if fault := image_fault(size, content):
+        return _Look(size, UNDECODABLE_IMAGE, fault)
+    return _Look(size, check=check)

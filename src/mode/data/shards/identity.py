@@ -1,0 +1,41 @@
+"""What tells a file from another one in its place, at a price that every reading of an image can pay.
+
+Times say little: a copy has another one, and a replacement may have the same. So bytes are compared. Of a tar, 16 parts
+spread over it are (`sample_of`) when it is opened; of each image, the tar header before it, which has its name and
+size, and, if the index has looked into images, its last bytes (`check_of`). These find another file, other images
+and another order of them; bits that have flipped inside an image are not what they are for.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from mode.data.shards.places import ByteFile
+
+#: Bytes before a member's content in a tar.
+HEADER = 512
+#: Bytes at the end of an image: coded pixels in any format, where its first ones are the same for many images.
+TAIL = 512
+#: Parts of a shard that are compared when it is opened, and their size.
+_SAMPLES, _SAMPLE = 16, 2048
+
+
+def check_of(content: bytes | None, before: int = 0) -> int:
+    """CRC-32 of the last bytes of an image or header, going on from `before`; `before` itself without any."""
+    return before if content is None else zlib.crc32(content[-TAIL:], before)
+
+
+def is_same(check: int, header: bytes, content: bytes) -> bool:
+    """Whether an image and the header before it are those that the index knows by `check`, with or without a look."""
+    before = check_of(header) if header else 0
+    return check in (0, before, check_of(content, before))
+
+
+def sample_of(file: ByteFile) -> int:
+    """CRC-32 of parts spread evenly over a file; of all of a small one."""
+    last = max(file.size - _SAMPLE, 0)
+    places = sorted({last * number // (_SAMPLES - 1) for number in range(_SAMPLES)})
+    sample = 0
+    for place in places:
+        sample = zlib.crc32(file.read(_SAMPLE, place), sample)
+    return sample
