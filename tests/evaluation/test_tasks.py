@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,22 @@ def _cut(folder: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:1500])
 
 
+def _pipe(name: str) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return replace
+
+
+def _hole(folder: Path) -> None:
+    """A header zeroed: that used to be the end."""
+    tar = folder / "test" / "0.tar"
+    content = tar.read_bytes()
+    place = content.index(b"s00002.cls")
+    tar.write_bytes(content[:place] + bytes(512) + content[place + 512 :])
+
+
 def _members(*members: tuple[str, bytes]) -> Callable[[Path], None]:
     return lambda folder: add(folder / "test" / "0.tar", list(members))
 
@@ -137,6 +154,15 @@ def _members(*members: tuple[str, bytes]) -> Callable[[Path], None]:
         (_write("zeroshot_classification_templates.txt", "a {c}\na photo\n"), r"line 2: 'a photo' is no template"),
         (_write("zeroshot_classification_templates.txt", "a {c} {d}"), r"line 1: .* is no template"),
         (_write("zeroshot_classification_templates.txt", "{c.x}"), r"line 1: .* is no template"),
+        (_write("zeroshot_classification_templates.txt", "{c:>700000000}"), r"line 1: '{c:>700000000}' is no template"),
+        (_write("zeroshot_classification_templates.txt", "{c!r} {c}"), r"line 1: .* is no template"),
+        (_write("zeroshot_classification_templates.txt", "{{c}}"), r"line 1: .* is no template"),
+        (_write("classnames.txt", b"a" * (2**24 + 1)), r"classnames.txt: not a file of at most 16 MiB"),
+        (_pipe("classnames.txt"), r"classnames.txt: not a file"),
+        (_write("test/nshards.txt", "1" * 5000), r"nshards.txt: '1{40}' is not a number"),
+        (_members(("a.png", b"?"), ("a.cls", b"1" * 5000)), r"a.cls: b'1{20}' is not a label"),
+        (_members(("a\x1b[2J\n.png", b"?")), r"image a\\x1b\[2J\\n has no"),
+        (_hole, r"0.tar: damaged tar: "),
         (_write("dataset_type.txt", "multilabel"), r"dataset_type.txt: 'multilabel' \(it may be"),
         (_write("metric.txt", "f1"), r"metric.txt: unknown metric 'f1' \(it may be acc1"),
         (_write("metric.txt", "roc_auc"), r"roc_auc needs two classes"),

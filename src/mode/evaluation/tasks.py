@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +29,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mode.data.shards.scan import LARGEST_IMAGE
 from mode.data.shards.tar import DamagedTar, members
 from mode.errors import ModeError
 from mode.results import TaskFacts
 
 #: What the one figure of a classification task may be; `mean_acc1_acc5` is (top-1 + top-5) / 2.
 METRICS = ("acc1", "mean_per_class_recall", "mean_acc1_acc5", "roc_auc")
+
+#: Bytes of a text file, or of the captions of one image.
+_LARGEST_TEXT = 2**24
 
 #: In CLIP_benchmark's order of preference, where a key has several.
 _IMAGES = ("webp", "png", "jpg", "jpeg")
@@ -83,7 +89,7 @@ class Task:
         """The task's metadata: per class its name in every template; for retrieval each text by itself."""
         if self.kind == "retrieval":
             return [[text] for text in self.texts]
-        return [[template.format(c=name) for template in self.templates] for name in self.classes]
+        return [[template.replace("{c}", name) for template in self.templates] for name in self.classes]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -198,8 +204,11 @@ def _samples(folder: Path, extension: str) -> tuple[tuple[ImageBytes, ...], list
                     continue
                 if extension not in parts:
                     raise ModeError(f"{tar}: image {key} has no {key}.{extension}")
+                offset, size = parts[extension]
+                if size > _LARGEST_TEXT or image[1] > LARGEST_IMAGE:
+                    raise ModeError(f"{tar}: {key}: an image of {image[1]:,} bytes with {size:,} bytes of {extension}")
                 images.append(ImageBytes(tar, key, *image))
-                contents.append(os.pread(file.fileno(), parts[extension][1], parts[extension][0]))
+                contents.append(os.pread(file.fileno(), size, offset))
     if not images:
         raise ModeError(f"{folder}: the task has no image")
     return tuple(images), contents
@@ -210,8 +219,8 @@ def _number_of_shards(folder: Path) -> int:
     text = _optional_text(path)
     if text is None:
         raise ModeError(f"{path}: missing", "is this a task folder in CLIP_benchmark's webdataset layout?")
-    if not text.strip().isdecimal():
-        raise ModeError(f"{path}: '{text.strip()}' is not a number of tars")
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise ModeError(f"{path}: '{text.strip()[:40]}' is not a number of tars")
     return int(text)
 
 
@@ -258,19 +267,21 @@ def _lines(path: Path, what: str, otherwise: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_template(template: str, where: str) -> None:
-    try:
-        inserted = template.format(c="\0")
-    except (KeyError, IndexError, ValueError, AttributeError):
-        inserted = ""
-    if "\0" not in inserted:
+    """Nothing of Python's format language but the plain field: `{c:>700000000}` would fill the memory."""
+    rest = template.replace("{c}", "")
+    if rest == template or "{" in rest or "}" in rest:
         advice = "it needs {c} where the class name goes, and no other {}"
-        raise ModeError(f"{where}: '{template}' is no template", advice)
+        raise ModeError(f"{where}: '{template[:200]}' is no template", advice)
 
 
 def _optional_text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        status = path.stat()
     except FileNotFoundError:
         return None
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_TEXT:
+        raise ModeError(f"{path}: not a file of at most {_LARGEST_TEXT // 2**20} MiB")
+    try:
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ModeError(f"{path}: not UTF-8") from None
