@@ -27,6 +27,18 @@ from mode.params import ImageParams, ModelParams, RoutingParams
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--seed` gives the fuzzers other damages."""
+    parser.addoption("--seed", type=int, default=0, help="of the fuzzers under tests/trust")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What the fuzzers' random numbers begin with."""
+    return int(request.config.getoption("--seed"))
+
+
 CAPTIONS = ["white chess king", "black chess rook", "red queen", "ace of hearts", "two of spades", "ten of clubs"] * 3
 MODEL = ModelParams(
     config={

@@ -222,7 +222,10 @@ def _texts(column: Any) -> list[str | None]:
     """The texts of a column; None where there is none, or what stands there is neither a text nor a number."""
     if pa.types.is_dictionary(column.type):
         values = [*_texts(column.dictionary), None]
-        return [values[number] for number in column.indices.fill_null(len(values) - 1).to_pylist()]
+        numbers = column.indices.fill_null(len(values) - 1).to_numpy()
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(values):  # as in a damaged file
+            raise pa.ArrowInvalid("a number that the dictionary does not have")
+        return [values[number] for number in numbers.tolist()]
     if pa.types.is_integer(column.type):
         return [None if value is None else str(value) for value in column.to_pylist()]
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
