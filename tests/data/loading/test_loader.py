@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from mode.data.images import decode, resize_and_crop
 from mode.data.loading import store as store_module
@@ -214,3 +217,32 @@ def test_batches_decoded_on_a_device_are_those_of_the_workers(
     assert same(*batches)
     assert stores[0].bad == stores[1].bad
     assert (stores[0].bad > 0) == bad
+
+
+@pytest.mark.parametrize("fault", [MemoryError("no room"), RuntimeError("can't allocate"), struct.error("short")])
+@pytest.mark.parametrize("cache_mb", [0, 1])
+def test_no_error_of_a_decoder_ends_a_training(
+    index: PairIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, cache_mb: int
+) -> None:
+    whole = store_module.training_pixels
+
+    def failing(content: bytes, *given: object) -> np.ndarray:
+        if content == bad:
+            raise fault
+        return whole(content, *given)  # type: ignore[arg-type]
+
+    store = ImageStore(index, tmp_path, PLAIN, cache_mb)
+    bad = (tmp_path / index.path(0)).read_bytes()[index.offset[0] :][: index.length[0]]
+    monkeypatch.setattr(store_module, "training_pixels", failing)
+    batches = list(make_loader(store, stream_of(index), start=0, stop=22, batch_size=11, workers=0))
+    assert [batch.bad.tolist() for batch in batches] == [[0], [0]]
+
+
+def test_a_thin_image_is_replaced(index_of: Callable[..., PairIndex], pair: Make, tmp_path: Path) -> None:
+    thin = io.BytesIO()
+    Image.new("L", (1, 20_000)).save(thin, "PNG")
+    index = index_of({"0.tar": [*pair("a"), ("b.png", thin.getvalue()), ("b.txt", b"thin"), *pair("c", 2)]})
+    batches = make_loader(
+        ImageStore(index, tmp_path, PLAIN, 0), stream_of(index), start=0, stop=3, batch_size=3, workers=0
+    )
+    assert [batch.bad.tolist() for batch in batches] == [[1]]

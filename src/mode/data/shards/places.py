@@ -69,6 +69,10 @@ class LocalFile:
             raise OSError(errno.EINVAL, "not a file", str(path))
         self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
 
+    def fileno(self) -> int:
+        """The descriptor, which is open as long as this is."""
+        return self._descriptor
+
     def read(self, length: int, offset: int) -> bytes:
         return os.pread(self._descriptor, length, offset)
 

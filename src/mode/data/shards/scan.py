@@ -14,10 +14,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from mode.data.images import UndecodableImage, decode, is_complete
 from mode.data.shards.identity import check_of, sample_of
-from mode.data.shards.places import AHEAD, ByteFile, is_url, open_bytes
+from mode.data.shards.places import AHEAD, ByteFile, LocalFile, is_url, open_bytes
 from mode.data.shards.tar import Member, Tar
 from mode.errors import printable
 
@@ -95,13 +96,16 @@ class Scan:
 
     def good_captions(self, key: str, captions: list[str]) -> list[str]:
         """Those that can be used, the others noted."""
+        good = [caption for caption in captions if 0 < len(caption) <= LONGEST_CAPTION]
+        if len(good) == len(captions):
+            return good
         for number, caption in enumerate(captions):
             place = f"number {number} of {len(captions)}" if len(captions) > 1 else ""
             if not caption:
                 self.skip(key, EMPTY_CAPTION, place)
             elif len(caption) > LONGEST_CAPTION:
                 self.skip(key, LONG_CAPTION, f"{len(caption):,} characters {place}".rstrip())
-        return [caption for caption in captions if 0 < len(caption) <= LONGEST_CAPTION]
+        return good
 
     def skip(self, key: str, kind: str, detail: str = "") -> None:
         """Note something that is not a pair; its words come from the data and go to terminals and tables."""
@@ -141,7 +145,7 @@ def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
 
 def _collect(file: ByteFile, scan: Scan) -> list[tuple[str, _Record]]:
     """Members by key, keys with an image in the order of their images, so that pairs come in order of offset."""
-    tar = Tar(file, scan.size)
+    tar = Tar(file.fileno() if isinstance(file, LocalFile) else file, scan.size)  # saves a call for each header
     records: dict[str, _Record] = {}
     archives, number = [records], 0
     for member in tar:
@@ -160,7 +164,7 @@ def _collect(file: ByteFile, scan: Scan) -> list[tuple[str, _Record]]:
             record.repeats = record.repeats or Counter()
             record.repeats[kind] += 1
         elif kind == "image":
-            record.image, record.header = member, check_of(tar.header)
+            record.image, record.header = member, crc32(tar.header)
         elif member.size > _LARGEST_TEXT:
             record.long = f"{member.size:,} bytes of {kind}"
         else:

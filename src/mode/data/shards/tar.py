@@ -119,11 +119,7 @@ class Tar:
         extended: dict[str, str] = {}  # from pax and GNU headers, for the member that follows
         begin = position  # of the first of these headers
         while True:
-            if not extended:
-                begin = position
             block = read(BLOCK, position)
-            if position and not block:
-                raise DamagedTar("cut off: no end-of-archive marker", min(begin, size))
             plain = None if extended else _plain_file(block)
             if plain is not None:
                 name, length = plain
@@ -135,6 +131,10 @@ class Tar:
                 yield member
                 position = content + -(-length // BLOCK) * BLOCK
                 continue
+            if not extended:
+                begin = position
+            if position and not block:
+                raise DamagedTar("cut off: no end-of-archive marker", min(begin, size))
             try:
                 header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end
@@ -292,18 +292,18 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
     `TarInfo.frombuf` takes fifteen times as long, as it parses owner, times and device; it decides wherever this says
     `None`, hence also what is an error.
     """
-    if len(block) != BLOCK or block[156] != _REGULAR_TYPE or block[345]:
+    # Sizes and checksums end with a zero where every usual writer has it.
+    if len(block) != BLOCK or block[156] != _REGULAR_TYPE or block[345] or block[135] or block[154]:
         return None
     try:
-        checksum = int(block[148:156].partition(b"\0")[0], 8)
-        length = int(block[124:136].partition(b"\0")[0], 8)
-        name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        checksum, length = int(block[148:154], 8), int(block[124:135], 8)
+        name = block[: end if (end := block.find(0, 0, 100)) >= 0 else 100].decode("utf-8", "surrogateescape")
     except ValueError:
         return None
     # The checksum is the sum of all bytes, its own field counted as eight spaces. Half of Adler-32 is 1 plus the sum
     # modulo 65,521, which 256 bytes do not reach.
-    parts = (zlib.adler32(block[:148]), zlib.adler32(block[156:334]), zlib.adler32(block[334:]))
-    total = (parts[0] & 0xFFFF) + (parts[1] & 0xFFFF) + (parts[2] & 0xFFFF) - 3 + 8 * 32
+    parts = (zlib.adler32(block[:256]), zlib.adler32(block[256:]), zlib.adler32(block[148:156]))
+    total = (parts[0] & 0xFFFF) + (parts[1] & 0xFFFF) - (parts[2] & 0xFFFF) - 1 + 8 * 32
     return (name, length) if total == checksum and length >= 0 else None
 
 
