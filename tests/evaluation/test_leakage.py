@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from mode.data.leakage import Leak, Leakage, TaskLeakage
-from mode.data.shards.index import build_index
+from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
+from mode.data.shards.reading import ImageFiles
 from mode.errors import ModeError
 from mode.evaluation.leakage import find_leakage
 from mode.evaluation.tasks import Task, open_task
@@ -96,6 +97,34 @@ def test_any_number_of_processes_finds_the_same(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("mode.evaluation.leakage._BLOCK", 3)
     assert find_leakage(sources, tmp_path, [task], workers=2) == alone
     assert [leak.key for leak in alone.leaks] == ["k1", "k2"]
+
+
+def test_the_index_leaves_out_what_was_found(tmp_path: Path) -> None:
+    task = a_task(tmp_path / "blobs", [scene(number) for number in range(2)])
+    folder = an_index(tmp_path, "base", {f"k{number}": encoded(scene(number)) for number in range(5)})
+    found = find_leakage({"base": folder}, tmp_path, [task], workers=1)
+    manifest = build_manifest(SourceParams(shards="base"), tmp_path)
+    report = build_index(manifest, tmp_path, folder, IndexParams(), unwanted=found.keys("base"))
+    assert (report.images, report.dropped, report.bad) == (3, 2, 0)
+    index = PairIndex.load(folder)
+    assert index.keys(np.arange(len(index))) == ["k2", "k3", "k4"]
+    files = ImageFiles(index, tmp_path)
+    assert [files.read(row) for row in range(3)] == [encoded(scene(number)) for number in (2, 3, 4)]
+    assert find_leakage({"base": folder}, tmp_path, [task], workers=1).leaks == []
+
+
+def test_images_of_a_table_are_left_out_too(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(encoded(scene(number)))
+    lines = ["image,caption", *(f"{number}.png,a blob" for number in range(4))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    manifest = build_manifest(SourceParams(shards="pairs.csv"), tmp_path)
+    build_index(manifest, tmp_path, tmp_path / "index", IndexParams())
+    task = a_task(tmp_path / "blobs", [scene(1)])
+    found = find_leakage({"base": tmp_path / "index"}, tmp_path, [task], workers=1)
+    report = build_index(manifest, tmp_path, tmp_path / "index", IndexParams(), unwanted=found.keys("base"))
+    assert (report.images, report.dropped) == (3, 1)
+    assert PairIndex.load(tmp_path / "index").files == ["0.png", "2.png", "3.png"]
 
 
 def test_what_was_found_survives_the_file(tmp_path: Path) -> None:

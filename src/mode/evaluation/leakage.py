@@ -78,7 +78,7 @@ def find_leakage(
     for source, folder in sources.items():
         rows = np.flatnonzero(np.diff(PairIndex.load(folder).image, prepend=-1))  # the first pair of every image
         images[source] = len(rows)
-        look = partial(_training_fingerprints, folder, root)
+        look = partial(_training_fingerprints, folder, root, (folder / "index.parquet").stat().st_mtime_ns)
         found: dict[int, tuple[int, int]] = {}
         for start, block in zip(
             range(0, len(rows), _BLOCK),
@@ -156,12 +156,13 @@ def _test_fingerprints(images: Sequence[ImageBytes]) -> Fingerprints:
     return _looked_at(image.read() for image in images)
 
 
-def _training_fingerprints(folder: Path, root: Path, rows: Sequence[int]) -> Fingerprints:
-    return _looked_at(_files(folder, root).read_many(rows))
+def _training_fingerprints(folder: Path, root: Path, written: int, rows: Sequence[int]) -> Fingerprints:
+    return _looked_at(_files(folder, root, written).read_many(rows))
 
 
 @lru_cache(maxsize=1)
-def _files(folder: Path, root: Path) -> ImageFiles:
+def _files(folder: Path, root: Path, _written: int) -> ImageFiles:
+    """Kept from one block to the next; `_written` tells an index from the one that was in the folder before."""
     return ImageFiles(PairIndex.load(folder), root)
 
 

@@ -77,13 +77,17 @@ def _files_of_tasks(project: Project) -> dict[str, dict[str, list[int]]]:
 
 def index(project: Project, source: str) -> None:
     """One pass over the shards of a source."""
+    from mode.data.leakage import Leakage
     from mode.data.shards.index import build_index
     from mode.data.shards.manifest import Manifest
 
     manifest = Manifest.load(project.manifest(source))
-    report = build_index(manifest, project.root, project.index(source), project.params.index)
+    params = project.params.index
+    leaked = Leakage.load(project.leakage).keys(source) if params.drop_leaked else frozenset()
+    report = build_index(manifest, project.root, project.index(source), params, unwanted=leaked)
     bad = ", ".join(f"{count} {kind}" for kind, count in sorted(report.counts.items())) or "nothing bad"
-    print(f"{source}: {report.pairs:,} pairs of {report.images:,} images; {bad}")
+    dropped = f"; {report.dropped} left out, which look like test images" if report.dropped else ""
+    print(f"{source}: {report.pairs:,} pairs of {report.images:,} images; {bad}{dropped}")
 
 
 def embedder(project: Project) -> None:

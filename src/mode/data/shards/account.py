@@ -21,6 +21,7 @@ class FileReport:
         images, pairs: good ones.
         bad: problems by kind; each damage of a tar is one, however many pairs it cost.
         read_bytes, lost_bytes: of a tar's bytes, those that are members or padding, and those that are damage.
+        dropped: good images that were left out on purpose.
     """
 
     path: str
@@ -29,6 +30,7 @@ class FileReport:
     bad: dict[str, int]
     read_bytes: int
     lost_bytes: int = 0
+    dropped: int = 0
 
 
 @dataclass
@@ -47,7 +49,7 @@ class IndexReport:
         """Enter one file."""
         bad = dict(Counter(problem.kind for problem in scan.problems))
         pairs, read = sum(map(len, scan.captions)), scan.size - scan.lost_bytes
-        self.files.append(FileReport(scan.path, len(scan.keys), pairs, bad, read, scan.lost_bytes))
+        self.files.append(FileReport(scan.path, len(scan.keys), pairs, bad, read, scan.lost_bytes, scan.dropped))
         self.problems.extend(scan.problems)
 
     @property
@@ -59,6 +61,11 @@ class IndexReport:
     def pairs(self) -> int:
         """Good pairs."""
         return sum(file.pairs for file in self.files)
+
+    @property
+    def dropped(self) -> int:
+        """Good images that were left out on purpose."""
+        return sum(file.dropped for file in self.files)
 
     @property
     def bad(self) -> int:
@@ -116,6 +123,7 @@ class IndexReport:
             "images": self.images,
             "pairs": self.pairs,
             "bad": self.counts,
+            "dropped": self.dropped,
             "bad_share": round(self.bad_share, 6),
             "files": [asdict(file) for file in self.files],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,12 @@ _WORTH_PROCESSES, _WORTH_PROCESSES_UNREAD = 64 * 2**20, 512 * 2**20
 
 
 def build_index(
-    manifest: Manifest, root: Path, out: Path, params: IndexParams, workers: int | None = None
+    manifest: Manifest,
+    root: Path,
+    out: Path,
+    params: IndexParams,
+    workers: int | None = None,
+    unwanted: Collection[tuple[str, str]] = (),
 ) -> IndexReport:
     """Index a source: find its pairs, and list what is bad.
 
@@ -68,6 +73,7 @@ def build_index(
         out: folder to write, as a whole or not at all.
         params: whether to decode every image, and the share of bad pairs at which to stop.
         workers: processes; default one per core if there is enough to read.
+        unwanted: (file, key) of images to leave out, as `files.parquet` and `index.parquet` name them.
 
     Raises:
         ModeError: a shard is missing or not the one in the manifest; too many pairs are bad; there is no pair.
@@ -80,6 +86,8 @@ def build_index(
         files: dict[str, list[Any]] = {"size": [], "sample": [], "etag": []}
         with parquet.ParquetWriter(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
             for scan in _scan_shards(manifest, root, params, workers):
+                if unwanted:
+                    scan.drop(unwanted)
                 writer.write_table(_to_table(scan, len(paths), report.images))
                 paths += scan.files
                 files["size"] += [scan.size] if manifest.kind == "tars" else scan.lengths

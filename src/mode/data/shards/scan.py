@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ class Scan:
         problems: what was skipped.
         lost_bytes: of a damaged tar, those that could not be read.
         sample: what tells the shard from another one (`identity.sample_of`), 0 of a table or an object.
+        dropped: images that were left out although nothing is wrong with them.
     """
 
     path: str
@@ -83,6 +85,7 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     lost_bytes: int = 0
     sample: int = 0
+    dropped: int = 0
 
     def add(self, key: str, offset: int, length: int, captions: list[str], check: int) -> None:
         """Add one image with its captions, at least one; the first `MOST_CAPTIONS` are kept."""
@@ -93,6 +96,18 @@ class Scan:
         self.offsets.append(offset)
         self.lengths.append(length)
         self.checks.append(check)
+
+    def drop(self, unwanted: Collection[tuple[str, str]]) -> None:
+        """Leave out the images of these (file, key), and count them in `dropped`."""
+        in_one = self.files == [self.path]
+        files = self.files * len(self.keys) if in_one else self.files
+        kept = [number for number, place in enumerate(zip(files, self.keys, strict=True)) if place not in unwanted]
+        if len(kept) == len(self.keys):
+            return
+        self.dropped += len(self.keys) - len(kept)
+        for name in ("keys", "captions", "offsets", "lengths", "checks", *([] if in_one else ["files"])):
+            values = getattr(self, name)
+            setattr(self, name, [values[number] for number in kept])
 
     def good_captions(self, key: str, captions: list[str]) -> list[str]:
         """Those that can be used, the others noted."""
