@@ -35,6 +35,7 @@ from dvc.utils.serialize import modify_yaml
 
 from benchmarks.study import clone, dvc, environment
 from flows.graph import in_order, read
+from flows.server import LOG_IN
 
 if TYPE_CHECKING:
     from prefect.client.schemas.filters import FlowRunFilter
@@ -124,8 +125,9 @@ class Page(AbstractContextManager["Page"]):
                 break
         else:
             raise RuntimeError(f"the page did not start: {''.join(self.output)}")
-        self.prefect, self.mlflow = (self.address(name) for name in ("Prefect", "MLflow"))
-        self.client = SyncPrefectClient(f"{self.prefect}/api")
+        self.log_in, self.mlflow = (self.address(name) for name in ("Prefect", "MLflow"))
+        self.prefect, _, self.secret = self.log_in.partition(f"{LOG_IN}#")
+        self.client = SyncPrefectClient(f"{self.prefect}/api", auth_string=self.secret)
 
     def address(self, name: str) -> str:
         """An address that it printed."""

@@ -146,7 +146,8 @@ def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) 
 
     The project's own commands come first in its path, and its output is not held back.
     """
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}
+    # No stage knows Prefect, and none needs the secret of its server.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     with _guard:
         if _stopping.is_set():

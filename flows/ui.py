@@ -4,6 +4,10 @@ Usage: python -m flows.ui [--prefect-port 4200] [--mlflow-port 5000] [--no-mlflo
 
 Ctrl-C (or SIGTERM) stops trainings with a checkpoint, then everything else, and leaves no process. Prefect's database
 and settings lie in `.mode/prefect`; nothing outside the project is read or written.
+
+Whoever reaches Prefect's server can run commands as this user. So it asks for a secret that is drawn at every start,
+and stands like MLflow behind `mode.door`, which lets in no page but its own. The secret is printed, and given to the
+server and the worker in their environment; it is in no file and no command line.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,6 +29,8 @@ from uuid import UUID
 
 from flows import MLFLOW_ADDRESS
 from flows.locks import all_dead, dead_runs, forget_run, holder, take
+from flows.server import LOG_IN
+from mode.door import HOST
 from mode.errors import ModeError
 from mode.paths import Paths
 from mode.processes import die_with_parent
@@ -33,8 +40,9 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import State
 
-HOST = "127.0.0.1"
 POOL = "mode"
+#: What every run of the pool starts. Without it the worker imports Prefect twice for each run, which takes seconds.
+COMMAND = "python -m prefect.engine"
 #: What ends the page, and its trainings with a checkpoint.
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds that the worker has to say itself how a run ended, before it is said in its place.
@@ -57,16 +65,21 @@ class Services:
 
     def __init__(self, root: Path, addresses: Addresses) -> None:
         self.root, self.addresses = root, addresses
+        self.secret = f"mode:{secrets.token_urlsafe(24)}"
         self.logs = Paths(root).logs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `python -m ARGUMENTS`; its output goes to `.mode/logs/NAME.log`."""
+    def start(self, name: str, *arguments: str, secret_as: str | None = None) -> subprocess.Popen[bytes]:
+        """Start `python -m ARGUMENTS`; its output goes to `.mode/logs/NAME.log`.
+
+        `secret_as` is the variable in which it finds the secret.
+        """
         with (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=self.root,
+                env={**os.environ, **({secret_as: self.secret} if secret_as else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -77,15 +90,19 @@ class Services:
         return process
 
     def command(self, name: str, *arguments: str) -> None:
-        """Run `python -m ARGUMENTS` to its end. Raises `ModeError`, which says where its output is, if it failed."""
-        code = self.start(name, *arguments).wait()
+        """Run `python -m ARGUMENTS`, a client of Prefect's, to its end.
+
+        Raises `ModeError`, which says where its output is, if it failed.
+        """
+        code = self.start(name, *arguments, secret_as="PREFECT_API_AUTH_STRING").wait()
         del self.processes[name]
         if code:
             raise ModeError(f"{' '.join(arguments)}: exit code {code}", f"see {self.logs / name}.log")
 
     def start_worker(self) -> None:
         """Start the worker that runs flows as processes of this machine."""
-        self.start("worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "here")
+        options = ("--pool", POOL, "--type", "process", "--name", "here")
+        self.start("worker", "prefect", "worker", "start", *options, secret_as="PREFECT_API_AUTH_STRING")
 
     def await_page(self, name: str, address: str, seconds: float = 300.0) -> None:
         """Wait until a service answers. Raises `ModeError`, which says where its output is, if it does not."""
@@ -117,7 +134,7 @@ class Services:
 
 
 def environment(root: Path, addresses: Addresses) -> dict[str, str]:
-    """Settings of this program, all services and the flows: the project's own Prefect home, and no telemetry."""
+    """Settings of this program, all services and the flows: the project's own Prefect home (telemetry: `mode`)."""
     folder, home = str(Path(sys.executable).parent), Paths(root).prefect_home
     return {
         "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -125,8 +142,10 @@ def environment(root: Path, addresses: Addresses) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_API_URL": addresses.api,
-        "PREFECT_UI_API_URL": addresses.api,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Relative, so that the page also works under the name localhost.
+        "PREFECT_UI_API_URL": "/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": addresses.prefect,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_CLI_PROMPT": "false",
         # Look for new runs and cancels often: it is one machine, and a cancelled training has 15 seconds.
@@ -134,11 +153,8 @@ def environment(root: Path, addresses: Addresses) -> dict[str, str]:
         "PREFECT_WORKER_PREFETCH_SECONDS": "1",
         "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "2",
         "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
         # Its queue for judging chat logs: five more processes, which nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "DVC_NO_ANALYTICS": "true",
         MLFLOW_ADDRESS: addresses.mlflow,
     }
 
@@ -191,6 +207,37 @@ def settle_dead_runs(
     return settled
 
 
+def prepare_pool(client: SyncPrefectClient) -> None:
+    """Make the worker's pool, or mend one that an earlier start has left; what else is tuned in the page stays."""
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    default = ProcessWorker.get_default_base_job_template()
+    try:
+        template = client.read_work_pool(POOL).base_job_template or default
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=fix_process(template)))
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=fix_process(default)))
+
+
+def fix_process(template: dict[str, Any]) -> dict[str, Any]:
+    """A pool's job template in which command, environment and folder are the pool's own, and no variables of a run.
+
+    Environment and folder keep the pool's values; the command is always `COMMAND`.
+    """
+    configuration, variables = dict(template["job_configuration"]), dict(template["variables"]["properties"])
+    for key in ("command", "env", "working_dir"):
+        default = variables.pop(key, {}).get("default")
+        if "{{" in str(configuration.get(key, "")):  # it named a variable: now it is what that had as its default
+            configuration[key] = default
+    kept = {key: value for key, value in configuration.items() if value is not None}
+    return {
+        "job_configuration": kept | {"command": COMMAND},
+        "variables": {**template["variables"], "properties": variables},
+    }
+
+
 def stop_runs(services: Services, client: SyncPrefectClient) -> None:
     """Stop the worker and its runs: trainings write checkpoints, and the runs become Cancelled."""
     from httpx import HTTPError
@@ -223,27 +270,24 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
     services = Services(root, addresses)
     try:
         port = addresses.prefect.rpartition(":")[2]
-        services.start("prefect", "prefect", "server", "start", "--host", HOST, "--port", port)
+        services.start("prefect", "flows.server", "prefect", port, secret_as="PREFECT_SERVER_API_AUTH_STRING")
         if mlflow:
             _start_mlflow(services)
         # Importing Prefect takes seconds, in which its server starts.
         from prefect.client.orchestration import SyncPrefectClient
-        from prefect.client.schemas.actions import WorkPoolCreate
-        from prefect.exceptions import ObjectAlreadyExists
         from prefect.states import Crashed
 
-        client = SyncPrefectClient(addresses.api)
+        client = SyncPrefectClient(addresses.api, auth_string=services.secret)
         services.await_page("prefect", f"{addresses.api}/health")
-        # A pool that someone has tuned in the page stays as it is.
-        with contextlib.suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        prepare_pool(client)
         services.command("deploy", "prefect", "--no-prompt", "deploy", "--all")
         settle_dead_runs(root, client, Crashed(message="its process has gone: the worker or the machine was stopped"))
         services.start_worker()
         if mlflow:
             services.await_page("mlflow", f"{addresses.mlflow}/health")
-        print(f"Prefect   {addresses.prefect}")
-        print(f"API       {addresses.api}    (export PREFECT_API_URL={addresses.api})")
+        print(f"Prefect   {addresses.prefect}{LOG_IN}#{services.secret}")
+        print(f"API       {addresses.api}    (export PREFECT_API_URL={addresses.api}")
+        print(f"          {' ' * len(addresses.api)}     export PREFECT_API_AUTH_STRING={services.secret})")
         print(f"MLflow    {addresses.mlflow if mlflow else 'not started'}")
         if mlflow and (comparison := page_addresses(Paths(root).runs, addresses.mlflow).get("comparison")):
             print(f"Compare   {comparison}")
@@ -267,10 +311,7 @@ def _start_mlflow(services: Services) -> None:
     tracker = Tracker(Paths(services.root).runs)
     tracker.prepare()  # before anyone else opens a fresh database
     port = services.addresses.mlflow.rpartition(":")[2]
-    services.start(
-        *("mlflow", "mlflow", "server", "--host", HOST, "--port", port, "--workers", "1"),
-        *("--backend-store-uri", tracker.uri, "--default-artifact-root", (tracker.folder / "artifacts").as_uri()),
-    )
+    services.start("mlflow", "flows.server", "mlflow", port)
 
 
 def _watch(services: Services, client: SyncPrefectClient) -> None:

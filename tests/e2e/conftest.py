@@ -21,6 +21,9 @@ REPOSITORY = Path(__file__).parent.parent.parent
 #: Milliseconds for what a page is to show: for what never comes, for a busy machine may take long.
 PATIENCE = 600_000
 
+#: What the browser's name server says.
+REBOUND = "MAP evil.example 127.0.0.1"
+
 #: Changes to the project's params.yaml that make everything small.
 SMALL: dict[str, dict[str, Any]] = {
     "glyphs": {"pairs": 1500, "shard_pairs": 500, "test_images": 1},
@@ -135,7 +138,9 @@ def new_project(tmp_path: Path) -> SmallProject:
 def tab() -> Iterator[Tab]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            executable_path=shutil.which("chromium"),
+            # A name that leads to this machine, as someone's name server may have it.
+            args=[*("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"), f"--host-resolver-rules={REBOUND}"],
         )
         tab = browser.new_page(viewport={"width": 1280, "height": 1000})
         tab.set_default_timeout(PATIENCE)

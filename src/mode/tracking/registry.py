@@ -41,9 +41,7 @@ def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
     Raises:
         ModeError: there is no such registry or model, or it is not an ensemble.
     """
-    elsewhere = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
-    if not elsewhere and not (runs / "mlflow.db").is_file():
-        raise ModeError(f"{uri}: {runs} holds no MLflow database", "run inside the project, or name the folder")
+    elsewhere = registry_elsewhere(uri, runs)
     mlflow = import_mlflow()
     from mlflow.exceptions import MlflowException
 
@@ -57,6 +55,15 @@ def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
     if "mixture" not in folders:
         raise ModeError(f"{uri}: not an ensemble of this project")
     return folders.pop("mixture"), folders
+
+
+def registry_elsewhere(uri: str, runs: Path) -> bool:
+    """Whether the environment names a registry. Raises `ModeError` if neither that nor the folder of runs has one."""
+    if os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI"):
+        return True
+    if not (runs / "mlflow.db").is_file():
+        raise ModeError(f"{uri}: {runs} holds no MLflow database", "run inside the project, or name the folder")
+    return False
 
 
 def fingerprint(folders: Iterable[Path]) -> str:
