@@ -35,6 +35,10 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+#: A picture for which Pillow would start Ghostscript.
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\nshowpage\n%%EOF\n"
+
+
 def test_a_good_request() -> None:
     read = read_request([encoded(png()), "data:image/png;base64," + encoded(png())], {"classes": ["a", "b"]})
     assert read.images == [png(), png()]
@@ -63,9 +67,16 @@ def test_a_good_request() -> None:
         ([encoded(png())] * 257, {"classes": ["a"]}, r"^image: 257 rows, more than 256 \(send several requests\)$"),
         (["?!"], {"classes": ["a"]}, "image 0: not base64"),
         ([encoded(png()), 3], {"classes": ["a"]}, r"^image 1: not a text \(images are sent as base64\)$"),
-        ([encoded(b"no image")], {"classes": ["a"]}, "image 0: not an image"),
+        ([encoded(b"no image")], {"classes": ["a"]}, "image 0: none of JPEG, PNG, WEBP"),
+        ([encoded(png(1, 20_000))], {"classes": ["a"]}, "image 0: 1 x 20000 pixels, longer than 50 times"),
+        ([encoded(EPS)], {"classes": ["a"]}, "image 0: none of JPEG, PNG, WEBP"),
+        (
+            [encoded(bomb(7_000, 7_000))] * 5,
+            {"classes": ["a"]},
+            r"^image: 245,000,000 pixels together, more than 200,000,000 \(send several requests\)$",
+        ),
         ([encoded(bomb(10_000, 10_000))], {"classes": ["a"]}, "image 0: 10000 x 10000 pixels, more than"),
-        ([encoded(bomb(60_000, 60_000))], {"classes": ["a"]}, "image 0: too many pixels"),
+        ([encoded(bomb(60_000, 60_000))], {"classes": ["a"]}, "image 0: .*exceeds limit"),
     ],
 )
 def test_bad_requests_are_refused(images: list[object], params: dict[str, object], message: str) -> None:

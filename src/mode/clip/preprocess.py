@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
 import torch
@@ -66,9 +66,10 @@ class SharedPreprocess:
         self.first = next(iter(self._each.values()))
         self.alike = len(self._distinct) == 1
 
-    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """RGB images, at least one, to `Preprocess.geometry` -> uint8 [images, 3, size, size]."""
-        return {geometry: torch.stack([cut(image) for image in images]) for geometry, cut in self._geometries.items()}
+    def pixels(self, images: Iterable[Image.Image]) -> dict[str, Tensor]:
+        """RGB images, at least one, to `Preprocess.geometry` -> uint8 [images, 3, size, size]; each is held once."""
+        cuts = [[cut(image) for cut in self._geometries.values()] for image in images]
+        return {geometry: torch.stack(column) for geometry, *column in zip(self._geometries, *cuts, strict=True)}
 
     def inputs(self, pixels: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
         """What `pixels` gave to model -> its input, float32 [images, 3, size, size] on the device.

@@ -17,8 +17,8 @@ OneImage = str | Path | bytes | Image.Image | NDArray[np.uint8]
 Images = OneImage | Sequence[OneImage] | Tensor
 
 
-def rgb_batches(images: Images, batch_size: int) -> Iterator[list[Image.Image]]:
-    """Decode images, a batch at a time.
+def rgb_batches(images: Images, batch_size: int) -> Iterator[Iterator[Image.Image]]:
+    """Decode images, in batches, each when it is asked for: whoever shrinks it at once has one in memory at a time.
 
     Args:
         images: one image or a sequence: a path, an encoded image (bytes), a PIL image, or uint8 [height, width, 3];
@@ -26,7 +26,7 @@ def rgb_batches(images: Images, batch_size: int) -> Iterator[list[Image.Image]]:
         batch_size: images in a batch, at most.
 
     Yields:
-        Images in RGB, at least one.
+        Images in RGB, at least one, to be taken before the next batch.
 
     Raises:
         ModeError: what cannot be an image, named by its path or number.
@@ -38,7 +38,7 @@ def rgb_batches(images: Images, batch_size: int) -> Iterator[list[Image.Image]]:
         images = list(images) if images.ndim == 4 else [images]
     listed = [images] if isinstance(images, str | Path | bytes | Image.Image) else images
     for start in range(0, len(listed), batch_size):
-        yield [_to_rgb(image, number) for number, image in enumerate(listed[start : start + batch_size], start)]
+        yield (_to_rgb(image, number) for number, image in enumerate(listed[start : start + batch_size], start))
 
 
 def _to_rgb(image: OneImage, number: int) -> Image.Image:

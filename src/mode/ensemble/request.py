@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from PIL import Image
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from mode.data.images import UndecodableImage, open_image
 from mode.ensemble.model import TEMPLATES
 from mode.errors import ModeError
 
-#: Images in one request, bytes and pixels of one of them.
-MAX_IMAGES, MAX_BYTES, MAX_PIXELS = 256, 20 * 2**20, 50_000_000
+#: Images in one request, bytes of one of them, and pixels of all: seconds of decoding.
+MAX_IMAGES, MAX_BYTES, MAX_PIXELS_OF_ALL = 256, 20 * 2**20, 200_000_000
+#: Bytes of a request as it is sent.
+MAX_REQUEST = 32 * 2**20
 #: Classes, templates, the prompts that they make together, and characters of one of them.
 MAX_CLASSES, MAX_TEMPLATES, MAX_PROMPTS, MAX_CHARACTERS = 1_000, 100, 10_000, 1_000
 
@@ -41,14 +42,21 @@ def _content(image: Any) -> bytes:
         content = base64.b64decode(image.rpartition(",")[2] if image.startswith("data:") else image, validate=True)
     except ValueError:
         raise ValueError("not base64") from None
-    try:
-        width, height = Image.open(io.BytesIO(content)).size
-    except Exception as error:  # Pillow's plugins raise whatever their parser runs into
-        bomb = isinstance(error, Image.DecompressionBombError)
-        raise ValueError("too many pixels" if bomb else "not an image") from None
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+    count_pixels(content)
     return content
+
+
+def count_pixels(content: bytes) -> int:
+    """Pixels of an encoded image, by its header alone.
+
+    Raises:
+        ValueError: it is none that is decoded here, in the words of `UndecodableImage`.
+    """
+    try:
+        width, height = open_image(content).size
+    except UndecodableImage as error:
+        raise ValueError(str(error)) from None
+    return width * height
 
 
 Text = Annotated[str, Field(strict=True, max_length=MAX_CHARACTERS)]
@@ -61,6 +69,14 @@ class Request(BaseModel):
     classes: Annotated[list[Text], Field(min_length=1, max_length=MAX_CLASSES)]
     templates: Annotated[list[Text], Field(max_length=MAX_TEMPLATES)]
     images: Annotated[list[Encoded], Field(min_length=1, max_length=MAX_IMAGES)]
+
+    @field_validator("images")
+    @classmethod
+    def _few_pixels(cls, images: list[bytes]) -> list[bytes]:
+        pixels = sum(map(count_pixels, images))
+        if pixels > MAX_PIXELS_OF_ALL:
+            raise ValueError(f"{pixels:,} pixels together, more than {MAX_PIXELS_OF_ALL:,} (send several requests)")
+        return images
 
     @model_validator(mode="after")
     def _few_prompts(self) -> Self:
