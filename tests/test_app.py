@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gradio import Error
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import mode
-from mode.app import ask_ensemble, build
+from mode.app import _answer, ask_ensemble, build
 from mode.cli import main
 from mode.errors import ModeError
 
 CLASSES = ["white chess king", "ace of hearts", "red queen"]
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 9, (height, width), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -112,3 +121,21 @@ def test_the_page_asks_its_ensemble(folder: Path) -> None:
             ask("\n".join(map(str, range(1001))), "{c}")
     finally:
         page.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EOF\n", "The image: none of JPEG, PNG, WEBP"),
+        (png(1, 20_000), "The image: 1 x 20000 pixels, longer than 50 times the shorter side"),
+        (png(10_000, 6_000), "The image: 10000 x 6000 pixels, more than 50,000,000"),
+        (png(400, 400)[:300], "image 0: cannot be decoded"),
+        (None, "The image is no longer there"),
+    ],
+)
+def test_an_odd_upload_is_a_sentence(folder: Path, content: bytes | None, reason: str) -> None:
+    upload = folder / "upload"
+    if content is not None:
+        upload.write_bytes(content)
+    with pytest.raises(Error, match=reason):
+        _answer(mode.load("models"), str(upload), "king", "{c}")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mode import door
+from mode.ensemble.images import OneImage
 from mode.ensemble.model import Ensemble
+from mode.ensemble.request import MAX_BYTES, MAX_REQUEST, count_pixels
 from mode.errors import ModeError
 
 if TYPE_CHECKING:
     from gradio import Blocks
-    from PIL.Image import Image
+    from starlette.types import ASGIApp
 
-HOST = "127.0.0.1"
 TITLE = "Mixture of Data Experts"
 HELP = (
     "Drop an image and type the classes it might be, one a line. The words of the classes alone decide how much each"
@@ -21,35 +25,44 @@ HELP = (
 )
 #: Classes, and characters of one, that the page takes.
 MAX_CLASSES, MAX_LENGTH = 1_000, 200
+#: Every so many seconds, uploads of so many seconds ago are removed.
+FORGET = (60, 1800)
 
 
 def serve(ensemble: Ensemble, port: int = 7860) -> None:
-    """Show the page on this machine until Ctrl-C; port 0 is any that is free.
+    """Show the page on this machine until Ctrl-C; port 0 is any that is free. What was uploaded goes with it.
 
     Raises:
         ModeError: the port is in use.
     """
-    page = build(ensemble)
-    try:
-        _, address, _ = page.launch(
-            server_name=HOST, server_port=port or None, share=False, quiet=True, prevent_thread_lock=True
-        )
-    except OSError as error:
-        raise ModeError(f"port {port}: {error}", "choose another: --port N") from None
+    with tempfile.TemporaryDirectory(prefix="mode-app-", ignore_cleanup_errors=True) as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        door.serve(application(build(ensemble)), port, _announce, MAX_REQUEST)
+
+
+def _announce(address: str) -> None:
     print(f"open {address}    (Ctrl-C stops it)", flush=True)
-    page.block_thread()
+
+
+def application(page: Blocks) -> ASGIApp:
+    """A page as an ASGI application, which refuses larger files than can be asked about."""
+    from fastapi import FastAPI
+    from gradio import mount_gradio_app
+
+    options = {"path": "/", "max_file_size": MAX_BYTES, "show_error": False, "run_history": False}
+    return mount_gradio_app(FastAPI(openapi_url=None), page, **options)  # type: ignore[no-any-return]
 
 
 def build(ensemble: Ensemble) -> Blocks:
-    """The page for an ensemble, not launched."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import
+    """The page for an ensemble, not served."""
     import gradio as gr
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=FORGET) as page:
         gr.Markdown(f"# {TITLE}\n{HELP}")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"])
+                # As it was uploaded: it is decoded where all images are, after a look at its size.
+                image = gr.Image(type="filepath", image_mode=None, label="Image", sources=["upload", "clipboard"])
                 classes = gr.Textbox(
                     label="Classes, one a line", lines=5, placeholder="white chess king\nace of hearts"
                 )
@@ -68,7 +81,7 @@ def build(ensemble: Ensemble) -> Blocks:
 
 
 def ask_ensemble(
-    ensemble: Ensemble, image: Image, classes: list[str], templates: list[str]
+    ensemble: Ensemble, image: OneImage, classes: list[str], templates: list[str]
 ) -> tuple[dict[str, float], list[list[Any]]]:
     """The ensemble's probabilities by class, and a row for each expert: name, weight, its answer, how sure in percent.
 
@@ -89,9 +102,7 @@ def ask_ensemble(
     return probabilities, rows
 
 
-def _answer(
-    ensemble: Ensemble, image: Image | None, classes: str, templates: str
-) -> tuple[dict[str, float], list[Any]]:
+def _answer(ensemble: Ensemble, image: str | None, classes: str, templates: str) -> tuple[dict[str, float], list[Any]]:
     from gradio import Error
 
     names = list(dict.fromkeys(line.strip() for line in classes.splitlines() if line.strip()))
@@ -101,6 +112,12 @@ def _answer(
     if len(names) > MAX_CLASSES or any(len(name) > MAX_LENGTH for name in [*names, *prompts]):
         raise Error(f"At most {MAX_CLASSES} classes of {MAX_LENGTH} characters.")
     try:
-        return ask_ensemble(ensemble, image, names, prompts)
+        content = Path(image).read_bytes()
+        count_pixels(content)
+        return ask_ensemble(ensemble, content, names, prompts)
+    except OSError:
+        raise Error("The image is no longer there: drop it once more.") from None
+    except ValueError as error:
+        raise Error(f"The image: {error}.") from None
     except ModeError as error:
         raise Error(str(error)) from None

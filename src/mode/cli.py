@@ -238,6 +238,23 @@ def web_page(
     serve(mode.load(models, device=None if device == "auto" else device), port)
 
 
+@app.command("serve")
+def answer_over_http(
+    model: Annotated[str, typer.Option(help="A registered ensemble.")] = "models:/mode-ensemble@champion",
+    port: Annotated[int, typer.Option(help="On this machine only (127.0.0.1); 0: any free one.")] = 5001,
+    runs: Annotated[Path, typer.Option(help="The folder of MLflow's database.")] = Path("mlruns"),
+) -> None:
+    """Answer requests to the registered ensemble over HTTP, in the format of `mlflow models serve`."""
+    from mode.door import serve
+    from mode.ensemble.request import MAX_REQUEST
+    from mode.tracking.serving import scoring_app
+
+    def announce(address: str) -> None:
+        typer.echo(f"POST {address}/invocations    (Ctrl-C stops it)")
+
+    serve(scoring_app(model, runs), port, announce, MAX_REQUEST)
+
+
 @app.command("add-source")
 def new_source(
     name: Annotated[str, typer.Argument(help="A name for the new source, such as `medical`.")],

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from playwright.sync_api import expect
 
 from mode.evaluation.tasks import open_task
 from tests.e2e.conftest import PATIENCE, SmallProject, environment, keep
+from tests.e2e.intruder import intrude
 
 pytestmark = [
     pytest.mark.e2e,
@@ -63,3 +65,14 @@ def test_an_image_and_classes_give_an_answer(
     tab.get_by_label("Classes, one a line").fill("")
     tab.get_by_role("button", name="Ask the ensemble").click()
     expect(tab.get_by_text("needs at least one name")).to_be_visible(timeout=PATIENCE)
+
+
+def test_no_other_page_asks_and_no_upload_stays(address: str, tab: Tab, tmp_path: Path) -> None:
+    intrude(tab, address, "/config", "/gradio_api/run/ask", '{"data": []}')
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(21 * 2**20))
+    tab.goto(address)
+    tab.get_by_test_id("image").get_by_test_id("file-upload").set_input_files(large)
+    expect(tab.get_by_text("exceed").first).to_be_visible(timeout=PATIENCE)
+    kept = [path for folder in Path(tempfile.gettempdir()).glob("mode-app-*") for path in folder.rglob("*.png")]
+    assert kept == []

@@ -1,12 +1,14 @@
-"""The registered ensemble behind `mlflow models serve`, asked over HTTP."""
+"""The registered ensemble behind `mlflow models serve` and `mode serve`, asked over HTTP."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +18,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Page as Tab
 
 import mode
 from mode.clip.model import build_model, save_model
@@ -27,6 +31,7 @@ from mode.embedding.base import build_embedder
 from mode.ensemble.router import Router
 from mode.params import EmbeddingParams, ImageParams, ModelParams, RoutingParams
 from mode.tracking.runs import Tracker
+from tests.e2e.intruder import intrude
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -59,23 +64,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(models: Path) -> Iterator[str]:
-    """Where it is served."""
+    """Where MLflow's own server answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/mode-ensemble@champion"]
+    command = ["-m", "mlflow", "models", "serve", "-m", "models:/mode-ensemble@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    # The package comes from the model's own copy, as on a machine that has no other.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MLFLOW_"))}
-    bin_folder = Path(sys.executable).parent
-    environment = {
-        **kept,
-        "MLFLOW_TRACKING_URI": Tracker(models / "mlruns").uri,
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-    }
-    with (models / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
+    with served(models, command) as server:
 
         def answers() -> bool:
             assert server.poll() is None, (models / "server.log").read_text()
@@ -85,6 +80,40 @@ def address(models: Path) -> Iterator[str]:
 
         wait_until(answers, (models / "server.log").read_text)
         yield f"http://127.0.0.1:{port}/invocations"
+
+
+@pytest.fixture(scope="module")
+def behind_the_door(models: Path) -> Iterator[str]:
+    """Where `mode serve` answers."""
+    with served(models, ["-m", "mode.cli", "serve", "--port", "0"]) as server:
+        log = models / "server.log"
+
+        def said() -> bool:
+            assert server.poll() is None, log.read_text()
+            return "POST http" in log.read_text()
+
+        wait_until(said, log.read_text)
+        yield log.read_text().partition("POST ")[2].split()[0]
+
+
+@contextlib.contextmanager
+def served(models: Path, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a process group of its own."""
+    # The package comes from the model's own copy, as on a machine that has no other.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MLFLOW_"))}
+    environment = {
+        **kept,
+        "MLFLOW_TRACKING_URI": Tracker(models / "mlruns").uri,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    if "mode.cli" in command:
+        environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
+    with (models / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
@@ -123,6 +152,27 @@ def test_the_answer_is_that_of_the_loaded_model(models: Path, address: str) -> N
     assert [row["label"] for row in answer["predictions"]] == task.labels([png(0), png(1)])
 
 
+def test_the_door_changes_no_answer(address: str, behind_the_door: str) -> None:
+    given = [encoded(png(0)), encoded(png(1))]
+    assert ask(behind_the_door, given, classes=CLASSES) == ask(address, given, classes=CLASSES)
+    assert ask(behind_the_door, given)[0] == 400
+
+
+def test_a_request_that_fills_the_memory_is_not_read(behind_the_door: str) -> None:
+    place = urlsplit(behind_the_door)
+    connection = http.client.HTTPConnection(place.netloc)
+    connection.putrequest("POST", place.path)
+    connection.putheader("Content-Length", str(33 * 2**20))
+    connection.endheaders()
+    assert connection.getresponse().status == 413  # before a byte of it is sent
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_no_page_asks(behind_the_door: str, tab: Tab) -> None:
+    body = {"dataframe_split": {"columns": ["image"], "data": [[encoded(png(0))]]}, "params": {"classes": ["a"]}}
+    intrude(tab, behind_the_door.removesuffix("/invocations"), "/version", "/invocations", json.dumps(body))
+
+
 def test_a_thousand_classes_are_answered(address: str) -> None:
     status, answer = ask(address, [encoded(png(0))], classes=[f"king {number}" for number in range(1000)])
     assert status == 200
@@ -147,7 +197,7 @@ def bomb() -> bytes:
         ([encoded(png(0))], {"classes": [f"king {n}" for n in range(3000)]}, "3,000, more than 1,000"),
         ([], {"classes": ["a"]}, "image: there is none"),
         (["?!"], {"classes": ["a"]}, "image 0: not base64"),
-        ([encoded(b"text")], {"classes": ["a"]}, "image 0: not an image"),
+        ([encoded(b"text")], {"classes": ["a"]}, "image 0: none of JPEG, PNG, WEBP"),
         ([encoded(png(0)), encoded(png(1)[:400])], {"classes": ["a"]}, "image 1: cannot be decoded"),
         ([encoded(bomb())], {"classes": ["a"]}, "image 0: 10000 x 10000 pixels, more than 50,000,000"),
         (["A" * 30_000_000], {"classes": ["a"]}, "image 0: larger than 20 MiB"),
