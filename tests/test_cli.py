@@ -88,6 +88,18 @@ def test_stages_and_keys_are_checked(project: Path, capsys: pytest.CaptureFixtur
     assert "no expert is called 'expert-9'" in fails(capsys, "stage", "expert", "expert-9")
 
 
+def test_in_a_pipeline_dvc_says_which_source_or_expert(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "expert@expert-9")
+    assert "no expert is called 'expert-9'" in fails(capsys, "stage", "expert")
+    assert "no expert is called 'expert-8'" in fails(capsys, "stage", "expert", "expert-8")
+    monkeypatch.setenv("DVC_STAGE", "watch@$(touch planted)")
+    assert "no source is called '$(touch planted)'" in fails(capsys, "stage", "data")
+    monkeypatch.setenv("DVC_STAGE", "evaluate")
+    assert "stage index needs a key" in fails(capsys, "stage", "index")
+
+
 def test_an_empty_shard_folder_stops_the_stage(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "empty").mkdir()
     change(project, "sources", base={"shards": "empty"})

@@ -36,14 +36,19 @@ Models = Annotated[str, typer.Option(help="Folder of trained models, or `models:
 @app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as `index` or `expert`.")],
-    key: Annotated[str | None, typer.Argument(help="Its source or expert, such as `base` or `expert-0`.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(help="Its source or expert, such as `base` or `expert-0`; in `dvc repro` DVC says.")
+    ] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Run one stage of the pipeline, as dvc.yaml does. `dvc repro STAGE` runs it with all it needs."""
     from mode.processes import die_with_parent
-    from mode.stages import run_stage
+    from mode.stages import KEYED_STAGES, run_stage
 
     die_with_parent()
+    if name in KEYED_STAGES and key is None:
+        # Of `dvc repro`: `expert@expert-0`. In the command itself a name would be read by a shell.
+        key = os.environ.get("DVC_STAGE", "").partition("@")[2] or None
     run_stage(name, key, Path.cwd(), params)
 
 
