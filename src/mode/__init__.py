@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,19 @@ if TYPE_CHECKING:
     from mode.ensemble.model import Ensemble
 
 __all__ = ["load"]
+
+#: Nothing that this project is made with tells its maker of its use, unless the environment says otherwise. Set here,
+#: because these libraries read it when they are imported, and whatever imports them here has imported `mode` before.
+_NO_TELEMETRY = {
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "true",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+for _name, _value in _NO_TELEMETRY.items():
+    os.environ.setdefault(_name, _value)
 
 
 def load(

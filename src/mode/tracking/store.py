@@ -192,9 +192,7 @@ def pointed_at(uri: str) -> Iterator[None]:
 
 
 def import_mlflow() -> Any:
-    """MLflow, quiet and without telemetry: its settings are read on import."""
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    """MLflow, quiet: its settings are read on import."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 

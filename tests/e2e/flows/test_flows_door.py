@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -13,6 +13,7 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 
 from flows.ui import COMMAND, POOL
 from mode.paths import Paths
+from tests.e2e.calls import Calls
 from tests.e2e.flows.conftest import Page, ToyProject
 from tests.e2e.intruder import intrude, status_of
 
@@ -23,15 +24,26 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
+    """Whom the pages, and the runs that they start, have called."""
+    return Calls(tmp_path_factory.mktemp("calls") / "calls")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, calls: Calls) -> Iterator[Page]:
     """Both pages of a project of this module's own."""
     project = ToyProject(tmp_path_factory.mktemp("door") / "project")
     project.create()
-    with Page(project) as page:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in calls.settings.items():
+            patch.setenv(name, value)
+        patch.delenv("DO_NOT_TRACK", raising=False)
+        page = Page(project)
+    with page:
         yield page
 
 
-def test_no_other_page_reaches_prefect(pages: Any, tab: Tab) -> None:
+def test_no_other_page_reaches_prefect(pages: Page, tab: Tab) -> None:
     tab.goto(pages.log_in)
     tab.get_by_text("Event Feed").wait_for()  # the browser has the secret now
     deployment = pages.client.read_deployment_by_name("evaluate/evaluate").id
@@ -44,7 +56,7 @@ def test_no_other_page_reaches_prefect(pages: Any, tab: Tab) -> None:
     tab.get_by_text("add-expert").first.wait_for()
 
 
-def test_no_other_page_reaches_mlflow(pages: Any, tab: Tab) -> None:
+def test_no_other_page_reaches_mlflow(pages: Page, tab: Tab) -> None:
     intrude(tab, pages.mlflow, "/ajax-api/2.0/mlflow/experiments/get?experiment_id=0", CREATE, '{"name": "intruded"}')
     known = pages.mlflow + "/api/2.0/mlflow/experiments/get-by-name?experiment_name="
     assert status_of(known + "intruded", {}) == 404
@@ -57,12 +69,12 @@ def test_no_other_page_reaches_mlflow(pages: Any, tab: Tab) -> None:
 CREATE = "/ajax-api/2.0/mlflow/experiments/create"
 
 
-def test_prefect_asks_for_its_secret(pages: Any) -> None:
+def test_prefect_asks_for_its_secret(pages: Page) -> None:
     for secret in ("", "Basic bW9kZTo=", f"Bearer {pages.secret}"):
         assert status_of(f"{pages.prefect}/api/admin/version", {"Authorization": secret}) == 401
 
 
-def test_no_run_chooses_what_is_started(pages: Any) -> None:
+def test_no_run_chooses_what_is_started(pages: Page) -> None:
     """Nor does one of a pool that an earlier version has made."""
     template = pages.client.read_work_pool(POOL).base_job_template
     assert template["job_configuration"]["command"] == COMMAND
@@ -78,14 +90,19 @@ def test_no_run_chooses_what_is_started(pages: Any) -> None:
     assert not (pages.root / "intruded").exists()
 
 
-def test_the_secret_is_in_no_file_and_no_command_line(pages: Any) -> None:
-    pages.await_end(pages.start("evaluate"))
+def test_the_secret_is_in_no_file_and_no_command_line(pages: Page) -> None:
+    pages.await_end(pages.start("pipeline"))
     _, _, secret = pages.secret.partition(":")
     kept = [path for path in pages.root.rglob("*") if path.is_file() and ".git" not in path.parts]
     assert Paths(pages.root).logs / "worker.log" in kept
     assert [str(path) for path in kept if secret.encode() in path.read_bytes()] == []
     for process in psutil.process_iter(["cmdline"]):
         assert secret not in " ".join(process.info["cmdline"] or [])
+
+
+def test_neither_pages_nor_runs_call_anyone(pages: Page, calls: Calls) -> None:
+    pages.await_end(pages.start("evaluate"))
+    assert calls.hosts() == []
 
 
 def test_a_pool_of_an_earlier_version_is_mended(tmp_path: Path) -> None:
