@@ -39,9 +39,14 @@ def add_expert(
     with work(machine) as here:
         path = Paths(here.root).params_file
         if not is_known(load_params(path), name, shards):
-            here.step(f"add source {name}", "mode.cli", "add-source", name, shards, "--experts", str(experts))
+            here.step(f"add source {name}", *adding(name, shards, experts))
         new = [key for key, expert in load_params(path).experts.items() if expert.source == name]
         return here.finish(here.run(lambda pipeline: part_for(pipeline, new)))
+
+
+def adding(name: str, shards: str, experts: int) -> list[str]:
+    """The module and arguments that add a source; behind `--` nothing is taken for an option."""
+    return ["mode.cli", "add-source", "--experts", str(experts), "--", name, shards]
 
 
 def is_known(params: Params, name: str, shards: str) -> bool:

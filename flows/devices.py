@@ -38,12 +38,10 @@ class Machine(BaseModel):
     """Trainings side by side on the CPU; its threads are divided among them unless params.yaml says."""
     per_device: int = Field(default=1, ge=1, le=8)
     """Trainings on one GPU at a time."""
-    engine: str = Field(
-        default="",
-        pattern=r"^(|local|dask|[a-z]+://[^\s/]+)$",
-        description="Where captions are embedded and assigned: local; dask: processes on the worker's machine;"
-        " a Dask scheduler that is there, such as tcp://host:8786; empty: as params.yaml says. The result is the same.",
-    )
+    # No address: the project's data goes to a scheduler that params.yaml names, and to no other.
+    engine: Literal["", "local", "dask"] = ""
+    """Where captions are embedded and assigned: local; dask: processes on the worker's machine; empty: as params.yaml
+    says, where a Dask scheduler may be named. The result is the same."""
     retries: int = Field(default=2, ge=0, le=10)
     """Times that a failing stage is tried again, from its last checkpoint."""
     retry_delay: float = Field(default=5.0, ge=0, le=3600)

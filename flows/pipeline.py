@@ -45,7 +45,7 @@ def pipeline(
         if before.fatal:
             return here.finish(before)
         path = Paths(here.root).order
-        here.step(f"order by {task}", "mode.cli", "order", task, "--output", str(path))
+        here.step(f"order by {task}", "mode.cli", "order", "--output", str(path), "--", task)
         experts = [graph.stage_of(name) for name in json.loads(path.read_text(encoding="utf-8"))]
         return here.finish(here.run(lambda pipeline: graph.first(pipeline, experts)))
 

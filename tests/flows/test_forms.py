@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from flows.add_expert import add_expert, is_known, part_for
+from flows.add_expert import add_expert, adding, is_known, part_for
 from flows.devices import Machine
 from flows.evaluate import evaluate
 from flows.graph import in_order, make_pipeline
 from flows.pipeline import pipeline
 from flows.train_expert import part_for as part_for_experts
 from flows.train_expert import train_expert
+from mode.cli import main
 from mode.errors import ModeError
 from mode.params import load_params, parse_params
 
@@ -48,6 +50,7 @@ def test_form_can_be_sent_as_it_is(flow: Any) -> None:
         {"threads": 2},
         {"per_device": 1.5},
         {"engine": "spark"},
+        {"engine": "tcp://evil.example:8786"},  # a run's data would go there
     ],
 )
 def test_wrong_machine_is_refused(wrong: dict[str, Any]) -> None:
@@ -115,3 +118,19 @@ def test_deployments_name_the_flows() -> None:
     schedules = [schedule for entry in content["deployments"] for schedule in entry.get("schedules", [])]
     assert schedules
     assert not any(schedule["active"] for schedule in schedules)
+
+
+@pytest.mark.parametrize("shards", ["--help", "-h", "--params=/nowhere", "--"])
+def test_shards_are_never_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shards: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    module, *arguments = adding("new", shards, 1)
+    assert module == "mode.cli"
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {shards}: ")
