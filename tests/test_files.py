@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mode.files import sha256_of, write_aside
+from mode.errors import ModeError
+from mode.files import is_there, make_room, only_writer, sha256_of, write_aside
+from tests.killing import KILL, end_at
+
+
+def cannot_exchange(one: Path, other: Path) -> bool:
+    """As on a file system such as NFS."""
+    return False
 
 
 def names(folder: Path) -> list[str]:
@@ -99,3 +110,182 @@ def test_checksum(tmp_path: Path, size: int) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
     (tmp_path / "file").write_bytes(content[:size])
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+def shapes(parent: Path) -> dict[str, Path]:
+    """What may be at a path before: nothing, a file, a folder, links to them as DVC makes them, a link to nothing."""
+    cache = parent / "cache"
+    (cache / "folder").mkdir(parents=True)
+    (cache / "folder/old").write_text("cached")
+    (cache / "file").write_text("cached")
+    made = {kind: parent / kind / "out" for kind in ("nothing", "file", "folder", "link", "folder link", "dangling")}
+    for path in made.values():
+        path.parent.mkdir()
+    made["file"].write_text("old")
+    made["folder"].mkdir()
+    (made["folder"] / "old").write_text("old")
+    made["link"].symlink_to(cache / "file")
+    made["folder link"].symlink_to(cache / "folder")
+    made["dangling"].symlink_to(cache / "gone")
+    return made
+
+
+def write(path: Path, kind: str) -> None:
+    with write_aside(path) as temporary:
+        if kind == "folder":
+            temporary.mkdir()
+            (temporary / "new").write_text("new")
+        else:
+            temporary.write_text("new")
+
+
+def content(path: Path) -> str:
+    return (path / "new" if path.is_dir() else path).read_text()
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_anything_is_replaced_by_anything(
+    tmp_path: Path, new: str, exchanges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr("mode.files._exchange", cannot_exchange)
+    for path in shapes(tmp_path).values():
+        write(path, new)
+        assert content(path) == "new"
+        assert path.is_dir() == (new == "folder")
+        assert not path.is_symlink()
+        assert names(path.parent) == ["out"]
+    assert (tmp_path / "cache/file").read_text() == (tmp_path / "cache/folder/old").read_text() == "cached"
+    assert names(tmp_path / "cache") == ["file", "folder"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_folder(
+    tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr("mode.files._exchange", cannot_exchange)
+    path, both, step, code = tmp_path / "model", ("config", "weights"), 0, -1
+
+    def write_both() -> None:
+        with write_aside(path) as temporary:
+            temporary.mkdir()
+            for name in both:
+                (temporary / name).write_text("new")
+
+    while code:
+        step += 1
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        for name in both:
+            (path / name).write_text("old")
+        code = end_at(step, "steps", KILL, write_both)
+        assert path.is_dir() or not exchanges
+        assert is_there(path)
+        assert len({(path / name).read_text() for name in both}) == 1
+        write_both()
+        assert names(tmp_path) == ["model"]
+        assert (path / "weights").read_text() == "new"
+    assert step > 15
+
+
+def test_a_reader_always_finds_one_of_the_two(tmp_path: Path) -> None:
+    path, ended = tmp_path / "model", threading.Event()
+    write(path, "folder")
+    missed: list[int] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            if not (path / "new").is_file():
+                missed.append(1)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for _ in range(100):
+        write(path, "folder")
+    ended.set()
+    reader.join()
+    assert not missed
+
+
+def test_an_interrupt_between_the_two_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, where the file system cannot exchange."""
+    path, replace = tmp_path / "model", Path.replace
+    path.mkdir()
+    (path / "old").write_text("old")
+
+    def interrupted(self: Path, target: Path) -> Path:
+        moved = replace(self, target)
+        if target.name.endswith(".previous"):
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr("mode.files._exchange", cannot_exchange)
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, "folder")
+    assert content(path) == "new"
+    assert names(tmp_path) == ["model"]
+
+
+def test_content_and_names_are_on_the_disk_before_and_after_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    write(tmp_path / "model", "folder")
+    assert sorted(steps[:2]) == ["model", "new"]
+    assert steps[2:] == ["rename", tmp_path.name]
+
+
+def test_one_writer_at_a_time_and_the_other_is_told_who(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\nfrom mode.files import only_writer\n"
+        "with only_writer(pathlib.Path(sys.argv[1]), 'models/expert-0'):\n"
+        "    print('ready', flush=True); sys.stdin.read()\n"
+    )
+    lock = tmp_path / "locks" / "expert-0.lock"
+    command = [sys.executable, "-c", code, str(lock)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        said = rf"models/expert-0 is being written by process {holder.pid} on "
+        with pytest.raises(ModeError, match=said), only_writer(lock, "models/expert-0"):
+            raise AssertionError
+    finally:
+        holder.kill()
+        holder.communicate()
+    with only_writer(lock, "models/expert-0"):
+        pass
+
+
+def test_room_is_taken_or_refused_with_the_numbers(tmp_path: Path) -> None:
+    (tmp_path / "some").write_bytes(b"some")
+    make_room(tmp_path / "some", 100)
+    assert (tmp_path / "some").read_bytes() == b"some" + bytes(96)
+    make_room(tmp_path / "new", 8192)
+    assert (tmp_path / "new").stat().st_blocks * 512 >= 8192
+    make_room(tmp_path / "empty", 0)
+    assert (tmp_path / "empty").read_bytes() == b""
+    code = (
+        "import resource, signal, sys, pathlib\nfrom mode.files import make_room\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "make_room(pathlib.Path(sys.argv[1]), 20_000)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "large")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert re.search(r"ModeError: .*large: File too large: 20,000 bytes are needed, [\d,]+ are free", refused.stderr)
+    assert not (tmp_path / "large").exists()
