@@ -39,10 +39,22 @@ WHOLE: dict[str, Any] = {
 
 
 def test_a_file_is_saved_as_it_was_loaded(tmp_path: Path) -> None:
-    written = json.dumps(WHOLE, indent=2) + "\n"
-    (tmp_path / "metrics.json").write_text(written)
+    (tmp_path / "metrics.json").write_text(json.dumps(WHOLE, indent=2) + "\n")
     Results.load(tmp_path / "metrics.json").save(tmp_path / "again.json")
-    assert (tmp_path / "again.json").read_text() == written
+    saved = json.loads((tmp_path / "again.json").read_text())
+    assert "mode:sha256" in saved.pop("checksum")
+    assert json.dumps(saved) == json.dumps(WHOLE)
+    again = (tmp_path / "again.json").read_bytes()
+    Results.load(tmp_path / "again.json").save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == again
+
+
+def test_a_figure_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    Results.model_validate(WHOLE).save(tmp_path / "metrics.json")
+    text = (tmp_path / "metrics.json").read_text()
+    (tmp_path / "metrics.json").write_text(text.replace("69.857", "69.957"))
+    with pytest.raises(ModeError, match=r"metrics\.json: damaged"):
+        Results.load(tmp_path / "metrics.json")
 
 
 def test_a_part_that_is_missing_stays_missing(tmp_path: Path) -> None:
@@ -50,7 +62,8 @@ def test_a_part_that_is_missing_stays_missing(tmp_path: Path) -> None:
     results = Results.model_validate(part)
     assert results.routing == results.cost == {}
     results.save(tmp_path / "metrics.json")
-    assert json.loads((tmp_path / "metrics.json").read_text()) == part
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    assert {key: value for key, value in saved.items() if key != "checksum"} == part
     results.suite = SuiteFacts(name="clip26", missing=[])
     results.save(tmp_path / "metrics.json")
     assert Results.load(tmp_path / "metrics.json").suite == results.suite

@@ -81,6 +81,25 @@ def verify(
 
 
 @app.command()
+def check() -> None:
+    """Compare everything that the project's stages have written with its checksums; exit code 1 if anything is damaged.
+
+    All of it is read: indexes, vectors, embedder, clusters, assignments, models, checkpoints, metrics.
+    """
+    from mode.integrity import check_project
+    from mode.paths import Paths
+
+    damaged, total = 0, 0
+    for finding in check_project(Paths(Path.cwd())):
+        state = "DAMAGED" if finding.fault else "ok" if finding.has_checksum else "no checksum"
+        typer.echo(f"{finding.number} of {finding.total}: {state}: {finding.fault or finding.path}")
+        damaged, total = damaged + bool(finding.fault), finding.total
+    typer.echo(f"{total} outputs, {damaged or 'none'} damaged")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     tasks: Annotated[
         list[str] | None,

@@ -63,3 +63,6 @@ class Paths:
 
     def model(self, name: str) -> Path:
         return self.models / name
+
+    def training_lock(self, name: str) -> Path:
+        return self.state / "trainings" / f"{name}.lock"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, StrictFloat, StrictInt, ValidationError
 
+from mode.checksums import SEAL
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.roles import ENSEMBLE, EXPERT, SEED, UNIFORM, role_of
@@ -145,9 +146,10 @@ class Results(BaseModel):
         """Read a metrics file.
 
         Raises:
-            ModeError: it is not there, is no JSON, or is not made of figures.
+            ModeError: it is not there, is damaged, is no JSON, or is not made of figures.
         """
         try:
+            SEAL.check(path)
             results = cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise ModeError(f"{path}: no such file", "run `dvc repro` first") from None
@@ -160,10 +162,11 @@ class Results(BaseModel):
         return results
 
     def save(self, path: Path) -> None:
-        """Write a metrics file; one that is there is replaced as a whole."""
+        """Write a metrics file, with its checksum; one that is there is replaced as a whole."""
         with write_aside(path) as temporary:
-            content = json.dumps(self.model_dump(exclude_unset=True), indent=2)
+            content = json.dumps({**self.model_dump(exclude_unset=True), "checksum": SEAL.blank}, indent=2)
             temporary.write_text(content + "\n", encoding="utf-8")
+            SEAL.fill(temporary)
 
     @property
     def models(self) -> list[str]:

@@ -41,15 +41,15 @@ def write_sealed(
     SEAL.fill(path)
 
 
-def read_sealed(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of a Parquet file; of one without checksums as well.
+def read_sealed(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of a Parquet file, by default all; of one without checksums as well.
 
     Raises:
         ModeError: it is missing, no Parquet file, has no such columns, or is damaged where it was read.
     """
     with _one_line(path):
         check_footer(path)
-        return parquet.read_table(path, columns=list(columns), page_checksum_verification=True)
+        return parquet.read_table(path, columns=columns and list(columns), page_checksum_verification=True)
 
 
 def iter_sealed(path: Path, column: str, rows: int) -> Iterator[list[Any]]:
@@ -59,6 +59,14 @@ def iter_sealed(path: Path, column: str, rows: int) -> Iterator[list[Any]]:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             for block in file.iter_batches(rows, columns=[column]):
                 yield block.column(0).to_pylist()
+
+
+def names_of(path: Path) -> list[str]:
+    """Columns that a Parquet file has. Raises as `read_sealed`."""
+    with _one_line(path):
+        check_footer(path)
+        names: list[str] = parquet.read_schema(path).names
+        return names
 
 
 def facts_of(path: Path) -> dict[str, str]:

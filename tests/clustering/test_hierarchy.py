@@ -68,7 +68,7 @@ def test_random_centres_are_the_means_of_the_assigned():
 
 @pytest.mark.parametrize("strategy", ["two-level", "one-step", "random"])
 def test_fitted_on_a_sample_and_repeatable(tmp_path, strategy):
-    vectors = np.random.default_rng(0).standard_normal((700, 5)).astype(np.float16)
+    vectors = np.random.default_rng(0).uniform(-1, 1, (700, 5)).astype(np.float16)
     np.save(tmp_path / "vectors.npy", vectors)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
     params = ClusteringParams(strategy=strategy, sample=300)

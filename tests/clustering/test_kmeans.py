@@ -141,7 +141,7 @@ def test_same_seed_same_fit_and_other_seed_another():
 
 
 def test_blocks_and_memory_map_change_nothing(tmp_path):
-    points = np.random.default_rng(0).standard_normal((1000, 6)).astype(np.float16)
+    points = np.random.default_rng(0).uniform(-1, 1, (1000, 6)).astype(np.float16)
     np.save(tmp_path / "points.npy", points)
     whole = balanced_kmeans(Rows(points), 8, balance=1.1, iterations=8, random_seed=0)
     mapped = Rows(np.load(tmp_path / "points.npy", mmap_mode="r"), block=33)

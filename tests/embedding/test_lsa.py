@@ -67,7 +67,7 @@ def test_saved_and_loaded(tmp_path):
     assert again.fingerprint == embedder.fingerprint
     assert (again.name, again.dimensions) == ("lsa", 4)
     assert sorted(path.name for path in (tmp_path / "embedder").iterdir()) == [
-        "embedder.json", "lsa.safetensors", "vocabulary.json"]  # fmt: skip
+        "SHA256SUMS", "embedder.json", "lsa.safetensors", "vocabulary.json"]  # fmt: skip
     other = build_embedder(EmbeddingParams(dimensions=3), CAPTIONS, random_seed=0)
     assert other.fingerprint != embedder.fingerprint
 

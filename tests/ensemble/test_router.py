@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mode.checksums import write_manifest
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.combine import combine
 from mode.ensemble.router import Router, class_vectors
@@ -165,14 +166,19 @@ class TestFolder:
 
         shutil.copytree(tmp_path / "e", tmp_path / "cut")
         (tmp_path / "cut" / "conditions.safetensors").write_bytes(b"\x10")
+        with pytest.raises(ModeError, match=r"conditions.safetensors: damaged"):
+            Router.load(tmp_path / "cut")
+        (tmp_path / "cut" / "SHA256SUMS").unlink()  # as an older version wrote it
         with pytest.raises(ModeError, match="damaged ensemble"):
             Router.load(tmp_path / "cut")
 
         description = json.loads((tmp_path / "e" / "ensemble.json").read_text())
         (tmp_path / "e" / "ensemble.json").write_text(json.dumps({**description, "format": 99}))
+        write_manifest(tmp_path / "e")
         with pytest.raises(ModeError, match="format 99"):
             Router.load(tmp_path / "e")
         (tmp_path / "e" / "ensemble.json").write_text("{")
+        write_manifest(tmp_path / "e")
         with pytest.raises(ModeError, match="damaged ensemble"):
             Router.load(tmp_path / "e")
 

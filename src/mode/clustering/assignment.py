@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 
+from mode.checksums import content_of
 from mode.clustering.hierarchy import Clusters, random_clusters
 from mode.clustering.rows import BLOCK, NearestCentre, Rows
+from mode.embedding.base import load_vectors, origin_of
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
-from mode.files import sha256_of_folder, write_aside
+from mode.files import is_there, write_aside
 from mode.progress import Progress
+from mode.sealed_parquet import facts_of, read_sealed, write_sealed
 
 #: Share of a vector's squared length below which |x|^2 - 2xc + |c|^2 has lost digits, and |x - c|^2 is computed anew.
 CANCELLATION = 1e-2
 #: Columns of the parquet file: row of the index, and what `Assignment` has.
 SCHEMA = pa.schema([("pair", pa.int64()), ("fine", pa.int32()), ("coarse", pa.int32()), ("distance", pa.float32())])
+#: Name of what the file says of where the vectors came from.
+_ORIGIN = "mode.origin"
 #: Rows of a parquet row group: what `assign_file` holds back before it writes.
 ROW_GROUP = 1 << 20
 
@@ -44,8 +50,8 @@ class Assignment:
 
     def save(self, path: Path) -> None:
         """Write a parquet file of the columns of `SCHEMA`."""
-        with write_aside(path) as aside:
-            parquet.write_table(self.table(), aside, row_group_size=ROW_GROUP)
+        with write_aside(path) as aside, write_sealed(aside, SCHEMA) as writer:
+            writer.write_table(self.table(), row_group_size=ROW_GROUP)
 
     def table(self, first: int = 0) -> pa.Table:
         """The columns of `SCHEMA`, for an assignment that begins with the pair `first`."""
@@ -54,12 +60,17 @@ class Assignment:
 
     @classmethod
     def load(cls, path: Path) -> Assignment:
-        """Read what `save` wrote. Raises `ModeError` where there is none."""
-        try:
-            table = parquet.read_table(path, columns=["fine", "coarse", "distance"])
-        except FileNotFoundError:
-            raise ModeError(f"{path}: no such file", "run the assignment stage") from None
+        """Read what `save` wrote. Raises `ModeError` where there is none, or a damaged one."""
+        is_there(path)
+        table = read_sealed(path, ["fine", "coarse", "distance"])
         return cls(*(table[name].to_numpy() for name in ("fine", "coarse", "distance")))
+
+    @staticmethod
+    def origin(path: Path) -> dict[str, str]:
+        """What the assigned vectors were made from, as `origin_of` says of them. Raises as `load`."""
+        text = facts_of(path).get(_ORIGIN)
+        origin: dict[str, str] = json.loads(text) if text else {}
+        return origin
 
 
 def assign(vectors: np.ndarray, clusters: Clusters, block: int = BLOCK) -> Assignment:
@@ -96,16 +107,20 @@ def assign_file(vectors: Path, clusters: Path, out: Path, engine: Engine = in_th
         block: vectors searched together.
 
     Raises:
-        ModeError: vectors and centres differ in their dimensions; or a worker sees other files than this process.
+        ModeError: vectors and centres differ in their dimensions, or were made with different embedders; a vector is
+            damaged; or a worker sees other files than this process.
     """
-    pairs, dimensions = np.load(vectors, mmap_mode="r").shape
-    _check_dimensions(dimensions, Clusters.load(clusters))
-    look = _StoredSearch(vectors, (pairs, dimensions), clusters, sha256_of_folder(clusters), block)
+    pairs, dimensions = load_vectors(vectors).shape
+    opened, origin = Clusters.load(clusters), origin_of(vectors)
+    _check_dimensions(dimensions, opened)
+    same_embedder(vectors, origin, clusters, opened.origin)
+    look = _StoredSearch(vectors, (pairs, dimensions), clusters, content_of(clusters), block)
+    facts = {_ORIGIN: json.dumps(origin, sort_keys=True)} if origin else {}
     waiting = SCHEMA.empty_table()
     with (
         write_aside(out) as aside,
         Progress("assign", total=pairs, unit="pairs") as bar,
-        parquet.ParquetWriter(aside, SCHEMA) as writer,
+        write_sealed(aside, SCHEMA, facts) as writer,
     ):
         for part in engine(look, range(0, pairs, block)):
             # In one chunk, as pages end where chunks do.
@@ -116,6 +131,20 @@ def assign_file(vectors: Path, clusters: Path, out: Path, engine: Engine = in_th
                 waiting = waiting.slice(ROW_GROUP)
         if len(waiting) or not pairs:
             writer.write_table(waiting)
+
+
+def same_embedder(one: Path, of_one: Mapping[str, str], other: Path, of_other: Mapping[str, str]) -> None:
+    """Refuse files that were made with different embedders, as far as they say; their distances mean nothing.
+
+    Args:
+        one, other: two of vectors, clusters, assignment and embedder, for the message.
+        of_one, of_other: what they were made from, see `mode.embedding.base.origin_of`.
+
+    Raises:
+        ModeError: the embedders differ.
+    """
+    if len({of_one.get("embedder"), of_other.get("embedder")} - {None}) > 1:
+        raise ModeError(f"{one} and {other} come from different embedders", "embed, cluster and assign again")
 
 
 @dataclass(frozen=True)
@@ -129,10 +158,10 @@ class _StoredSearch:
     block: int  # rows
 
     def __call__(self, first: int) -> Assignment:
-        vectors = np.load(self.vectors, mmap_mode="r")
+        vectors = load_vectors(self.vectors)
         if vectors.shape != self.shape:
             raise ModeError(f"{self.vectors}: another file on a worker", "all workers have to see the project folder")
-        rows = Rows(vectors[first : first + self.block], block=self.block)
+        rows = Rows(vectors[first : first + self.block], block=self.block, first=first)
         (_, points), *_ = rows.blocks()
         return _opened(self.clusters, self.content).assign(points, first)
 
@@ -141,7 +170,7 @@ class _StoredSearch:
 def _opened(folder: Path, content: str) -> _Search:
     """Once in a process."""
     clusters = Clusters.load(folder)
-    if sha256_of_folder(folder) != content:
+    if content_of(folder) != content:
         raise ModeError(f"{folder}: other clusters on a worker", "all workers have to see the project folder")
     return _Search(clusters)
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mode.checksums import ADVICE, check_manifest, write_manifest
 from mode.clustering.kmeans import KMeansFit, balanced_kmeans
 from mode.clustering.rows import Rows
 from mode.data.loading.stream import GOLDEN, mix
 from mode.errors import ModeError
-from mode.files import write_aside
+from mode.files import is_there, write_aside
 from mode.params import ClusteringParams
 from mode.progress import Progress
 
@@ -45,6 +47,7 @@ class Clusters:
         statistics: of the fit: `points` used of `points_given`; `imbalance` (largest fine cluster over the mean),
             `coarse_imbalance`, `empty` fine clusters, `duplicate_centres`, `inertia` (sum of squared distances),
             `iterations`.
+        origin: what the fitted vectors were made from, see `mode.embedding.base.origin_of`.
     """
 
     fine_centres: np.ndarray
@@ -57,6 +60,7 @@ class Clusters:
     fine_words: list[list[str]] = field(default_factory=list)
     coarse_words: list[list[str]] = field(default_factory=list)
     statistics: dict[str, float] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def fine(self) -> int:
@@ -82,19 +86,26 @@ class Clusters:
             arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
             save_file(arrays, aside / "clusters.safetensors")
             record = {"strategy": self.strategy, "seed": self.random_seed}
-            record |= {name: getattr(self, name) for name in ("statistics", "coarse_words", "fine_words")}
+            record |= {name: getattr(self, name) for name in ("statistics", "origin", "coarse_words", "fine_words")}
             (aside / "clusters.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+            write_manifest(aside)
 
     @classmethod
     def load(cls, folder: Path) -> Clusters:
-        """Read what `save` wrote. Raises `ModeError` where there are no clusters."""
+        """Read what `save` wrote. Raises `ModeError` where there are no clusters, or damaged ones."""
+        if not is_there(folder):
+            raise ModeError(f"{folder}: no clusters there", "run the clustering stage")
+        check_manifest(folder)
         try:
             record: dict[str, Any] = json.loads((folder / "clusters.json").read_text(encoding="utf-8"))
             arrays = load_file(folder / "clusters.safetensors")
             record["random_seed"] = record.pop("seed")
+            clusters = cls(**{name: arrays[name] for name in _ARRAYS}, **record)
         except (FileNotFoundError, NotADirectoryError):
             raise ModeError(f"{folder}: no clusters there", "run the clustering stage") from None
-        return cls(**{name: arrays[name] for name in _ARRAYS}, **record)
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise ModeError(f"{folder}: damaged clusters: {' '.join(str(error).split())}", ADVICE) from None
+        return clusters
 
 
 def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coarse: int, random_seed: int) -> Clusters:

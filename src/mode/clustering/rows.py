@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import cycle
@@ -12,6 +12,8 @@ from typing import Any
 import faiss
 import numpy as np
 
+from mode.checksums import ADVICE
+from mode.embedding.unit import LARGEST, within
 from mode.errors import ModeError
 from mode.parallel import in_order
 
@@ -31,20 +33,25 @@ class Rows:
         vectors: float16 or float32 [all, d], in memory or memory-mapped.
         chosen: int64, ascending row numbers; default all.
         block: rows that are read, converted and searched together.
+        first: number of the first row in its file, for messages.
 
     Raises:
-        ModeError: not a two-dimensional array of floats.
+        ModeError: not a two-dimensional array of floats. When they are read: a number is NaN or infinite or, in a
+            memory-mapped file, larger than those of unit vectors.
     """
 
-    def __init__(self, vectors: np.ndarray, chosen: np.ndarray | None = None, block: int = BLOCK) -> None:
+    def __init__(
+        self, vectors: np.ndarray, chosen: np.ndarray | None = None, block: int = BLOCK, first: int = 0
+    ) -> None:
         if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.shape[1]:
             raise ModeError(
                 f"vectors: {vectors.dtype} {list(vectors.shape)} instead of floats [pairs, dimensions]",
                 "embed the captions again",
             )
-        self.block = block
+        self.block, self._first = block, first
         self._vectors, self._chosen = vectors, chosen
         self._mapping = _mapping_of(vectors)
+        self._largest = LARGEST if self._mapping is not None else float(np.finfo(vectors.dtype).max)
 
     def __len__(self) -> int:
         return len(self._vectors) if self._chosen is None else len(self._chosen)
@@ -56,7 +63,7 @@ class Rows:
 
     def subset(self, rows: np.ndarray) -> Rows:
         """Only these of the rows (ascending numbers among the rows of this object)."""
-        return Rows(self._vectors, rows if self._chosen is None else self._chosen[rows], self.block)
+        return Rows(self._vectors, rows if self._chosen is None else self._chosen[rows], self.block, self._first)
 
     def in_memory(self) -> Rows:
         """The same rows, copied out of a file: for chosen ones that are read again and again."""
@@ -93,7 +100,7 @@ class Rows:
     def _read(self, which: slice, buffer: np.ndarray) -> np.ndarray:
         block = buffer[: which.stop - which.start]
         if self._chosen is None:
-            block[:, :-1] = self._vectors[which]
+            block[:, :-1] = self._checked(self._vectors[which], range(which.start, which.stop))
             self._release()
         else:
             self._pick(self._chosen[which], block)
@@ -109,8 +116,18 @@ class Rows:
         """Copy rows that lie anywhere, releasing their pages now and then."""
         for start in range(0, len(rows), PICKED):
             some = slice(start, start + PICKED)
-            block[some, :-1] = self._vectors[rows[some]]
+            block[some, :-1] = self._checked(self._vectors[rows[some]], rows[some])
             self._release()
+
+    def _checked(self, read: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What was read of these rows; numbers that no embedder writes are refused."""
+        if not within(read, self._largest):
+            wrong = ~(np.abs(read.astype(np.float64)) <= self._largest)
+            place = int(np.flatnonzero(wrong.any(axis=1))[0])
+            number, row = read[place][wrong[place]][0], self._first + int(rows[place])
+            name = getattr(self._vectors, "filename", None) or "vectors"
+            raise ModeError(f"{name}: damaged: {number:.6g} in row {row:,} is of no unit vector", ADVICE)
+        return read
 
     def _release(self) -> None:
         if self._mapping is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mode.checksums import ADVICE, SEAL, check_manifest, content_of, write_manifest
+from mode.embedding.unit import LARGEST, within
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
-from mode.files import sha256_of_folder, write_aside
+from mode.files import finish, is_there, make_room, write_aside
 from mode.params import EmbeddingParams, MachineParams
 from mode.progress import Progress
 
@@ -88,9 +92,11 @@ def load_embedder(folder: Path, device: str = "auto", batch_size: int = 256) -> 
         device, batch_size: where and in what portions a neural encoder runs; `lsa` needs neither.
 
     Raises:
-        ModeError: there is no embedder in the folder.
+        ModeError: there is no embedder in the folder, or a damaged one.
     """
-    kind = read_record(folder).get("kind")
+    record = read_record(folder)
+    check_manifest(folder)
+    kind = record.get("kind")
     if kind not in _CLASSES:
         raise ModeError(f"{folder}: an embedder of unknown kind '{kind}'", "it needs a newer version of mode")
     settings = {} if kind == "lsa" else {"device": device, "batch_size": batch_size}
@@ -105,19 +111,25 @@ def _class_of(kind: str) -> Any:
 
 @contextmanager
 def embedder_folder(folder: Path, kind: str, **record: Any) -> Iterator[Path]:
-    """A folder to write an embedder's files into, moved to `folder` when complete; `record` is kept beside them."""
+    """A folder to write an embedder's files into, moved to `folder` when complete; `record` is kept beside them.
+
+    So are the checksums of all of them.
+    """
     with write_aside(folder) as temporary:
         temporary.mkdir()
         (temporary / _RECORD).write_text(json.dumps({"kind": kind, **record}, indent=2), encoding="utf-8")
         yield temporary
+        write_manifest(temporary)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What `embedder_folder` recorded. Raises `ModeError` where there is no embedder."""
     try:
-        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        raise ModeError(f"{folder}: no embedder there", "run the stage that builds it") from None
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8")) if is_there(folder) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        raise ModeError(f"{folder}: no embedder there", "run the stage that builds it")
     return record
 
 
@@ -126,7 +138,7 @@ class StoredEmbedder:
     """Encodes with an embedder that `save` wrote, wherever this small object is sent to: it is opened there, once."""
 
     folder: Path
-    content: str  # SHA-256 of the folder, without which a worker would not notice that it has another one
+    content: str  # digest of the folder, without which a worker would not notice that it has another one
     device: str = "auto"
     batch_size: int = 256
 
@@ -134,7 +146,7 @@ class StoredEmbedder:
     def at(cls, folder: Path, device: str = "auto", batch_size: int = 256) -> StoredEmbedder:
         """The embedder in this folder. Raises `ModeError` where there is none."""
         read_record(folder)
-        return cls(folder, sha256_of_folder(folder), device, batch_size)
+        return cls(folder, content_of(folder), device, batch_size)
 
     @property
     def is_neural(self) -> bool:
@@ -153,7 +165,7 @@ class StoredEmbedder:
 @lru_cache(maxsize=1)
 def _opened(stored: StoredEmbedder) -> Embedder:
     embedder = load_embedder(stored.folder, stored.device, stored.batch_size)
-    if sha256_of_folder(stored.folder) != stored.content:
+    if content_of(stored.folder) != stored.content:
         raise ModeError(f"{stored.folder}: another embedder on a worker", "all workers have to see the project folder")
     return embedder
 
@@ -165,12 +177,14 @@ def embed_index(
     block: int = BLOCK,
     engine: Engine = in_this_process,
     encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> np.ndarray:
     """Embed every caption of an index.
 
     Blocks of captions are written to `<out>.partial` as they are done, with a record of how far it got, of the embedder
     and of the text embedded so far. An interrupted call goes on after the last block if all of that still agrees, and
-    starts anew if not, whatever the engine of either. `out` appears when it is complete.
+    starts anew if not, whatever the engine of either. `out` appears when it is complete, with its checksum and `origin`
+    behind the array. Its room on the disk is taken before the first block.
 
     Args:
         embedder: captions to vectors.
@@ -179,17 +193,24 @@ def embed_index(
         block: captions done together.
         engine: where blocks are encoded (see `mode.engine`).
         encode: what the engine is given; default `embedder.encode`. A `StoredEmbedder` is small enough to be sent.
+        origin: what the vectors are made from, for `origin_of`.
 
     Returns:
         float16 [pairs, dimensions] in the index's row order, memory-mapped read-only from `out`.
+
+    Raises:
+        ModeError: no room on the disk; the embedder gives NaN; the index gives fewer captions than it has pairs.
     """
     pairs, partial = len(index), out.with_name(out.name + ".partial")
     record_file = partial.with_name(partial.name + ".json")
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = {"embedder": embedder.fingerprint, "shape": [pairs, embedder.dimensions], "block": block}
     done = _captions_done(record_file, partial, plan, index)
+    header, trailer = _header(pairs, embedder.dimensions), _trailer(origin or {})
+    row = embedder.dimensions * np.dtype(np.float16).itemsize
     if not done:
-        np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(pairs, embedder.dimensions)).flush()
+        partial.unlink(missing_ok=True)
+    make_room(partial, len(header) + pairs * row + len(trailer))
     waiting: deque[tuple[int, str]] = deque()  # what is read but not written: an engine takes blocks ahead of results
 
     def remaining() -> Iterator[list[str]]:
@@ -199,21 +220,42 @@ def embed_index(
                 yield captions
 
     stop = done
-    with Progress("embed captions", total=pairs, unit="captions", done=done) as bar:
+    with partial.open("r+b") as file, Progress("embed captions", total=pairs, unit="captions", done=done) as bar:
+        file.write(header)
+        file.seek(len(header) + done * row)
         for encoded in engine(encode or embedder.encode, remaining()):
             start, (stop, text) = stop, waiting.popleft()
-            # Opened anew for every block, so that finished ones do not stay in memory.
-            vectors = np.lib.format.open_memmap(partial, mode="r+")
-            vectors[start:stop] = encoded
-            vectors.flush()
+            vectors = np.ascontiguousarray(encoded, np.float16)
+            if not within(vectors, LARGEST):
+                message = f"{embedder.name}: gives numbers that no unit vector has, for captions {start:,} to {stop:,}"
+                raise ModeError(message, "check the embedder, and the precision that it computes in")
+            file.write(vectors.data)
+            file.flush()
+            os.fsync(file.fileno())
             with write_aside(record_file) as temporary:
                 temporary.write_text(json.dumps({**plan, "done": stop, "text": text}), encoding="utf-8")
             bar.update(stop - start)
+        file.write(trailer)
+        file.truncate()
     if stop != pairs:
         raise ModeError(f"{out}: the index gave {stop} captions for {pairs} pairs", "build the index again")
-    partial.replace(out)
+    SEAL.fill(partial)
+    finish(partial, out)
     record_file.unlink(missing_ok=True)
     return load_vectors(out)
+
+
+def _header(pairs: int, dimensions: int) -> bytes:
+    """What an `.npy` file begins with."""
+    header = io.BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(header, {**about, "shape": (pairs, dimensions)})
+    return header.getvalue()
+
+
+def _trailer(origin: Mapping[str, str]) -> bytes:
+    """What stands behind the array, where other readers of `.npy` files do not look."""
+    return f"\n{json.dumps(dict(origin), sort_keys=True)} {SEAL.blank}\n".encode()
 
 
 def _blocks(index: PairIndex, block: int) -> Iterator[tuple[list[str], int, str]]:
@@ -226,25 +268,57 @@ def _blocks(index: PairIndex, block: int) -> Iterator[tuple[list[str], int, str]
 
 
 def load_vectors(path: Path) -> np.ndarray:
-    """Vectors of an index, memory-mapped read-only. Raises `ModeError` where there are none."""
-    try:
-        vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise ModeError(f"{path}: no such file", "run the embedding stage") from None
-    except ValueError as error:
-        raise ModeError(f"{path}: not an array of vectors: {error}", "run the embedding stage again") from None
+    """Vectors of an index, memory-mapped read-only.
+
+    Raises:
+        ModeError: there are none, or the file is damaged: it is not of the length that it has to be. Its numbers are
+            looked at where they are used (`mode.clustering.rows`).
+    """
+    vectors, _ = _open_vectors(path)
     return vectors
+
+
+def origin_of(path: Path) -> dict[str, str]:
+    """What vectors are made from, as `embed_index` was told. Raises as `load_vectors`."""
+    _, origin = _open_vectors(path)
+    return origin
+
+
+def _open_vectors(path: Path) -> tuple[np.memmap, dict[str, str]]:
+    if not is_there(path):
+        raise ModeError(f"{path}: no such file", "run the embedding stage")
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        if vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32) or not vectors.flags.c_contiguous:
+            raise ValueError(f"{vectors.dtype} {list(vectors.shape)}")
+        with path.open("rb") as file:
+            file.seek(vectors.offset + vectors.nbytes)
+            end = file.read(1 << 16)
+        origin: dict[str, str] = {}
+        if end:
+            text, mark, _ = end.partition(b" <")
+            origin = json.loads(text)
+            if not mark or len(end) != len(_trailer(origin)):
+                raise ValueError("it is not of the length that it has to be")
+    except OSError:
+        raise
+    except Exception as error:  # what numpy's parser of a damaged header runs into is not to be foreseen
+        reason = " ".join(str(error).split())[:300]
+        raise ModeError(f"{path}: damaged, or not an array of vectors: {reason}", ADVICE) from None
+    return vectors, origin
 
 
 def _captions_done(record_file: Path, partial: Path, plan: dict[str, Any], index: PairIndex) -> int:
     """Captions done by an interrupted call with the same plan and the same text so far."""
+    header = _header(*plan["shape"])
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
-        np.load(partial, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError):
+        with partial.open("rb") as file:
+            goes_on = file.read(len(header)) == header and plan.items() <= record.items()
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
         return 0
-    if any(record.get(key) != value for key, value in plan.items()):
+    if not goes_on:
         return 0
-    done = int(record["done"])
-    text = next((text for _, stop, text in _blocks(index, plan["block"]) if stop >= done), None)
-    return done if text == record["text"] else 0
+    done = record.get("done")
+    text = next((text for _, stop, text in _blocks(index, plan["block"]) if stop == done), None)
+    return int(done) if text is not None and text == record.get("text") else 0

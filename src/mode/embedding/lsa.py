@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mode.checksums import ADVICE
 from mode.embedding.base import embedder_folder
 from mode.embedding.words import Vocabulary
 from mode.errors import ModeError
@@ -94,7 +96,19 @@ class LsaEmbedder:
 
     @classmethod
     def load(cls, folder: Path) -> LsaEmbedder:
-        """Read what `save` wrote."""
-        words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-        arrays = load_file(folder / "lsa.safetensors")
-        return cls(Vocabulary(words), arrays["idf"], arrays["components"])
+        """Read what `save` wrote. Raises `ModeError` where a file is missing, or is not what `save` writes."""
+        try:
+            words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+            arrays = load_file(folder / "lsa.safetensors")
+            idf, components = arrays["idf"], arrays["components"]
+            texts = isinstance(words, list) and all(isinstance(word, str) for word in words)
+            fit = components.ndim == 2 and components.shape[1:] == idf.shape == (len(words),)
+            if not texts or not fit or not idf.dtype == components.dtype == np.float32:
+                raise ValueError("words, idf and components do not fit together")
+            if not (np.isfinite(idf).all() and np.isfinite(components).all()):
+                raise ValueError("a number is not finite")
+            return cls(Vocabulary(words), idf, components)
+        except FileNotFoundError as error:
+            raise ModeError(f"{folder}: {Path(error.filename or '').name} is missing", ADVICE) from None
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModeError(f"{folder}: damaged embedder: {' '.join(str(error).split())}", ADVICE) from None

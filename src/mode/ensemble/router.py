@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mode.checksums import check_manifest, write_manifest
 from mode.embedding.base import Embedder, load_embedder
 from mode.ensemble.rules import (
     calibrate_temperature,
@@ -29,7 +30,7 @@ from mode.ensemble.rules import (
     uniform_weights,
 )
 from mode.errors import ModeError
-from mode.files import write_aside
+from mode.files import is_there, write_aside
 from mode.params import RoutingParams
 from mode.roles import SEED
 
@@ -173,7 +174,7 @@ class Router:
 
     def save(self, folder: Path) -> None:
         """Write `folder` (replaced as a whole): ensemble.json, conditions.safetensors, embedder/, images.safetensors
-        if there are any. No pickles.
+        if there are any, and the checksums of all of these. No pickles.
         """
         with write_aside(folder) as temporary:
             temporary.mkdir()
@@ -191,6 +192,7 @@ class Router:
                 images = {name: np.ascontiguousarray(each) for name, each in self.images.items()}
                 save_file(images, temporary / _IMAGES)
             self.embedder.save(temporary / _EMBEDDER)
+            write_manifest(temporary)
 
     @classmethod
     def load(cls, folder: Path) -> Router:
@@ -199,6 +201,9 @@ class Router:
         Raises:
             ModeError: not such a folder, or one that is damaged or of another format.
         """
+        is_there(folder)
+        present = [name for name in (DESCRIPTION, _CONDITIONS, _IMAGES) if (folder / name).is_file()]
+        check_manifest(folder, present)  # the embedder's folder has one of its own
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             if description["format"] != _FORMAT:

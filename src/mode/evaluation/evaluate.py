@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mode.clip.device import pick_device
 from mode.clip.encode import encode_prompts
@@ -24,6 +24,9 @@ from mode.evaluation.tasks import Task, open_tasks
 from mode.params import MachineParams
 from mode.results import Figures, Growth, GrowthCurve, Results, Retrieval, ZeroShot
 from mode.roles import DERIVED, ENSEMBLE, UNIFORM
+
+#: Coordinates of unit vectors that differ by less are the same but for rounding.
+SAME = 1e-6
 
 
 def evaluate_tasks(
@@ -51,7 +54,8 @@ def evaluate_tasks(
 
     Raises:
         ModeError: no model or no task; a folder that cannot be read; a model with the name of an ensemble; an expert
-            missing without a seed; an image that cannot be decoded; a model that gives NaN.
+            missing without a seed; an image that cannot be decoded; a model that gives NaN, or the same vector to all
+            images or to all texts.
     """
     if not models:
         raise ModeError("there is no model to evaluate", "train one first")
@@ -72,10 +76,14 @@ def evaluate_tasks(
         prompts = [prompts for task in opened for prompts in task.prompts]  # encoded in batches across the tasks
         with side_by_side(clips, device) as run:
             vectors = run(lambda name: encode_prompts(clips[name], prompts, batch_size=batch, device=device, name=name))
+        _refuse_dead({name: [rows] for name, rows in vectors.items()}, "text")
+        seen: dict[str, list[Tensor]] = {name: [] for name in clips}
         columns = {name: torch.split(rows, [len(task.prompts) for task in opened]) for name, rows in vectors.items()}
         encoded = encode_tasks(opened, clips, batch_size=batch, workers=workers, device=device)
         for number, (task, images) in enumerate(encoded):
             metadata = {name: parts[number] for name, parts in columns.items()}
+            for name, rows in images.items():
+                seen[name].append(_ends(rows))
             ensembles = {}
             if router:
                 weights = {UNIFORM.name: uniform_weights(router.experts), ENSEMBLE.name: routing[task.name]}
@@ -97,6 +105,7 @@ def evaluate_tasks(
             else:
                 details[task.name] = figures
                 zeroshot[task.name] = {name: primary(task, each) for name, each in figures.items()}
+        _refuse_dead(seen, "image")
     results = Results(
         zeroshot=ZeroShot(mean=_means(zeroshot), tasks=zeroshot),
         retrieval=Retrieval(tasks=retrieval),
@@ -108,6 +117,27 @@ def evaluate_tasks(
     if growth:
         results.growth = Growth(tasks=growth, mean=mean_growth([growth[name] for name in zeroshot]))
     return results
+
+
+def _ends(vectors: Tensor) -> Tensor:
+    """The least and the greatest of each coordinate, [2, d]."""
+    return torch.stack([vectors.amin(dim=0), vectors.amax(dim=0)]) if len(vectors) else vectors
+
+
+def _refuse_dead(vectors: Mapping[str, Sequence[Tensor]], what: str) -> None:
+    """A model that gives every image, or every text, the same vector has learnt nothing, and its figures are chance.
+
+    Args:
+        vectors: model -> some of its vectors, or their `_ends`.
+        what: they are of: `image` or `text`.
+
+    Raises:
+        ModeError: names such a model, where there is more than one vector.
+    """
+    for name, parts in vectors.items():
+        low, high = _ends(torch.cat([*parts])).unbind() if any(map(len, parts)) else torch.zeros(2, 1).unbind()
+        if sum(map(len, parts)) > 1 and float((high - low).max()) < SAME:
+            raise ModeError(f"model '{name}' gives every {what} the same vector", "its training failed: train it again")
 
 
 @contextmanager

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 def ensemble(project: Project) -> None:
     """The experts' conditions and a routing rule that is calibrated on training captions."""
+    from mode.checksums import content_of
+    from mode.clustering.assignment import Assignment, same_embedder
     from mode.clustering.hierarchy import Clusters
     from mode.embedding.base import load_embedder
     from mode.ensemble.router import Router
@@ -36,6 +38,12 @@ def ensemble(project: Project) -> None:
     experts = project.params.experts
     sources = list(dict.fromkeys(params.source for params in experts.values()))
     clusters = {source: Clusters.load(project.clusters(source)) for source in sources}
+    embedder = load_embedder(project.embedder)
+    present = {"embedder": content_of(project.embedder)}
+    for source in sources:
+        assignment = project.assignment(source)
+        same_embedder(project.clusters(source), clusters[source].origin, project.embedder, present)
+        same_embedder(assignment, Assignment.origin(assignment), project.embedder, present)
     conditions = {name: clusters[params.source].condition(params.cluster) for name, params in experts.items()}
     routing, random_seed = project.params.routing, project.params.random_seed
     captions = [
@@ -43,7 +51,7 @@ def ensemble(project: Project) -> None:
         for source in sources
         for caption in sample_captions(project.load_index(source), routing.calibration_captions, random_seed)
     ]
-    router = Router.fit(conditions, load_embedder(project.embedder), routing, captions, random_seed)
+    router = Router.fit(conditions, embedder, routing, captions, random_seed)
     images = {name: _kept_images(project, name) for name in experts}
     replace(router, images=images).save(project.ensemble)
     temperature = f", temperature {router.temperature:.4g}" if router.temperature is not None else ""
@@ -153,9 +161,11 @@ def _evaluate(
     """Figures of all models, with what each cost and what they were made from; by default on the project's device."""
     from mode.ensemble.router import Router
     from mode.evaluation.evaluate import evaluate_tasks
+    from mode.integrity import check_parents
     from mode.results import Cost
 
     trained = [name for name in trained_models(project) if (models / name).is_dir()]
+    check_parents(models, trained)
     router = Router.load(models / "ensemble") if (models / "ensemble").is_dir() else None
     machine = project.params.machine
     machine = machine.model_copy(update={"device": device or machine.device})

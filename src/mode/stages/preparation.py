@@ -103,6 +103,7 @@ def embedder(project: Project) -> None:
 
 def embed(project: Project, source: str) -> None:
     """Captions of a source to unit vectors, float16, in the index's row order."""
+    from mode.checksums import identity_of
     from mode.embedding.base import StoredEmbedder, embed_index
 
     machine, gpus = project.params.machine, 0
@@ -111,23 +112,26 @@ def embed(project: Project, source: str) -> None:
         import torch
 
         gpus = torch.cuda.device_count()
+    origin = {"embedder": stored.content}
+    if made_from := identity_of(project.index(source)):
+        origin["index"] = made_from
+    index, out = project.load_index(source), project.vectors(source)
     with open_engine(machine, gpus, alone=machine.device.startswith("cuda:")) as engine:
-        embed_index(stored.open(), project.load_index(source), project.vectors(source), engine=engine, encode=stored)
+        embed_index(stored.open(), index, out, engine=engine, encode=stored, origin=origin)
 
 
 def cluster(project: Project, source: str) -> None:
     """Fine and coarse clusters of a source, with the words that name them."""
-    import numpy as np
-
     from mode.clustering.assignment import assign
     from mode.clustering.hierarchy import fit_clusters
     from mode.clustering.words import name_clusters
+    from mode.embedding.base import load_vectors, origin_of
 
-    vectors = np.load(project.vectors(source), mmap_mode="r")
+    vectors = load_vectors(project.vectors(source))
     fine, coarse = project.params.clusters_of(source)
     clusters = fit_clusters(vectors, project.params.clustering, fine, coarse, project.params.random_seed)
     clusters = name_clusters(clusters, project.load_index(source), assign(vectors, clusters))
-    clusters.save(project.clusters(source))
+    replace(clusters, origin=origin_of(project.vectors(source))).save(project.clusters(source))
     for number, (size, words) in enumerate(zip(clusters.coarse_sizes, clusters.coarse_words, strict=True)):
         print(f"{source} cluster {number}: {size:,} pairs: {', '.join(words)}")
 

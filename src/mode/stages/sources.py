@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mode.params import SourceParams, load_params
+from mode.params import SourceParams, load_params, parse_params
 from mode.stages.project import BUILT_IN, Project, write_text
 
 
 def add_source(root: Path, params: Path, name: str, shards: str, experts: int, fine: int | None) -> list[str]:
     """Enter a source and its experts in params.yaml and watch.yaml; returns the experts' names.
+
+    params.yaml comes last: if the call is cut short, it can be made again.
 
     Raises:
         ModeError: the name is taken, or there are no shards; then no file is changed.
@@ -25,25 +27,30 @@ def add_source(root: Path, params: Path, name: str, shards: str, experts: int, f
     if shards != BUILT_IN:
         build_manifest(SourceParams(shards=shards), project.root)
     text, added = edit.add_source(params.read_text(encoding="utf-8"), name, shards, experts, fine)
-    write_text(params, text)
     keep_watch(project, name, generated=shards == BUILT_IN)
+    write_text(params, text)
     return added
 
 
 def remove_expert(root: Path, params: Path, name: str) -> None:
     """Take an expert out of params.yaml, and its model out of `models/`.
 
+    params.yaml comes last: if the call is cut short, it can be made again.
+
     Raises:
         ModeError: there is no such expert.
     """
+    import yaml
+
     from mode import edit
 
     project = Project(root, load_params(params))
-    write_text(params, edit.remove_expert(params.read_text(encoding="utf-8"), name))
-    for source in project.params.sources.keys() - load_params(params).sources.keys():
+    text = edit.remove_expert(params.read_text(encoding="utf-8"), name)
+    for source in project.params.sources.keys() - parse_params(yaml.safe_load(text)).sources.keys():
         keep_watch(project, source, generated=None)
     for folder in (project.model(name), project.checkpoints / name):
         shutil.rmtree(folder, ignore_errors=True)
+    write_text(params, text)
 
 
 def keep_watch(project: Project, source: str, generated: bool | None) -> None:

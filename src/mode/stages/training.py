@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mode.errors import ModeError
 from mode.params import load_params
 from mode.roles import DENSE_LONG, Role
 from mode.stages.project import Project
@@ -46,7 +47,7 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
     index = project.load_index(source)
     images = index.images if source == recipe.source else project.load_index(recipe.source).images
     if role.pairs == "cluster" and key is not None:
-        rows, _ = rows_of_expert(project, key)
+        rows, _ = rows_of_expert(project, key, len(index))
     else:
         rows = np.arange(len(index), dtype=np.int64)
     plan = make_plan(
@@ -64,14 +65,23 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
     return Training(plan, index, params.model, params.image, recipe, params.random_seed)
 
 
-def rows_of_expert(project: Project, name: str) -> tuple[NDArray[np.int64], Assignment]:
-    """The pairs that an expert sees, and what they were chosen from."""
+def rows_of_expert(project: Project, name: str, pairs: int) -> tuple[NDArray[np.int64], Assignment]:
+    """The pairs that an expert sees, of so many in its source, and what they were chosen from.
+
+    Raises:
+        ModeError: the assignment is of another index, whose rows are other pairs; or the cluster is empty.
+    """
+    from mode.checksums import identity_of
     from mode.clustering.assignment import Assignment
     from mode.data.loading.selection import expert_rows
 
     params = project.expert(name)
     share = project.params.branch.outside_share if params.outside_share is None else params.outside_share
-    assignment = Assignment.load(project.assignment(params.source))
+    path = project.assignment(params.source)
+    assignment = Assignment.load(path)
+    of, present = assignment.origin(path).get("index"), identity_of(project.index(params.source))
+    if len(assignment) != pairs or (of and present and of != present):
+        raise ModeError(f"{path}: of another index than {project.index(params.source)}", "embed and assign again")
     return expert_rows(assignment.coarse, params.cluster, share, project.params.random_seed), assignment
 
 
@@ -85,16 +95,17 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
 
     project = Project(root, load_params(params))
     expert = project.expert(name)
-    rows, assignment = rows_of_expert(project, name)
+    index = project.load_index(expert.source)
+    rows, assignment = rows_of_expert(project, name, len(index))
     about: dict[str, object] = {"expert": name, "source": expert.source, "cluster": expert.cluster}
     columns = {"fine": assignment.fine, "coarse": assignment.coarse}
-    index = project.load_index(expert.source)
     shards = export_pairs(index, rows, project.root, folder, columns, about, pairs_per_shard, force)
     print(f"{name}: {len(rows):,} pairs in {shards:,} tars in {folder}")
 
 
 def _train(project: Project, training: Training) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
+    from mode.files import only_writer
     from mode.training.distribution import ending_together
     from mode.training.loop import Interrupted, train
 
@@ -104,9 +115,10 @@ def _train(project: Project, training: Training) -> None:
     leads = os.environ.get("RANK", "0") == "0"  # under torchrun, the process that reports and writes
     if leads and any(checkpoints.glob("*.safetensors")):
         print(f"{plan.name} goes on from its checkpoint", flush=True)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    record = _Record(project, training, checkpoints)
-    with ending_together():
+    lock = only_writer(project.training_lock(plan.name), f"models/{plan.name}") if leads else nullcontext()
+    with lock, ending_together():
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        record = _Record(project, training, checkpoints)
         with record.run if leads else nullcontext():
             try:
                 result = train(training, project.root, project.params.machine, checkpoints, record.add)
@@ -116,9 +128,8 @@ def _train(project: Project, training: Training) -> None:
                 sys.exit(interrupted.exit_code)
             if leads:
                 result.clip.card["mlflow_run"] = record.run.run_id
-            result.save(project.model(plan.name))
+            result.save(project.model(plan.name), {"curve.csv": record.curve} if leads else None)
         if leads:
-            record.write_curve(project.model(plan.name) / "curve.csv")
             shutil.rmtree(project.checkpoints / plan.name)
 
 
@@ -154,9 +165,9 @@ class _Record:
         if self.run.header.run_id and not self._noted_run.is_file():
             self._noted_run.write_text(self.run.header.run_id, encoding="utf-8")
 
-    def write_curve(self, path: Path) -> None:
-        """Write loss over samples; of a part that was trained twice after a crash the last one counts."""
+    @property
+    def curve(self) -> str:
+        """Loss over samples as csv; of a part that was trained twice after a crash the last one counts."""
         lines = self._losses.read_text(encoding="utf-8").splitlines() if self._losses.is_file() else []
         points = {int(samples): loss for samples, _, loss in (line.partition(",") for line in lines)}
-        rows = [f"{samples},{loss}" for samples, loss in sorted(points.items())]
-        path.write_text("\n".join(["samples,loss", *rows]) + "\n", encoding="utf-8")
+        return "\n".join(["samples,loss", *(f"{samples},{loss}" for samples, loss in sorted(points.items()))]) + "\n"

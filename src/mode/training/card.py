@@ -31,6 +31,7 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
         "source": plan.source,
         "cluster": plan.cluster,
         "parent": parent.get("name") if plan.parent is not None else None,
+        "parent_weights": training.parent_weights,
         "pairs": len(plan.rows),
         "steps": [plan.first_step, plan.last_step],
         "own": own,

@@ -1,14 +1,17 @@
 """The state of a training in one file: replaced in one piece, refused under another configuration.
 
 A checkpoint is a safetensors file with the weights (`model.*`), AdamW's moments (`optimizer.*`) and, in its metadata,
-the step and the running figures as JSON. There is no random state in it: every random choice is a function of the
-random seed and the position (see `mode.training.loop`). The seed's folder also keeps the moments (`optimizer.*`), so
-that other models can branch off from it.
+the step and the running figures as JSON, and a checksum of all of it. There is no random state in it: every random
+choice is a function of the random seed and the position (see `mode.training.loop`). The seed's folder also keeps the
+moments (`optimizer.*`), so that other models can branch off from it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,8 +23,13 @@ from torch.optim import Optimizer
 
 from mode.errors import ModeError
 from mode.files import write_aside
+from mode.parallel import cores
 
 CHECKPOINT, BRANCH_STATE = "checkpoint.safetensors", "branch_state.safetensors"
+
+#: Of the metadata: SHA-256 of tensors and metadata, and what else there may be.
+_DIGEST, _KEYS = "sha256", {"state", "fingerprint", "step", "format"}
+_REMOVE = "remove it to start again"
 
 
 @dataclass
@@ -60,14 +68,28 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, fingerpr
         ModeError: it was made under another configuration, or is damaged.
     """
     tensors, metadata = _load(path)
+    state = _read_state(path, metadata)
     if metadata.get("fingerprint") != fingerprint:
         raise ModeError(
             f"{path}: this checkpoint was made under another configuration (data, model or training parameters)",
             f"restore the parameters, or remove {path.parent} to start again",
         )
-    model.load_state_dict({name[len("model.") :]: t for name, t in tensors.items() if name.startswith("model.")})
+    try:
+        model.load_state_dict({name[len("model.") :]: t for name, t in tensors.items() if name.startswith("model.")})
+    except RuntimeError as error:
+        raise ModeError(f"{path}: does not fit the model: {' '.join(str(error).split())}", _REMOVE) from None
     _restore_optimizer(path, model, optimizer, tensors)
-    return RunState(**json.loads(metadata["state"]))
+    return state
+
+
+def check_checkpoint(path: Path) -> bool:
+    """Compare a checkpoint or branch state with its own checksum; False where it has none.
+
+    Raises:
+        ModeError: it is damaged.
+    """
+    _, metadata = _load(path)
+    return _DIGEST in metadata
 
 
 def save_branch_state(path: Path, model: nn.Module, optimizer: Optimizer, step: int) -> None:
@@ -116,10 +138,25 @@ def _restore_optimizer(path: Path, model: nn.Module, optimizer: Optimizer, tenso
         raise ModeError(f"{path}: does not fit the model: {error}", "train the seed again") from None
 
 
+def _read_state(path: Path, metadata: dict[str, str]) -> RunState:
+    """How far the training was. Raises `ModeError` where that is not said, or cannot be."""
+    try:
+        state = RunState(**json.loads(metadata["state"]))
+        figures = [state.seconds, *state.losses, *state.recent]
+        if not all(isinstance(number, int) and number >= 0 for number in (state.step, state.bad_images)):
+            raise ValueError("a count that is none")
+        if not all(isinstance(figure, float | int) and math.isfinite(figure) for figure in figures) or figures[0] < 0:
+            raise ValueError("a figure that is none")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModeError(f"{path}: says nothing sound of how far the training was: {error}", _REMOVE) from None
+    return state
+
+
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with write_aside(path) as temporary:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+            save_file(tensors, temporary, {**metadata, _DIGEST: _digest(tensors, metadata)})
     except (OSError, SafetensorError) as error:
         kept = "; the one before is kept, and the next run goes on from it" if path.is_file() else ""
         # What the system said; safetensors wraps it.
@@ -131,6 +168,25 @@ def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ModeError(f"{path}: cannot be read: {error}", "remove it to start again") from None
+        raise ModeError(f"{path}: cannot be read: {error}", _REMOVE) from None
+    own = {key: value for key, value in metadata.items() if key != _DIGEST}
+    digest = metadata.get(_DIGEST)  # one of an older version has none
+    if not own.keys() <= _KEYS or (digest is not None and digest != _digest(tensors, own)):
+        raise ModeError(f"{path}: damaged: not the content that its own checksum is of", _REMOVE)
+    return tensors, metadata
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of tensors and metadata; of several tensors at a time."""
+    with ThreadPoolExecutor(cores(), thread_name_prefix="digest") as pool:
+        digests = pool.map(_digest_of, tensors.values())
+        listed = dict(zip(tensors, digests, strict=True))
+    return hashlib.sha256(json.dumps([listed, metadata], sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of(tensor: Tensor) -> str:
+    content = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from mode.checksums import write_manifest
 from mode.clip.model import Clip, write_model_files
 from mode.errors import ModeError
 from mode.files import write_aside
@@ -73,14 +74,22 @@ class TrainResult:
     checkpoint: Path
     leads: bool
 
-    def save(self, folder: Path) -> None:
-        """Write the model folder, with AdamW's moments if other roles branch off from it, and drop the checkpoint."""
+    def save(self, folder: Path, beside: Mapping[str, str] | None = None) -> None:
+        """Write the model folder, with AdamW's moments if other roles branch off from it, and drop the checkpoint.
+
+        Args:
+            folder: of the model; replaced as a whole.
+            beside: more files for it, name -> text.
+        """
         if not self.leads:
             return
         with write_aside(folder) as temporary:
             write_model_files(temporary, self.clip, self.clip.card)
+            for name, text in (beside or {}).items():
+                (temporary / name).write_text(text, encoding="utf-8")
             if any(role.parent == self.plan.role.name for role in TRAINED):
                 save_branch_state(temporary / BRANCH_STATE, self.clip.model, self.optimizer, self.plan.last_step)
+            write_manifest(temporary)
         self.checkpoint.unlink(missing_ok=True)
 
 
@@ -192,7 +201,14 @@ def _first_state(training: Training, model: nn.Module, optimizer: AdamW, checkpo
     """Where to begin: at the checkpoint, where the parent stopped, or at 0; fills model and optimiser."""
     plan = training.plan
     if checkpoint.is_file():
-        return load_checkpoint(checkpoint, model, optimizer, training.fingerprint)
+        state = load_checkpoint(checkpoint, model, optimizer, training.fingerprint)
+        if not plan.first_step <= state.step <= plan.last_step:
+            raise ModeError(
+                f"{checkpoint}: at step {state.step:,}, but {plan.name} goes from {plan.first_step:,} to"
+                f" {plan.last_step:,}",
+                "remove it to start again",
+            )
+        return state
     if plan.parent is not None:
         load_branch_state(plan.parent / BRANCH_STATE, model, optimizer, plan.first_step)
     return RunState(step=plan.first_step)

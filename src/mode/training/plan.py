@@ -148,6 +148,11 @@ class Training:
         }
 
     @cached_property
+    def parent_weights(self) -> str | None:
+        """SHA-256 of the weights that it starts from, None where these are random."""
+        return sha256_of(self.plan.parent / WEIGHTS) if self.plan.parent is not None else None
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all of it, with the contents of the index and the parent's weights, as 64 hexadecimal digits."""
         plan = self.plan
@@ -156,7 +161,7 @@ class Training:
             "steps": [plan.first_step, plan.last_step],
             "stream_start": plan.stream_start,
             "schedule": vars(plan.schedule),
-            "parent": sha256_of(plan.parent / WEIGHTS) if plan.parent is not None else None,
+            "parent": self.parent_weights,
             **self.parameters,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())

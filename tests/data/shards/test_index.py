@@ -172,7 +172,7 @@ def test_not_an_index(tmp_path: Path) -> None:
     with pytest.raises(ModeError, match="not an index"):
         PairIndex.load(tmp_path / "nowhere")
     (tmp_path / "index.parquet").write_text("no")
-    with pytest.raises(ModeError, match="not an index"):
+    with pytest.raises(ModeError, match="no Parquet file"):
         PairIndex.load(tmp_path)
 
 

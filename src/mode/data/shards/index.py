@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import compute
 
+from mode.checksums import write_manifest
 from mode.data.shards.account import IndexReport
 from mode.data.shards.manifest import Manifest, Shard, build_manifest
 from mode.data.shards.places import Description, describe_all, is_url
 from mode.data.shards.scan import Scan, scan_tar
 from mode.data.shards.tables import scan_table
 from mode.errors import ModeError
-from mode.files import write_aside
+from mode.files import is_there, write_aside
 from mode.parallel import cores, ordered_map
 from mode.params import IndexParams, SourceParams
 from mode.progress import Progress
+from mode.sealed_parquet import iter_sealed, names_of, read_sealed, write_sealed
 
 #: Columns of index.parquet; rows are ordered by file, offset and caption_number.
 SCHEMA = pa.schema(
@@ -65,7 +67,8 @@ def build_index(
     """Index a source: find its pairs, and list what is bad.
 
     Writes the folder `out`: `index.parquet` (see `SCHEMA`), `files.parquet` (each file that holds images, see `FILES`),
-    `quarantine.csv` (file, key, kind and detail of everything skipped) and `report.json` (counts per file).
+    `quarantine.csv` (file, key, kind and detail of everything skipped), `report.json` (counts per file) and
+    `SHA256SUMS` of all of these.
 
     Args:
         manifest: the source's shards.
@@ -84,7 +87,7 @@ def build_index(
         folder.mkdir()
         paths: list[str] = []
         files: dict[str, list[Any]] = {"size": [], "sample": [], "etag": []}
-        with parquet.ParquetWriter(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
+        with write_sealed(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
             for scan in _scan_shards(manifest, root, params, workers):
                 if unwanted:
                     scan.drop(unwanted)
@@ -96,8 +99,10 @@ def build_index(
                 report.add(scan)
         report.check(params.max_bad_share)
         numbered = {"file": range(len(paths)), "path": paths, **files}
-        parquet.write_table(pa.table(numbered, schema=FILES), folder / "files.parquet")
+        with write_sealed(folder / "files.parquet", FILES) as writer:
+            writer.write_table(pa.table(numbered, schema=FILES))
         report.save(folder)
+        write_manifest(folder)
     return report
 
 
@@ -190,13 +195,12 @@ class PairIndex:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        try:
-            known = {*_IN_MEMORY} & {*parquet.read_schema(folder / "index.parquet").names}
-            columns = parquet.read_table(folder / "index.parquet", columns=sorted(known))
-            self._files = parquet.read_table(folder / "files.parquet").combine_chunks()
-            self._paths = self._files["path"].chunk(0) if self._files.num_rows else pa.array([], pa.string())
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise ModeError(f"{folder}: not an index: {' '.join(str(error).split())}", "run its stage again") from None
+        if not is_there(folder):
+            raise ModeError(f"{folder}: not an index", "run its stage")
+        known = {*_IN_MEMORY} & {*names_of(folder / "index.parquet")}
+        columns = read_sealed(folder / "index.parquet", sorted(known))
+        self._files = read_sealed(folder / "files.parquet").combine_chunks()
+        self._paths = self._files["path"].chunk(0) if self._files.num_rows else pa.array([], pa.string())
         self.file: np.ndarray = columns["file"].to_numpy()
         self.image: np.ndarray = columns["image"].to_numpy()
         self.offset: np.ndarray = columns["offset"].to_numpy()
@@ -208,7 +212,7 @@ class PairIndex:
 
     @classmethod
     def load(cls, folder: Path) -> PairIndex:
-        """Open what `build_index` wrote, captions when first asked for. Raises `ModeError` if it is no index."""
+        """Open what `build_index` wrote, captions when first asked for. Raises `ModeError` if it is no sound index."""
         return cls(folder)
 
     def __len__(self) -> int:
@@ -247,18 +251,16 @@ class PairIndex:
 
     def keys(self, rows: np.ndarray | Sequence[int]) -> list[str]:
         """Keys of the images of pairs, in the order asked for, read from the disk."""
-        column = parquet.read_table(self._folder / "index.parquet", columns=["key"])["key"]
+        column = read_sealed(self._folder / "index.parquet", ["key"])["key"]
         taken: list[str] = column.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
         return taken
 
     def iter_captions(self, batch: int = 65_536) -> Iterator[list[str]]:
         """All captions in row order, `batch` at a time, read from the disk as one goes."""
-        with parquet.ParquetFile(self._folder / "index.parquet") as file:
-            for block in file.iter_batches(batch, columns=["caption"]):
-                yield block.column(0).to_pylist()
+        yield from iter_sealed(self._folder / "index.parquet", "caption", batch)
 
     @cached_property
     def _captions(self) -> pa.Array:
         """One Arrow array: one buffer of text, no Python objects that workers would copy by counting references."""
-        column = parquet.read_table(self._folder / "index.parquet", columns=["caption"])["caption"]
+        column = read_sealed(self._folder / "index.parquet", ["caption"])["caption"]
         return column.cast(pa.large_string()).combine_chunks()

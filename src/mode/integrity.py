@@ -1,0 +1,171 @@
+"""Everything that a project's stages have written, compared with its checksums and with what it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mode.checksums import ADVICE, SEAL, check_manifest, content_of, identity_of, listed_digest
+from mode.clip.model import CARD, WEIGHTS
+from mode.clustering.assignment import Assignment, same_embedder
+from mode.clustering.hierarchy import Clusters
+from mode.clustering.rows import Rows
+from mode.embedding.base import load_vectors, origin_of
+from mode.errors import ModeError
+from mode.files import sha256_of
+from mode.paths import Paths
+from mode.results import Results
+from mode.training.checkpoint import CHECKPOINT, check_checkpoint
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is to be said of one output.
+
+    Attributes:
+        path: the file or folder, relative to the project.
+        number, total: which output it is, of how many.
+        fault: what is wrong with it, in one line; None if nothing is.
+        has_checksum: False: an older version or another program wrote it, and only its form could be looked at.
+    """
+
+    path: Path
+    number: int
+    total: int
+    fault: str | None
+    has_checksum: bool
+
+
+def check_project(paths: Paths) -> Iterator[Finding]:
+    """Look at every index, vectors, embedder, clusters, assignment, model, ensemble, checkpoint and metrics file.
+
+    All of each is read. Nothing is written, and whatever is missing is passed over.
+
+    Args:
+        paths: of the project.
+
+    Yields:
+        One finding for each, as it is done.
+    """
+    outputs = list(_outputs(paths))
+    for number, (path, check) in enumerate(outputs, start=1):
+        fault: str | None = None
+        has_checksum = True
+        try:
+            has_checksum = check()
+        except ModeError as error:
+            fault = str(error)
+        except Exception as error:  # whatever a library makes of damaged bytes, the rest is looked at as well
+            fault = f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())} ({ADVICE})"
+        fault = fault and fault.replace(f"{paths.root}/", "")
+        yield Finding(path.relative_to(paths.root), number, len(outputs), fault, has_checksum)
+
+
+def check_parents(models: Path, names: Collection[str]) -> None:
+    """Refuse models that did not branch from the seed that lies beside them: only one seed's experts are an ensemble.
+
+    Args:
+        models: folder of model folders.
+        names: of those to look at. One whose card does not say what it branched from is passed over, and so is one
+            whose parent is not there.
+
+    Raises:
+        ModeError: names such a model.
+    """
+    for name in names:
+        card = _card(models / name)
+        parent, weights = card.get("parent"), card.get("parent_weights")
+        if not parent or not weights or not (models / str(parent) / WEIGHTS).is_file():
+            continue
+        folder = models / str(parent)
+        if (listed_digest(folder, WEIGHTS) or sha256_of(folder / WEIGHTS)) != weights:
+            raise ModeError(f"{models / name}: branched from another {parent} than {folder}", "train it again")
+
+
+def _outputs(paths: Paths) -> Iterator[tuple[Path, Callable[[], bool]]]:
+    """Each output that is there, and what looks at it: True where it was compared with a checksum."""
+    for folder in _below(paths.index("_").parent):
+        yield folder, partial(check_manifest, folder)
+    if paths.embedder.is_dir():
+        yield paths.embedder, partial(check_manifest, paths.embedder)
+    for file in _below(paths.vectors("_").parent, ".npy"):
+        yield file, partial(_check_vectors, paths, file)
+    for folder in _below(paths.clusters("_").parent):
+        yield folder, partial(_check_clusters, paths, folder)
+    for file in _below(paths.assignment("_").parent, ".parquet"):
+        yield file, partial(_check_assignment, paths, file)
+    for folder in _below(paths.models):
+        if any(folder.iterdir()):  # a model that is not trained, by `baselines`
+            yield folder, partial(_check_model, folder)
+    for file in sorted(paths.checkpoints.glob(f"*/*/{CHECKPOINT}")):
+        yield file, partial(check_checkpoint, file)
+    if paths.metrics.is_file():
+        yield paths.metrics, partial(_check_metrics, paths.metrics)
+
+
+def _below(folder: Path, suffix: str = "") -> list[Path]:
+    """What stages have written into a folder: files of a suffix, or folders."""
+    if not folder.is_dir():
+        return []
+    wanted = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in wanted if (path.suffix == suffix if suffix else path.is_dir()))
+
+
+def _check_vectors(paths: Paths, file: Path) -> bool:
+    sealed = SEAL.check(file)
+    for _ in Rows(load_vectors(file)).blocks():
+        pass  # numbers that no embedder writes are refused
+    _compare(paths, file, file.stem, origin_of(file))
+    return sealed
+
+
+def _check_clusters(paths: Paths, folder: Path) -> bool:
+    sealed = check_manifest(folder)
+    _compare(paths, folder, folder.name, Clusters.load(folder).origin)
+    return sealed
+
+
+def _check_assignment(paths: Paths, file: Path) -> bool:
+    sealed = SEAL.check(file)
+    assignment, clusters, vectors = Assignment.load(file), paths.clusters(file.stem), paths.vectors(file.stem)
+    if vectors.is_file() and len(assignment) != len(load_vectors(vectors)):
+        raise ModeError(f"{file}: {len(assignment):,} pairs, but {vectors} has others", "run its stage again")
+    if clusters.is_dir() and len(assignment):
+        opened = Clusters.load(clusters)
+        of_fine = assignment.fine.min() >= 0 and assignment.fine.max() < opened.fine
+        if not of_fine or (opened.coarse_of_fine[assignment.fine] != assignment.coarse).any():
+            raise ModeError(f"{file}: names other clusters than {clusters} has", "run its stage again")
+    _compare(paths, file, file.stem, Assignment.origin(file))
+    return sealed
+
+
+def _compare(paths: Paths, path: Path, source: str, origin: Mapping[str, str]) -> None:
+    """Refuse what was made from another embedder or index than those that are there."""
+    if paths.embedder.is_dir():
+        same_embedder(path, origin, paths.embedder, {"embedder": content_of(paths.embedder)})
+    index = paths.index(source)
+    if len({origin.get("index"), identity_of(index)} - {None}) > 1:
+        raise ModeError(f"{path}: made from another index than {index}", "embed, cluster and assign again")
+
+
+def _check_model(folder: Path) -> bool:
+    has_checksum = check_manifest(folder)
+    if (folder / CARD).is_file():
+        check_parents(folder.parent, [folder.name])
+    return has_checksum
+
+
+def _check_metrics(file: Path) -> bool:
+    Results.load(file)
+    return SEAL.check(file)
+
+
+def _card(folder: Path) -> dict[str, object]:
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except ValueError:
+        raise ModeError(f"{folder / CARD}: damaged: no JSON", ADVICE) from None
+    return card if isinstance(card, dict) else {}
