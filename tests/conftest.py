@@ -29,14 +29,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--seed` gives the fuzzers other damages."""
+    """`--seed` gives the fuzzers other damages, `--full` all the time that they could use."""
     parser.addoption("--seed", type=int, default=0, help="of the fuzzers under tests/trust")
+    parser.addoption("--full", action="store_true", help="all that the fuzzers under tests/trust can do: takes hours")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def seed(request: pytest.FixtureRequest) -> int:
-    """What the fuzzers' random numbers begin with."""
-    return int(request.config.getoption("--seed"))
+    """What `--seed` says."""
+    given: int = request.config.getoption("--seed")
+    return given
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether `--full` was given."""
+    given: bool = request.config.getoption("--full")
+    return given
 
 
 CAPTIONS = ["white chess king", "black chess rook", "red queen", "ace of hearts", "two of spades", "ten of clubs"] * 3

@@ -231,3 +231,30 @@ def test_experts_are_ordered_by_a_tasks_words(project: Path, capsys: pytest.Capt
         assert sum(order.values()) == pytest.approx(1)
         assert capsys.readouterr().out.startswith(f"{first}\t")
     assert "no task is called 'cats' (a task folder, or one of: chess, dice)" in fails(capsys, "order", "cats")
+
+
+def test_check_names_what_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check"])
+    assert ended.value.code == 0
+    sound = capsys.readouterr().out.splitlines()
+    assert "1 of 3: ok: models/ensemble" in sound
+    assert sound[-1] == "3 outputs, none damaged"
+    path = folder / "models/ensemble/conditions.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["check"])
+    assert ended.value.code == 1
+    damaged = capsys.readouterr().out.splitlines()
+    assert damaged[0].startswith("1 of 3: DAMAGED: models/ensemble/conditions.safetensors: damaged: not the content")
+    assert damaged[1:3] == sound[1:3]
+    assert damaged[-1] == "3 outputs, 1 damaged"
+
+
+def test_check_without_any_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["check"])
+    assert ended.value.code == 0

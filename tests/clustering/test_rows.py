@@ -72,3 +72,20 @@ def test_rows_from_all_over_a_file_do_not_bring_all_of_it_into_memory(tmp_path):
     grown = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     # Three float32 copies of a twentieth of the rows, and the pages around 1,024 of them.
     assert grown < megabytes / 2
+
+
+@pytest.mark.parametrize("chosen", [None, np.arange(0, 40, 2)])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 60000, -1.01])
+def test_damage_in_a_file_is_named_by_its_row(tmp_path, number, chosen):
+    vectors = np.random.default_rng(0).uniform(-1, 1, (40, 3)).astype(np.float16)
+    vectors[22, 1] = number
+    np.save(tmp_path / "vectors.npy", vectors)
+    rows = Rows(np.load(tmp_path / "vectors.npy", mmap_mode="r"), chosen, block=7)
+    with pytest.raises(ModeError, match=r"vectors\.npy: damaged: .* in row 22 is of no unit vector"):
+        list(rows.blocks())
+
+
+def test_numbers_in_memory_may_be_large_but_not_infinite():
+    assert [*Rows(np.full((3, 2), 100, np.float32)).blocks()]
+    with pytest.raises(ModeError, match="row 1"):
+        list(Rows(np.array([[1, 2], [np.nan, 1]], np.float32)).blocks())

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from mode.embedding.base import embed_index, load_vectors
+from mode.checksums import SEAL
+from mode.embedding.base import embed_index, load_vectors, origin_of
 from mode.embedding.lsa import LsaEmbedder
 from mode.errors import ModeError
 
+REPOSITORY = Path(__file__).parent.parent.parent
 BLOCK = 8
 THINGS = ["dog", "cat", "shoe", "tree", "car"]
 
@@ -80,3 +89,89 @@ def test_vectors_that_are_not_there_or_not_vectors(tmp_path):
     (tmp_path / "vectors.npy").write_text("no array")
     with pytest.raises(ModeError, match="not an array"):
         load_vectors(tmp_path / "vectors.npy")
+
+
+def test_other_programs_read_the_file_and_it_says_what_it_is_made_from(tmp_path, index_of):
+    captions, out = captions_of(29), tmp_path / "vectors.npy"
+    origin = {"embedder": "a" * 64, "index": "b" * 64}
+    vectors = embed_index(Counting(), index_of(captions), out, block=BLOCK, origin=origin)
+    assert np.array_equal(np.load(out), vectors)
+    np.save(tmp_path / "plain.npy", vectors)
+    assert out.read_bytes().startswith((tmp_path / "plain.npy").read_bytes())
+    assert origin_of(out) == origin
+    assert SEAL.check(out)
+    assert origin_of(tmp_path / "plain.npy") == {}
+    assert not SEAL.check(tmp_path / "plain.npy")
+
+
+def test_the_same_bytes_after_an_interruption(tmp_path, index_of):
+    captions = captions_of(29)
+    embed_index(Counting(), index_of(captions), tmp_path / "whole.npy", block=BLOCK)
+    out = interrupted(tmp_path, index_of, captions)
+    embed_index(Counting(), index_of(captions), out, block=BLOCK)
+    assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+@pytest.mark.parametrize("wrong", [{"done": 5}, {"done": -8}, {"done": None}, {"text": ""}, {"shape": None}])
+def test_a_record_that_cannot_be_is_not_gone_on_from(tmp_path, index_of, wrong):
+    captions = captions_of(29)
+    out = interrupted(tmp_path, index_of, captions)
+    record = out.with_name(out.name + ".partial.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), **wrong}))
+    embedder = Counting()
+    vectors = embed_index(embedder, index_of(captions), out, block=BLOCK)
+    assert embedder.encoded == 29
+    assert np.array_equal(vectors, embedder.encode(captions).astype(np.float16))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1.5])
+def test_an_embedder_that_gives_nonsense_is_stopped(tmp_path, index_of, number):
+    def encode(captions):
+        vectors = Counting().encode(captions)
+        vectors[-1, -1] = number
+        return vectors
+
+    with pytest.raises(ModeError, match="counting: gives numbers that no unit vector has, for captions 0 to 8"):
+        embed_index(Counting(), index_of(captions_of(29)), tmp_path / "vectors.npy", block=BLOCK, encode=encode)
+
+
+#: Embeds with room for less than all vectors; says what it got.
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from mode.embedding.base import embed_index
+from tests.embedding.conftest import Captions
+
+class Embedder:
+    name, dimensions, fingerprint = "wide", 512, "wide"
+
+    def encode(self, captions):
+        print("encodes", flush=True)
+        return np.zeros((len(captions), 512), np.float32)
+
+if len(sys.argv) > 2:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+embed_index(Embedder(), Captions(["a dog"] * 2000), Path(sys.argv[1]), block=100)
+"""
+
+
+def test_a_full_disk_is_told_before_the_first_caption(tmp_path):
+    """Vectors of 2 MB, and a file may have half of it; or, where file systems may be mounted, so may the disk."""
+    out, limit = tmp_path / "disk" / "vectors.npy", [str(1 << 20)]
+    out.parent.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(out.parent)]
+    mounted = shutil.which("mount") and not subprocess.run(mount, capture_output=True, check=False).returncode
+    command = [sys.executable, "-c", FULL, str(out), *([] if mounted else limit)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+        left = [*out.parent.iterdir()]
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(out.parent)], check=True)
+    assert done.returncode == 1, done.returncode  # and no signal
+    assert done.stdout == ""
+    reason = "No space left on device" if mounted else "File too large"
+    said = done.stderr.strip().splitlines()[-1]
+    assert re.search(rf"vectors.npy.partial: {reason}: 2,048,\d+ bytes are needed, [\d,]+ are free \(make room", said)
+    assert left == []

@@ -21,7 +21,7 @@ from mode.checksums import ADVICE, SEAL, check_manifest, content_of, write_manif
 from mode.embedding.unit import LARGEST, within
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
-from mode.files import finish, is_there, make_room, write_aside
+from mode.files import finish, is_there, make_room, recover, write_aside
 from mode.params import EmbeddingParams, MachineParams
 from mode.progress import Progress
 
@@ -242,6 +242,7 @@ def embed_index(
     SEAL.fill(partial)
     finish(partial, out)
     record_file.unlink(missing_ok=True)
+    recover(record_file)
     return load_vectors(out)
 
 
