@@ -13,12 +13,12 @@ from mode.clip.model import CARD, WEIGHTS
 from mode.clustering.assignment import Assignment, same_embedder
 from mode.clustering.hierarchy import Clusters
 from mode.clustering.rows import Rows
-from mode.embedding.base import load_vectors, origin_of
 from mode.errors import ModeError
 from mode.files import sha256_of
 from mode.paths import Paths
 from mode.results import Results
 from mode.training.checkpoint import CHECKPOINT, check_checkpoint
+from mode.vectors import load_vectors, origin_of
 
 
 @dataclass(frozen=True)

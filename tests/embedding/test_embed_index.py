@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from mode.checksums import SEAL
-from mode.embedding.base import embed_index, load_vectors, origin_of
+from mode.embedding.base import embed_index
 from mode.embedding.lsa import LsaEmbedder
 from mode.errors import ModeError
+from mode.vectors import load_vectors, origin_of
 
 REPOSITORY = Path(__file__).parent.parent.parent
 BLOCK = 8

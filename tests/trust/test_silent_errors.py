@@ -15,7 +15,7 @@ from torch import Tensor
 from mode.checksums import write_manifest
 from mode.clip.model import CARD, WEIGHTS
 from mode.clustering.assignment import Assignment, assign_file
-from mode.embedding.base import StoredEmbedder, embed_index, load_vectors
+from mode.embedding.base import StoredEmbedder, embed_index
 from mode.embedding.lsa import LsaEmbedder
 from mode.errors import ModeError
 from mode.integrity import check_project
@@ -23,6 +23,7 @@ from mode.params import load_params
 from mode.paths import Paths
 from mode.stages import run_stage
 from mode.stages.project import Project
+from mode.vectors import load_vectors
 
 
 def said(project: Path, *stage: str | None) -> str:

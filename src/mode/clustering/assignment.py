@@ -14,12 +14,12 @@ import pyarrow as pa
 from mode.checksums import content_of
 from mode.clustering.hierarchy import Clusters, random_clusters
 from mode.clustering.rows import BLOCK, NearestCentre, Rows
-from mode.embedding.base import load_vectors, origin_of
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.files import is_there, write_aside
 from mode.progress import Progress
 from mode.sealed_parquet import facts_of, read_sealed, write_sealed
+from mode.vectors import load_vectors, origin_of
 
 #: Share of a vector's squared length below which |x|^2 - 2xc + |c|^2 has lost digits, and |x - c|^2 is computed anew.
 CANCELLATION = 1e-2
@@ -138,7 +138,7 @@ def same_embedder(one: Path, of_one: Mapping[str, str], other: Path, of_other: M
 
     Args:
         one, other: two of vectors, clusters, assignment and embedder, for the message.
-        of_one, of_other: what they were made from, see `mode.embedding.base.origin_of`.
+        of_one, of_other: what they were made from, see `mode.vectors.origin_of`.
 
     Raises:
         ModeError: the embedders differ.

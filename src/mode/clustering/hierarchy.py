@@ -47,7 +47,7 @@ class Clusters:
         statistics: of the fit: `points` used of `points_given`; `imbalance` (largest fine cluster over the mean),
             `coarse_imbalance`, `empty` fine clusters, `duplicate_centres`, `inertia` (sum of squared distances),
             `iterations`.
-        origin: what the fitted vectors were made from, see `mode.embedding.base.origin_of`.
+        origin: what the fitted vectors were made from, see `mode.vectors.origin_of`.
     """
 
     fine_centres: np.ndarray

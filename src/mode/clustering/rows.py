@@ -13,9 +13,9 @@ import faiss
 import numpy as np
 
 from mode.checksums import ADVICE
-from mode.embedding.unit import LARGEST, within
 from mode.errors import ModeError
 from mode.parallel import in_order
+from mode.vectors import LARGEST, within
 
 #: Rows of a block, by default. The float32 copies of two blocks are what a pass keeps in memory.
 BLOCK = 32_768

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections import deque
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mode.checksums import ADVICE, SEAL, check_manifest, content_of, write_manifest
-from mode.embedding.unit import LARGEST, within
+from mode.checksums import SEAL, check_manifest, content_of, write_manifest
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.files import finish, is_there, make_room, recover, write_aside
 from mode.params import EmbeddingParams, MachineParams
 from mode.progress import Progress
+from mode.vectors import LARGEST, header_of, load_vectors, trailer_of, within
 
 if TYPE_CHECKING:
     from mode.data.shards.index import PairIndex
@@ -206,7 +205,7 @@ def embed_index(
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = {"embedder": embedder.fingerprint, "shape": [pairs, embedder.dimensions], "block": block}
     done = _captions_done(record_file, partial, plan, index)
-    header, trailer = _header(pairs, embedder.dimensions), _trailer(origin or {})
+    header, trailer = header_of(pairs, embedder.dimensions), trailer_of(origin or {})
     row = embedder.dimensions * np.dtype(np.float16).itemsize
     if not done:
         partial.unlink(missing_ok=True)
@@ -246,19 +245,6 @@ def embed_index(
     return load_vectors(out)
 
 
-def _header(pairs: int, dimensions: int) -> bytes:
-    """What an `.npy` file begins with."""
-    header = io.BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(header, {**about, "shape": (pairs, dimensions)})
-    return header.getvalue()
-
-
-def _trailer(origin: Mapping[str, str]) -> bytes:
-    """What stands behind the array, where other readers of `.npy` files do not look."""
-    return f"\n{json.dumps(dict(origin), sort_keys=True)} {SEAL.blank}\n".encode()
-
-
 def _blocks(index: PairIndex, block: int) -> Iterator[tuple[list[str], int, str]]:
     """Captions, the row that they end before, and the SHA-256 of all text up to there."""
     digest, stop = hashlib.sha256(), 0
@@ -268,50 +254,9 @@ def _blocks(index: PairIndex, block: int) -> Iterator[tuple[list[str], int, str]
         yield captions, stop, digest.hexdigest()
 
 
-def load_vectors(path: Path) -> np.ndarray:
-    """Vectors of an index, memory-mapped read-only.
-
-    Raises:
-        ModeError: there are none, or the file is damaged: it is not of the length that it has to be. Its numbers are
-            looked at where they are used (`mode.clustering.rows`).
-    """
-    vectors, _ = _open_vectors(path)
-    return vectors
-
-
-def origin_of(path: Path) -> dict[str, str]:
-    """What vectors are made from, as `embed_index` was told. Raises as `load_vectors`."""
-    _, origin = _open_vectors(path)
-    return origin
-
-
-def _open_vectors(path: Path) -> tuple[np.memmap, dict[str, str]]:
-    if not is_there(path):
-        raise ModeError(f"{path}: no such file", "run the embedding stage")
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        if vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32) or not vectors.flags.c_contiguous:
-            raise ValueError(f"{vectors.dtype} {list(vectors.shape)}")
-        with path.open("rb") as file:
-            file.seek(vectors.offset + vectors.nbytes)
-            end = file.read(1 << 16)
-        origin: dict[str, str] = {}
-        if end:
-            text, mark, _ = end.partition(b" <")
-            origin = json.loads(text)
-            if not mark or len(end) != len(_trailer(origin)):
-                raise ValueError("it is not of the length that it has to be")
-    except OSError:
-        raise
-    except Exception as error:  # what numpy's parser of a damaged header runs into is not to be foreseen
-        reason = " ".join(str(error).split())[:300]
-        raise ModeError(f"{path}: damaged, or not an array of vectors: {reason}", ADVICE) from None
-    return vectors, origin
-
-
 def _captions_done(record_file: Path, partial: Path, plan: dict[str, Any], index: PairIndex) -> int:
     """Captions done by an interrupted call with the same plan and the same text so far."""
-    header = _header(*plan["shape"])
+    header = header_of(*plan["shape"])
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
         with partial.open("rb") as file:

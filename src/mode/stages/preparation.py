@@ -125,7 +125,7 @@ def cluster(project: Project, source: str) -> None:
     from mode.clustering.assignment import assign
     from mode.clustering.hierarchy import fit_clusters
     from mode.clustering.words import name_clusters
-    from mode.embedding.base import load_vectors, origin_of
+    from mode.vectors import load_vectors, origin_of
 
     vectors = load_vectors(project.vectors(source))
     fine, coarse = project.params.clusters_of(source)

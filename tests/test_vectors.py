@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mode.embedding.unit import within
+from mode.vectors import within
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
