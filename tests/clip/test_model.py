@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mode.checksums import write_manifest
 from mode.clip.model import build_model, load_model, save_model
 from mode.errors import ModeError
 from mode.params import ImageParams, ModelParams
@@ -124,3 +125,14 @@ def test_what_is_no_model_folder_is_refused(resnet: ModelParams, tmp_path: Path)
     (tmp_path / "model" / "open_clip_model.safetensors").write_bytes(b"cut short")
     with pytest.raises(ModeError, match="open_clip cannot open it"):
         load_model(tmp_path / "model")
+
+
+def test_a_flipped_bit_in_the_weights_is_named(resnet: ModelParams, tmp_path: Path) -> None:
+    save_model(tmp_path, build_model(resnet, IMAGE, CAPTIONS, random_seed=0), {})
+    write_manifest(tmp_path)
+    load_model(tmp_path)
+    weights = bytearray((tmp_path / "open_clip_model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (tmp_path / "open_clip_model.safetensors").write_bytes(weights)
+    with pytest.raises(ModeError, match=r"open_clip_model\.safetensors: damaged"):
+        load_model(tmp_path)

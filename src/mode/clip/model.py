@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mode.checksums import check_manifest
 from mode.clip.tokenizer import fit_words
 from mode.clip.trust import check_configuration, check_folder, check_preprocessing, read_json
 from mode.errors import ModeError
@@ -144,6 +145,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu", precision: str 
     for needed in (CONFIG, WEIGHTS):
         if not (folder / needed).is_file():
             raise ModeError(f"{folder}: not a model folder: it has no {needed}", "train it first, or check the path")
+    check_manifest(folder, (CONFIG, WEIGHTS))
     model_cfg, preprocess_cfg = _checked(folder)
     card = read_json(folder / CARD) if (folder / CARD).is_file() else {}
     if not isinstance(card, dict):
