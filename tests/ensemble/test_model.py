@@ -308,6 +308,15 @@ def test_the_registered_model_answers_as_the_loaded_one(
     with pytest.raises(ModeError, match="models:/mode-ensemble@nobody"):
         mode.load("models:/mode-ensemble@nobody", runs=tmp_path / "mlruns")
 
+    # A registry names no folder outside the model that it gives.
+    [description] = (tmp_path / "mlruns").rglob(f"{champion.source.rpartition('/')[2]}/**/MLmodel")
+    sound = description.read_text()
+    description.write_text(sound.replace("path: artifacts/ensemble", f"path: {project / 'ensemble'}"))
+    assert description.read_text() != sound
+    with pytest.raises(ModeError, match="not an ensemble of this project"):
+        mode.load("models:/mode-ensemble@champion", runs=tmp_path / "mlruns")
+    description.write_text(sound)
+
     # Nothing of this stays, in the environment or in MLflow.
     assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"} & set(os.environ)
     assert not mlflow.is_tracking_uri_set()
