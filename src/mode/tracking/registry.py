@@ -53,7 +53,8 @@ def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
         raise ModeError(f"{uri}: {one_line(error)}") from None
     folders = {name: folder / artifact["path"] for name, artifact in artifacts.items()}
     # The registry may be somebody else's: what it names lies in the model that it gave.
-    if "mixture" not in folders or not all(each.resolve().is_relative_to(folder.resolve()) for each in folders.values()):
+    inside = all(each.resolve().is_relative_to(folder.resolve()) for each in folders.values())
+    if "mixture" not in folders or not inside:
         raise ModeError(f"{uri}: not an ensemble of this project")
     return folders.pop("mixture"), folders
 
