@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from mode.checksums import ADVICE, SEAL, check_manifest, content_of, identity_of, listed_digest
-from mode.clip.model import CARD, WEIGHTS
+from mode.clip.model import CARD, CONFIG, WEIGHTS
+from mode.clip.trust import read_json
 from mode.clustering.assignment import Assignment, same_embedder
 from mode.clustering.hierarchy import Clusters
 from mode.clustering.rows import Rows
@@ -67,6 +68,8 @@ def check_project(paths: Paths) -> Iterator[Finding]:
 def check_parents(models: Path, names: Collection[str]) -> None:
     """Refuse models that did not branch from the seed that lies beside them: only one seed's experts are an ensemble.
 
+    They have its configuration too: the same activation, the same preprocessing.
+
     Args:
         models: folder of model folders.
         names: of those to look at. One whose card does not say what it branched from is passed over, and so is one
@@ -83,6 +86,9 @@ def check_parents(models: Path, names: Collection[str]) -> None:
         folder = models / str(parent)
         if (listed_digest(folder, WEIGHTS) or sha256_of(folder / WEIGHTS)) != weights:
             raise ModeError(f"{models / name}: branched from another {parent} than {folder}", "train it again")
+        # Another activation or another preprocessing gives no error, only worse figures.
+        if read_json(models / name / CONFIG) != read_json(folder / CONFIG):
+            raise ModeError(f"{models / name / CONFIG}: not the configuration of {folder}", "train it again")
 
 
 def _outputs(paths: Paths) -> Iterator[tuple[Path, Callable[[], bool]]]:

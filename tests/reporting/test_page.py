@@ -161,3 +161,7 @@ def test_test_images_among_the_training_images_are_told(
     assert ('id="leakage"' in page) == (told is not None)
     assert told is None or told in page
     assert ("<li>a: 1 of 9</li>" in page) == bool(leakage and any(task.leaked for task in leakage.tasks.values()))
+
+
+def test_doubts_stand_with_the_verdict() -> None:
+    assert "<p>seed &lt;has learnt nothing</p>" in render_page(Results(), doubts=["seed <has learnt nothing"])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mode.checksums import write_manifest
-from mode.clip.model import CARD, WEIGHTS
+from mode.clip.model import CARD, CONFIG, WEIGHTS
 from mode.clustering.assignment import Assignment, assign_file
 from mode.embedding.base import StoredEmbedder, embed_index
 from mode.embedding.lsa import LsaEmbedder
@@ -89,6 +89,19 @@ def test_an_expert_of_another_seed(project: Path) -> None:
     replace_weights(project / "models/seed", lambda _, values: values * 1.0001)
     assert "branched from another seed than" in said(project, "evaluate")
     assert "models/expert-1: branched from another seed than models/seed" in faults(project)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("model_cfg", "quick_gelu", True), ("preprocess_cfg", "std", [1, 1, 1])]
+)
+def test_another_activation_or_preprocessing(project: Path, section: str, key: str, value: object) -> None:
+    folder = project / "models/expert-1"
+    content = json.loads((folder / CONFIG).read_text())
+    content[section][key] = value
+    (folder / CONFIG).write_text(json.dumps(content))
+    write_manifest(folder)
+    assert "models/expert-1/open_clip_config.json: not the configuration of" in said(project, "evaluate")
+    assert "models/expert-1/open_clip_config.json: not the configuration of" in faults(project)
 
 
 def test_a_card_of_an_older_version_says_nothing_of_its_seed(project: Path) -> None:

@@ -50,6 +50,7 @@ def render_page(
     light: Mapping[str, str] | None = None,
     leakage: Leakage | None = None,
     dropped: bool = False,
+    doubts: Sequence[str] = (),
 ) -> str:
     """The whole page as HTML.
 
@@ -61,6 +62,7 @@ def render_page(
         light: SVG text by plot, where the light drawings are there already (`save_plots` writes them).
         leakage: test images that were found among the training images.
         dropped: whether the training was done without those.
+        doubts: sentences on what may have gone wrong without an error.
     """
     table, cells = rows(comparison(results)), comparison_cells(results)
     tasks = task_figures(results)
@@ -69,7 +71,7 @@ def render_page(
     return render(
         "page.html",
         title=title,
-        verdict=verdict(results),
+        verdict=[*verdict(results), *doubts],
         tiles=_tiles(table),
         heads=["model", *cells.columns],
         comparison=[(row, cells.loc[row.model].items()) for row in table],
