@@ -75,12 +75,17 @@ class Work:
 
 @contextmanager
 def work(machine: Machine) -> Iterator[Work]:
-    """Hold the project in the current folder for this flow run. Raises `ModeError` if it is none, or as `workspace`."""
+    """Hold the project in the current folder for this flow run.
+
+    Raises `ModeError` if it is none or its params.yaml is not valid, or as `workspace`.
+    """
     root = Path.cwd()
     if not Paths(root).dvc_file.is_file():
         raise ModeError(f"{root}: no dvc.yaml", "start the worker inside the project (`make ui` does)")
     mark_alive(root)
     with workspace(root, machine.wait) as lock:
+        # Before DVC, which removes whatever an output's name leads to, and only then runs the stage: models/../docs.
+        load_params(Paths(root).params_file)
         yield Work(root, machine, (lock.fileno(),))
 
 

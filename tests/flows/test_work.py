@@ -71,3 +71,14 @@ def test_a_folder_without_a_pipeline_is_no_project(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModeError, match=r"no dvc\.yaml"), work(Machine()):
         pytest.fail("no project")
+
+
+def test_a_name_that_leads_elsewhere_is_refused_before_dvc_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_text(PARAMS.replace("experts: {}", "experts: {../docs: {cluster: 0}}"))
+    monkeypatch.setattr(flows.work.flow_run, "get_flow_name", lambda: "flow")
+    with pytest.raises(ModeError, match=r"experts\.\.\./docs.*should match"), work(Machine()):
+        pytest.fail("let in")
