@@ -18,10 +18,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from mode.checksums import write_manifest
 from mode.clip.model import load_model
-from mode.data.shards.index import PairIndex
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
-from mode.params import ExpertParams, ImageParams, MachineParams, ModelParams, TrainingParams
+from mode.params import (
+    ExpertParams,
+    ImageParams,
+    IndexParams,
+    MachineParams,
+    ModelParams,
+    SourceParams,
+    TrainingParams,
+)
 from mode.roles import TRAINED
 from mode.training.learner import Towers
 from mode.training.loop import Interrupted, TrainResult, train
@@ -357,6 +367,7 @@ def test_images_unlike_the_parents_are_refused(bench: Bench) -> None:
     config = json.loads(file.read_text())
     config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
     file.write_text(json.dumps(config))
+    write_manifest(bench.folder / "seed")
     with pytest.raises(ModeError, match=r"image.mean is \[0.48145466, .*\], but .*seed was made for \[0.5, 0.5, 0.5\]"):
         bench.train("dense", plan={"parent": bench.folder / "seed"})
 
@@ -369,13 +380,15 @@ def test_what_cannot_run_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatc
         bench.train("dense")
 
 
-def test_an_image_that_went_bad_is_replaced_and_counted(project: Path, bench: Bench, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_replaced_and_counted(project: Path, bench: Bench, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(project, root)
     index = bench.index
     with (root / index.path(0)).open("r+b") as shard:
         shard.seek(int(index.offset[4]))
         shard.write(bytes(int(index.length[4])))
-    bench.project = root
+    manifest = build_manifest(SourceParams(shards="shards"), root)
+    build_index(manifest, root, tmp_path / "index", IndexParams(check_images=False))  # does not look into it
+    bench.project, bench.index = root, PairIndex.load(tmp_path / "index")
     result, _ = bench.train("dense", epochs=10, seed_epochs=8)
     assert result.clip.card["bad_images"] == 4  # 240 samples are four passes over 60 images

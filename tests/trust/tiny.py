@@ -70,6 +70,7 @@ def make(root: Path) -> None:
         content[section] |= changes
     content["experts"] = {f"expert-{n}": {"source": "base", "cluster": n} for n in range(2)}
     (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (root / "leakage.json").write_text("{}")
     for name, key in [*STAGES][:-1]:
         assert served(partial(stage, root, name, key)) == 0, name
 
