@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,9 @@ def rewrite(path: Path, **metadata: str | None) -> None:
     """Other metadata, and no checksum: as an older version, or a stranger, might have it."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        before = {key: value for key, value in file.metadata().items() if key != "sha256"}
+        record = file.metadata()
+    record = json.loads(record["record"]) if "record" in record else record
+    before = {key: value for key, value in record.items() if key != "sha256"}
     save_file(tensors, path, {key: value for key, value in (before | metadata).items() if value is not None})
 
 
@@ -92,6 +96,31 @@ def test_one_of_an_older_version_is_resumed(checkpoint: Path) -> None:
     rewrite(checkpoint, state=json.dumps(STATE))
     assert load_checkpoint(checkpoint, *trained(), "fingerprint").step == 7
     assert not check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("record", ["", "[]", "3", '{"step": 7}', "[" * 100_000])
+def test_a_record_that_is_none_is_refused(checkpoint: Path, record: str) -> None:
+    with safe_open(checkpoint, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, checkpoint, {"record": record})
+    with pytest.raises(ModeError, match="its metadata cannot be read"):
+        load_checkpoint(checkpoint, *trained(), "fingerprint")
+
+
+def test_any_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    """Models that others branch from are compared by their bytes."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from tests.training.test_checkpoint import trained
+from mode.training.checkpoint import save_branch_state
+save_branch_state(Path(sys.argv[1]), *trained(), 7)
+"""
+    files = [tmp_path / str(number) for number in range(4)]
+    started = [subprocess.Popen([sys.executable, "-c", program, str(file)]) for file in files]
+    assert [process.wait() for process in started] == [0] * 4
+    assert len({file.read_bytes() for file in files}) == 1
 
 
 def test_another_model_is_refused_in_one_line(checkpoint: Path) -> None:

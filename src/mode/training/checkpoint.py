@@ -29,6 +29,8 @@ CHECKPOINT, BRANCH_STATE = "checkpoint.safetensors", "branch_state.safetensors"
 
 #: Of the metadata: SHA-256 of tensors and metadata, and what else there may be.
 _DIGEST, _KEYS = "sha256", {"state", "fingerprint", "step", "format"}
+#: What holds all of that, as JSON; a file of an older version has its parts one by one.
+_RECORD = "record"
 _REMOVE = "remove it to start again"
 
 
@@ -156,7 +158,9 @@ def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with write_aside(path) as temporary:
-            save_file(tensors, temporary, {**metadata, _DIGEST: _digest(tensors, metadata)})
+            # In one text: safetensors writes several in an order that changes from one process to the next.
+            record = json.dumps({**metadata, _DIGEST: _digest(tensors, metadata)}, sort_keys=True)
+            save_file(tensors, temporary, {_RECORD: record})
     except (OSError, SafetensorError) as error:
         kept = "; the one before is kept, and the next run goes on from it" if path.is_file() else ""
         # What the system said; safetensors wraps it.
@@ -171,11 +175,23 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ModeError(f"{path}: cannot be read: {error}", _REMOVE) from None
+    if _RECORD in metadata:
+        metadata = _read_record(path, metadata[_RECORD])
     own = {key: value for key, value in metadata.items() if key != _DIGEST}
     digest = metadata.get(_DIGEST)  # one of an older version has none
     if not own.keys() <= _KEYS or (digest is not None and digest != _digest(tensors, own)):
         raise ModeError(f"{path}: damaged: not the content that its own checksum is of", _REMOVE)
     return tensors, metadata
+
+
+def _read_record(path: Path, text: str) -> dict[str, str]:
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict) or not all(isinstance(value, str) for value in record.values()):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise ModeError(f"{path}: damaged: its metadata cannot be read", _REMOVE) from None
+    return record
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
