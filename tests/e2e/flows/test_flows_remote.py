@@ -29,7 +29,11 @@ def prefect(project: Any, page: Any, *arguments: str) -> subprocess.Popen[str]:
     """Prefect's command line in a checkout, speaking to the page's server."""
     from tests.e2e.flows.conftest import terminal
 
-    settings = {"PREFECT_API_URL": f"{page.prefect}/api", "PREFECT_HOME": str(project.root / ".mode" / "prefect")}
+    settings = {
+        "PREFECT_API_URL": f"{page.prefect}/api",
+        "PREFECT_API_AUTH_STRING": page.secret,
+        "PREFECT_HOME": str(project.root / ".mode" / "prefect"),
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
         cwd=project.root,
