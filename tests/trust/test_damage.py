@@ -22,6 +22,8 @@ from mode.paths import Paths
 from mode.results import Results
 from tests.trust.tiny import files_below
 
+pytestmark = pytest.mark.e2e  # real stages, again and again
+
 #: Bits that are flipped in each output.
 FLIPS = 12
 

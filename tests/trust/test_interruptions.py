@@ -22,6 +22,8 @@ from tests.killing import KILL, TERM, served
 from tests.trust import recorded
 from tests.trust.recorded import each_once_an_epoch, seen, train_recorded
 
+pytestmark = pytest.mark.e2e  # real stages, again and again
+
 #: Batches beyond the end of any training here.
 NEVER = 10**6
 

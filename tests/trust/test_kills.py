@@ -18,6 +18,8 @@ from mode.checksums import MANIFEST
 from tests.killing import KILL, TERM, Clock, end_at, instants, served
 from tests.trust import tiny
 
+pytestmark = pytest.mark.e2e  # real stages, again and again
+
 #: Instants of a stage by default: of those that take a part of a second, and of the others.
 FEW = {"data": 3, "index": 4, "embed": 4, "assign": 3, "ensemble": 3, "cluster": 2}
 #: What tells the time, and is another in each run: of a model's card and of an evaluation.

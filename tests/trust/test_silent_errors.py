@@ -25,6 +25,8 @@ from mode.stages import run_stage
 from mode.stages.project import Project
 from mode.vectors import load_vectors
 
+pytestmark = pytest.mark.e2e  # real stages, again and again
+
 
 def said(project: Path, *stage: str | None) -> str:
     """The one line that a stage ends with."""
