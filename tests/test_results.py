@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mode.errors import ModeError
-from mode.results import Cost, Results, SuiteFacts, learnt_nothing, natural
+from mode.results import Cost, Results, SuiteFacts, natural
 
 WHOLE: dict[str, Any] = {
     "zeroshot": {"mean": {"seed": 0.5, "expert-10": 1.0}, "tasks": {"dögs": {"seed": 0.5, "expert-10": 1.0}}},
@@ -155,18 +155,3 @@ def test_a_cost_that_is_not_known_is_not_guessed(missing: str) -> None:
 def test_names_sort_by_their_numbers() -> None:
     names = ["expert-10", "expert-2", "fashion", "2", "expert"]
     assert sorted(names, key=natural) == ["2", "expert", "expert-2", "expert-10", "fashion"]
-
-
-@pytest.mark.parametrize(
-    ("loss", "batch", "nothing"),
-    [(4.85, 128, True), (4.62, 128, True), (4.59, 128, False), (2.5, 128, False), (0.0, 1, False), (None, 128, False)],
-)
-def test_a_loss_next_to_chance_is_doubted(loss: float | None, batch: int, nothing: bool) -> None:
-    """Chance at a batch of 128 is ln 128 = 4.852; 0.95 of it 4.609."""
-    doubt = learnt_nothing({"name": "seed", "loss": loss, "provenance": {"batch_size": batch}})
-    assert (doubt is not None) == nothing
-    assert doubt is None or "chance is 4.85" in doubt
-
-
-def test_a_card_without_a_loss_is_not_doubted() -> None:
-    assert learnt_nothing({}) is None

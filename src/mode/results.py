@@ -17,9 +17,6 @@ from mode.errors import ModeError
 from mode.files import write_aside
 from mode.roles import ENSEMBLE, EXPERT, SEED, UNIFORM, role_of
 
-#: Share of chance's loss above which a model has learnt next to nothing.
-_NEXT_TO_CHANCE = 0.95
-
 
 def _defined(value: object) -> object:
     """JSON has no NaN: an undefined figure is `None`."""
@@ -202,19 +199,3 @@ def _total(of_seed: float | None, of_experts: list[float | None]) -> float | Non
     if of_seed is None or not known or len(known) < len(of_experts):
         return None
     return of_seed + sum(cost - of_seed for cost in known)
-
-
-def learnt_nothing(card: Mapping[str, Any]) -> str | None:
-    """A sentence, if a model's loss is no better than chance after its training; else None.
-
-    Chance is the logarithm of the batch size: of so many captions each is as likely as any other. A model that has
-    learnt so little has seen too few samples, or captions that do not belong to its images.
-    """
-    batch, loss = card.get("provenance", {}).get("batch_size"), card.get("loss")
-    if not batch or loss is None or batch < 2:
-        return None
-    chance = math.log(batch)
-    if loss < _NEXT_TO_CHANCE * chance:
-        return None
-    doubt = "too short a training, or captions that do not belong to their images"
-    return f"{card.get('name')} has learnt next to nothing: its loss is {loss:.2f}, chance is {chance:.2f}: {doubt}."

@@ -184,4 +184,5 @@ def steps_done(checkpoints: Path) -> int:
     """The step that the checkpoint goes on from."""
     [path] = list_of(checkpoints)
     with safe_open(path, "numpy") as file:
-        return int(json.loads(file.metadata()["state"])["step"]) - 30  # three epochs of ten steps were the seed's
+        state = json.loads(file.metadata()["record"])["state"]
+        return int(json.loads(state)["step"]) - 30  # three epochs of ten steps were the seed's

@@ -96,7 +96,8 @@ def test_assignment_is_the_same_bytes(
 ) -> None:
     # Row groups of two blocks and a half: what is held back has to be cut.
     monkeypatch.setattr("mode.clustering.assignment.ROW_GROUP", 5 * BLOCK // 2)
-    vectors = np.random.default_rng(count).standard_normal((count, 6)).astype(np.float16)
+    vectors = np.random.default_rng(count).standard_normal((count, 6))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
     np.save(tmp_path / "vectors.npy", vectors)
     clusters = fit_clusters(vectors, ClusteringParams(strategy=strategy), 8, 2, random_seed=0)
     clusters.save(tmp_path / "clusters")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
 from mode.clip.model import build_model
 from mode.params import ImageParams, ModelParams
-from mode.training.card import flops_per_pair
+from mode.training.card import flops_per_pair, learnt_nothing
 
 
 def test_flops_by_hand() -> None:
@@ -19,3 +21,14 @@ def test_flops_by_hand() -> None:
     text_projection = 2 * 16 * 4
     # Backward costs twice the forward pass: gradients of input and of weight. Pixels need no gradient.
     assert flops_per_pair(clip) == 2 * patch + 3 * (image_projection + linear + attention + text_projection)
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "nothing"),
+    [(4.85, 128, True), (4.62, 128, True), (4.59, 128, False), (2.5, 128, False), (0.0, 1, False)],
+)
+def test_a_loss_next_to_chance_is_doubted(loss: float, batch: int, nothing: bool) -> None:
+    """Chance at a batch of 128 is ln 128 = 4.852; 0.95 of it 4.609."""
+    doubt = learnt_nothing("seed", loss, batch)
+    assert (doubt is not None) == nothing
+    assert doubt is None or "chance is 4.85" in doubt

@@ -106,7 +106,6 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
 def _train(project: Project, training: Training) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.files import only_writer
-    from mode.results import learnt_nothing
     from mode.training.distribution import ending_together
     from mode.training.loop import Interrupted, train
 
@@ -129,7 +128,7 @@ def _train(project: Project, training: Training) -> None:
                 sys.exit(interrupted.exit_code)
             if leads:
                 result.clip.card["mlflow_run"] = record.run.run_id
-                if doubt := learnt_nothing(result.clip.card):
+                if doubt := result.clip.card["doubt"]:
                     print(f"warning: {doubt}", file=sys.stderr)
             result.save(project.model(plan.name), {"curve.csv": record.curve} if leads else None)
         if leads:

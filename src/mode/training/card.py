@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +16,9 @@ from mode.training.checkpoint import RunState
 from mode.training.distribution import Group
 from mode.training.plan import Training
 
+#: Share of chance's loss above which a model has learnt next to nothing.
+_NEXT_TO_CHANCE = 0.95
+
 
 def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> dict[str, Any]:
     """What the model was trained on and what that cost: by itself (`own`), and with its parent (`total`).
@@ -24,6 +28,7 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
     """
     plan, parent = training.plan, clip.card
     flops = plan.samples * flops_per_pair(clip)
+    loss = sum(state.recent) / len(state.recent)
     own = {"samples_seen": plan.samples, "flops": flops, "seconds": round(state.seconds, 3)}
     return {
         "name": plan.name,
@@ -36,7 +41,8 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
         "steps": [plan.first_step, plan.last_step],
         "own": own,
         "total": {key: value + parent.get("total", {}).get(key, 0) for key, value in own.items()},
-        "loss": sum(state.recent) / len(state.recent),
+        "loss": loss,
+        "doubt": learnt_nothing(plan.name, loss, plan.batch_size),
         "parameters": sum(parameter.numel() for parameter in clip.model.parameters()),
         "bad_images": state.bad_images,
         "provenance": {
@@ -50,6 +56,19 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
             **{name: version(name) for name in ("torch", "open_clip_torch", "mode-clip")},
         },
     }
+
+
+def learnt_nothing(name: str, loss: float, batch_size: int) -> str | None:
+    """A sentence, if a model's loss is no better than chance after its training; else None.
+
+    Chance is the logarithm of the batch size: of so many captions each is as likely as any other. A model that has
+    learnt so little has seen too few samples, or captions that do not belong to its images.
+    """
+    chance = math.log(batch_size)
+    if batch_size < 2 or loss < _NEXT_TO_CHANCE * chance:
+        return None
+    doubt = "too short a training, or captions that do not belong to their images"
+    return f"{name} has learnt next to nothing: its loss is {loss:.2f}, chance is {chance:.2f}: {doubt}."
 
 
 def flops_per_pair(clip: Clip) -> int:
