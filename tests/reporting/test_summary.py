@@ -7,6 +7,7 @@ import pytest
 from mode.reporting.summary import (
     best,
     comparison,
+    doubts,
     duration,
     headline,
     percent,
@@ -153,3 +154,10 @@ def test_headline_has_the_means() -> None:
 )
 def test_figures_as_text(shown: str, text: str) -> None:
     assert shown == text
+
+
+def test_the_same_doubt_of_several_models_is_one_sentence() -> None:
+    cards = {name: {"doubt": f"{name} has learnt next to nothing."} for name in ("seed", "dense", "expert-0")}
+    [sentence] = doubts(cards | {"expert-1": {}})
+    assert sentence.startswith("seed, dense and expert-0 have learnt next to nothing, their loss is that of chance")
+    assert doubts({"seed": {}}) == []

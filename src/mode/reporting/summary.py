@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -183,6 +183,19 @@ def verdict(results: Results) -> list[str]:
             f" {len(results.experts)} image encoders instead of one."
         )
     return sentences
+
+
+def doubts(cards: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the models' cards say may have gone wrong without an error; one sentence where several say the same.
+
+    >>> doubts({"seed": {"doubt": None}, "dense": {"doubt": "dense has learnt next to nothing."}})
+    ['dense has learnt next to nothing.']
+    """
+    found = {name: card["doubt"] for name, card in cards.items() if card.get("doubt")}
+    if len(found) < 2:
+        return list(found.values())
+    cause = "too short a training, or captions that do not belong to their images"
+    return [f"{_listed(list(found))} have learnt next to nothing, their loss is that of chance: {cause}."]
 
 
 def percent(value: float | None) -> str:

@@ -24,6 +24,7 @@ def report(project: Project) -> None:
     from mode.reporting.card import model_card
     from mode.reporting.page import render_page
     from mode.reporting.plots import save_plots, write_plot_data
+    from mode.reporting.summary import doubts
     from mode.results import Results
 
     results = Results.load(project.metrics)
@@ -35,9 +36,8 @@ def report(project: Project) -> None:
     write_plot_data(project.reports / "plots", results, curves)
     page, card = project.reports / "index.html", project.reports / "model-card.md"
     leakage, dropped = Leakage.load(project.leakage), project.params.index.drop_leaked
-    cards = cards_of(project.models, trained_models(project)).values()
-    doubts = [card["doubt"] for card in cards if card.get("doubt")]
-    html = render_page(results, clusters, curves, light=light, leakage=leakage, dropped=dropped, doubts=doubts)
+    doubtful = doubts(cards_of(project.models, trained_models(project)))
+    html = render_page(results, clusters, curves, light=light, leakage=leakage, dropped=dropped, doubts=doubtful)
     write_text(page, html)
     parameters = project.params.model_dump(include={"model", "training", "embedding", "clustering", "routing"})
     facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
