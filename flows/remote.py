@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mode.errors import ModeError
+from mode.errors import ModeError, exit_code_of
 
 
 def fetch(stages: Sequence[str]) -> None:
@@ -62,12 +62,7 @@ def repository() -> Iterator[Any]:
 def main(arguments: Sequence[str]) -> int:
     """Fetch or push; the message of what the user can mend is one line."""
     action, *stages = arguments
-    try:
-        {"fetch": fetch, "push": push}[action](stages)
-    except ModeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code_of(lambda: {"fetch": fetch, "push": push}[action](stages))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mode.door import serve
-from mode.errors import ModeError
+from mode.errors import exit_code_of
 from mode.paths import Paths
 
 if TYPE_CHECKING:
@@ -109,17 +109,11 @@ def mlflow_app() -> ASGIApp:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until told to stop."""
+    """Serve until told to stop; the message of what the user can mend is one line."""
     name, port = arguments
-    try:
-        if name == "prefect":
-            serve(prefect_app(), int(port), print, MAX_BYTES)
-        else:
-            serve(mlflow_app(), int(port), print)
-    except ModeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if name == "prefect":
+        return exit_code_of(lambda: serve(prefect_app(), int(port), print, MAX_BYTES))
+    return exit_code_of(lambda: serve(mlflow_app(), int(port), print))
 
 
 if __name__ == "__main__":

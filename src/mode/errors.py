@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 def printable(text: str) -> str:
     """Text on one line without control characters: what data may hold must not move a terminal's cursor.
@@ -25,3 +28,13 @@ class ModeError(Exception):
 
     def __init__(self, message: str, advice: str = "") -> None:
         super().__init__(printable(f"{message} ({advice})" if advice else message))
+
+
+def exit_code_of(program: Callable[[], object]) -> int:
+    """Run a program to its end: 0, or after a `ModeError`, whose line goes to standard error, that error's code."""
+    try:
+        program()
+    except ModeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -170,8 +169,5 @@ def _check_metrics(file: Path) -> bool:
 
 
 def _card(folder: Path) -> dict[str, object]:
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except ValueError:
-        raise ModeError(f"{folder / CARD}: damaged: no JSON", ADVICE) from None
+    card = read_json(folder / CARD)
     return card if isinstance(card, dict) else {}

@@ -30,7 +30,7 @@ _ADVICE = "see open_clip's model_configs for examples"
 _SECTIONS = {
     "vision_cfg": {field.name for field in fields(open_clip.CLIPVisionCfg)},
     "text_cfg": {field.name for field in fields(open_clip.CLIPTextCfg)},
-    "multimodal_cfg": {field.name for field in fields(MultimodalCfg)} | {"dim_head", "n_queries"},
+    "multimodal_cfg": {field.name for field in fields(MultimodalCfg)},
 }
 _SINGLE = {"embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "custom_text"}
 #: Settings that stand in a mapping of their own, by its name: those that open_clip's own configurations have.
@@ -166,6 +166,6 @@ def _encoders() -> frozenset[str]:
 
 
 def _short(value: object) -> str:
-    """A value of somebody else in a message: one line, not long, no control characters."""
+    """A value of somebody else in a message: not long; `ModeError` makes it one line."""
     text = str(value)
-    return ascii(text[:60])[1:-1] + ("..." if len(text) > 60 else "")
+    return text[:60] + ("..." if len(text) > 60 else "")

@@ -82,8 +82,7 @@ def evaluate(project: Project) -> None:
     """Every model, the uniform average and the ensemble on every task."""
     from mode.reporting.summary import headline
 
-    where = json.loads(project.task_list.read_text(encoding="utf-8"))
-    results = _evaluate(project, project.models, [project.root / task for task in where])
+    results = _evaluate(project, project.models, _task_folders(project))
     results.save(project.metrics)
     write_json(project.reports / "summary.json", headline(results))
 
@@ -118,14 +117,13 @@ def look_for_leakage(root: Path, params: Path, distance: int) -> Leakage:
     """
     from mode.data.leakage import Leakage
     from mode.evaluation.leakage import find_leakage
-    from mode.evaluation.tasks import open_task
+    from mode.evaluation.tasks import open_tasks
 
     project = Project(root, load_params(params))
     indexes = {source: project.index(source) for source in project.params.sources}
     if not project.task_list.is_file() or not all(folder.is_dir() for folder in indexes.values()):
         raise ModeError("there are no tasks or no index to compare yet", "`dvc repro tasks index` makes them")
-    tasks = [open_task(project.root / where) for where in json.loads(project.task_list.read_text(encoding="utf-8"))]
-    found = find_leakage(indexes, project.root, tasks, distance)
+    found = find_leakage(indexes, project.root, open_tasks(_task_folders(project)), distance)
     if project.params.index.drop_leaked and project.leakage.is_file():
         found = found.with_dropped(Leakage.load(project.leakage))
     found.save(project.leakage)
@@ -145,14 +143,18 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     from mode.evaluation.tasks import open_task
 
     project = Project(root, load_params(params))
-    listed = json.loads(project.task_list.read_text(encoding="utf-8")) if project.task_list.is_file() else []
-    folders = {Path(where).name: project.root / where for where in listed}
+    folders = {folder.name: folder for folder in (_task_folders(project) if project.task_list.is_file() else [])}
     folder = folders.get(task, project.root / task)
     if not folder.is_dir():
         some = ", ".join([*folders][:8]) + (", ..." if len(folders) > 8 else "")
         raise ModeError(f"no task is called '{task}'", f"a task folder, or one of: {some}" if some else "a task folder")
     weights = Router.load(project.ensemble).weights(open_task(folder).prompts)
     return {expert: weights[expert] for expert in largest_first(weights)}
+
+
+def _task_folders(project: Project) -> list[Path]:
+    """The folders of the project's tasks, as the `tasks` stage has listed them."""
+    return [project.root / where for where in json.loads(project.task_list.read_text(encoding="utf-8"))]
 
 
 def _evaluate(
