@@ -117,3 +117,41 @@ def test_a_fault_in_the_environment_names_the_variable(variable: str, value: str
     with pytest.raises(ModeError) as caught:
         parse_params(MINIMAL, environment={variable: value})
     assert message in str(caught.value)
+
+
+PRETRAINED = {
+    **MINIMAL,
+    "seed": {"from": "pretrained", "name": "ViT-B-16", "weights": "laion2b_s34b_b88k"},
+    "model": {},
+    "training": {"seed_epochs": 0, "epochs": 4},
+}
+
+
+def test_a_pretrained_seed_brings_its_model() -> None:
+    params = parse_params({**PRETRAINED, "embedding": {"kind": "seed", "made_from": "models/seed"}})
+    assert params.seed.pretrained
+    assert params.embedding.encoder == "models/seed"
+    assert params.embedding.fit_on is None
+    assert params.model_dump()["seed"]["from"] == "pretrained"
+    assert "seed.from" in dict(explanations())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": "ViT-B-32"}}, r"model: the architecture is that of seed\.name, 'ViT-B-16'"),
+        ({"training": {"seed_epochs": 2, "epochs": 4}}, r"training\.seed_epochs: 2, but a pretrained seed"),
+        ({"seed": {"from": "scratch"}, "training": {"seed_epochs": 2, "epochs": 4}}, "model: give either"),
+        ({"seed": {"from": "scratch"}, "model": {"name": "ViT-B-32"}}, r"training\.seed_epochs: 0, but a seed"),
+        ({"seed": {"from": "scratch", "name": "ViT-B-32"}}, "those of a pretrained seed"),
+        ({"seed": {"from": "pretrained"}}, "needs `name`"),
+        ({"seed": {"from": "pretrained", "name": "hf-hub:a/b", "weights": "x"}}, "brings its own"),
+        ({"seed": {"from": "nowhere"}}, r"seed\.from"),
+        ({"embedding": {"kind": "seed"}}, "needs `made_from: models/seed`"),
+        ({"embedding": {"kind": "seed", "made_from": "models/seed", "name": "x"}}, "and no name"),
+        ({"training": {"seed_epochs": 0, "epochs": 4, "layer_decay": 0.0}}, r"training\.layer_decay"),
+    ],
+)
+def test_seeds_that_cannot_be(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ModeError, match=message):
+        parse_params({**PRETRAINED, **changes})

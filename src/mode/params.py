@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mode.errors import ModeError
-from mode.roles import EXPERT, ROLES
+from mode.roles import EXPERT, ROLES, SEED
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -30,6 +30,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+#: The seed's folder, as parameters name it.
+SEED_MODEL = f"models/{SEED.name}"
 
 #: Keys of earlier versions, and where they went.
 MOVED = {
@@ -52,7 +55,9 @@ MOVED = {
 class Section(BaseModel):
     """A part of `params.yaml`: immutable, unknown keys refused, no conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, serialize_by_alias=True
+    )
 
 
 class SourceParams(Section):
@@ -104,8 +109,9 @@ class IndexParams(Section):
 class EmbeddingParams(Section):
     """Captions to unit vectors."""
 
-    kind: Literal["lsa", "transformers", "open_clip"] = "lsa"
-    """`lsa` (TF-IDF and SVD, no weights), `transformers` (any Hugging Face encoder) or `open_clip` (a CLIP's)."""
+    kind: Literal["lsa", "transformers", "open_clip", "seed"] = "lsa"
+    """`lsa` (TF-IDF and SVD, no weights), `seed` (the text tower of this project's seed; `made_from: models/seed`),
+    `transformers` (any Hugging Face encoder) or `open_clip` (another CLIP's text tower)."""
     name: str | None = None
     """A Hugging Face name or a local folder; for `open_clip` a `MODEL:PRETRAINED` tag or a model folder."""
     made_from: str = "data/index/base"
@@ -122,6 +128,11 @@ class EmbeddingParams(Section):
     """Tokens after which a caption is cut."""
 
     @property
+    def encoder(self) -> str | None:
+        """`name`, or the seed's folder with `kind: seed`."""
+        return SEED_MODEL if self.kind == "seed" else self.name
+
+    @property
     def fit_on(self) -> str | None:
         """The source that the embedder is fitted on; None where it is made from a model of the project."""
         folder, _, source = self.made_from.rpartition("/")
@@ -129,7 +140,9 @@ class EmbeddingParams(Section):
 
     @model_validator(mode="after")
     def _made_from_what_is_named(self) -> EmbeddingParams:
-        if self.kind != "lsa" and not self.name:
+        if self.kind == "seed" and (self.name is not None or self.made_from != SEED_MODEL):
+            raise ValueError(f"kind 'seed' needs `made_from: {SEED_MODEL}`, which says it to DVC, and no name")
+        if self.kind not in ("lsa", "seed") and not self.name:
             raise ValueError(f"kind '{self.kind}' needs `name`: which encoder to load")
         if self.kind == "lsa" and self.fit_on is None:
             raise ValueError(f"made_from: '{self.made_from}', but lsa is fitted on captions: data/index/SOURCE")
@@ -177,8 +190,36 @@ class ExpertParams(Section):
     """Its own share of pairs from outside its cluster, in place of `branch.outside_share`."""
 
 
+class SeedParams(Section):
+    """The model that every other one goes on from."""
+
+    origin: Literal["scratch", "pretrained"] = Field(default="scratch", alias="from")
+    """`scratch` (trained here, from random weights, for `training.seed_epochs`) or `pretrained` (a CLIP that is there:
+    its architecture, preprocessing and tokenizer are those of every model; `model: {}` and `seed_epochs: 0`)."""
+    name: str | None = None
+    """Of `pretrained`: `hf-hub:ORG/NAME`; a model folder, of another run too (`local-dir:FOLDER`, or its path); or an
+    open_clip architecture such as `ViT-B-16`, or a configuration file of one's own, with `weights`."""
+    weights: str | None = None
+    """Of an architecture: a tag of open_clip such as `laion2b_s34b_b88k`, or a `.safetensors`, `.pt` or `.bin` file."""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the seed is a model that is there already."""
+        return self.origin == "pretrained"
+
+    @model_validator(mode="after")
+    def _named(self) -> SeedParams:
+        if not self.pretrained and (self.name or self.weights):
+            raise ValueError("name and weights are those of a pretrained seed: `from: pretrained`")
+        if self.pretrained and not self.name:
+            raise ValueError("`from: pretrained` needs `name`: a model folder, hf-hub:ORG/NAME, or an architecture")
+        if self.weights and (self.name or "").startswith(("hf-hub:", "local-dir:")):
+            raise ValueError(f"weights is '{self.weights}', but '{self.name}' brings its own: leave weights out")
+        return self
+
+
 class ModelParams(Section):
-    """The CLIP that every role trains; give either `name` or `config`."""
+    """The CLIP that every role trains: either `name` or `config`; nothing, `{}`, with a pretrained seed."""
 
     name: str | None = None
     """An open_clip model name such as `ViT-B-32`, or the path of a configuration file of one's own."""
@@ -191,20 +232,29 @@ class ModelParams(Section):
 
     @model_validator(mode="after")
     def _one_of_name_and_config(self) -> ModelParams:
-        if (self.name is None) == (self.config is None):
+        if self.name is not None and self.config is not None:
             raise ValueError("give either `name` or `config`")
         return self
 
 
 class ImageParams(Section):
-    """How an image becomes a tensor."""
+    """How an image becomes a tensor. A pretrained seed has a size, mean, std, interpolation and resize mode of its own:
+    leave these out, since another value is an error.
+    """
 
     size: PositiveInt = 224
-    """Pixels a side; the shorter side is resized to it (bicubic) and the centre is cut out."""
+    """Pixels a side."""
     mean: Triple = (0.48145466, 0.4578275, 0.40821073)
     """Per channel, for the normalisation; default open_clip's (OpenAI's)."""
     std: Triple = (0.26862954, 0.26130258, 0.27577711)
     """Per channel, for the normalisation; default open_clip's (OpenAI's)."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Of the resizing."""
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    """`shortest` (the shorter side becomes `size`, and the centre is cut out), `longest` (the longer one does, and the
+    rest is filled) or `squash` (both do, whatever the proportions)."""
+    fill_color: NonNegativeInt = 0
+    """Of what `longest` fills."""
     crop_scale: Share | None = None
     """Least share of a training image that a random crop keeps; `null`: no crop (needed to keep decoded images)."""
     flip: bool = False
@@ -228,8 +278,8 @@ class TrainingParams(Section):
     """Samples of one epoch, for every role; `null`: as many as there are training images."""
     epochs: PositiveInt = 32
     """Length of the dense model, in epochs."""
-    seed_epochs: PositiveInt = 27
-    """Epochs after which experts branch off; an expert trains for `epochs - seed_epochs`."""
+    seed_epochs: NonNegativeInt = 27
+    """Epochs after which experts branch off; an expert trains for `epochs - seed_epochs`. 0 with a pretrained seed."""
     batch_size: PositiveInt = 128
     """Pairs in one optimiser step, over all processes and accumulation steps."""
     accumulate: PositiveInt = 1
@@ -243,15 +293,23 @@ class TrainingParams(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.2
     """AdamW's weight decay; gains, biases and the logit scale are not decayed."""
     warmup: NonNegativeInt = 2_000
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up: of the seed, or of every model that goes on from a pretrained one."""
     schedule: Literal["wsd", "cosine"] = "wsd"
-    """`wsd` (constant until the branch, then linear to 0) or `cosine` (over all epochs)."""
+    """`wsd` (constant until the branch, then linear to 0) or `cosine` (over all epochs); from a pretrained seed both
+    fall from the end of the warm-up to 0 at the end of each model's own training."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest gradient norm; `null` for no clipping."""
     precision: Literal["fp32", "bf16", "amp"] = "fp32"
     """`fp32`, `bf16` (weights and activations) or `amp` (bfloat16 autocast)."""
     compile: bool = False
     """Run both towers through `torch.compile`: takes minutes to start, needs a C++ compiler, and rounds differently."""
+
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Learning rate of a group of layers, as a multiple of that of the group above it; the head has `lr` itself."""
+    unlocked_image_groups: NonNegativeInt | None = None
+    """Lock the image tower but for so many of its last groups: stem, blocks and head are one each; `null`: no lock."""
+    unlocked_text_groups: NonNegativeInt | None = None
+    """The same for the text tower."""
 
     @model_validator(mode="after")
     def _seed_before_end(self) -> TrainingParams:
@@ -332,6 +390,9 @@ class MachineParams(Section):
     """Decoded images of a training are kept in memory if they all fit into this many MiB."""
     inference_batch: PositiveInt = 256
     """Captions, texts or images in one forward pass of embedding and evaluation."""
+    grad_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, a third more time. Transformers
+    only."""
     checkpoint_minutes: PositiveFloat = 1.0
     """Time between a training's checkpoints."""
     engine: str = "local"
@@ -345,7 +406,8 @@ class Params(Section):
     """Decides everything that is random: the built-in data, clusters, first weights, the order of samples."""
     sources: dict[Name, SourceParams]
     experts: dict[Name, ExpertParams]
-    model: ModelParams
+    model: ModelParams = ModelParams()
+    seed: SeedParams = SeedParams()
     glyphs: GlyphParams = GlyphParams()
     index: IndexParams = IndexParams()
     embedding: EmbeddingParams = EmbeddingParams()
@@ -362,6 +424,7 @@ class Params(Section):
     def _names_agree(self) -> Params:
         if not self.sources:
             raise ValueError("sources: at least one is needed")
+        self._seed_and_model_agree()
         for key, source in (("embedding.made_from", self.embedding.fit_on), ("training.source", self.training.source)):
             if source is not None and source not in self.sources:
                 raise ValueError(f"{key}: no source is called '{source}'")
@@ -385,6 +448,17 @@ class Params(Section):
             if other != name:
                 raise ValueError(f"experts.{name}: '{other}' already has cluster {expert.cluster} of '{expert.source}'")
         return self
+
+    def _seed_and_model_agree(self) -> None:
+        model, epochs = self.model.name or self.model.config, self.training.seed_epochs
+        if not self.seed.pretrained and model is None:
+            raise ValueError("model: give either `name` or `config`, or a pretrained seed")
+        if not self.seed.pretrained and not epochs:
+            raise ValueError("training.seed_epochs: 0, but a seed from scratch has to be trained")
+        if self.seed.pretrained and model is not None:
+            raise ValueError(f"model: the architecture is that of seed.name, '{self.seed.name}': `model: {{}}`")
+        if self.seed.pretrained and epochs:
+            raise ValueError(f"training.seed_epochs: {epochs}, but a pretrained seed is not trained here: 0")
 
     def clusters_of(self, source: str) -> tuple[int, int]:
         """(fine, coarse) of a source: its own numbers, or those of `clustering`."""
@@ -433,7 +507,7 @@ def explanations(section: type[BaseModel] = Params, prefix: str = "") -> Iterato
     'Coarse clusters of a source, one expert each: n.'
     """
     for name, field in section.model_fields.items():
-        key = f"{prefix}{name}"
+        key = f"{prefix}{field.alias or name}"
         below = _section_of(field.annotation)
         text = field.description or (below[1].__doc__ if below else "") or ""
         yield key, " ".join(text.split())

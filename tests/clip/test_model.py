@@ -104,7 +104,7 @@ def test_unusable_configurations_are_refused(resnet: ModelParams, tmp_path: Path
         (ModelParams(name="ViT-nope"), "open_clip knows no model 'ViT-nope'"),
         (
             ModelParams(name="hf-hub:some/model"),
-            "'hf-hub:some/model' names trained weights, but every model",
+            "'hf-hub:some/model' names trained weights",
         ),
         (ModelParams(name=f"local-dir:{tmp_path}"), "names trained weights"),
         (ModelParams(name="ViT-B-32:openai"), "names trained weights"),

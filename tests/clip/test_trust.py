@@ -12,7 +12,8 @@ from typing import Any
 import open_clip
 import pytest
 
-from mode.clip.model import build_model, load_model, open_pretrained, save_model
+from mode.clip.model import build_model, load_model, save_model
+from mode.clip.pretrained import open_pretrained
 from mode.clip.trust import check_configuration, check_folder, check_preprocessing
 from mode.embedding.base import build_embedder
 from mode.errors import ModeError

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 
 from mode.data.glyphs.dataset import write_glyph_shards
@@ -30,18 +32,26 @@ FULL = Role("full", "dense", "a full model", "", parent="seed", pairs="all", len
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with an index of 64 pairs."""
+    """A project with an index of 64 pairs, and the configuration of a seed."""
     root = tmp_path_factory.mktemp("project")
     write_glyph_shards(GlyphParams(pairs=64, shard_pairs=64), root / "shards", random_seed=0, workers=1)
     build_index(build_manifest(SourceParams(shards="shards"), root), root, root / "data/index/base", IndexParams(), 1)
+    write_seed(root)
     return root
+
+
+def write_seed(root: Path, **preprocess: object) -> None:
+    """A configuration is all that a plan needs of the seed."""
+    folder = root / "models/seed"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
 
 
 def test_another_arm_needs_no_more_than_its_row(root: Path) -> None:
     """One for each expert, with that expert's epochs and learning rate, on all pairs."""
     project = Project(root, parse_params(PARAMS))
     parent = project.model("seed")
-    parent.mkdir(parents=True, exist_ok=True)
     (parent / "open_clip_model.safetensors").write_bytes(b"weights")
     trainings = [training_of(project, FULL, key) for key in project.params.experts]
     assert [each.plan.name for each in trainings] == ["full-expert-0", "full-expert-1"]

@@ -155,3 +155,48 @@ def test_rate_rises_then_never_rises_again_and_ends_near_zero(kind: str, warmup:
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
     assert all(0 < rate <= 3.0 for rate in rates)
     assert schedule.rate(branch + decay) == pytest.approx(0.0, abs=1e-12)
+
+
+def tuned(role: Role, schedule: str = "wsd", **details: Any) -> TrainPlan:
+    """From a pretrained seed: no step of a seed, a warm-up for everyone."""
+    training = TrainingParams(
+        epoch_samples=100, epochs=4, seed_epochs=0, batch_size=10, warmup=10, lr=1.0, schedule=schedule
+    )  # type: ignore[arg-type]
+    return make_plan(role, ROWS, training, images=7, parent=PARENT, **details)
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_from_a_pretrained_seed_every_model_has_a_schedule_of_its_own(schedule: str) -> None:
+    plans = [
+        tuned(DENSE, schedule),
+        tuned(DENSE_LONG, schedule, experts=3),
+        tuned(EXPERT, schedule, key="e", expert=ExpertParams(cluster=0)),
+        tuned(EXPERT, schedule, key="e", expert=ExpertParams(cluster=0, epochs=8, lr=0.5)),
+    ]
+    assert [(each.first_step, each.last_step) for each in plans] == [(0, 40), (0, 120), (0, 40), (0, 80)]
+    for each in plans:
+        assert (each.parent, each.stream_start) == (PARENT, 0)
+        highest = each.schedule.lr
+        assert each.schedule.rate(0) == highest / 10
+        assert each.schedule.rate(9) == each.schedule.rate(10) == highest
+        middle = 10 + (each.last_step - 10) // 2
+        assert each.schedule.rate(middle) == pytest.approx(highest / 2)
+        assert each.schedule.rate(each.last_step) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_fine_tuning_shorter_than_its_warmup_is_refused() -> None:
+    training = TrainingParams(epoch_samples=100, epochs=1, seed_epochs=0, batch_size=10, warmup=10)
+    with pytest.raises(ModeError, match=r"training\.warmup: 10 of dense's 10 steps"):
+        make_plan(DENSE, ROWS, training, images=7, parent=PARENT)
+
+
+def test_a_fine_tuning_needs_the_pretrained_seed() -> None:
+    training = TrainingParams(epoch_samples=100, epochs=1, seed_epochs=0, batch_size=10, warmup=1)
+    with pytest.raises(ModeError, match="dense: needs the pretrained seed"):
+        make_plan(DENSE, ROWS, training, images=7)
+
+
+def test_a_schedule_can_begin_at_the_branch() -> None:
+    """With no moments to go on with, the warm-up begins there."""
+    schedule = Schedule("wsd", 1.0, warmup=10, branch=100, end=160, start=100)
+    assert [schedule.rate(step) for step in (100, 109, 110, 135, 160)] == [0.1, 1.0, 1.0, 0.5, 0.0]

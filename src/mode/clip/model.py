@@ -80,16 +80,16 @@ def build_model(
     Raises:
         ModeError: the name is unknown or one of trained weights, or open_clip cannot build the configuration.
     """
-    model_cfg = _configuration(model)
+    model_cfg = configuration_of(model)
     model_cfg["vision_cfg"]["image_size"] = image.size
     preprocess_cfg = {
         "size": image.size,
         "mode": "RGB",
         "mean": list(image.mean),
         "std": list(image.std),
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-        "fill_color": 0,
+        "interpolation": image.interpolation,
+        "resize_mode": image.resize_mode,
+        "fill_color": image.fill_color,
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -101,17 +101,22 @@ def build_model(
             model_cfg["text_cfg"]["vocab_size"] = len(words)
             # Any name makes open_clip look for tokenizer files, and it then looks in the model's own folder.
             model_cfg["text_cfg"]["hf_tokenizer_name"] = "words"
-        _write_config(folder, model_cfg, preprocess_cfg)
-        with torch.random.fork_rng(devices=[]), _open_clip_errors(f"model {model.name or 'config'}"):
+        write_config(folder, model_cfg, preprocess_cfg)
+        with torch.random.fork_rng(devices=[]), open_clip_errors(f"model {model.name or 'config'}"):
             torch.manual_seed(random_seed)
-            network = open_clip.create_model(
-                f"local-dir:{folder}", precision=precision, load_weights=False, pretrained_text=False, output_dict=True
-            )
+            network = new_network(folder, precision=precision)
             if model.tokenizer == "words":
                 tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
             else:
-                tokenizer = _standard_tokenizer(model_cfg["text_cfg"])
+                tokenizer = standard_tokenizer(model_cfg["text_cfg"])
     return Clip(network, tokenizer, model_cfg, preprocess_cfg)
+
+
+def new_network(folder: Path, **settings: Any) -> open_clip.CLIP:
+    """The network that a folder's configuration describes, with random weights; `settings` as of `create_model`."""
+    return open_clip.create_model(
+        f"local-dir:{folder}", load_weights=False, pretrained_text=False, output_dict=True, **settings
+    )
 
 
 def save_model(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
@@ -123,7 +128,7 @@ def save_model(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
 def write_model_files(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
     """Write the files of a model into `folder`, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_config(folder, clip.model_cfg, clip.preprocess_cfg)
+    write_config(folder, clip.model_cfg, clip.preprocess_cfg)
     if hasattr(clip.tokenizer, "save_pretrained"):
         clip.tokenizer.save_pretrained(str(folder))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()}
@@ -146,45 +151,22 @@ def load_model(folder: Path, device: str | torch.device = "cpu", precision: str 
         if not (folder / needed).is_file():
             raise ModeError(f"{folder}: not a model folder: it has no {needed}", "train it first, or check the path")
     check_manifest(folder, (CONFIG, WEIGHTS))
-    model_cfg, preprocess_cfg = _checked(folder)
+    model_cfg, preprocess_cfg = checked_folder(folder)
     card = read_json(folder / CARD) if (folder / CARD).is_file() else {}
     if not isinstance(card, dict):
         raise ModeError(f"{folder / CARD}: not a card", "remove it, or train the model again")
-    with _open_clip_errors(str(folder)):
-        _check_proportion(folder)
-        network, tokenizer = _open(f"local-dir:{folder}", model_cfg, device=device, precision=precision)
-        return Clip(network, tokenizer, model_cfg, preprocess_cfg, card)
+    with open_clip_errors(str(folder)):
+        check_proportion(folder, folder / WEIGHTS)
+        network = open_clip.create_model(
+            f"local-dir:{folder}", device=device, precision=precision, pretrained_text=False, output_dict=True
+        )
+        return Clip(network, tokenizer_of(folder, model_cfg), model_cfg, preprocess_cfg, card)
 
 
-def open_pretrained(name: str, setting: str) -> Clip:
-    """A CLIP that is trained already, in float32 on the CPU.
-
-    Args:
-        name: `MODEL:PRETRAINED`, such as `ViT-B-32:laion2b_s34b_b79k`, which open_clip downloads; or a model folder
-            (relative to the working directory) with open_clip's configuration, weights and tokenizer.
-        setting: what the name was given as, in messages.
-
-    Raises:
-        ModeError: there is no such model, tag or folder, or open_clip cannot open it.
-    """
-    if Path(name).is_dir():
-        return load_model(Path(name))
-    where = f"{setting} '{name}'"
-    source, _, tag = name.partition(":")
-    known = open_clip.list_pretrained_tags_by_model(source)
-    if tag not in known:
-        advice = f"{source} has {', '.join(known)}" if known else "see open_clip.list_pretrained()"
-        raise ModeError(f"{where}: neither a folder nor a MODEL:PRETRAINED that open_clip knows", advice)
-    with _open_clip_errors(where):
-        model_cfg = open_clip.get_model_config(source)
-        network, tokenizer = _open(source, model_cfg, pretrained=tag)
-        return Clip(network, tokenizer, model_cfg, dict(network.visual.preprocess_cfg))
-
-
-def _open(source: str, model_cfg: dict[str, Any], **settings: Any) -> tuple[open_clip.CLIP, Tokenize]:
-    """Network and tokenizer by open_clip's name or `local-dir:FOLDER`; `settings` are those of its `create_model`."""
-    network = open_clip.create_model(source, pretrained_text=False, output_dict=True, **settings)
-    return network, open_clip.get_tokenizer(source, **_no_code(model_cfg["text_cfg"]))
+def tokenizer_of(folder: Path, model_cfg: dict[str, Any]) -> Tokenize:
+    """The tokenizer of a model folder whose configuration this is."""
+    tokenizer: Tokenize = open_clip.get_tokenizer(f"local-dir:{folder}", **_no_code(model_cfg["text_cfg"]))
+    return tokenizer
 
 
 def _no_code(text_cfg: dict[str, Any]) -> dict[str, bool]:
@@ -192,9 +174,14 @@ def _no_code(text_cfg: dict[str, Any]) -> dict[str, bool]:
     return {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
 
 
-def _checked(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configuration of the model and of its preprocessing, after `mode.clip.trust` has passed them and the folder."""
+def checked_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configurations of model and preprocessing of a folder, after `mode.clip.trust` has passed them and the folder."""
     check_folder(folder)
+    return read_configurations(folder)
+
+
+def read_configurations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configurations of model and preprocessing of a folder, checked by themselves."""
     content = read_json(folder / CONFIG)
     content = content if isinstance(content, dict) else {}
     where = str(folder / CONFIG)
@@ -202,29 +189,31 @@ def _checked(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return model_cfg, check_preprocessing(content.get("preprocess_cfg", {}), where)
 
 
-def _check_proportion(folder: Path) -> None:
-    """Refuse a small file whose configuration would take all memory before its weights turn out not to fit."""
+def check_proportion(folder: Path, weights: Path) -> None:
+    """Refuse a small file when the configuration in `folder` would take all memory before it turns out not to fit."""
     with torch.device("meta"):
-        network = open_clip.create_model(
-            f"local-dir:{folder}", device="meta", load_weights=False, pretrained_text=False, output_dict=True
-        )
+        network = new_network(folder, device="meta")
     described = sum(tensor.numel() for tensor in chain(network.parameters(), network.buffers()))
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+    if weights.suffix == ".safetensors":
+        with safe_open(weights, "pt") as file:
+            stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+    else:
+        stored = weights.stat().st_size // 2  # in half precision, and uncompressed as torch writes them
     if described > 2 * stored + _SMALL:
         raise ModeError(
-            f"{folder}: {CONFIG} describes a model of {described:,} numbers, but {WEIGHTS} holds {stored:,}",
+            f"{weights.parent}: {CONFIG} describes a model of {described:,} numbers, but {weights.name} holds"
+            f" {stored:,}",
             "they do not belong together",
         )
 
 
-def _configuration(model: ModelParams) -> dict[str, Any]:
-    """A copy of open_clip's configuration of the model."""
+def configuration_of(model: ModelParams, setting: str = "model") -> dict[str, Any]:
+    """A copy of open_clip's configuration of the model; `setting` is the section that names it, in messages."""
     found: dict[str, Any] | None
     if model.name is not None and re.match(r"\w[\w.-]+:", model.name):  # one letter is a drive's
         raise ModeError(
-            f"model.name: '{model.name}' names trained weights, but every model here starts from random ones",
-            "give the name of its architecture alone, such as ViT-B-32, or a configuration file (.json)",
+            f"{setting}.name: '{model.name}' names trained weights",
+            "give an architecture alone, such as ViT-B-32, or a configuration file; for weights see `mode params seed`",
         )
     if model.config is not None:
         found = copy.deepcopy(model.config)
@@ -235,11 +224,11 @@ def _configuration(model: ModelParams) -> dict[str, Any]:
         found = open_clip.get_model_config(model.name)
         if found is None:
             advice = "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
-            raise ModeError(f"model.name: open_clip knows no model '{model.name}'", advice)
-    return check_configuration(found, "model")
+            raise ModeError(f"{setting}.name: open_clip knows no model '{model.name}'", advice)
+    return check_configuration(found, setting)
 
 
-def _standard_tokenizer(text_cfg: dict[str, Any]) -> Any:
+def standard_tokenizer(text_cfg: dict[str, Any]) -> Any:
     """What open_clip pairs with a text tower: CLIP's own byte-pair encoding, or the Hugging Face one that it names."""
     settings = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
     settings |= _no_code(text_cfg)
@@ -253,13 +242,13 @@ def _standard_tokenizer(text_cfg: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _write_config(folder: Path, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> None:
+def write_config(folder: Path, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> None:
     content = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _open_clip_errors(where: str) -> Iterator[None]:
+def open_clip_errors(where: str) -> Iterator[None]:
     """Turn what open_clip raises on a bad configuration or file into one clear line, and silence its notices."""
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)

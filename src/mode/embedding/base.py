@@ -72,14 +72,14 @@ def build_embedder(
     Raises:
         ModeError: the encoder cannot be found or opened, or `lsa` finds no word in the sample.
     """
-    kind, machine = _class_of(params.kind), machine or MachineParams()
+    kind, machine = _class_of("open_clip" if params.kind == "seed" else params.kind), machine or MachineParams()
     if params.kind == "lsa":
         fitted: Embedder = kind.fit(sample, params.dimensions, random_seed)
         return fitted
     settings: dict[str, Any] = {"batch_size": machine.inference_batch, "device": machine.device}
     if params.kind == "transformers":
         settings |= {"pooling": params.pooling, "max_tokens": params.max_tokens}
-    opened: Embedder = kind.open(params.name, **settings)
+    opened: Embedder = kind.open(params.encoder, **settings)
     return opened
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 
 from mode.clip.device import autocast, fastest_precision, pick_device
 from mode.clip.encode import encode_texts
-from mode.clip.model import Clip, open_pretrained
+from mode.clip.model import Clip, write_model_files
+from mode.clip.pretrained import open_pretrained
 from mode.embedding.base import embedder_folder, read_record
 
 
@@ -59,11 +59,11 @@ class OpenClipEmbedder:
         return vectors.cpu().numpy()
 
     def save(self, folder: Path) -> None:
-        """Keep a copy of a model folder; a pretrained tag is kept by its name."""
-        source = Path(self.source)
-        with embedder_folder(folder, "open_clip", source=self.source, copied=source.is_dir()) as aside:
-            if source.is_dir():
-                shutil.copytree(source, aside / "model")
+        """Keep a copy of a model folder, without what only trainings need; a pretrained tag is kept by its name."""
+        copied = Path(self.source).is_dir()
+        with embedder_folder(folder, "open_clip", source=self.source, copied=copied) as aside:
+            if copied:
+                write_model_files(aside / "model", self.clip, self.clip.card)
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", batch_size: int = 256) -> OpenClipEmbedder:

@@ -62,13 +62,14 @@ def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
     """Some training images of an expert's cluster, for the statistics of merged models."""
     import numpy as np
 
+    from mode.clip.preprocess import image_of_folder
     from mode.clustering.assignment import Assignment
     from mode.data.loading.selection import without_held_out
     from mode.data.loading.store import ImageStore
     from mode.ensemble.merge import images_to_keep
 
     params, index = project.expert(expert), project.load_index(project.expert(expert).source)
-    image = project.params.image.model_copy(update={"crop_scale": None})
+    image = image_of_folder(project.model(SEED.name), project.params.image.model_copy(update={"crop_scale": None}))
     rows = np.flatnonzero(Assignment.load(project.assignment(params.source)).coarse == params.cluster)
     rows = without_held_out(rows, index.image, project.params.training.held_out, project.params.random_seed)
     count = min(len(rows), images_to_keep(len(project.params.experts), image.size))

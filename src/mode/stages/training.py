@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
 from mode.params import load_params
-from mode.roles import DENSE_LONG, Role
+from mode.roles import DENSE_LONG, SEED, Role
 from mode.stages.project import Project
 
 if TYPE_CHECKING:
@@ -28,7 +28,32 @@ def train_role(role: Role, project: Project, key: str | None = None) -> None:
         project.model(role.name).mkdir(parents=True, exist_ok=True)
         print(f"{role.name}: not trained, baselines.dense_long is false")
         return
+    if role is SEED and project.params.seed.pretrained:
+        _take_seed(project)
+        return
     _train(project, training_of(project, role, key))
+
+
+def _take_seed(project: Project) -> None:
+    """Make a pretrained model the seed: its folder is like that of one that was trained here, at no cost here."""
+    from mode.checksums import write_manifest
+    from mode.clip.model import write_model_files
+    from mode.clip.pretrained import given_card, open_seed
+    from mode.files import only_writer, write_aside
+    from mode.tracking.runs import Tracker
+
+    params = project.params
+    folder = project.model(SEED.name)
+    with only_writer(project.training_lock(SEED.name), f"models/{SEED.name}"):
+        clip, origin = open_seed(params.seed, project.root, params.image)
+        card = given_card(clip, origin)
+        with Tracker(project.runs).run(SEED.name, SEED.kind, params={"seed": card["origin"]}) as run:
+            card["mlflow_run"] = run.run_id
+        with write_aside(folder) as temporary:
+            write_model_files(temporary, clip, card)
+            write_manifest(temporary)
+    licence = f", licence {origin.licence}" if origin.licence else ""
+    print(f"seed: {origin.name}, {card['parameters']:,} parameters of {origin.weights}{licence}")
 
 
 def training_of(project: Project, role: Role, key: str | None = None) -> Training:
@@ -38,11 +63,13 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
     """
     import numpy as np
 
+    from mode.clip.preprocess import image_of_folder
     from mode.data.loading.selection import without_held_out
     from mode.training.plan import Training, make_plan
 
     params, recipe = project.params, project.params.training
     expert = project.expert(key) if key is not None else None
+    parent = project.model(role.parent) if role.parent else None
     source = expert.source if expert else recipe.source
     index = project.load_index(source)
     images = index.images if source == recipe.source else project.load_index(recipe.source).images
@@ -60,9 +87,10 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
         # As many as the first source has clusters: an expert that is added, removed or given epochs of its own later
         # must not make this model out of date.
         experts=params.coarse_of(source) if role.length == "total" else 0,
-        parent=project.model(role.parent) if role.parent else None,
+        parent=parent,
     )
-    return Training(plan, index, params.model, params.image, recipe, params.random_seed)
+    image = params.image if parent is None else image_of_folder(parent, params.image)
+    return Training(plan, index, params.model, image, recipe, params.random_seed)
 
 
 def rows_of_expert(project: Project, name: str, pairs: int) -> tuple[NDArray[np.int64], Assignment]:

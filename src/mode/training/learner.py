@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import compress
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -21,12 +23,15 @@ from torch.optim import AdamW
 from mode.clip.device import autocast
 from mode.clip.encode import encode_text
 from mode.clip.model import Clip, build_model, load_model
-from mode.errors import ModeError
+from mode.clip.preprocess import image_of, preprocessing_of
+from mode.clip.pretrained import refuse_untrainable
 from mode.params import ImageParams, TrainingParams
 from mode.training.distribution import Group
+from mode.training.layers import eval_locked, lock, rates
 from mode.training.plan import Training
 
-Features = tuple[Tensor, Tensor, Tensor]
+#: Of images and texts, the logit scale, and a SigLIP's logit bias.
+Features = tuple[Tensor, ...]
 
 #: Largest logit scale, as in the CLIP paper, section 2.5.
 _LARGEST_SCALE = 100
@@ -41,10 +46,13 @@ def first_model(training: Training, group: Group) -> Clip:
     plan, precision = training.plan, training.recipe.precision
     if plan.parent is not None:
         clip = load_model(plan.parent, precision=precision)
+        refuse_untrainable(clip.model_cfg, str(plan.parent))
+        lock(clip.model, training.recipe)
         _refuse_other_images(clip, training.image, plan.parent)
     else:
         captions = (caption for block in training.index.iter_captions(65_536) for caption in block)
         clip = build_model(training.model, training.image, captions, training.random_seed, precision)
+        refuse_untrainable(clip.model_cfg, "model")
     visual = clip.model.visual
     if sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 1:  # more than a ViT's patch embedding
         visual.to(memory_format=torch.channels_last)  # faster for convolutions
@@ -56,23 +64,23 @@ def first_model(training: Training, group: Group) -> Clip:
 
 def _refuse_other_images(clip: Clip, image: ImageParams, parent: Path) -> None:
     """A model is trained on with the images that it knows, since inference takes size, mean and std from its folder."""
-    its = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, **clip.preprocess_cfg}
-    size = its.get("size", clip.model.visual.image_size)
-    found = {"size": size if isinstance(size, int) else size[0], "mean": list(its["mean"]), "std": list(its["std"])}
-    for name, ours in {"size": image.size, "mean": list(image.mean), "std": list(image.std)}.items():
-        if ours != found[name]:
-            raise ModeError(
-                f"image.{name} is {ours}, but {parent} was made for {found[name]}",
-                f"set image.{name} to its value, or train it again",
-            )
+    its = preprocessing_of(clip.preprocess_cfg, clip.model.visual.image_size)
+    image_of(ImageParams.model_validate(image.model_dump()), its, str(parent))
 
 
 def adamw(model: nn.Module, recipe: TrainingParams) -> AdamW:
-    """AdamW; gains, biases and the logit scale are not decayed, as in open_clip."""
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": recipe.weight_decay}]
-    return AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
+    """AdamW on what learns; gains, biases and the logit scale are not decayed, as in open_clip.
+
+    Each group of parameters has, as `rate`, its multiple of the learning rate.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+    for _, parameter, rate in rates(model, recipe.layer_decay):
+        groups[parameter.ndim >= 2, rate].append(parameter)
+    settings = [
+        {"params": parameters, "weight_decay": recipe.weight_decay if decayed else 0.0, "rate": rate}
+        for (decayed, rate), parameters in sorted(groups.items(), key=itemgetter(0))
+    ]
+    return AdamW(settings, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 class Learner:
@@ -86,6 +94,7 @@ class Learner:
     def __init__(self, training: Training, model: open_clip.CLIP, optimizer: AdamW, group: Group) -> None:
         self._training, self._group = training, group
         self.model, self.optimizer = model.train(), optimizer
+        eval_locked(model)
         self.rate, self.grad_norm = 0.0, torch.zeros(())
         self._towers: nn.Module = Towers(model)
         if group.world > 1:
@@ -94,9 +103,7 @@ class Learner:
             # Texts are cut to the longest of a batch: one program for all lengths instead of one for each.
             self._towers.compile(dynamic=True)
         self._autocast = partial(autocast, group.device, training.recipe.precision)
-        self._loss = ClipLoss(
-            local_loss=True, gather_with_grad=True, cache_labels=True, rank=group.rank, world_size=group.world
-        )
+        self._loss = _loss_of(model, group)
 
     def step(self, number: int, images: Tensor, tokens: Tensor) -> Tensor:
         """Make optimiser step `number`, counted from the beginning of the seed, on this process's share of a batch.
@@ -107,7 +114,7 @@ class Learner:
         recipe = self._training.recipe
         self.rate = self._training.plan.schedule.rate(number)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.rate
+            parameters["lr"] = self.rate * parameters["rate"]
         reseed = partial(self._reseed, number)
         loss = backward(self._towers, self._loss, images, tokens, recipe.accumulate, self._autocast, reseed)
         if recipe.clip_norm is not None:
@@ -124,11 +131,18 @@ class Learner:
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
 
+def _loss_of(model: open_clip.CLIP, group: Group) -> ClipLoss | SigLipLoss:
+    """CLIP's contrastive loss, or the sigmoid loss of a model with a logit bias, over the batches of all processes."""
+    if model.logit_bias is not None:
+        return SigLipLoss(rank=group.rank, world_size=group.world)
+    return ClipLoss(local_loss=True, gather_with_grad=True, cache_labels=True, rank=group.rank, world_size=group.world)
+
+
 class Towers(nn.Module):
     """Both towers in one forward pass, texts cut to the longest of the batch.
 
     `forward(images, tokens)` takes normalised images [b, 3, S, S] and token ids int64 [b, at most context] and returns
-    image features [b, d] and text features [b, d], of unit length, float32, and the logit scale [].
+    image features [b, d] and text features [b, d], of unit length, float32, the logit scale [], and the bias of SigLIP.
     """
 
     def __init__(self, model: open_clip.CLIP) -> None:
@@ -139,12 +153,13 @@ class Towers(nn.Module):
         """See the class."""
         image_features = F.normalize(self.model.encode_image(images).float(), dim=-1)
         text_features = F.normalize(encode_text(self.model, tokens).float(), dim=-1)
-        return image_features, text_features, self.model.logit_scale.exp()
+        bias = self.model.logit_bias
+        return image_features, text_features, self.model.logit_scale.exp(), *([] if bias is None else [bias])
 
 
 def backward(
     towers: nn.Module,
-    loss: ClipLoss,
+    loss: ClipLoss | SigLipLoss,
     images: Tensor,
     tokens: Tensor,
     passes: int = 1,
@@ -187,9 +202,9 @@ def backward(
                 cached.append(towers(*part))
     image_features = torch.cat([features[0] for features in cached]).requires_grad_()
     text_features = torch.cat([features[1] for features in cached]).requires_grad_()
-    scale = cached[0][2].clone().requires_grad_()
-    value = loss(image_features, text_features, scale)
-    image_grads, text_grads, scale_grad = torch.autograd.grad(value, [image_features, text_features, scale])
+    scalars = [scalar.clone().requires_grad_() for scalar in cached[0][2:]]
+    value = loss(image_features, text_features, *scalars)
+    image_grads, text_grads, *scalar_grads = torch.autograd.grad(value, [image_features, text_features, *scalars])
 
     grads = zip(image_grads.chunk(passes), text_grads.chunk(passes), strict=True)
     for number, (part, (image_grad, text_grad)) in enumerate(zip(parts, grads, strict=True)):
@@ -198,5 +213,8 @@ def backward(
         with nullcontext() if last or not isinstance(towers, DistributedDataParallel) else towers.no_sync():
             with autocast():
                 features = towers(*part)
-            torch.autograd.backward(features, [image_grad, text_grad, scale_grad / passes])
+            feature_grads = [image_grad, text_grad, *(grad / passes for grad in scalar_grads)]
+            # Those of a locked tower have nowhere to go.
+            learning = [feature.requires_grad for feature in features]
+            torch.autograd.backward(list(compress(features, learning)), list(compress(feature_grads, learning)))
     return value.detach()

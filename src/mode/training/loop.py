@@ -135,6 +135,7 @@ def train(
         # Model and optimiser: as new, as the seed left them, or as the checkpoint has them.
         clip = first_model(training, group)
         optimizer = adamw(clip.model, training.recipe)
+        clip.model.set_grad_checkpointing(machine.grad_checkpointing)
         state = _first_state(training, clip.model, optimizer, checkpoint)
         if not group.agree(state.step, int(training.fingerprint[:8], 16)):
             raise ModeError(
@@ -171,6 +172,7 @@ def train(
 
         monitor.refuse_broken_weights()
         clip.model.eval()
+        clip.model.set_grad_checkpointing(False)
         clip.card = make_card(training, clip, state, group)
         return TrainResult(clip, plan, optimizer, checkpoint, group.leads)
 
@@ -209,7 +211,7 @@ def _first_state(training: Training, model: nn.Module, optimizer: AdamW, checkpo
                 "remove it to start again",
             )
         return state
-    if plan.parent is not None:
+    if plan.parent is not None and plan.first_step:  # a pretrained seed has no moments to go on with
         load_branch_state(plan.parent / BRANCH_STATE, model, optimizer, plan.first_step)
     return RunState(step=plan.first_step)
 

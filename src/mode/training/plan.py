@@ -13,6 +13,9 @@ role trains, by its `length` in `mode.roles`:
 |          | its own number of epochs, falling to 0   | own length                                             |
 
 Training the seed and then the dense model is therefore the same as training the dense model in one go.
+
+With a pretrained seed S is 0: it has taken no step here and left no optimiser state. Every other model then goes on
+from its weights with a warm-up and a schedule of its own, wherever it ends: a fine-tuning.
 """
 
 from __future__ import annotations
@@ -41,12 +44,13 @@ class Schedule:
     """Warm-up, then `wsd` or `cosine`, in optimiser steps since the seed began.
 
     Attributes:
-        kind: `wsd` (warm-up, stable, decay: arXiv 2404.06395) is constant up to `branch` and falls linearly to 0 at
-            `end`; `cosine` falls from the end of the warm-up to 0 at `end`.
+        kind: `wsd` (warm-up, stable, decay: arXiv 2404.06395) is constant up to `branch`, or to the end of a warm-up
+            that is later, and falls linearly to 0 at `end`; `cosine` falls from the end of the warm-up to 0 at `end`.
         lr: the highest rate.
-        warmup: steps of linear rise, the first at lr / warmup (as open_clip's).
+        warmup: steps of linear rise from `start` on, the first at lr / warmup (as open_clip's).
         branch: the step at which experts leave the seed.
         end: the step at which the rate has reached 0.
+        start: the step at which the optimiser begins with no moments.
         dense_end: where the dense model's schedule ends, if this one leaves it at `branch` for a shorter or longer way
             to `end`: its cosine is then stretched between the two; default `end`.
     """
@@ -57,18 +61,20 @@ class Schedule:
     branch: int
     end: int
     dense_end: int | None = None
+    start: int = 0
 
     def rate(self, step: int) -> float:
         """Learning rate of `step`, counted from 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
+        warm = self.start + self.warmup
+        if step < warm:
+            return self.lr * (step + 1 - self.start) / self.warmup
         if self.kind == "wsd":
-            return self.lr * min(1.0, max(0.0, (self.end - step) / max(1, self.end - self.branch)))
+            return self.lr * min(1.0, max(0.0, (self.end - step) / max(1, self.end - max(self.branch, warm))))
         dense_end = self.end if self.dense_end is None else self.dense_end
         position = float(step)
         if step > self.branch:
             position = self.branch + (step - self.branch) * (dense_end - self.branch) / max(1, self.end - self.branch)
-        progress = (position - self.warmup) / max(1, dense_end - self.warmup)
+        progress = (position - warm) / max(1, dense_end - warm)
         return self.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -208,12 +214,12 @@ def make_plan(
         raise ValueError(f"{role.name} is not trained")
     if not len(rows):
         raise ModeError(f"{name}: no pairs to train on")
-    if seed < 1 or dense <= seed:
+    if dense <= seed or (recipe.seed_epochs and seed < 1):
         raise ModeError(
             f"training.epoch_samples: {epoch} samples an epoch are too few for steps of {recipe.batch_size}",
             "set training.epoch_samples or a smaller batch_size",
         )
-    if recipe.warmup > seed:
+    if recipe.seed_epochs and recipe.warmup > seed:
         raise ModeError(
             f"training.warmup ({recipe.warmup} steps) exceeds the seed's {seed} steps", "set a shorter warm-up"
         )
@@ -221,12 +227,16 @@ def make_plan(
         raise ModeError(f"{name}: needs experts whose steps it can match", "set baselines.dense_long: false")
     if role.length == "expert" and parent is None:
         raise ModeError(f"{name}: needs a seed to branch from", "train the seed first")
-    if role.parent is None or (role.length == "total" and recipe.schedule == "cosine"):
+    if not recipe.seed_epochs and parent is None:
+        raise ModeError(f"{name}: needs the pretrained seed", "`dvc repro seed` makes its folder")
+    if role.parent is None or (role.length == "total" and recipe.schedule == "cosine" and recipe.seed_epochs):
         parent = None
 
     own = max(1, steps_of(expert.epochs)) if expert and expert.epochs is not None else dense - seed
     ends = {"seed": seed, "dense": dense, "total": seed + experts * (dense - seed), "expert": seed + own}
     first, last = 0 if parent is None else seed, ends[role.length]
+    if not recipe.seed_epochs and recipe.warmup >= last:
+        raise ModeError(f"training.warmup: {recipe.warmup} of {name}'s {last} steps", "set a shorter warm-up")
     # The pairs of a cluster are a stream of their own. On all pairs, a model goes on where the seed stopped; of many
     # such models, each takes the next stretch of the stream, so that no two of them are the same.
     stream_start = 0 if role.pairs == "cluster" else first + (expert.cluster * (last - first) if expert else 0)
@@ -246,7 +256,8 @@ def make_plan(
             recipe.warmup,
             branch=seed,
             end=dense if role.length == "seed" else last,
-            dense_end=dense if role.length == "expert" else None,
+            # Of a schedule that the seed began; from a pretrained one each model has its own.
+            dense_end=dense if role.length == "expert" and recipe.seed_epochs else None,
         ),
         parent=parent,
     )

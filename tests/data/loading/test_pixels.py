@@ -100,3 +100,22 @@ def test_a_batch_on_a_device_is_one_image_after_the_other(crop: float | None) ->
     assert not pixels[1].any()
     empty, none = pixels_on_device([], image, None, 3, torch.device("cpu"))
     assert (empty.shape, len(none)) == ((0, 3, 32, 32), 0)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("extent", [(32, 32), (90, 33), (33, 90), (17, 40)])
+def test_other_ways_to_resize_are_open_clips_too(extent: tuple[int, int], interpolation: str, mode: str) -> None:
+    """SigLIP squashes, others fill: exactly where asked for, and but for rounding where not."""
+    content = picture(extent)
+    shape = {"size": 32, "interpolation": interpolation, "resize_mode": mode, "fill_color": 7}
+    config = PreprocessCfg(**shape, mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[arg-type]
+    transform = image_transform_v2(config, is_train=False)
+    expected = (transform(Image.open(io.BytesIO(content)).convert("RGB")) * 255).round().to(torch.uint8).numpy()
+    exact = training_pixels(content, ImageParams(**shape, decode="exact"), None, 0)
+    assert np.array_equal(exact, expected)
+    fast = training_pixels(content, ImageParams(**shape), None, 0)
+    assert np.abs(fast.astype(int) - expected.astype(int)).max() <= 1
+    batch, good = pixels_on_device([content], ImageParams(**shape), None, 0, torch.device("cpu"))
+    assert good.all()
+    assert np.array_equal(batch[0].numpy(), fast)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mode.data.images import UndecodableImage, decode, open_image, resize_and_crop
+from mode.data.images import UndecodableImage, decode, open_image, resize_and_crop, to_array
 from mode.data.loading.augment import random_box, random_crop
 from mode.params import ImageParams
 
@@ -41,15 +44,33 @@ def training_pixels(content: bytes, image: ImageParams, position: int | None, ra
     Raises:
         UndecodableImage: it cannot be decoded.
     """
-    if image.decode != "exact" and _is_plain_jpeg(content):
+    if image.decode != "exact" and image.resize_mode != "longest" and _is_plain_jpeg(content):
         [pixels] = _decode_batch([content], torch.device("cpu"))
         if pixels is not None:
             resized: np.ndarray = _resize_for_training(pixels, image, position, random_seed).numpy()
             return resized
     picture = decode(content)
     if image.crop_scale is None or position is None:
-        return resize_and_crop(picture, image.size)
+        return _whole(picture, image)
     return random_crop(picture, image.size, image.crop_scale, random_seed, position)
+
+
+def _whole(picture: Image.Image, image: ImageParams) -> np.ndarray:
+    """All of a picture, or its middle, as `image.resize_mode` says: bit for bit as open_clip's transform."""
+    if (image.interpolation, image.resize_mode) == ("bicubic", "shortest"):
+        return resize_and_crop(picture, image.size)
+    transform = _open_clip_transform(image.size, image.interpolation, image.resize_mode, image.fill_color)
+    return to_array(transform(picture))
+
+
+@lru_cache
+def _open_clip_transform(size: int, interpolation: str, resize_mode: str, fill_color: int) -> Any:
+    """Its steps up to the pixels, PIL image to PIL image."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose
+
+    config = PreprocessCfg(size, interpolation=interpolation, resize_mode=resize_mode, fill_color=fill_color)
+    return Compose(image_transform_v2(config, is_train=False).transforms[:-2])
 
 
 def pixels_on_device(
@@ -70,7 +91,8 @@ def pixels_on_device(
     """
     out = torch.zeros(len(contents), 3, image.size, image.size, dtype=torch.uint8, device=device)
     good = np.ones(len(contents), dtype=bool)
-    suited = [number for number, content in enumerate(contents) if _is_plain_jpeg(content)]
+    suits = [image.resize_mode != "longest" and _is_plain_jpeg(content) for content in contents]
+    suited = np.flatnonzero(suits).tolist()
     decoded = dict(zip(suited, _decode_batch([contents[number] for number in suited], device), strict=True))
     for number, content in enumerate(contents):
         position = None if positions is None else int(positions[number])
@@ -89,38 +111,44 @@ def _resize_for_training(pixels: Tensor, image: ImageParams, position: int | Non
     box = None
     if image.crop_scale is not None and position is not None:
         box = random_box((pixels.shape[2], pixels.shape[1]), image.crop_scale, random_seed, position)
-    return resize(pixels, image.size, box)
+        return resize(pixels, image.size, box)
+    if image.resize_mode == "squash":
+        box = (0, 0, pixels.shape[2], pixels.shape[1])
+    return resize(pixels, image.size, box, image.interpolation)
 
 
-def resize(pixels: Tensor, size: int, box: tuple[int, int, int, int] | None = None) -> Tensor:
-    """Bicubic with antialiasing, as torchvision resizes tensors.
+def resize(
+    pixels: Tensor, size: int, box: tuple[int, int, int, int] | None = None, interpolation: str = "bicubic"
+) -> Tensor:
+    """With antialiasing, as torchvision resizes tensors.
 
     Args:
         pixels: uint8 [3, height, width].
         size: of the result.
         box: left, top, right, bottom of the part to take; None: the shorter side becomes `size` and the centre is cut
             out, at the same place as `resize_and_crop`.
+        interpolation: `bicubic` or `bilinear`.
 
     Returns:
         uint8 [3, size, size] on the same device.
     """
     if box is not None:
         left, top, right, bottom = box
-        return _interpolate(pixels[:, top:bottom, left:right], (size, size))
+        return _interpolate(pixels[:, top:bottom, left:right], (size, size), interpolation)
     height, width = pixels.shape[1:]
     shorter = min(width, height)
     if shorter != size:
         width, height = int(size * width / shorter), int(size * height / shorter)
-        pixels = _interpolate(pixels, (height, width))
+        pixels = _interpolate(pixels, (height, width), interpolation)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return pixels[:, top : top + size, left : left + size]
 
 
-def _interpolate(pixels: Tensor, extent: tuple[int, int]) -> Tensor:
+def _interpolate(pixels: Tensor, extent: tuple[int, int], mode: str) -> Tensor:
     if pixels.device.type == "cpu":
-        return F.interpolate(pixels[None], extent, mode="bicubic", antialias=True)[0]
+        return F.interpolate(pixels[None], extent, mode=mode, antialias=True)[0]
     # On a GPU only floats are resized; bicubic overshoots, and bytes would wrap around.
-    resized = F.interpolate(pixels[None].float(), extent, mode="bicubic", antialias=True)[0]
+    resized = F.interpolate(pixels[None].float(), extent, mode=mode, antialias=True)[0]
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
