@@ -75,15 +75,23 @@ def flops_per_pair(clip: Clip) -> int:
     """Floating-point operations of one pair, forward and backward.
 
     Counted by `torch.utils.flop_counter` on the convolutions, matrix products and attention of both towers (a
-    multiply-add is 2 operations), with texts of full length, on the `meta` device: nothing is computed. The contrastive
-    loss itself (two products of the features) is left out: it is below 1% of any real model.
+    multiply-add is 2 operations), with texts of full length, on the `meta` device: nothing is computed, unless a tower
+    of transformers looks at numbers on its way. The contrastive loss itself (two products of the features) is left out:
+    it is below 1% of any real model.
     """
+    try:
+        return _flops_per_pair(clip, "meta")
+    except RuntimeError:
+        return _flops_per_pair(clip, "cpu")
+
+
+def _flops_per_pair(clip: Clip, device: str) -> int:
     pairs = 2  # batch norm wants more than one
-    model = copy.deepcopy(clip.model).to("meta").train()
+    model = copy.deepcopy(clip.model).to(device).train()
     size = clip.preprocess_cfg["size"]
     dtype = next(parameter.dtype for parameter in model.visual.parameters() if parameter.ndim > 1)
-    images = torch.empty(pairs, 3, size, size, dtype=dtype, device="meta")
-    tokens = clip.tokenizer([""] * pairs).to("meta")
+    images = torch.zeros(pairs, 3, size, size, dtype=dtype, device=device)
+    tokens = clip.tokenizer([""] * pairs).to(device)
     with FlopCounterMode(display=False) as counter:
         features = model(images, tokens)
         (features["image_features"].sum() + features["text_features"].sum()).backward()

@@ -22,7 +22,7 @@ from torch.optim import AdamW
 
 from mode.clip.device import autocast
 from mode.clip.encode import encode_text
-from mode.clip.model import Clip, build_model, load_model
+from mode.clip.model import Clip, build_model, configuration_of, load_model
 from mode.clip.preprocess import image_of, preprocessing_of
 from mode.clip.pretrained import refuse_untrainable
 from mode.params import ImageParams, TrainingParams
@@ -51,8 +51,8 @@ def first_model(training: Training, group: Group) -> Clip:
         _refuse_other_images(clip, training.image, plan.parent)
     else:
         captions = (caption for block in training.index.iter_captions(65_536) for caption in block)
+        refuse_untrainable(configuration_of(training.model), "model")
         clip = build_model(training.model, training.image, captions, training.random_seed, precision)
-        refuse_untrainable(clip.model_cfg, "model")
     visual = clip.model.visual
     if sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 1:  # more than a ViT's patch embedding
         visual.to(memory_format=torch.channels_last)  # faster for convolutions
