@@ -11,8 +11,20 @@ import pytest
 import yaml
 
 from mode.cli import main
+from mode.clip.model import build_model, load_model, save_model
+from mode.params import ImageParams, ModelParams
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+TINY = ModelParams(
+    config={
+        "embed_dim": 8,
+        "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+        "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
+    },
+    tokenizer="words",
+)
 
 
 @pytest.fixture
@@ -258,3 +270,17 @@ def test_check_without_any_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit) as ended:
         main(["check"])
     assert ended.value.code == 0
+
+
+def test_a_model_is_fetched_as_a_folder_for_a_seed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `get-model` writes is what a seed is made of where there is no network."""
+    save_model(project / "theirs", build_model(TINY, ImageParams(size=32), ["a dog"], 0), {})
+    with pytest.raises(SystemExit) as ended:
+        main(["get-model", "local-dir:theirs", "here"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("here: local-dir:theirs, open_clip_model.safetensors, SHA-256 ")
+    assert load_model(project / "here").card["origin"]["name"] == "local-dir:theirs"
+    assert "is there already" in fails(capsys, "get-model", "local-dir:theirs", "here")
+    assert "not a model folder" in fails(capsys, "get-model", "local-dir:nowhere", "there")
+    assert "brings its own" in fails(capsys, "get-model", "local-dir:theirs", "there", "--weights", "openai")
+    assert not (project / "there").exists()

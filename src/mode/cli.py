@@ -279,6 +279,28 @@ def answer_over_http(
     serve(scoring_app(model, runs), port, announce, MAX_REQUEST)
 
 
+@app.command("get-model")
+def get_model(
+    name: Annotated[str, typer.Argument(help="hf-hub:ORG/NAME, a folder, or an architecture such as ViT-B-16.")],
+    folder: Annotated[Path, typer.Argument(help="Where the model goes; must not be there yet.")],
+    weights: Annotated[str | None, typer.Option(help="Of an architecture: a tag of open_clip, or a file.")] = None,
+) -> None:
+    """Fetch a pretrained CLIP, check it, and write it as a folder: for a seed where there is no network.
+
+    Then, in params.yaml: `seed: {from: pretrained, name: local-dir:FOLDER}`.
+    """
+    from mode.clip.pretrained import given_card, open_seed, save_seed
+    from mode.params import parse_seed
+
+    if folder.exists():
+        raise ModeError(f"{folder}: is there already", "give another folder")
+    seed = parse_seed({"from": "pretrained", "name": name, "weights": weights}, name)
+    clip, origin = open_seed(seed, Path.cwd())
+    save_seed(folder, clip, given_card(clip, origin))
+    licence = f"licence {origin.licence}" if origin.licence else "its source states no licence"
+    typer.echo(f"{folder}: {origin.name}, {origin.weights}, SHA-256 {origin.sha256}, {licence}")
+
+
 @app.command("add-source")
 def new_source(
     name: Annotated[str, typer.Argument(help="A name for the new source, such as `medical`.")],

@@ -500,6 +500,14 @@ def parse_params(content: object, where: str = "params.yaml", environment: Mappi
         raise ModeError("; ".join(_describe(where, fault, overrides) for fault in faults), _hint(faults)) from None
 
 
+def parse_seed(content: Mapping[str, Any], where: str) -> SeedParams:
+    """Check a seed that is named elsewhere than in params.yaml. Raises `ModeError` as `parse_params`."""
+    try:
+        return SeedParams.model_validate(content)
+    except ValidationError as error:
+        raise ModeError("; ".join(_describe(where, fault, {}) for fault in error.errors())) from None
+
+
 def explanations(section: type[BaseModel] = Params, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every key of params.yaml with what it does; `*` stands for the name of a source or an expert.
 

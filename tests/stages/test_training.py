@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
+import torch
 
+from mode.clip.model import build_model, load_model, save_model
 from mode.data.glyphs.dataset import write_glyph_shards
 from mode.data.shards.index import build_index
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
-from mode.params import GlyphParams, IndexParams, SourceParams, parse_params
-from mode.roles import DENSE_LONG, SEED, Role
+from mode.integrity import check_parents, check_project
+from mode.params import GlyphParams, ImageParams, IndexParams, ModelParams, SourceParams, parse_params
+from mode.roles import DENSE, DENSE_LONG, SEED, Role
 from mode.stages.project import Project
 from mode.stages.training import train_role, training_of
 
@@ -94,3 +98,44 @@ def test_all_that_decides_a_training_is_in_its_fingerprint(root: Path) -> None:
 def test_an_expert_that_no_one_named_is_refused(root: Path) -> None:
     with pytest.raises(ModeError, match="no expert is called 'expert-7'"):
         training_of(Project(root, parse_params(PARAMS)), FULL, "expert-7")
+
+
+def test_a_pretrained_seed_is_a_seed_like_any_other(root: Path, tmp_path: Path, vit: ModelParams) -> None:
+    """Its card says where it came from; a dense model goes on from it, and costs what it took alone."""
+    image = ImageParams(size=32, mean=(0.5, 0.5, 0.5), resize_mode="squash")
+    theirs = build_model(vit, image, ["a white chess king"], random_seed=3)
+    save_model(tmp_path / "theirs", theirs, {})
+    shutil.copytree(root / "data", tmp_path / "data")
+    (tmp_path / "shards").symlink_to(root / "shards")
+    training = {**PARAMS["training"], "seed_epochs": 0, "epochs": 2, "warmup": 2, "lr": 1e-3}  # type: ignore[dict-item]
+    seed = {"from": "pretrained", "name": "local-dir:theirs"}
+    params = parse_params({**PARAMS, "seed": seed, "model": {}, "training": training, "image": {"shift": 1}})
+    project = Project(tmp_path, params)
+
+    train_role(SEED, project)
+    made = load_model(project.model("seed"))
+    assert all(torch.equal(theirs.model.state_dict()[name], each) for name, each in made.model.state_dict().items())
+    assert made.card["origin"]["name"] == "local-dir:theirs"
+    assert made.card["total"] == {"samples_seen": 0, "flops": 0, "seconds": 0.0}
+    assert made.card["mlflow_run"]
+    assert [finding.fault for finding in check_project(project) if "models" in str(finding.path)] == [None]
+
+    planned = training_of(project, DENSE)
+    assert (planned.plan.first_step, planned.plan.last_step) == (0, 8)
+    assert (planned.image.size, planned.image.resize_mode, planned.image.shift) == (32, "squash", 1)
+    train_role(DENSE, project)
+    dense = load_model(project.model("dense"))
+    assert dense.card["parent_weights"] == made.card["origin"]["sha256"]
+    assert dense.card["total"] == dense.card["own"]
+    assert dense.preprocess_cfg["resize_mode"] == "squash"
+    check_parents(project.models, ["seed", "dense"])
+
+
+def test_params_that_contradict_a_pretrained_seed_write_nothing(root: Path, tmp_path: Path, vit: ModelParams) -> None:
+    save_model(tmp_path / "theirs", build_model(vit, ImageParams(size=32), ["a dog"], 0), {})
+    seed = {"from": "pretrained", "name": "theirs"}
+    training = {**PARAMS["training"], "seed_epochs": 0}  # type: ignore[dict-item]
+    params = parse_params({**PARAMS, "seed": seed, "model": {}, "training": training, "image": {"size": 224}})
+    with pytest.raises(ModeError, match=r"image\.size is 224, but the seed theirs was made for 32"):
+        train_role(SEED, Project(tmp_path, params))
+    assert not (tmp_path / "models").exists()

@@ -24,6 +24,7 @@ from open_clip.pretrained import download_pretrained_from_hf, download_pretraine
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError
 
+from mode.checksums import write_manifest
 from mode.clip.model import (
     CONFIG,
     WEIGHTS,
@@ -37,11 +38,12 @@ from mode.clip.model import (
     standard_tokenizer,
     tokenizer_of,
     write_config,
+    write_model_files,
 )
 from mode.clip.preprocess import image_of, preprocessing_of
 from mode.clip.trust import check_preprocessing
 from mode.errors import ModeError
-from mode.files import sha256_of
+from mode.files import sha256_of, write_aside
 from mode.params import ImageParams, ModelParams, SeedParams
 from mode.roles import SEED
 
@@ -154,6 +156,13 @@ def given_card(clip: Clip, origin: Origin) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in clip.model.parameters()),
         "origin": asdict(origin),
     }
+
+
+def save_seed(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
+    """Write a model folder with its checksums; it replaces an older one when it is complete."""
+    with write_aside(folder) as temporary:
+        write_model_files(temporary, clip, card)
+        write_manifest(temporary)
 
 
 def _preprocessing_given(image: ImageParams) -> dict[str, Any]:

@@ -24,7 +24,7 @@ FIGURES = {
     "accuracy": ("Accuracy", "Mean zero-shot accuracy of every model."),
     "cost": (
         "Cost against accuracy",
-        "What the training took, from nothing, and what it brought; small points are the experts by themselves.",
+        "What the training took, and what it brought; small points are the experts by themselves.",
     ),
     "routing": (
         "Routing",

@@ -93,7 +93,7 @@ def comparison(results: Results) -> pd.DataFrame:
         - `role` (`Role`) and `mean` (bool): what it is, and whether it is the mean of several models;
         - `zeroshot`: mean over the classification tasks, 0..1;
         - `image_recall@10` ...: mean over the retrieval tasks, 0..1;
-        - `samples_seen`, `flops`, `seconds`: of its training, from nothing;
+        - `samples_seen`, `flops`, `seconds`: of its training, from nothing or from a pretrained seed;
         - `multiple`: its FLOPs (samples where FLOPs are unknown) as a multiple of the dense model's.
     """
     models = pd.Index(results.models, dtype=object)

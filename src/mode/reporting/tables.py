@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 #: With more tasks than this the terminal shows the means only; the page has them all.
 TASKS_ON_TERMINAL = 12
-COST_NOTE = "cost: of the training, from nothing; multiples are of the dense model's FLOPs; best in a column marked *"
+COST_NOTE = (
+    "cost: of the training, from nothing or a pretrained seed; multiples are of the dense model's FLOPs; best in a"
+    " column marked *"
+)
 
 
 def comparison_cells(results: Results) -> pd.DataFrame:

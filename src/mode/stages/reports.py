@@ -39,7 +39,7 @@ def report(project: Project) -> None:
     doubtful = doubts(cards_of(project.models, trained_models(project)))
     html = render_page(results, clusters, curves, light=light, leakage=leakage, dropped=dropped, doubts=doubtful)
     write_text(page, html)
-    parameters = project.params.model_dump(include={"model", "training", "embedding", "clustering", "routing"})
+    parameters = project.params.model_dump(include={"seed", "model", "training", "embedding", "clustering", "routing"})
     facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
     write_text(card, model_card(results, clusters, facts, parameters))
     _record(project, results, [figures, page, card])

@@ -36,22 +36,17 @@ def train_role(role: Role, project: Project, key: str | None = None) -> None:
 
 def _take_seed(project: Project) -> None:
     """Make a pretrained model the seed: its folder is like that of one that was trained here, at no cost here."""
-    from mode.checksums import write_manifest
-    from mode.clip.model import write_model_files
-    from mode.clip.pretrained import given_card, open_seed
-    from mode.files import only_writer, write_aside
+    from mode.clip.pretrained import given_card, open_seed, save_seed
+    from mode.files import only_writer
     from mode.tracking.runs import Tracker
 
     params = project.params
-    folder = project.model(SEED.name)
     with only_writer(project.training_lock(SEED.name), f"models/{SEED.name}"):
         clip, origin = open_seed(params.seed, project.root, params.image)
         card = given_card(clip, origin)
         with Tracker(project.runs).run(SEED.name, SEED.kind, params={"seed": card["origin"]}) as run:
             card["mlflow_run"] = run.run_id
-        with write_aside(folder) as temporary:
-            write_model_files(temporary, clip, card)
-            write_manifest(temporary)
+        save_seed(project.model(SEED.name), clip, card)
     licence = f", licence {origin.licence}" if origin.licence else ""
     print(f"seed: {origin.name}, {card['parameters']:,} parameters of {origin.weights}{licence}")
 
