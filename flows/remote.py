@@ -19,7 +19,8 @@ from mode.errors import ModeError, exit_code_of
 def fetch(stages: Sequence[str]) -> None:
     """Take over the results that the DVC remote (or the local cache) has for today's inputs of these stages.
 
-    Runs no stage. A result that is found is checked out and noted in dvc.lock, so that DVC calls the stage up to date.
+    Runs no stage but those that look anew on every run, which others wait for: the check of names, and the lists of
+    what lies elsewhere. A result that is found is checked out and noted in dvc.lock, so that DVC calls it up to date.
     A stage has to come after those whose outputs it reads.
     """
     from dvc.stage.cache import RunCacheNotFoundError
@@ -31,7 +32,8 @@ def fetch(stages: Sequence[str]) -> None:
             with repo.lock:
                 [stage] = repo.stage.collect(address)
                 try:
-                    repo.stage_cache.restore(stage, pull=True)
+                    if not stage.always_changed:
+                        repo.stage_cache.restore(stage, pull=True)
                 except RunCacheNotFoundError:
                     print(f"{address}: nobody has made it yet", flush=True)
                     continue

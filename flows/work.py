@@ -27,6 +27,8 @@ from mode.errors import ModeError
 from mode.parallel import cores
 from mode.params import load_params
 from mode.paths import Paths
+from mode.stages.project import Project
+from mode.stages.sources import check_names
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def work(machine: Machine) -> Iterator[Work]:
     mark_alive(root)
     with workspace(root, machine.wait) as lock:
         # Before DVC, which removes whatever an output's name leads to, and only then runs the stage: models/../docs.
-        load_params(Paths(root).params_file)
+        check_names(Project(root, load_params(Paths(root).params_file)))
         yield Work(root, machine, (lock.fileno(),))
 
 

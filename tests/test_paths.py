@@ -21,6 +21,7 @@ def outputs_of(stage: str, key: str) -> set[Path]:
 
 def test_stages_write_where_paths_say() -> None:
     paths = Paths(REPOSITORY)
+    assert outputs_of("names", "") == {paths.names}
     assert outputs_of("data", "base") == {paths.shards("base")}
     assert outputs_of("tasks", "") == {paths.tasks}
     assert outputs_of("watch-tasks", "") == {paths.tasks_manifest}

@@ -24,6 +24,7 @@ class Paths:
         self.runs = root / "mlruns"
         # What stages make.
         self.data = root / "data"
+        self.names = self.data / "names.txt"
         self.embedder = self.data / "embedder"
         self.tasks = self.data / "tasks"
         self.task_list = self.tasks / "tasks.json"

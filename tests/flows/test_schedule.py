@@ -15,7 +15,7 @@ def test_what_computes_takes_a_device(stage: str, engine: str) -> None:
     assert takes_device(stage, engine)
 
 
-@pytest.mark.parametrize("stage", ["data@base", "index@base", "cluster@base", "assign@base", "report"])
+@pytest.mark.parametrize("stage", ["names", "data@base", "index@base", "cluster@base", "assign@base", "report"])
 def test_what_only_reads_and_writes_takes_none(stage: str) -> None:
     assert not takes_device(stage, "local")
 

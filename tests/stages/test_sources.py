@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mode.errors import ModeError
 from mode.params import load_params
-from mode.stages.sources import add_source, remove_expert
+from mode.stages.project import Project
+from mode.stages.sources import add_source, check_names, remove_expert
 from tests.killing import KILL, end_at
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -43,6 +45,48 @@ def agree(root: Path) -> bool:
     """Whether watch.yaml names the sources that params.yaml has."""
     watch = yaml.safe_load((root / "watch.yaml").read_text())
     return {*watch["generated"], *watch["watched"]} == load_params(root / "params.yaml").sources.keys()
+
+
+def checked(root: Path) -> None:
+    check_names(Project(root, load_params(root / "params.yaml")))
+
+
+def test_names_that_dvc_sees_are_those_of_the_parameters(project: Path) -> None:
+    checked(project)
+    add(project)
+    checked(project)
+    (project / "watch.yaml").unlink()
+    checked(project)
+
+
+@pytest.mark.parametrize(
+    ("planted", "message"),
+    [
+        ("generated: [base, ../docs]", "watch.yaml: generated: '../docs' is not among base (take it out)"),
+        ("watched: {../docs: 1}", "watch.yaml: watched: '../docs' is not among base (take it out)"),
+        ("watched: [[base]]", "watch.yaml: watched: ['base'] is not among base (take it out)"),
+        ("watched: base", "watch.yaml: watched: names are wanted, not 'base'"),
+        ("watched_tasks: [../docs]", "watch.yaml: watched_tasks: '../docs' is not among tasks (take it out)"),
+        ("experts: {../docs: {source: base, cluster: 1}}", "watch.yaml: experts: unknown key"),
+        ("1: base", "watch.yaml: 1: unknown key"),
+        ("- base", "watch.yaml: keys and values are wanted, not ['base']"),
+        ("{", "watch.yaml: not valid YAML"),
+    ],
+)
+def test_other_names_in_watch_are_refused(project: Path, planted: str, message: str) -> None:
+    (project / "watch.yaml").write_text(planted)
+    with pytest.raises(ModeError) as caught:
+        checked(project)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_names_that_only_dvc_sees_are_refused(project: Path) -> None:
+    params = Project(project, load_params(project / "params.yaml"))
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("\n  expert-0:", "\n  ../docs:"))
+    with pytest.raises(ModeError, match=r"params\.yaml: experts: '\.\./docs' is not among expert-0, expert-1"):
+        check_names(params)
 
 
 @pytest.mark.parametrize("command", [add, remove])

@@ -37,6 +37,7 @@ CHANGES: dict[str, dict[str, object]] = {
 
 #: Every stage, in an order in which each finds what it needs, and what it writes.
 STAGES: dict[tuple[str, str | None], str] = {
+    ("names", None): "data/names.txt",
     ("data", "base"): "data/shards/base",
     ("tasks", None): "data/tasks",
     ("index", "base"): "data/index/base",

@@ -6,8 +6,14 @@ from dataclasses import replace
 
 from mode.params import SourceParams
 from mode.stages.machine import open_engine
-from mode.stages.project import BUILT_IN, Project, sample_captions, write_json
-from mode.stages.sources import keep_tasks_watch, keep_watch
+from mode.stages.project import BUILT_IN, Project, sample_captions, write_json, write_text
+from mode.stages.sources import check_names, keep_tasks_watch, keep_watch
+
+
+def names(project: Project) -> None:
+    """Refuse names that are none before DVC removes what they lead to; the output is there to be waited for."""
+    check_names(project)
+    write_text(project.names, "Every source and expert has a name.\n")
 
 
 def data(project: Project, source: str) -> None:

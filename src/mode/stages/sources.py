@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mode.errors import ModeError
 from mode.params import SourceParams, load_params, parse_params
 from mode.stages.project import BUILT_IN, Project, write_text
 
@@ -51,6 +52,46 @@ def remove_expert(root: Path, params: Path, name: str) -> None:
     for folder in (project.model(name), project.checkpoints / name):
         shutil.rmtree(folder, ignore_errors=True)
     write_text(params, text)
+
+
+def check_names(project: Project) -> None:
+    """See that DVC makes stages of no other names than those that were checked with the parameters.
+
+    DVC reads params.yaml and watch.yaml by itself, and removes what a name leads to before it runs a stage.
+
+    Raises:
+        ModeError: DVC finds a source or an expert that the parameters do not have.
+    """
+    params, watch = _as_dvc_reads(project.params_file), _as_dvc_reads(project.watch_file)
+    if strange := [key for key in watch if key not in ("generated", "watched", "watched_tasks", "tasks_from")]:
+        raise ModeError(f"watch.yaml: {strange[0]}: unknown key", "edit params.yaml, not this file")
+    sources, experts = list(project.params.sources), list(project.params.experts)
+    for key, found, known in (
+        ("params.yaml: sources", params.get("sources"), sources),
+        ("params.yaml: experts", params.get("experts"), experts),
+        ("watch.yaml: generated", watch.get("generated"), sources),
+        ("watch.yaml: watched", watch.get("watched"), sources),
+        ("watch.yaml: watched_tasks", watch.get("watched_tasks"), ["tasks"]),
+    ):
+        if not isinstance(found or [], list | dict):
+            raise ModeError(f"{key}: names are wanted, not {found!r}")
+        for name in found or []:
+            if name not in known:
+                raise ModeError(f"{key}: {name!r} is not among {', '.join(known)}", "take it out")
+
+
+def _as_dvc_reads(path: Path) -> dict[str, Any]:
+    """A file of YAML 1.2, which PyYAML would read as 1.1; nothing of one that is not there."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except YAMLError as error:
+        raise ModeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, dict):
+        raise ModeError(f"{path}: keys and values are wanted, not {content!r}")
+    return content or {}
 
 
 def keep_watch(project: Project, source: str, generated: bool | None) -> None:

@@ -107,7 +107,7 @@ def test_a_source_added_later_touches_nothing_old(
         return {name for name, task in page.tasks(run).items() if task.state.name == "Completed"}
 
     # Prefect's server notes the states of tasks a moment after they were sent.
-    wait_until(lambda: ran() - {"add source later"} == new | changed, ran)
+    wait_until(lambda: ran() - {"add source later", "names"} == new | changed, ran)
     assert contents(project) == files
     metrics = json.loads((project.root / "reports/metrics.json").read_text())
     assert set(metrics["routing"]["dice"]) == {"expert-0", "expert-1", "expert-2"}
