@@ -65,6 +65,8 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(training={"epochs": 0}), "greater than 0, not 0 (Length of the dense model, in epochs.)"),
         (changed(model={}), "give either `name` or `config`"),
         (changed(sources={}), "sources: at least one is needed"),
+        (changed(sources={"base": {"shards": "x", "filters": ["a > b"]}}), "'a > b' is no filter"),
+        (changed(sources={"base": {"shards": "x", "filters": [3]}}), "sources.base.filters.0: Input should be a valid"),
         ({}, "sources: missing"),
         (None, "params.yaml"),
     ],

@@ -11,13 +11,15 @@ text below a field explains it to people: `mode params` prints it.
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mode.errors import ModeError
 from mode.roles import EXPERT, ROLES, SEED
@@ -30,6 +32,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+#: How often a pass over the data shows an image; at a thousand the order of a pass would fill the memory.
+Factor = Annotated[float, Field(gt=0.0, le=1_000.0)]
 
 #: The seed's folder, as parameters name it.
 SEED_MODEL = f"models/{SEED.name}"
@@ -60,6 +64,43 @@ class Section(BaseModel):
     )
 
 
+class Comparison(NamedTuple):
+    """A filter: what is kept has a value in `column` that is >=, >, <=, <, == or != `value`."""
+
+    column: str
+    sign: str
+    value: float | str
+
+
+_COMPARISON = re.compile(r"\s*([^<>=!]*[^<>=!\s])\s*(>=|<=|==|!=|>|<)\s*(\S.*?)\s*", re.DOTALL)
+
+
+def parse_comparison(text: str) -> Comparison:
+    """A filter of `sources.NAME.filters`.
+
+    Raises:
+        ValueError: it is none, or compares the size of something that is not a number.
+
+    Example:
+        >>> parse_comparison("similarity >= 0.3")
+        Comparison(column='similarity', sign='>=', value=0.3)
+    """
+    found = _COMPARISON.fullmatch(text)
+    if not found:
+        raise ValueError(f"'{text}' is no filter: write COLUMN >= NUMBER (or >, <=, <), COLUMN == VALUE (or !=)")
+    column, sign, value = found.groups()
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        return Comparison(column, sign, number)
+    if sign not in ("==", "!="):
+        raise ValueError(f"'{text}' is no filter: '{value}' is not a number")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return Comparison(column, sign, value[1:-1] if quoted else value)
+
+
 class SourceParams(Section):
     """One source of image-caption pairs. Each is indexed, embedded and clustered by itself."""
 
@@ -72,10 +113,20 @@ class SourceParams(Section):
     """Column of a table that holds image paths; tars have none."""
     caption_column: str = "caption"
     """Column of a table that holds captions; tars have none."""
+    filters: list[str] = []
+    """Images of tars to keep: those that meet all of these, such as `similarity >= 0.3`, `NSFW == UNLIKELY`. Values
+    come from the parquet beside each tar (img2dataset's), or where no tar has one, from the json of each image."""
     fine: PositiveInt | None = None
     """Fine clusters of this source; default `clustering.fine`."""
     coarse: PositiveInt | None = None
     """Coarse clusters of this source; default `clustering.coarse`."""
+
+    @field_validator("filters")
+    @classmethod
+    def _filters_are_comparisons(cls, filters: list[str]) -> list[str]:
+        for text in filters:
+            parse_comparison(text)
+        return filters
 
 
 class GlyphParams(Section):

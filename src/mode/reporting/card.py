@@ -28,7 +28,7 @@ def model_card(
     Args:
         results: of the evaluation.
         clusters: coarse clusters of all sources.
-        sources: source -> `shards`, `images`, `pairs`, `bad` (left out, by kind).
+        sources: source -> `shards`, `images`, `pairs`, `bad` (left out, by kind or filter).
         parameters: what the models were made with: `model`, `training`, `embedding`, `clustering`, `routing`.
     """
     head = ModelCardData(

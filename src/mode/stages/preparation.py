@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mode.params import SourceParams
 from mode.stages.machine import open_engine
 from mode.stages.project import BUILT_IN, Project, sample_captions, write_json, write_text
 from mode.stages.sources import check_names, keep_tasks_watch, keep_watch
@@ -27,7 +26,7 @@ def data(project: Project, source: str) -> None:
 
         write_glyph_shards(project.params.glyphs, folder, project.params.random_seed)
         where = str(folder.relative_to(project.root))
-        manifest = build_manifest(SourceParams(shards=where, checksum=True), project.root)
+        manifest = build_manifest(params.model_copy(update={"shards": where, "checksum": True}), project.root)
         # DVC knows these files by their content; the time at which they were made must not make them look changed.
         manifest = replace(manifest, shards=[replace(shard, mtime_ns=0) for shard in manifest.shards])
     else:
@@ -93,7 +92,8 @@ def index(project: Project, source: str) -> None:
     report = build_index(manifest, project.root, project.index(source), params, unwanted=leaked)
     bad = ", ".join(f"{count} {kind}" for kind, count in sorted(report.counts.items())) or "nothing bad"
     dropped = f"; {report.dropped} left out, which look like test images" if report.dropped else ""
-    print(f"{source}: {report.pairs:,} pairs of {report.images:,} images; {bad}{dropped}")
+    filtered = "".join(f"; {count:,} left out by filter: {name}" for name, count in report.filtered.items())
+    print(f"{source}: {report.pairs:,} pairs of {report.images:,} images; {bad}{dropped}{filtered}")
 
 
 def embedder(project: Project) -> None:

@@ -49,7 +49,9 @@ def report(project: Project) -> None:
 def _facts(project: Project, source: str) -> dict[str, Any]:
     """What the model card says of a source."""
     report = json.loads((project.index(source) / "report.json").read_text(encoding="utf-8"))
-    return {"shards": project.source(source).shards, **{key: report[key] for key in ("images", "pairs", "bad")}}
+    facts = {"shards": project.source(source).shards, **{key: report[key] for key in ("images", "pairs", "bad")}}
+    facts["bad"] |= report.get("filtered", {})
+    return facts
 
 
 def _lock_hash(project: Project) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mode.data.shards.scan import DAMAGED_TAR, Problem, Scan
 from mode.errors import ModeError
@@ -22,6 +23,7 @@ class FileReport:
         bad: problems by kind; each damage of a tar is one, however many pairs it cost.
         read_bytes, lost_bytes: of a tar's bytes, those that are members or padding, and those that are damage.
         dropped: good images that were left out on purpose.
+        filtered: images that were left out by a filter, or because nothing is known to filter them by: their numbers.
     """
 
     path: str
@@ -31,6 +33,7 @@ class FileReport:
     read_bytes: int
     lost_bytes: int = 0
     dropped: int = 0
+    filtered: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,7 +52,10 @@ class IndexReport:
         """Enter one file."""
         bad = dict(Counter(problem.kind for problem in scan.problems))
         pairs, read = sum(map(len, scan.captions)), scan.size - scan.lost_bytes
-        self.files.append(FileReport(scan.path, len(scan.keys), pairs, bad, read, scan.lost_bytes, scan.dropped))
+        filtered = dict(sorted(scan.filtered.items()))
+        self.files.append(
+            FileReport(scan.path, len(scan.keys), pairs, bad, read, scan.lost_bytes, scan.dropped, filtered)
+        )
         self.problems.extend(scan.problems)
 
     @property
@@ -66,6 +72,11 @@ class IndexReport:
     def dropped(self) -> int:
         """Good images that were left out on purpose."""
         return sum(file.dropped for file in self.files)
+
+    @property
+    def filtered(self) -> dict[str, int]:
+        """Images that were left out, by the filter that they do not meet, sorted."""
+        return dict(sorted(sum((Counter(file.filtered) for file in self.files), Counter()).items()))
 
     @property
     def bad(self) -> int:
@@ -105,7 +116,8 @@ class IndexReport:
             ModeError: naming the worst files; or there is not one good pair.
         """
         if self.bad_share > max_bad_share or not self.pairs:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items())) or "nothing in it"
+            left_out = [*sorted(self.counts.items()), *self.filtered.items()]
+            kinds = ", ".join(f"{count} {kind}" for kind, count in left_out) or "nothing in it"
             worst = "; ".join(f"{file.path}: {self.bad_pairs(file)} of {self.expected(file)}" for file in self.worst())
             found = f"{self.bad_share:.1%} of the pairs are bad, {max_bad_share:.1%} are allowed" if self.pairs else ""
             raise ModeError(
@@ -119,7 +131,7 @@ class IndexReport:
 
     def save(self, folder: Path) -> None:
         """Write `report.json` (counts) and `quarantine.csv` (one line per problem)."""
-        content = {
+        content: dict[str, Any] = {
             "images": self.images,
             "pairs": self.pairs,
             "bad": self.counts,
@@ -127,6 +139,11 @@ class IndexReport:
             "bad_share": round(self.bad_share, 6),
             "files": [asdict(file) for file in self.files],
         }
+        if self.filtered:
+            content["filtered"] = self.filtered
+        for file in content["files"]:
+            if not file["filtered"]:
+                del file["filtered"]
         (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         with (folder / "quarantine.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

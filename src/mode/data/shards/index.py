@@ -13,9 +13,10 @@ from pyarrow import compute
 
 from mode.checksums import write_manifest
 from mode.data.shards.account import IndexReport
+from mode.data.shards.filters import Filters
 from mode.data.shards.manifest import Manifest, Shard, build_manifest
 from mode.data.shards.places import Description, describe_all, is_url
-from mode.data.shards.scan import Scan, scan_tar
+from mode.data.shards.scan import Scan, Wanted, scan_tar
 from mode.data.shards.tables import scan_table
 from mode.errors import ModeError
 from mode.files import is_there, write_aside
@@ -81,11 +82,13 @@ def build_index(
     Raises:
         ModeError: a shard is missing or not the one in the manifest; too many pairs are bad; there is no pair.
     """
-    etags = {shard.path: found.etag for shard, found in _check_shards(manifest, root)}
+    etags = {shard.path: found.etag for shard, found in _check_shards(manifest.shards, root)}
+    _check_shards(manifest.sidecars, root)
     report = IndexReport()
     with write_aside(out) as folder:
         folder.mkdir()
         paths: list[str] = []
+        fields: set[str] = set()  # of jsons, which filters look at
         files: dict[str, list[Any]] = {"size": [], "sample": [], "etag": []}
         with write_sealed(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
             for scan in _scan_shards(manifest, root, params, workers):
@@ -97,6 +100,9 @@ def build_index(
                 files["sample"] += [scan.sample] * len(scan.files)
                 files["etag"] += [etags[scan.path]] * len(scan.files)
                 report.add(scan)
+                fields |= scan.fields
+        if manifest.filters and not manifest.sidecars:
+            _check_fields(Filters(manifest.filters).columns, fields)
         report.check(params.max_bad_share)
         numbered = {"file": range(len(paths)), "path": paths, **files}
         with write_sealed(folder / "files.parquet", FILES) as writer:
@@ -123,13 +129,13 @@ def verify(paths: Sequence[str], root: Path, check_images: bool = True) -> Index
     return report
 
 
-def _check_shards(manifest: Manifest, root: Path) -> list[tuple[Shard, Description]]:
-    """Shards with what is there now, after comparing the two."""
-    paths = [shard.path for shard in manifest.shards]
+def _check_shards(shards: Sequence[Shard], root: Path) -> list[tuple[Shard, Description]]:
+    """Files of a manifest with what is there now, after comparing the two."""
+    paths = [shard.path for shard in shards]
     missing = [path for path in paths if not is_url(path) and not (root / path).is_file()]
     if missing:
-        raise ModeError(f"{missing[0]}: missing, with {len(missing) - 1} more of {len(manifest.shards)} shards")
-    there = list(zip(manifest.shards, describe_all(paths, root), strict=True))
+        raise ModeError(f"{missing[0]}: missing, with {len(missing) - 1} more of {len(shards)} shards")
+    there = list(zip(shards, describe_all(paths, root), strict=True))
     for shard, found in there:
         wrong = "not the object in the manifest" if shard.etag not in (None, found.etag) else ""
         if found.size != shard.size:
@@ -139,14 +145,22 @@ def _check_shards(manifest: Manifest, root: Path) -> list[tuple[Shard, Descripti
     return there
 
 
+def _check_fields(columns: Sequence[str], fields: Collection[str]) -> None:
+    """Refuse filters of what no image has: a slip of the pen would leave out everything, or nothing."""
+    if missing := [column for column in columns if column not in fields]:
+        fault = f"filters: no json of these tars has '{missing[0]}', and there is no parquet beside them"
+        raise ModeError(fault, "see sources.NAME.filters")
+
+
 def _scan_shards(manifest: Manifest, root: Path, params: IndexParams, workers: int | None = None) -> Iterator[Scan]:
     if workers is None:
         workers = cores() if _worth_processes(manifest, params) else 1
     if manifest.kind == "table":
         yield scan_table(manifest, root, params.check_images, workers)
         return
-    scan_one = partial(scan_tar, root=root, check_images=params.check_images)
     shards = [shard.path for shard in manifest.shards]
+    wanted = Wanted(Filters(manifest.filters), beside_tars=bool(manifest.sidecars))
+    scan_one = partial(scan_tar, root=root, check_images=params.check_images, wanted=wanted)
     with Progress("index", total=len(shards), unit="shards") as bar:
         bad = 0
         for scan in ordered_map(scan_one, shards, min(workers, len(shards))):

@@ -11,11 +11,12 @@ import glob
 import json
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from mode.data.shards.places import describe_all, digest_of, is_url, listed_urls, open_bytes
+from mode.data.shards.filters import sidecar_of
+from mode.data.shards.places import are_there, describe_all, digest_of, is_url, listed_urls, open_bytes
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import SourceParams
@@ -52,20 +53,27 @@ class Manifest:
         kind: `tars`, or `table`: one csv, tsv or parquet file of (image path, caption).
         shards: the tars sorted by path, or the one table (the images that it names are not listed).
         image_column, caption_column: of a table.
+        filters: that an image of a tar has to meet, see `SourceParams`.
+        sidecars: with filters, the parquet beside each tar, in the same order; none, if no tar has one.
     """
 
     kind: Literal["tars", "table"]
     shards: list[Shard]
     image_column: str = "image"
     caption_column: str = "caption"
+    filters: list[str] = field(default_factory=list)
+    sidecars: list[Shard] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
         with write_aside(path) as temporary:
             content = asdict(self)
-            for shard in content["shards"]:
+            for shard in [*content["shards"], *content["sidecars"]]:
                 if shard["etag"] is None:  # no file of this machine has one
                     del shard["etag"]
+            for name in ("filters", "sidecars"):
+                if not content[name]:  # nearly always
+                    del content[name]
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -74,7 +82,8 @@ class Manifest:
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             shards = [Shard(**shard) for shard in content.pop("shards")]
-            return cls(shards=shards, **content)
+            sidecars = [Shard(**sidecar) for sidecar in content.pop("sidecars", [])]
+            return cls(shards=shards, sidecars=sidecars, **content)
         except FileNotFoundError:
             raise ModeError(f"{path}: no such manifest") from None
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -95,7 +104,7 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
             server that does not answer.
     """
     if source.shards.endswith(".txt") or is_url(source.shards):
-        return Manifest("tars", _describe(_listed(source.shards, root), root, source.checksum))
+        return _of_tars(_listed(source.shards, root), source, root)
     path = root / source.shards
     if path.is_dir():
         found = [str(Path(source.shards) / tar.relative_to(path)) for tar in path.rglob("*.tar") if tar.is_file()]
@@ -113,12 +122,32 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
 
     others = sorted(name for name in found if not name.endswith(".tar"))
     if not others:
-        return Manifest("tars", _describe(sorted(found), root, source.checksum))
+        return _of_tars(sorted(found), source, root)
     if len(found) > 1 or not others[0].endswith(TABLE_SUFFIXES):
         raise ModeError(f"{others[0]}: neither a .tar nor a single table ({', '.join(TABLE_SUFFIXES)})")
+    if source.filters:
+        raise ModeError(f"{source.shards}: filters are for tars, this is a table", "leave the rows out of the table")
     _check_columns(source, path if path.is_file() else root / others[0])
     shards = _describe(others[:1], root, source.checksum)
     return Manifest("table", shards, source.image_column, source.caption_column)
+
+
+def _of_tars(names: list[str], source: SourceParams, root: Path) -> Manifest:
+    shards = _describe(names, root, source.checksum)
+    if not source.filters:
+        return Manifest("tars", shards)
+    sidecars = _describe(_sidecars(names, root), root, source.checksum)
+    return Manifest("tars", shards, filters=source.filters, sidecars=sidecars)
+
+
+def _sidecars(tars: list[str], root: Path) -> list[str]:
+    """The parquet beside each tar; none if no tar has one: then values are in the jsons."""
+    sidecars = [sidecar_of(tar) for tar in tars]
+    missing = [sidecar for sidecar, there in zip(sidecars, are_there(sidecars, root), strict=True) if not there]
+    if missing and len(missing) < len(sidecars):
+        others = f"{len(sidecars) - len(missing)} of {len(sidecars)} tars have their parquet"
+        raise ModeError(f"{missing[0]}: no such file, but {others}", "filters need it beside every tar, or beside none")
+    return [] if missing else sidecars
 
 
 def _describe(names: list[str], root: Path, checksum: bool) -> list[Shard]:

@@ -167,6 +167,24 @@ def describe_all(paths: Sequence[str], root: Path) -> list[Description]:
         return list(threads.map(lambda path: describe(path, root), paths))
 
 
+def are_there(paths: Sequence[str], root: Path) -> list[bool]:
+    """Whether each is a file or an object; servers are asked about several at once."""
+
+    def is_there(path: str) -> bool:
+        if not is_url(path):
+            return (root / path).is_file()
+        try:
+            describe(path, root)
+        except FileNotFoundError:
+            return False
+        return True
+
+    if not any(map(is_url, paths)):
+        return [is_there(path) for path in paths]
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        return list(threads.map(is_there, paths))
+
+
 def digest_of(path: str, root: Path) -> str:
     """SHA-256 of the content, 64 hexadecimal digits; reads all of it."""
     at_once, digest = 8 * 2**20, hashlib.sha256()

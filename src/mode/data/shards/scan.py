@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from mode.data.images import UndecodableImage, decode, is_complete
+from mode.data.shards.filters import UNKNOWN, Filters, faults_in_sidecar, sidecar_of
 from mode.data.shards.identity import check_of, sample_of
 from mode.data.shards.places import AHEAD, ByteFile, LocalFile, is_url, open_bytes
 from mode.data.shards.tar import Member, Tar
@@ -72,6 +73,8 @@ class Scan:
         lost_bytes: of a damaged tar, those that could not be read.
         sample: what tells the shard from another one (`identity.sample_of`), 0 of a table or an object.
         dropped: images that were left out although nothing is wrong with them.
+        filtered: the same, by the filter that they do not meet.
+        fields: columns of filters that the json of an image has.
     """
 
     path: str
@@ -86,6 +89,8 @@ class Scan:
     lost_bytes: int = 0
     sample: int = 0
     dropped: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    fields: set[str] = field(default_factory=set)
 
     def add(self, key: str, offset: int, length: int, captions: list[str], check: int) -> None:
         """Add one image with its captions, at least one; the first `MOST_CAPTIONS` are kept."""
@@ -127,6 +132,22 @@ class Scan:
         self.problems.append(Problem(printable(self.path), printable(key), kind, printable(detail)))
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What of a source is to be indexed.
+
+    Attributes:
+        filters: that an image has to meet.
+        beside_tars: whether their values stand in a parquet beside each tar, and not in the json of each image.
+    """
+
+    filters: Filters = field(default_factory=Filters)
+    beside_tars: bool = False
+
+
+ALL = Wanted()
+
+
 @dataclass(slots=True)
 class _Record:
     """What a tar holds under one key."""
@@ -140,7 +161,7 @@ class _Record:
     cut: bool = False  # whether a member ran into damage
 
 
-def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
+def scan_tar(path: str, root: Path, check_images: bool, wanted: Wanted = ALL) -> Scan:
     """Find the pairs of a tar in one pass over its headers; image bytes are passed over unless they are checked.
 
     Archives that follow one another in the file have keys of their own: no pair is made of members of two.
@@ -148,11 +169,17 @@ def scan_tar(path: str, root: Path, check_images: bool) -> Scan:
     Args:
         path: of the tar, relative to `root` or absolute; or a URL.
         check_images: decode every image.
+        wanted: which images to keep.
+
+    Raises:
+        ModeError: the parquet beside the tar cannot be read, or has not the columns that filters name.
     """
     with closing(open_bytes(path, root, AHEAD)) as file:
         scan = Scan(path, [path], file.size)
-        for key, record in _collect(file, scan):
-            _account(file, scan, key, record, check_images)
+        records = _collect(file, scan)
+        sieve = _Sieve(scan, root, wanted, {key for key, record in records if record.image})
+        for key, record in records:
+            _account(file, scan, key, record, check_images, sieve)
         if not is_url(path):  # an object has an ETag
             scan.sample = sample_of(file)
     return scan
@@ -206,7 +233,37 @@ def _is_cut(file: ByteFile, member: Member) -> bool:
         return True
 
 
-def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images: bool) -> None:
+class _Sieve:
+    """The filters of a source, with what is known of the images of one tar."""
+
+    def __init__(self, scan: Scan, root: Path, wanted: Wanted, keys: Collection[str]) -> None:
+        self._scan, self._filters = scan, wanted.filters
+        self._faults: dict[str, str] | None = None
+        if wanted.beside_tars:
+            rows = {_row_key(key) for key in keys}
+            self._faults = faults_in_sidecar(sidecar_of(scan.path), root, wanted.filters, rows)
+
+    def leaves_out(self, key: str, record: _Record) -> bool:
+        """Whether an image does not meet a filter; counts it."""
+        if not self._filters:
+            return False
+        if self._faults is not None:
+            fault = self._faults.get(_row_key(key), UNKNOWN)
+        else:
+            values, _ = _parse(record.json) if record.json is not None else ({}, "")
+            self._scan.fields.update(column for column in self._filters.columns if column in values)
+            fault = self._filters.fault(values)
+        if fault:
+            self._scan.filtered[fault] += 1
+        return bool(fault)
+
+
+def _row_key(key: str) -> str:
+    """The key of an image in the parquet beside its tar, which knows nothing of how `tar` was called."""
+    return key.removeprefix("./")
+
+
+def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images: bool, sieve: _Sieve) -> None:
     if record.repeats is not None:
         for _ in range(max(record.repeats.values())):
             scan.skip(key, DUPLICATE_KEY, "the first is kept")
@@ -222,6 +279,8 @@ def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images
         if captions is not None:
             scan.skip(key, CAPTION_WITHOUT_IMAGE)
         return  # a json without a caption is no pair's: img2dataset's statistics, for one
+    if sieve.leaves_out(key, record):
+        return
     if captions is None:
         scan.skip(key, IMAGE_WITHOUT_CAPTION, fault)
         return

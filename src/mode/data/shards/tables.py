@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
-import pyarrow as pa
-from pyarrow import parquet
-
+from mode.data.shards.bounded import iter_rows, texts
 from mode.data.shards.identity import TAIL, check_of
 from mode.data.shards.manifest import SEPARATORS, Manifest, header_of, open_table
 from mode.data.shards.scan import (
@@ -26,16 +24,12 @@ from mode.data.shards.scan import (
     clean_caption,
     image_fault,
 )
-from mode.errors import ModeError
 from mode.parallel import ordered_map
 
 #: Images that one call of a worker looks at.
 BLOCK = 512
 #: Lines and characters of one row: a quotation mark that is never closed makes a row of all that follows.
 _MOST_LINES, _LONGEST_LINE = 100, 2**17
-#: How much a parquet file may grow to: this many times its size (paths and captions of real tables shrink to a tenth),
-#: and what any file may. A row counts as what its account takes if it is bad.
-_GROWTH, _FREE_GROWTH, _ROW = 200, 64 * 2**20, 64
 
 
 def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int) -> Scan:
@@ -186,53 +180,8 @@ def _is_row(line: str, separator: str, fields: int, image: int) -> bool:
 
 
 def _parquet_rows(path: Path, manifest: Manifest) -> Iterator[tuple[str, str | None]]:
-    columns = [manifest.image_column, manifest.caption_column]
-    left = _FREE_GROWTH + _GROWTH * path.stat().st_size
-    try:
-        metadata = parquet.read_metadata(path)
-        _check_growth(path, metadata, left)
-        # A text that many rows share is kept once, as it is in the file.
-        simple = {*columns} & {metadata.schema.column(number).path for number in range(metadata.num_columns)}
-        with parquet.ParquetFile(path, read_dictionary=sorted(simple)) as file:
-            for block in file.iter_batches(columns=columns):
-                for image, caption in zip(*(_texts(block.column(name)) for name in columns), strict=True):
-                    left -= len(image or "") + len(caption or "") + _ROW
-                    if left < 0:
-                        raise _grown(path)
-                    yield (image or "").strip(), caption
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModeError(f"{path}: cannot be read: {reason}", "is it damaged? fetch it again") from None
-
-
-def _check_growth(path: Path, metadata: Any, most: int) -> None:
-    """A whole row group is unpacked at a time: the file says how large each is."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if sum(group.column(column).total_uncompressed_size for column in range(group.num_columns)) > most:
-            raise _grown(path)
-
-
-def _grown(path: Path) -> ModeError:
-    advice = "its rows repeat a long text: is that what you meant? a csv has no such limit"
-    return ModeError(f"{path}: unpacks to more than {_GROWTH} times its size", advice)
-
-
-def _texts(column: Any) -> list[str | None]:
-    """The texts of a column; None where there is none, or what stands there is neither a text nor a number."""
-    if pa.types.is_dictionary(column.type):
-        values = [*_texts(column.dictionary), None]
-        numbers = column.indices.fill_null(len(values) - 1).to_numpy()
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(values):  # as in a damaged file
-            raise pa.ArrowInvalid("a number that the dictionary does not have")
-        return [values[number] for number in numbers.tolist()]
-    if pa.types.is_integer(column.type):
-        return [None if value is None else str(value) for value in column.to_pylist()]
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        return [None] * len(column)
-    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in column.to_pylist()]
+    for image, caption in iter_rows(path, str(path), [manifest.image_column, manifest.caption_column], texts):
+        yield (image or "").strip(), caption
 
 
 class _Look(NamedTuple):
