@@ -66,6 +66,12 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(model={}), "give either `name` or `config`"),
         (changed(sources={}), "sources: at least one is needed"),
         (changed(sources={"base": {"shards": "x", "filters": ["a > b"]}}), "'a > b' is no filter"),
+        (
+            changed(sources={"base": {"shards": "x", "captions": {"txt": 0.5}}}),
+            "the probabilities add up to 0.5, not 1",
+        ),
+        (changed(sources={"base": {"shards": "x", "captions": {}}}), "captions: the probabilities add up to 0, not 1"),
+        (changed(sources={"base": {"shards": "x", "captions": {"txt": 0}}}), "captions.txt: Input should be greater"),
         (changed(sources={"base": {"shards": "x", "filters": [3]}}), "sources.base.filters.0: Input should be a valid"),
         ({}, "sources: missing"),
         (None, "params.yaml"),

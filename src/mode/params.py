@@ -116,6 +116,10 @@ class SourceParams(Section):
     filters: list[str] = []
     """Images of tars to keep: those that meet all of these, such as `similarity >= 0.3`, `NSFW == UNLIKELY`. Values
     come from the parquet beside each tar (img2dataset's), or where no tar has one, from the json of each image."""
+    captions: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] | None = None
+    """Where captions of tars stand, and how probable it is that a training sample takes one from there: `txt` is the
+    txt, any other a key of the json, such as `{caption: 0.5, synthetic: 0.5}`. `null`: the json's `texts`, or else the
+    txt, or else the json's `caption`, all of an image's captions alike."""
     fine: PositiveInt | None = None
     """Fine clusters of this source; default `clustering.fine`."""
     coarse: PositiveInt | None = None
@@ -127,6 +131,13 @@ class SourceParams(Section):
         for text in filters:
             parse_comparison(text)
         return filters
+
+    @field_validator("captions")
+    @classmethod
+    def _captions_are_probabilities(cls, captions: dict[str, float] | None) -> dict[str, float] | None:
+        if captions is not None and abs(sum(captions.values()) - 1) > 1e-6:
+            raise ValueError(f"the probabilities add up to {sum(captions.values()):g}, not 1")
+        return captions
 
 
 class GlyphParams(Section):

@@ -40,7 +40,7 @@ class Batches:
         self._store = ImageStore(index, root, training.image, machine.cache_mb, plan.rows)
         self._loader = make_loader(
             self._store,
-            PairStream(plan.rows, index.image[plan.rows], training.random_seed),
+            stream_of(training),
             start=plan.position(step),
             stop=plan.stream_stop,
             batch_size=plan.batch_size,
@@ -64,6 +64,13 @@ class Batches:
         images = normalise(pixels, image.mean, image.std).to(self._dtype)
         self.waited += time.monotonic() - asked
         return images, tokens.to(self._device, non_blocking=True)
+
+
+def stream_of(training: Training) -> PairStream:
+    """The order in which a training sees its pairs."""
+    rows, index = training.plan.rows, training.index
+    probabilities = None if index.probability is None else index.probability[rows]
+    return PairStream(rows, index.image[rows], training.random_seed, probabilities)
 
 
 class _Tokens:

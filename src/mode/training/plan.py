@@ -171,8 +171,10 @@ class Training:
             **self.parameters,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
-        for array in (plan.rows, self.index.image, self.index.offset, self.index.length):
-            digest.update(np.ascontiguousarray(array).data)
+        index = self.index
+        for array in (plan.rows, index.image, index.offset, index.length, index.probability):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 

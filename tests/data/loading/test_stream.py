@@ -74,3 +74,46 @@ def test_hash_depends_on_every_key_and_looks_uniform() -> None:
     assert len({*a.tolist(), *b.tolist(), *c.tolist()}) == 60_000
     bits = np.unpackbits(a.view(np.uint8)).reshape(-1, 64).mean(0)
     assert np.abs(bits - 0.5).max() < 0.025  # seven standard deviations
+
+
+def test_without_probabilities_the_order_is_what_it_always_was() -> None:
+    images = np.array([5, 5, 5, 8, 11, 11, 14, 17, 17, 17, 17, 20])
+    seen = PairStream(np.arange(12) * 2 + 100, images, 7).rows_at(3, 15).tolist()
+    # As the first version drew it: trainings that are under way must not see other samples.
+    assert seen == [114, 106, 112, 112, 102, 108, 106, 118, 122, 108, 112, 100, 122, 106, 116]
+
+
+@given(
+    counts=captions_per_image,
+    seed=st.integers(0, 2**32),
+    start=st.integers(0, 30),
+    weights=st.lists(st.floats(0.01, 1.0), min_size=48, max_size=48),
+)
+def test_captions_come_as_their_probabilities_have_it(
+    counts: list[int], seed: int, start: int, weights: list[float]
+) -> None:
+    """Against a walk through the captions of each image; the order of images is that of alike captions."""
+    _, rows, images = stream_of(counts, seed)
+    probabilities = np.array(weights[: len(rows)], np.float32)
+    seen = PairStream(rows, images, seed, probabilities).rows_at(start, 20)
+    alike = PairStream(rows, images, seed).rows_at(start, 20)
+    of = dict(zip(rows.tolist(), images.tolist(), strict=True))
+    for position, row in enumerate(seen.tolist(), start):
+        image = of[row]
+        assert image == of[alike[position - start]]
+        own = np.flatnonzero(images == image)
+        drawn = int(hash_numbers(np.array([image]), seed, position // len(counts))[0]) / 2**64
+        left = drawn * sum(float(probabilities[each]) for each in own)
+        for each in own:
+            left -= float(probabilities[each])
+            if left < 1e-9:
+                break
+        assert row == rows[each] or abs(left) < 1e-6
+
+
+def test_shares_of_captions_over_many_passes() -> None:
+    images = np.array([0, 0, 0, 1, 1, 2])
+    probabilities = np.array([0.5, 0.25, 0.25, 0.3, 0.1, 0.2])
+    seen = PairStream(np.arange(6), images, 3, probabilities).rows_at(0, 3 * 4_000)
+    shares = np.bincount(seen, minlength=6) / 4_000
+    assert np.abs(shares - [0.5, 0.25, 0.25, 0.75, 0.25, 1.0]).max() < 0.03  # four standard deviations

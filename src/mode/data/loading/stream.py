@@ -22,6 +22,8 @@ class PairStream:
         rows: int64 [pairs], index rows to draw from: a whole source, or the pairs of one cluster.
         images: int64 [pairs], for each of `rows` the number of its image; rows that share it are captions of one image.
         random_seed: of orders and captions.
+        probabilities: float [pairs], how probable each caption of an image is, up to a factor that all of them share;
+            default: all are alike.
 
     Attributes:
         images_per_pass: number of distinct images.
@@ -37,7 +39,9 @@ class PairStream:
         True
     """
 
-    def __init__(self, rows: np.ndarray, images: np.ndarray, random_seed: int) -> None:
+    def __init__(
+        self, rows: np.ndarray, images: np.ndarray, random_seed: int, probabilities: np.ndarray | None = None
+    ) -> None:
         if len(rows) != len(images):
             raise ValueError(f"{len(rows)} rows, but images of {len(images)}")
         if not len(rows):
@@ -48,6 +52,8 @@ class PairStream:
         self._images, self._first, self._captions = np.unique(
             np.asarray(images, np.int64)[order], return_index=True, return_counts=True
         )
+        # Of all captions up to and including each: what of it falls to an image is cut up among its captions.
+        self._cumulative = None if probabilities is None else np.cumsum(probabilities[order], dtype=np.float64)
         self.images_per_pass = len(self._images)
         # Two passes: a batch may straddle their boundary.
         self._order_of_pass = lru_cache(maxsize=2)(self._shuffle)
@@ -70,8 +76,16 @@ class PairStream:
 
     def _rows_of(self, number: int, images: np.ndarray) -> np.ndarray:
         """A caption of each image, chosen anew in each pass."""
-        chosen = hash_numbers(self._images[images], self.random_seed, number) % self._captions[images].astype(np.uint64)
-        rows: np.ndarray = self._rows[self._first[images] + chosen.astype(np.int64)]
+        first, captions = self._first[images], self._captions[images]
+        drawn = hash_numbers(self._images[images], self.random_seed, number)
+        if self._cumulative is None:
+            place = first + (drawn % captions.astype(np.uint64)).astype(np.int64)
+        else:
+            before = np.where(first > 0, self._cumulative[first - 1], 0.0)
+            last = first + captions - 1
+            wanted = before + drawn / 2.0**64 * (self._cumulative[last] - before)
+            place = np.searchsorted(self._cumulative, wanted, side="right").clip(first, last)
+        rows: np.ndarray = self._rows[place]
         return rows
 
 

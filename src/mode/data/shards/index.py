@@ -38,6 +38,9 @@ SCHEMA = pa.schema(
         ("check", pa.uint32()),  # what tells this image from another one in its place, see identity.py; 0: nothing does
     ]
 )
+#: One more, of a source with `captions`: how probable it is that a sample of the image takes this caption, up to a
+#: factor that all captions of the image share.
+PROBABILITY = pa.field("probability", pa.float32())
 #: Columns of files.parquet.
 FILES = pa.schema(
     [
@@ -50,7 +53,7 @@ FILES = pa.schema(
 )
 
 #: Columns that a `PairIndex` holds as arrays.
-_IN_MEMORY = ("file", "image", "offset", "length", "check")
+_IN_MEMORY = ("file", "image", "offset", "length", "check", PROBABILITY.name)
 
 #: Below these many bytes of shards, starting processes takes longer than reading them in this one; and the same where
 #: image bytes are passed over.
@@ -90,11 +93,12 @@ def build_index(
         paths: list[str] = []
         fields: set[str] = set()  # of jsons, which filters look at
         files: dict[str, list[Any]] = {"size": [], "sample": [], "etag": []}
-        with write_sealed(folder / "index.parquet", SCHEMA, compression="zstd") as writer:
+        schema = SCHEMA.append(PROBABILITY) if manifest.captions else SCHEMA
+        with write_sealed(folder / "index.parquet", schema, compression="zstd") as writer:
             for scan in _scan_shards(manifest, root, params, workers):
                 if unwanted:
                     scan.drop(unwanted)
-                writer.write_table(_to_table(scan, len(paths), report.images))
+                writer.write_table(_to_table(scan, schema, len(paths), report.images))
                 paths += scan.files
                 files["size"] += [scan.size] if manifest.kind == "tars" else scan.lengths
                 files["sample"] += [scan.sample] * len(scan.files)
@@ -159,7 +163,7 @@ def _scan_shards(manifest: Manifest, root: Path, params: IndexParams, workers: i
         yield scan_table(manifest, root, params.check_images, workers)
         return
     shards = [shard.path for shard in manifest.shards]
-    wanted = Wanted(Filters(manifest.filters), beside_tars=bool(manifest.sidecars))
+    wanted = Wanted(manifest.captions, Filters(manifest.filters), beside_tars=bool(manifest.sidecars))
     scan_one = partial(scan_tar, root=root, check_images=params.check_images, wanted=wanted)
     with Progress("index", total=len(shards), unit="shards") as bar:
         bad = 0
@@ -176,7 +180,7 @@ def _worth_processes(manifest: Manifest, params: IndexParams) -> bool:
     return manifest.kind == "table" or size > _WORTH_PROCESSES
 
 
-def _to_table(scan: Scan, first_file: int, first_image: int) -> pa.Table:
+def _to_table(scan: Scan, schema: pa.Schema, first_file: int, first_image: int) -> pa.Table:
     keys = [key.encode("utf-8", "backslashreplace").decode() for key in scan.keys]
     images = np.repeat(np.arange(len(keys)), [len(captions) for captions in scan.captions])  # of each pair
     columns = [
@@ -189,7 +193,9 @@ def _to_table(scan: Scan, first_file: int, first_image: int) -> pa.Table:
         np.asarray(scan.lengths, np.int64)[images],
         np.asarray(scan.checks, np.uint32)[images],
     ]
-    return pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
+    if PROBABILITY in schema:
+        columns.append([probability for each in scan.probabilities for probability in each])
+    return pa.table([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
 
 
 class PairIndex:
@@ -200,6 +206,7 @@ class PairIndex:
         image: int64 [pairs], number of the image; the captions of an image are neighbouring rows.
         offset: int64 [pairs], length: int32 [pairs]: bytes of the encoded image in its file.
         check: uint32 [pairs]: what tells the image from another one, see `identity`; zeros in an older index.
+        probability: float32 [pairs], see `PROBABILITY`; None where all captions of an image are alike.
         images: number of distinct images.
 
     Example:
@@ -221,6 +228,9 @@ class PairIndex:
         self.length: np.ndarray = columns["length"].to_numpy()
         self.check: np.ndarray = (
             columns["check"].to_numpy() if "check" in known else np.zeros(len(self.file), np.uint32)
+        )
+        self.probability: np.ndarray | None = (
+            columns[PROBABILITY.name].to_numpy() if PROBABILITY.name in known else None
         )
         self.images = int(self.image[-1]) + 1 if len(self.image) else 0
 

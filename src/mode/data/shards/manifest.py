@@ -55,6 +55,7 @@ class Manifest:
         image_column, caption_column: of a table.
         filters: that an image of a tar has to meet, see `SourceParams`.
         sidecars: with filters, the parquet beside each tar, in the same order; none, if no tar has one.
+        captions: where captions of tars stand, and with which probability each is taken, see `SourceParams`.
     """
 
     kind: Literal["tars", "table"]
@@ -63,6 +64,7 @@ class Manifest:
     caption_column: str = "caption"
     filters: list[str] = field(default_factory=list)
     sidecars: list[Shard] = field(default_factory=list)
+    captions: dict[str, float] | None = None
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -71,7 +73,7 @@ class Manifest:
             for shard in [*content["shards"], *content["sidecars"]]:
                 if shard["etag"] is None:  # no file of this machine has one
                     del shard["etag"]
-            for name in ("filters", "sidecars"):
+            for name in ("filters", "sidecars", "captions"):
                 if not content[name]:  # nearly always
                     del content[name]
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -127,6 +129,8 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
         raise ModeError(f"{others[0]}: neither a .tar nor a single table ({', '.join(TABLE_SUFFIXES)})")
     if source.filters:
         raise ModeError(f"{source.shards}: filters are for tars, this is a table", "leave the rows out of the table")
+    if source.captions:
+        raise ModeError(f"{source.shards}: captions are for tars, this is a table", "caption_column names its column")
     _check_columns(source, path if path.is_file() else root / others[0])
     shards = _describe(others[:1], root, source.checksum)
     return Manifest("table", shards, source.image_column, source.caption_column)
@@ -134,10 +138,8 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
 
 def _of_tars(names: list[str], source: SourceParams, root: Path) -> Manifest:
     shards = _describe(names, root, source.checksum)
-    if not source.filters:
-        return Manifest("tars", shards)
-    sidecars = _describe(_sidecars(names, root), root, source.checksum)
-    return Manifest("tars", shards, filters=source.filters, sidecars=sidecars)
+    sidecars = _describe(_sidecars(names, root), root, source.checksum) if source.filters else []
+    return Manifest("tars", shards, filters=source.filters, sidecars=sidecars, captions=source.captions)
 
 
 def _sidecars(tars: list[str], root: Path) -> list[str]:

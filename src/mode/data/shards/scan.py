@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -67,6 +68,8 @@ class Scan:
         files: that hold the images: the tar itself, or of a table one for each image.
         keys: of the images.
         captions: of each image, at least one; stripped, runs of white space made one space.
+        probabilities: of each image, how probable it is that a sample takes each caption, up to a common factor; empty
+            where all are alike.
         offsets, lengths: bytes of the image.
         checks: of each image, what tells it from another one (`identity.check_of`).
         problems: what was skipped.
@@ -82,6 +85,7 @@ class Scan:
     size: int
     keys: list[str] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
+    probabilities: list[list[float]] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     checks: list[int] = field(default_factory=list)
@@ -92,12 +96,16 @@ class Scan:
     filtered: Counter[str] = field(default_factory=Counter)
     fields: set[str] = field(default_factory=set)
 
-    def add(self, key: str, offset: int, length: int, captions: list[str], check: int) -> None:
+    def add(
+        self, key: str, offset: int, length: int, captions: list[str], check: int, probabilities: Sequence[float] = ()
+    ) -> None:
         """Add one image with its captions, at least one; the first `MOST_CAPTIONS` are kept."""
         if len(captions) > MOST_CAPTIONS:
             self.skip(key, TOO_MANY_CAPTIONS, f"{len(captions)}; the first {MOST_CAPTIONS} are kept")
         self.keys.append(key)
         self.captions.append(captions[:MOST_CAPTIONS])
+        if probabilities:
+            self.probabilities.append([*probabilities[:MOST_CAPTIONS]])
         self.offsets.append(offset)
         self.lengths.append(length)
         self.checks.append(check)
@@ -110,13 +118,14 @@ class Scan:
         if len(kept) == len(self.keys):
             return
         self.dropped += len(self.keys) - len(kept)
-        for name in ("keys", "captions", "offsets", "lengths", "checks", *([] if in_one else ["files"])):
+        not_everywhere = [*([] if in_one else ["files"]), *(["probabilities"] if self.probabilities else [])]
+        for name in ("keys", "captions", "offsets", "lengths", "checks", *not_everywhere):
             values = getattr(self, name)
             setattr(self, name, [values[number] for number in kept])
 
     def good_captions(self, key: str, captions: list[str]) -> list[str]:
         """Those that can be used, the others noted."""
-        good = [caption for caption in captions if 0 < len(caption) <= LONGEST_CAPTION]
+        good = [caption for caption in captions if _is_usable(caption)]
         if len(good) == len(captions):
             return good
         for number, caption in enumerate(captions):
@@ -132,15 +141,22 @@ class Scan:
         self.problems.append(Problem(printable(self.path), printable(key), kind, printable(detail)))
 
 
+def _is_usable(caption: str) -> bool:
+    return 0 < len(caption) <= LONGEST_CAPTION
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What of a source is to be indexed.
 
     Attributes:
+        captions: where captions stand, `txt` or a key of the json, with the probability that a sample takes one from
+            there; None: where they usually stand.
         filters: that an image has to meet.
         beside_tars: whether their values stand in a parquet beside each tar, and not in the json of each image.
     """
 
+    captions: Mapping[str, float] | None = None
     filters: Filters = field(default_factory=Filters)
     beside_tars: bool = False
 
@@ -179,7 +195,8 @@ def scan_tar(path: str, root: Path, check_images: bool, wanted: Wanted = ALL) ->
         records = _collect(file, scan)
         sieve = _Sieve(scan, root, wanted, {key for key, record in records if record.image})
         for key, record in records:
-            _account(file, scan, key, record, check_images, sieve)
+            if record.image is None or not sieve.leaves_out(key, record):
+                _account(file, scan, key, record, check_images, wanted.captions)
         if not is_url(path):  # an object has an ETag
             scan.sample = sample_of(file)
     return scan
@@ -263,11 +280,24 @@ def _row_key(key: str) -> str:
     return key.removeprefix("./")
 
 
-def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images: bool, sieve: _Sieve) -> None:
+def _account(
+    file: ByteFile,
+    scan: Scan,
+    key: str,
+    record: _Record,
+    check_images: bool,
+    places: Mapping[str, float] | None,
+) -> None:
+    """Enter what a tar has under one key; `places` as `Wanted.captions`."""
     if record.repeats is not None:
         for _ in range(max(record.repeats.values())):
             scan.skip(key, DUPLICATE_KEY, "the first is kept")
-    captions, fault = _captions_of(record)
+    by_place: dict[str, list[str]] = {}
+    if places is None:
+        captions, fault = _captions_of(record)
+    else:
+        by_place, fault = _captions_from(record, places)
+        captions = [*chain.from_iterable(by_place.values())] or None
     if record.cut:
         scan.skip(key, UNDECODABLE_IMAGE if record.image else CAPTION_WITHOUT_IMAGE, "cut off, damage follows")
         return
@@ -279,8 +309,6 @@ def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images
         if captions is not None:
             scan.skip(key, CAPTION_WITHOUT_IMAGE)
         return  # a json without a caption is no pair's: img2dataset's statistics, for one
-    if sieve.leaves_out(key, record):
-        return
     if captions is None:
         scan.skip(key, IMAGE_WITHOUT_CAPTION, fault)
         return
@@ -290,7 +318,8 @@ def _account(file: ByteFile, scan: Scan, key: str, record: _Record, check_images
     if fault := image_fault(image.size, content):
         scan.skip(key, UNDECODABLE_IMAGE, fault)
     elif kept:
-        scan.add(key, image.offset, image.size, kept, check_of(content, record.header))
+        check = check_of(content, record.header)
+        scan.add(key, image.offset, image.size, kept, check, _probabilities(by_place, places or {}))
 
 
 def image_fault(size: int, content: bytes | None) -> str:
@@ -323,6 +352,28 @@ def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
     if "caption" in content or "texts" in content:
         return [clean_caption(content.get("caption"))], ""
     return None, fault
+
+
+def _captions_from(record: _Record, places: Iterable[str]) -> tuple[dict[str, list[str]], str]:
+    """Captions of an image by the place that states them: `txt`, or a key of the json with a text or a list of texts.
+
+    Places that are missing or null are left out; if that is all of them, the second value says why.
+    """
+    content, fault = _parse(record.json) if record.json is not None else ({}, "")
+    found: dict[str, list[str]] = {}
+    for place in places:
+        stated: Any = content.get(place)
+        if place == "txt":
+            stated = None if record.txt is None else record.txt.decode("utf-8-sig", "replace")
+        if stated not in (None, []):
+            found[place] = [clean_caption(text) for text in (stated if isinstance(stated, list) else [stated])]
+    return found, fault if fault and not content else f"none in {', '.join(places)}"
+
+
+def _probabilities(captions: Mapping[str, Sequence[str]], places: Mapping[str, float]) -> list[float]:
+    """Of each caption that can be used: that of its place, shared with the others from there."""
+    usable = {place: sum(map(_is_usable, each)) for place, each in captions.items()}
+    return [places[place] / count for place, count in usable.items() for _ in range(count)]
 
 
 def _parse(content: bytes) -> tuple[dict[str, Any], str]:
