@@ -45,7 +45,7 @@ TASKS = {
     },
 }
 RETRIEVAL = "flickr8k_retrieval"
-#: The pretrained model: the built-in architecture at 48 pixels, with byte pairs, 320,000 samples.
+#: The pretrained model: the built-in architecture at 48 pixels, with byte pairs, 160,000 samples.
 PRETRAINING: dict[str, Any] = {
     "image.size": 48,
     "image.flip": True,
@@ -56,7 +56,7 @@ PRETRAINING: dict[str, Any] = {
     "model.config.text_cfg.context_length": 32,
     "+model.config.text_cfg.vocab_size": 49408,  # `+`: a new key
     "model.config.text_cfg.width": 128,
-    "training.epoch_samples": 12800,
+    "training.epoch_samples": 6400,
     "training.epochs": 25,
     "training.seed_epochs": 20,
     "watch.yaml:generated": [],

@@ -319,14 +319,35 @@ class ImageParams(Section):
     """Of what `longest` fills."""
     crop_scale: Share | None = None
     """Least share of a training image that a random crop keeps; `null`: no crop (needed to keep decoded images)."""
+    crop_ratio: Pair = (3 / 4, 4 / 3)
+    """Width by height of that crop, at least and at most, before it is resized."""
     flip: bool = False
     """Mirror half of the training images."""
     shift: NonNegativeInt = 0
     """Pixels by which a training image is moved at random, either way."""
+    color_jitter: Annotated[tuple[float, float, float, float], Field(strict=False)] | None = None
+    """Most by which brightness, contrast, saturation (0 to 1 and more) and hue (to 0.5) of a training image change, as
+    in open_clip's `aug_cfg`; needs `color_jitter_prob`."""
+    color_jitter_prob: Share = 0.0
+    """Share of the training images to which `color_jitter` happens."""
+    gray_scale_prob: Share = 0.0
+    """Share of the training images that are made grey."""
     decode: Literal["fast", "exact", "gpu"] = "fast"
     """How training images are decoded and resized: `fast` (JPEGs with torch: one value in some 200 differs by 1 in 255
     from open_clip's), `exact` (bit for bit as open_clip, three times as long) or `gpu` (JPEGs decoded and resized on
     the GPU, by the training process itself; `fast` where there is none)."""
+
+    @model_validator(mode="after")
+    def _augmentation_is_possible(self) -> ImageParams:
+        least, most = self.crop_ratio
+        if not 0 < least <= most < math.inf:
+            raise ValueError(f"crop_ratio: {least:g} to {most:g}, but it goes from a number above 0 to one as large")
+        jitter = self.color_jitter
+        if jitter is not None and not (all(0 <= most <= 10 for most in jitter) and jitter[3] <= 0.5):
+            raise ValueError("color_jitter: each from 0 to 10 (brightness, contrast, saturation, hue), hue at most 0.5")
+        if (jitter is None) != (self.color_jitter_prob == 0):
+            raise ValueError("color_jitter says by how much, color_jitter_prob how often: give both or none")
+        return self
 
 
 class TrainingParams(Section):

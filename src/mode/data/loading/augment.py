@@ -1,4 +1,4 @@
-"""What training does to images: random crops of one, flips and shifts of a whole batch."""
+"""What training does to images: random crops of one; flips, shifts and other colours of a whole batch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 from mode.data.images import to_array
+from mode.data.loading.colour import change_colours
 from mode.data.loading.stream import hash_numbers
 from mode.params import ImageParams
 
-#: Width by height of a random crop, as torchvision's RandomResizedCrop has it.
+#: Width by height of a random crop, and how often one is drawn that fits, as torchvision's RandomResizedCrop has it.
 _ASPECT = (3 / 4, 4 / 3)
 _TRIES = 10
 
@@ -18,7 +19,14 @@ _TRIES = 10
 _FLIP, _SHIFT_X, _SHIFT_Y, _CROP = range(4)
 
 
-def random_crop(picture: Image.Image, size: int, least: float, random_seed: int, position: int) -> np.ndarray:
+def random_crop(
+    picture: Image.Image,
+    size: int,
+    least: float,
+    random_seed: int,
+    position: int,
+    aspect: tuple[float, float] = _ASPECT,
+) -> np.ndarray:
     """Cut a random part out of an image and resize it, as torchvision's RandomResizedCrop (bicubic) does.
 
     Args:
@@ -26,34 +34,37 @@ def random_crop(picture: Image.Image, size: int, least: float, random_seed: int,
         size: pixels a side of the result.
         least: smallest share of the area, 0 to 1.
         random_seed, position: decide the part: the sample at a position is cut alike whenever it is read.
+        aspect: its width by height, at least and at most.
 
     Returns:
         uint8 [3, size, size].
     """
-    box = random_box(picture.size, least, random_seed, position)
+    box = random_box(picture.size, least, random_seed, position, aspect)
     return to_array(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box))
 
 
-def random_box(extent: tuple[int, int], least: float, random_seed: int, position: int) -> tuple[int, int, int, int]:
+def random_box(
+    extent: tuple[int, int], least: float, random_seed: int, position: int, aspect: tuple[float, float] = _ASPECT
+) -> tuple[int, int, int, int]:
     """The part that `random_crop` takes of an image of `extent` (width, height): left, top, right, bottom."""
     numbers = hash_numbers(np.arange(4 * _TRIES), random_seed, _CROP, position) / 2.0**64
     width, height = extent
-    low, high = np.log(_ASPECT)
+    low, high = np.log(aspect)
     for area_draw, aspect_draw, x_draw, y_draw in numbers.reshape(_TRIES, 4):
         area = width * height * (least + (1 - least) * area_draw)
-        aspect = np.exp(low + (high - low) * aspect_draw)
-        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        shape = np.exp(low + (high - low) * aspect_draw)
+        w, h = round(np.sqrt(area * shape)), round(np.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(x_draw * (width - w + 1)), int(y_draw * (height - h + 1))
             return left, top, left + w, top + h
     # Nothing fits a very long image: its middle, as near to the allowed shapes as it goes.
-    w, h = min(width, round(height * _ASPECT[1])), min(height, round(width / _ASPECT[0]))
+    w, h = max(1, min(width, round(height * aspect[1]))), max(1, min(height, round(width / aspect[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
 def augment_batch(images: torch.Tensor, image: ImageParams, *, random_seed: int, position: int) -> torch.Tensor:
-    """Flip half of the images and shift each at random, edges repeated, as `image.flip` and `image.shift` say.
+    """Flip half of the images, shift each at random with its edges repeated, and change colours, as `image` says.
 
     Args:
         images: uint8 [batch, 3, size, size], on any device.
@@ -65,8 +76,14 @@ def augment_batch(images: torch.Tensor, image: ImageParams, *, random_seed: int,
     Returns:
         uint8 [batch, 3, size, size] on the same device; `images` itself if there is nothing to do.
     """
-    if not (image.flip or image.shift) or not len(images):
-        return images
+    if len(images) and (image.flip or image.shift):
+        images = _move(images, image, random_seed, position)
+    if len(images) and (image.color_jitter is not None or image.gray_scale_prob):
+        images = change_colours(images, image, random_seed=random_seed, position=position)
+    return images
+
+
+def _move(images: torch.Tensor, image: ImageParams, random_seed: int, position: int) -> torch.Tensor:
     count, _, height, width = images.shape
     positions = np.arange(position, position + count)
     span = np.uint64(2 * image.shift + 1)

@@ -52,7 +52,7 @@ def training_pixels(content: bytes, image: ImageParams, position: int | None, ra
     picture = decode(content)
     if image.crop_scale is None or position is None:
         return _whole(picture, image)
-    return random_crop(picture, image.size, image.crop_scale, random_seed, position)
+    return random_crop(picture, image.size, image.crop_scale, random_seed, position, image.crop_ratio)
 
 
 def _whole(picture: Image.Image, image: ImageParams) -> np.ndarray:
@@ -110,7 +110,7 @@ def pixels_on_device(
 def _resize_for_training(pixels: Tensor, image: ImageParams, position: int | None, random_seed: int) -> Tensor:
     box = None
     if image.crop_scale is not None and position is not None:
-        box = random_box((pixels.shape[2], pixels.shape[1]), image.crop_scale, random_seed, position)
+        box = random_box((pixels.shape[2], pixels.shape[1]), image.crop_scale, random_seed, position, image.crop_ratio)
         return resize(pixels, image.size, box)
     if image.resize_mode == "squash":
         box = (0, 0, pixels.shape[2], pixels.shape[1])
