@@ -74,6 +74,10 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(image={"color_jitter": [0.4, 0.4, float("nan"), 0], "color_jitter_prob": 1}), "each from 0 to 10"),
         (changed(image={"crop_ratio": [0.5, float("inf")]}), "crop_ratio: 0.5 to inf"),
         (changed(image={"gray_scale_prob": 2}), "image.gray_scale_prob: Input should be less than or equal to 1"),
+        (changed(sources={"base": {"shards": {}}}), "at least one; not `glyphs`"),
+        (changed(sources={"base": {"shards": {"x": 1, "glyphs": 2}}}), "at least one; not `glyphs`"),
+        (changed(sources={"base": {"shards": {"x": 0}}}), "Input should be greater than 0, not 0"),
+        (changed(sources={"base": {"shards": {"x": 1001}}}), "Input should be less than or equal to 1000, not 1001"),
         (changed(sources={}), "sources: at least one is needed"),
         (changed(sources={"base": {"shards": "x", "filters": ["a > b"]}}), "'a > b' is no filter"),
         (

@@ -104,9 +104,10 @@ def parse_comparison(text: str) -> Comparison:
 class SourceParams(Section):
     """One source of image-caption pairs. Each is indexed, embedded and clustered by itself."""
 
-    shards: str
+    shards: str | dict[str, Factor]
     """`glyphs` (the built-in data); or a folder of tars, a glob of tars, or a csv, tsv or parquet table of image paths
-    and captions; or tars by URL: one, a range `{000..999}`, a prefix, a glob; or a `.txt` that lists paths and URLs."""
+    and captions; or tars by URL: one, a range `{000..999}`, a prefix, a glob; or a `.txt` that lists paths and URLs.
+    Or several sets of tars, each with how often a pass over the data shows its images: `{/data/web: 1, /my/own: 2}`."""
     checksum: bool = False
     """Notice a changed shard by its content as well as by size and modification time; reads every byte."""
     image_column: str = "image"
@@ -124,6 +125,13 @@ class SourceParams(Section):
     """Fine clusters of this source; default `clustering.fine`."""
     coarse: PositiveInt | None = None
     """Coarse clusters of this source; default `clustering.coarse`."""
+
+    @field_validator("shards")
+    @classmethod
+    def _sets_are_of_tars(cls, shards: str | dict[str, float]) -> str | dict[str, float]:
+        if isinstance(shards, dict) and (not shards or "glyphs" in shards):
+            raise ValueError("several sets are folders, globs, URLs or lists of tars, at least one; not `glyphs`")
+        return shards
 
     @field_validator("filters")
     @classmethod

@@ -49,7 +49,10 @@ def report(project: Project) -> None:
 def _facts(project: Project, source: str) -> dict[str, Any]:
     """What the model card says of a source."""
     report = json.loads((project.index(source) / "report.json").read_text(encoding="utf-8"))
-    facts = {"shards": project.source(source).shards, **{key: report[key] for key in ("images", "pairs", "bad")}}
+    shards = project.source(source).shards
+    if isinstance(shards, dict):
+        shards = ", ".join(f"{each} ({factor:g} times)" for each, factor in shards.items())
+    facts = {"shards": shards, **{key: report[key] for key in ("images", "pairs", "bad")}}
     facts["bad"] |= report.get("filtered", {})
     return facts
 

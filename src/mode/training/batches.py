@@ -69,8 +69,8 @@ class Batches:
 def stream_of(training: Training) -> PairStream:
     """The order in which a training sees its pairs."""
     rows, index = training.plan.rows, training.index
-    probabilities = None if index.probability is None else index.probability[rows]
-    return PairStream(rows, index.image[rows], training.random_seed, probabilities)
+    probabilities, factors = (None if of is None else of[rows] for of in (index.probability, index.factor))
+    return PairStream(rows, index.image[rows], training.random_seed, probabilities, factors)
 
 
 class _Tokens:

@@ -172,7 +172,7 @@ class Training:
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
         index = self.index
-        for array in (plan.rows, index.image, index.offset, index.length, index.probability):
+        for array in (plan.rows, index.image, index.offset, index.length, index.probability, index.factor):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()

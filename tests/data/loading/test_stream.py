@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,3 +120,74 @@ def test_shares_of_captions_over_many_passes() -> None:
     seen = PairStream(np.arange(6), images, 3, probabilities).rows_at(0, 3 * 4_000)
     shares = np.bincount(seen, minlength=6) / 4_000
     assert np.abs(shares - [0.5, 0.25, 0.25, 0.75, 0.25, 1.0]).max() < 0.03  # four standard deviations
+
+
+factors_of_sets = st.lists(st.sampled_from([0.25, 0.3, 0.5, 1.0, 1.5, 2.0, 2.75, 3.0]), min_size=1, max_size=3)
+
+
+@st.composite
+def sets(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, the number of the image of each, and its factor: images of several sets, in the order of an index."""
+    counts, factors = draw(captions_per_image), draw(factors_of_sets)
+    images = np.repeat(np.arange(len(counts)) * 3 + 5, counts)
+    owner = np.sort(draw(st.lists(st.integers(0, len(factors) - 1), min_size=len(counts), max_size=len(counts))))
+    return np.arange(len(images)) * 2 + 100, images, np.repeat(np.array(factors)[owner], counts)
+
+
+@given(given_sets=sets(), seed=st.integers(0, 2**32), passes=st.integers(1, 9))
+def test_images_are_visited_as_often_as_their_factor_says(
+    given_sets: tuple[np.ndarray, np.ndarray, np.ndarray], seed: int, passes: int
+) -> None:
+    """After any number of passes, and nobody has had a turn more than anybody else of the same factor."""
+    rows, images, factors = given_sets
+    stream = PairStream(rows, images, seed, factors=factors)
+    numbers = np.unique(images)
+    factor_of = dict(zip(images.tolist(), factors.tolist(), strict=True))
+    image_of = dict(zip(rows.tolist(), images.tolist(), strict=True))
+    seen = Counter(image_of[row] for row in stream.rows_at(0, passes * stream.images_per_pass).tolist())
+    for factor in set(factor_of.values()):
+        alike = [number for number in numbers.tolist() if factor_of[number] == factor]
+        turns = math.ceil(round((factor % 1) * len(alike), 9))  # in each pass
+        each, more = divmod(passes * turns, len(alike))
+        visits = Counter(seen[number] - passes * int(factor) for number in alike)
+        assert visits == Counter({each: len(alike) - more, each + 1: more})
+
+
+@given(given_sets=sets(), start=st.integers(0, 60), count=st.integers(0, 60), split=st.integers(0, 60))
+def test_with_factors_any_part_is_the_same_however_it_is_read(
+    given_sets: tuple[np.ndarray, np.ndarray, np.ndarray], start: int, count: int, split: int
+) -> None:
+    rows, images, factors = given_sets
+    whole = PairStream(rows, images, 3, factors=factors).rows_at(0, 120)
+    stream, split = PairStream(rows, images, 3, factors=factors), min(split, count)
+    assert np.array_equal(stream.rows_at(start, count), whole[start : start + count])
+    parts = [stream.rows_at(start, split), stream.rows_at(start + split, count - split)]
+    assert np.array_equal(np.concatenate(parts), whole[start : start + count])
+
+
+@given(counts=captions_per_image, seed=st.integers(0, 2**32), start=st.integers(0, 40))
+def test_a_factor_of_one_is_no_factor(counts: list[int], seed: int, start: int) -> None:
+    stream, rows, images = stream_of(counts, seed)
+    same = PairStream(rows, images, seed, factors=np.ones(len(rows)))
+    assert np.array_equal(same.rows_at(start, 40), stream.rows_at(start, 40))
+
+
+def test_worked_out_by_hand() -> None:
+    """Images 0 to 3 twice a pass, 4 to 7 every second pass: passes of ten, and never the same half twice."""
+    images, factors = np.arange(8), np.repeat([2.0, 0.5], 4)
+    stream = PairStream(np.arange(8), images, 0, factors=factors)
+    assert stream.images_per_pass == 10
+    passes = [stream.rows_at(10 * number, 10).tolist() for number in range(4)]
+    assert [sorted(each)[:8] for each in passes] == [[0, 0, 1, 1, 2, 2, 3, 3]] * 4
+    halves = [{row for row in each if row > 3} for each in passes]
+    assert halves[0] | halves[1] == {4, 5, 6, 7} == halves[2] | halves[3]
+    assert halves[0] == halves[2]
+    assert len({tuple(each) for each in passes}) == 4, "each pass in an order of its own"
+
+
+def test_the_second_visit_draws_a_caption_of_its_own() -> None:
+    images, factors = np.repeat(np.arange(500), 2), np.full(1_000, 2.0)
+    seen = PairStream(np.arange(1_000), images, 0, factors=factors).rows_at(0, 1_000)
+    visits = np.sort(seen).reshape(500, 2)
+    both = int((visits[:, 0] != visits[:, 1]).sum())
+    assert 180 < both < 320, "of 500 images half show both of their captions"

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from mode.data.shards.index import SCHEMA, PairIndex, build_index, verify
+from mode.data.shards.index import FILES, SCHEMA, PairIndex, build_index, verify
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
 from mode.params import IndexParams, SourceParams
@@ -208,3 +209,23 @@ def test_nothing_good_is_reported_not_raised(tmp_path: Path) -> None:
     assert (report.counts, report.pairs, report.bad_share) == ({"damaged-tar": 1}, 0, 1.0)
     with pytest.raises(ModeError, match=r"nowhere\.tar"):
         verify(["nowhere.tar"], tmp_path)
+
+
+def test_factors_of_sets_are_those_of_their_images(tmp_path: Path, pair: Make, texts: Make, tar_bytes: Any) -> None:
+    for name, members in {
+        "web/0": [*pair("a"), *texts("b", ["x", "y"])],
+        "own/1": pair("c"),
+        "own/0": pair("d"),
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(members))
+    manifest = build_manifest(SourceParams(shards={"web": 1.0, "own": 2.5}), tmp_path)
+    build_index(manifest, tmp_path, tmp_path / "index", IndexParams(), workers=1)
+    index = PairIndex.load(tmp_path / "index")
+    assert index.files == ["web/0.tar", "own/0.tar", "own/1.tar"]
+    assert index.factor is not None
+    assert index.factor.tolist() == [1.0, 1.0, 1.0, 2.5, 2.5]
+    plain = build_manifest(SourceParams(shards="web"), tmp_path)
+    build_index(plain, tmp_path, tmp_path / "plain", IndexParams(), workers=1)
+    assert PairIndex.load(tmp_path / "plain").factor is None
+    assert parquet.read_schema(tmp_path / "plain/files.parquet").equals(FILES)

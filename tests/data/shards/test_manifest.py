@@ -99,3 +99,34 @@ def test_bad_sources(shards: Path, shards_given: str, message: str) -> None:
     (shards / "latin.csv").write_bytes("image,caption,\xe9\n".encode("latin-1"))
     with pytest.raises(ModeError, match=message):
         build_manifest(SourceParams(shards=shards_given), shards)
+
+
+def test_several_sets_each_with_its_factor(shards: Path) -> None:
+    (shards / "own").mkdir()
+    (shards / "own/z.tar").write_text("z")
+    (shards / "list.txt").write_text("own/z.tar\n")
+    sets = {"shards/deep": 0.5, "list.txt": 3.0, "shards/*.tar": 1.0}
+    manifest = build_manifest(SourceParams(shards=sets), shards)
+    factors = [(shard.path, shard.factor) for shard in manifest.shards]
+    assert factors == [("shards/deep/er/c.tar", 0.5), ("own/z.tar", 3.0), ("shards/a.tar", 1.0), ("shards/b.tar", 1.0)]
+    manifest.save(shards / "manifest.json")
+    assert Manifest.load(shards / "manifest.json") == manifest
+    build_manifest(SourceParams(shards="shards"), shards).save(shards / "manifest.json")
+    assert "factor" not in (shards / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        ({"shards": 1.0, "shards/b.tar": 2.0}, "shards/b.tar: in two sets of one source: shards and shards/b.tar"),
+        ({"shards": 1.0, "pairs.csv": 2.0}, "pairs.csv: not a .tar, but one of several sets (a table is a source by"),
+        ({"shards": 1.0, "none": 2.0}, "none: no such file or folder"),
+        ({"shards/notes.txt": 1.0}, "shards/notes.txt: notes.txt is no .tar"),
+    ],
+)
+def test_what_no_set_can_be(shards: Path, sets: dict[str, float], said: str) -> None:
+    (shards / "pairs.csv").write_text("image,caption\n")
+    with pytest.raises(ModeError) as caught:
+        build_manifest(SourceParams(shards=sets), shards)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

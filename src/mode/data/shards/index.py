@@ -51,6 +51,8 @@ FILES = pa.schema(
         ("etag", pa.string()),  # of an object, if its server gives one
     ]
 )
+#: One more, of a source with several sets: how often a pass over the data shows an image of the file.
+FACTOR = pa.field("factor", pa.float64())
 
 #: Columns that a `PairIndex` holds as arrays.
 _IN_MEMORY = ("file", "image", "offset", "length", "check", PROBABILITY.name)
@@ -86,6 +88,7 @@ def build_index(
         ModeError: a shard is missing or not the one in the manifest; too many pairs are bad; there is no pair.
     """
     etags = {shard.path: found.etag for shard, found in _check_shards(manifest.shards, root)}
+    factors = {shard.path: shard.factor for shard in manifest.shards if shard.factor is not None}
     _check_shards(manifest.sidecars, root)
     report = IndexReport()
     with write_aside(out) as folder:
@@ -109,8 +112,11 @@ def build_index(
             _check_fields(Filters(manifest.filters).columns, fields)
         report.check(params.max_bad_share)
         numbered = {"file": range(len(paths)), "path": paths, **files}
-        with write_sealed(folder / "files.parquet", FILES) as writer:
-            writer.write_table(pa.table(numbered, schema=FILES))
+        schema = FILES.append(FACTOR) if factors else FILES
+        if factors:
+            numbered[FACTOR.name] = [factors[path] for path in paths]
+        with write_sealed(folder / "files.parquet", schema) as writer:
+            writer.write_table(pa.table(numbered, schema=schema))
         report.save(folder)
         write_manifest(folder)
     return report
@@ -246,6 +252,14 @@ class PairIndex:
     def has_urls(self) -> bool:
         """Whether images lie in objects, and not only in files of this machine."""
         return bool(compute.any(compute.match_substring(self._paths, "://")).as_py())
+
+    @property
+    def factor(self) -> np.ndarray | None:
+        """How often a pass over the data shows the image of each pair, float64 [pairs]; None where all are alike."""
+        if FACTOR.name not in self._files.column_names:
+            return None
+        factors: np.ndarray = self._files[FACTOR.name].to_numpy()[self.file]
+        return factors
 
     @property
     def files(self) -> list[str]:

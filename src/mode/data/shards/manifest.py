@@ -9,9 +9,9 @@ from __future__ import annotations
 import csv
 import glob
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -36,6 +36,7 @@ class Shard:
         mtime_ns: time of the last change, in nanoseconds since 1970; 0 where a server does not say.
         checksum: SHA-256 in hexadecimal, or None where none was asked for.
         etag: of an object, the server's name for its content.
+        factor: how often a pass over the data shows its images; None where a source has no sets.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Shard:
     mtime_ns: int
     checksum: str | None
     etag: str | None = None
+    factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class Manifest:
         with write_aside(path) as temporary:
             content = asdict(self)
             for shard in [*content["shards"], *content["sidecars"]]:
-                if shard["etag"] is None:  # no file of this machine has one
-                    del shard["etag"]
+                for name in ("etag", "factor"):
+                    if shard[name] is None:  # no file of this machine has an ETag
+                        del shard[name]
             for name in ("filters", "sidecars", "captions"):
                 if not content[name]:  # nearly always
                     del content[name]
@@ -98,42 +101,64 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
     Args:
         source: `shards` is a folder (searched with its subfolders for `*.tar`), a tar, a glob of tars (`**` crosses
             folders), or a csv, tsv or parquet table; or a URL that fsspec knows: of a tar, a range of tars
-            (`{000..999}`), a glob or a prefix; or a `.txt` with a path or URL in each line.
+            (`{000..999}`), a glob or a prefix; or a `.txt` with a path or URL in each line; or several of these (but no
+            table), each with its factor.
         root: the project folder; relative paths start from it, and stay relative in the manifest.
 
     Raises:
-        ModeError: no such path, no tar in the folder, no match of the glob, or a table without the named columns; a
-            server that does not answer.
+        ModeError: no such path, no tar in the folder, no match of the glob, a tar in two sets, or a table without the
+            named columns; a server that does not answer.
     """
-    if source.shards.endswith(".txt") or is_url(source.shards):
-        return _of_tars(_listed(source.shards, root), source, root)
-    path = root / source.shards
-    if path.is_dir():
-        found = [str(Path(source.shards) / tar.relative_to(path)) for tar in path.rglob("*.tar") if tar.is_file()]
-        if not found:
-            raise ModeError(f"{source.shards}: no .tar in this folder", "sources.<name>.shards names a folder of tars")
-    elif glob.has_magic(source.shards):
-        names = glob.glob(source.shards, root_dir=root, recursive=True)  # noqa: PTH207 (pathlib takes no absolute ones)
-        found = [name for name in names if (root / name).is_file()]
-        if not found:
-            raise ModeError(f"{source.shards}: no file matches", "brace ranges such as {0..9} are not globs")
-    elif path.is_file():
-        found = [source.shards]
-    else:
-        raise ModeError(f"{source.shards}: no such file or folder", "paths are relative to the project folder")
-
-    others = sorted(name for name in found if not name.endswith(".tar"))
+    if isinstance(source.shards, dict):
+        return _of_sets(source.shards, source, root)
+    found = _files_of(source.shards, root)
+    others = [name for name in found if not name.endswith(".tar")]
     if not others:
-        return _of_tars(sorted(found), source, root)
+        return _of_tars(found, source, root)
     if len(found) > 1 or not others[0].endswith(TABLE_SUFFIXES):
         raise ModeError(f"{others[0]}: neither a .tar nor a single table ({', '.join(TABLE_SUFFIXES)})")
     if source.filters:
         raise ModeError(f"{source.shards}: filters are for tars, this is a table", "leave the rows out of the table")
     if source.captions:
         raise ModeError(f"{source.shards}: captions are for tars, this is a table", "caption_column names its column")
-    _check_columns(source, path if path.is_file() else root / others[0])
+    _check_columns(source, root / others[0])
     shards = _describe(others[:1], root, source.checksum)
     return Manifest("table", shards, source.image_column, source.caption_column)
+
+
+def _files_of(shards: str, root: Path) -> list[str]:
+    """The files that a folder, a glob, a path, a URL or a list means, sorted."""
+    if shards.endswith(".txt") or is_url(shards):
+        return _listed(shards, root)
+    path = root / shards
+    if path.is_dir():
+        found = [str(Path(shards) / tar.relative_to(path)) for tar in path.rglob("*.tar") if tar.is_file()]
+        if not found:
+            raise ModeError(f"{shards}: no .tar in this folder", "sources.<name>.shards names a folder of tars")
+    elif glob.has_magic(shards):
+        names = glob.glob(shards, root_dir=root, recursive=True)  # noqa: PTH207 (pathlib takes no absolute ones)
+        found = [name for name in names if (root / name).is_file()]
+        if not found:
+            raise ModeError(f"{shards}: no file matches", "brace ranges such as {0..9} are not globs")
+    elif path.is_file():
+        found = [shards]
+    else:
+        raise ModeError(f"{shards}: no such file or folder", "paths are relative to the project folder")
+    return sorted(found)
+
+
+def _of_sets(sets: Mapping[str, float], source: SourceParams, root: Path) -> Manifest:
+    """Tars of several sets, one set after the other, each with the factor of its set."""
+    set_of: dict[str, str] = {}
+    for each in sets:
+        for name in _files_of(each, root):
+            if not name.endswith(".tar"):
+                raise ModeError(f"{name}: not a .tar, but one of several sets", "a table is a source by itself")
+            if set_of.setdefault(name, each) != each:
+                raise ModeError(f"{name}: in two sets of one source: {set_of[name]} and {each}")
+    manifest = _of_tars(list(set_of), source, root)
+    shards = [replace(shard, factor=sets[set_of[shard.path]]) for shard in manifest.shards]
+    return replace(manifest, shards=shards)
 
 
 def _of_tars(names: list[str], source: SourceParams, root: Path) -> Manifest:

@@ -1,0 +1,109 @@
+"""What a training sees of several sets of shards, captions with probabilities, and images whose colours change."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import tarfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import build_manifest
+from mode.params import ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
+from mode.roles import SEED
+from mode.training.batches import stream_of
+from mode.training.loop import Interrupted, TrainResult, train
+from mode.training.plan import Training, make_plan
+
+CAPTIONS = {"caption": 0.25, "synthetic": 0.75}
+#: Twelve images of the web and four of one's own.
+SETS = {"web": 0.5, "own": 2.0}
+RECIPE = TrainingParams(epochs=3, seed_epochs=2, epoch_samples=28, batch_size=7, warmup=0, lr=1e-3)
+IMAGE = ImageParams(
+    size=32, crop_scale=0.5, crop_ratio=(0.5, 2.0), color_jitter=(0.4, 0.4, 0.4, 0.1), color_jitter_prob=0.8,
+    gray_scale_prob=0.2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    random = np.random.default_rng(0)
+    for name, count in {"web": 12, "own": 4}.items():
+        (root / name).mkdir()
+        with tarfile.open(root / name / "0.tar", "w") as tar:
+            for number in range(count):
+                file = io.BytesIO()
+                Image.fromarray(random.integers(0, 256, (40, 36, 3), np.uint8)).save(file, "PNG")
+                texts = {"caption": f"{name} {number}", "synthetic": [f"a {name} thing", f"number {number}"]}
+                for suffix, content in (("png", file.getvalue()), ("json", json.dumps(texts).encode())):
+                    member = tarfile.TarInfo(f"{number:03}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return root
+
+
+def training(root: Path, model: ModelParams, image: ImageParams = IMAGE, **source: Any) -> Training:
+    manifest = build_manifest(SourceParams(**{"shards": SETS, "captions": CAPTIONS, **source}), root)
+    build_index(manifest, root, root / "index", IndexParams(), workers=1)
+    index = PairIndex.load(root / "index")
+    plan = make_plan(SEED, np.arange(len(index)), RECIPE, index.images)
+    return Training(plan, index, model, image, RECIPE, random_seed=3)
+
+
+def test_the_stream_has_the_factors_and_probabilities_of_the_source(root: Path, vit: ModelParams) -> None:
+    made = training(root, vit)
+    stream = stream_of(made)
+    assert stream.images_per_pass == 12 // 2 + 4 * 2
+    rows = stream.rows_at(0, 400 * 14)
+    images = Counter(made.index.image[rows].tolist())
+    assert [images[number] for number in range(16)] == [200] * 12 + [800] * 4
+    # Of each image three captions: one of the text, two of the list, which share 0.75.
+    shares = np.bincount(rows % 3, minlength=3) / len(rows)
+    assert np.abs(shares - [0.25, 0.375, 0.375]).max() < 0.03
+
+
+def test_all_of_it_is_in_the_fingerprint(root: Path, vit: ModelParams) -> None:
+    given: list[dict[str, Any]] = [
+        {},
+        {"shards": {"web": 0.5, "own": 3.0}},
+        {"captions": {"caption": 0.5, "synthetic": 0.5}},
+        {"image": IMAGE.model_copy(update={"gray_scale_prob": 0.3})},
+        {"image": IMAGE.model_copy(update={"crop_ratio": (0.6, 2.0)})},
+    ]
+    made = [training(root, vit, **each).fingerprint for each in given]
+    assert len(set(made)) == len(made)
+    assert training(root, vit).fingerprint == made[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_interrupted_and_resumed_is_uninterrupted(root: Path, vit: ModelParams, tmp_path: Path, workers: int) -> None:
+    made = training(root, vit)
+
+    def run(folder: str, stop_after: int | None = None, workers: int = 0) -> TrainResult:
+        def look(step: int, _: dict[str, float]) -> None:
+            if step == stop_after:
+                signal.raise_signal(signal.SIGTERM)
+
+        machine = MachineParams(device="cpu", threads=1, workers=workers)
+        return train(made, root, machine, tmp_path / folder, look, log_every=1)
+
+    whole = run("whole")
+    with pytest.raises(Interrupted):
+        run("broken", stop_after=3)
+    resumed = run("broken", workers=workers)
+    theirs = whole.clip.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.clip.model.state_dict().items())
+    # And the colours were changed: without, other weights come out.
+    made = replace(made, image=ImageParams(size=32, crop_scale=0.5, crop_ratio=(0.5, 2.0)))
+    other = run("plain").clip.model.state_dict()
+    assert not all(torch.equal(tensor, theirs[name]) for name, tensor in other.items())
