@@ -1,18 +1,25 @@
-"""Tasks that are given as folders: DVC has to notice what changes in them."""
+"""Shards and tasks that lie elsewhere: DVC has to notice what changes in them."""
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
+from PIL import Image
+from pyarrow import parquet
 
 from mode.data.glyphs.dataset import write_glyph_tasks
 from mode.errors import ModeError
+from mode.files import add_to_tar
 from mode.params import GlyphParams, parse_params
-from mode.stages.preparation import tasks, watch_tasks
+from mode.stages.preparation import data, index, tasks, watch_tasks
 from mode.stages.project import Project
+from mode.stages.reports import _facts
 from tests.stages.test_training import PARAMS
 
 GLYPHS = {"pairs": 8, "test_images": 1}
@@ -66,3 +73,46 @@ def test_an_unusable_folder_is_refused_before_anything_is_written(tmp_path: Path
         tasks(project(tmp_path, ["nowhere"]))
     assert not (tmp_path / "data/tasks").exists()
     assert not (tmp_path / "watch.yaml").exists()
+
+
+def test_sets_filters_and_captions_reach_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From params.yaml through the manifest, which alone the index stage knows them from."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    for name in ("web", "own"):
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / "0.tar", "w") as tar:
+            for number in range(3):
+                texts = {"caption": f"{name} {number}", "other": "words"}
+                add_to_tar(tar, f"{number}.png", buffer.getvalue())
+                add_to_tar(tar, f"{number}.json", json.dumps(texts).encode())
+        rows = {"key": ["0", "1", "2"], "similarity": [0.4, 0.2, None]}
+        parquet.write_table(pa.table(rows), tmp_path / name / "0.parquet")
+    source = {
+        "shards": {"web": 1.0, "own": 2.0},
+        "filters": ["similarity >= 0.3"],
+        "captions": {"caption": 0.5, "other": 0.5},
+    }
+    made = Project(tmp_path, parse_params({**PARAMS, "sources": {"base": source}}))
+    data(made, "base")
+    assert yaml.safe_load((tmp_path / "watch.yaml").read_text()) == {"generated": [], "watched": ["base"]}
+    before = made.manifest("base").read_text()
+    index(made, "base")
+    said = capsys.readouterr().out
+    assert "base: 4 pairs of 2 images; nothing bad" in said
+    assert "; 2 left out by filter: nothing to filter by; 2 left out by filter: similarity >= 0.3" in said
+    found = made.load_index("base")
+    assert found.captions(range(4)) == ["web 0", "words", "own 0", "words"]
+    assert found.factor is not None
+    assert found.factor.tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert _facts(made, "base") == {
+        "shards": "web (1 times), own (2 times)",
+        "images": 2,
+        "pairs": 4,
+        "bad": {"similarity >= 0.3": 2, "nothing to filter by": 2},
+    }
+    parquet.write_table(pa.table({"key": ["0"], "similarity": [0.4]}), tmp_path / "own/0.parquet")
+    with pytest.raises(ModeError, match=r"own/0.parquet: \d+ bytes, \d+ in the manifest"):
+        index(made, "base")
+    data(made, "base")
+    assert made.manifest("base").read_text() != before

@@ -9,8 +9,8 @@ import numpy as np
 
 from mode.errors import ModeError
 
-#: Keeps the draw of images with a broken factor apart from the orders of passes.
-_BROKEN = 1_000_033
+#: Keeps the order in which images have their turn apart from the orders of passes.
+_TURNS = 1_000_033
 #: An image's second visit in a pass draws its caption as an image of this number further on.
 _AGAIN = 2**40
 
@@ -114,8 +114,8 @@ class _Visits:
     pass has the same number of visits, so that a position says its pass.
 
     Args:
-        factors: float [images], visits in a pass, above 0. Of n images whose factor has a broken part f, f * n (rounded
-            up) are visited once more: the next ones in an order of their own, so that all have their turn.
+        factors: float [images], visits in a pass, above 0. Of n images whose factor has a fractional part f, f * n
+            (rounded up) are visited once more: the next ones in an order of their own, so that all have their turn.
         random_seed: of that order.
 
     Attributes:
@@ -129,7 +129,7 @@ class _Visits:
         self._always = np.concatenate([np.empty(0, np.int64), *rounds])
         self._in_turn: list[tuple[np.ndarray, int]] = []  # visits, and how many of them there are in a pass
         for number, factor in enumerate(np.unique(factors[factors > whole])):
-            turns = np.random.default_rng([random_seed, _BROKEN, number]).permutation(np.flatnonzero(factors == factor))
+            turns = np.random.default_rng([random_seed, _TURNS, number]).permutation(np.flatnonzero(factors == factor))
             count = math.ceil((factor - math.floor(factor)) * len(turns) - 1e-6)
             self._in_turn.append((turns + whole[turns] * images, max(count, 1)))
         self.per_pass = len(self._always) + sum(count for _, count in self._in_turn)

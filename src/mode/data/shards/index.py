@@ -108,7 +108,7 @@ def build_index(
                 files["etag"] += [etags[scan.path]] * len(scan.files)
                 report.add(scan)
                 fields |= scan.fields
-        if manifest.filters and not manifest.sidecars:
+        if report.filtered and not manifest.sidecars:
             _check_fields(Filters(manifest.filters).columns, fields)
         report.check(params.max_bad_share)
         numbered = {"file": range(len(paths)), "path": paths, **files}
@@ -156,7 +156,7 @@ def _check_shards(shards: Sequence[Shard], root: Path) -> list[tuple[Shard, Desc
 
 
 def _check_fields(columns: Sequence[str], fields: Collection[str]) -> None:
-    """Refuse filters of what no image has: a slip of the pen would leave out everything, or nothing."""
+    """Refuse filters of what no image has: a slip of the pen would leave out all of them."""
     if missing := [column for column in columns if column not in fields]:
         fault = f"filters: no json of these tars has '{missing[0]}', and there is no parquet beside them"
         raise ModeError(fault, "see sources.NAME.filters")

@@ -185,7 +185,7 @@ def scan_tar(path: str, root: Path, check_images: bool, wanted: Wanted = ALL) ->
     Args:
         path: of the tar, relative to `root` or absolute; or a URL.
         check_images: decode every image.
-        wanted: which images to keep.
+        wanted: which images and captions to keep.
 
     Raises:
         ModeError: the parquet beside the tar cannot be read, or has not the columns that filters name.
@@ -193,7 +193,7 @@ def scan_tar(path: str, root: Path, check_images: bool, wanted: Wanted = ALL) ->
     with closing(open_bytes(path, root, AHEAD)) as file:
         scan = Scan(path, [path], file.size)
         records = _collect(file, scan)
-        sieve = _Sieve(scan, root, wanted, {key for key, record in records if record.image})
+        sieve = _Sieve(scan, root, wanted, records)
         for key, record in records:
             if record.image is None or not sieve.leaves_out(key, record):
                 _account(file, scan, key, record, check_images, wanted.captions)
@@ -251,14 +251,14 @@ def _is_cut(file: ByteFile, member: Member) -> bool:
 
 
 class _Sieve:
-    """The filters of a source, with what is known of the images of one tar."""
+    """The filters of a source, with what the parquet beside a tar says of the images in it, if it is there to say."""
 
-    def __init__(self, scan: Scan, root: Path, wanted: Wanted, keys: Collection[str]) -> None:
+    def __init__(self, scan: Scan, root: Path, wanted: Wanted, records: Iterable[tuple[str, _Record]]) -> None:
         self._scan, self._filters = scan, wanted.filters
         self._faults: dict[str, str] | None = None
         if wanted.beside_tars:
-            rows = {_row_key(key) for key in keys}
-            self._faults = faults_in_sidecar(sidecar_of(scan.path), root, wanted.filters, rows)
+            keys = {_row_key(key) for key, record in records if record.image}
+            self._faults = faults_in_sidecar(sidecar_of(scan.path), root, wanted.filters, keys)
 
     def leaves_out(self, key: str, record: _Record) -> bool:
         """Whether an image does not meet a filter; counts it."""
