@@ -45,6 +45,21 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(training={"batch_size": 10, "accumulate": 3}), "batch_size (10) is not a multiple of accumulate (3)"),
         (changed(training={"betas": [0.9]}), "training.betas.1: missing"),
         (changed(training={"held_out": -1}), "training.held_out: Input should be greater than or equal to 0"),
+        (
+            changed(training={"validate": {"tasks": ["a"]}}),
+            "training.validate: every: needed with `tasks` or `held_out`",
+        ),
+        (changed(training={"validate": {"every": 5}}), "training.validate: every: needs `tasks` or `held_out`"),
+        (
+            changed(training={"validate": {"every": 0, "tasks": ["a"]}}),
+            "validate.every: Input should be greater than 0",
+        ),
+        (
+            changed(training={"validate": {"every": 5, "held_out": 9}}),
+            "validate.held_out: 9 images, but training.held_out",
+        ),
+        (changed(training={"keep_checkpoints": {"last": 0}}), "keep_checkpoints.last: Input should be greater than 0"),
+        (changed(training={"keep_checkpoints": 5}), "training.keep_checkpoints: Input should be a valid dictionary"),
         (changed(routing={"retrieval": "query", "kind": "paper"}), "retrieval 'query' needs kind 'calibrated'"),
         (changed(clustering={"fine": 4, "coarse": 8}), "coarse (8) exceeds fine (4)"),
         (changed(sources={"base": {"shards": "x", "fine": 2}}), "sources.base: coarse (4) exceeds fine (2)"),

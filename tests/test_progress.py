@@ -21,6 +21,16 @@ def test_a_log_gets_a_line_with_rate_and_figures() -> None:
     assert line.endswith(" shards/s, bad 3")
 
 
+def test_time_of_something_else_is_no_part_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    bar = Progress("train", stream=io.StringIO())
+    clock[0] = 110.0
+    bar.update(50)
+    bar.leave_out(100.0)
+    assert bar.rate == 5.0
+
+
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     with Progress("index", unit="shards", stream=log) as bar:

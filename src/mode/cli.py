@@ -109,21 +109,30 @@ def evaluate(
     suite: Annotated[str | None, typer.Option(help="In place of --tasks: clip26, robustness or retrieval.")] = None,
     root: Annotated[Path, typer.Option(help="Where the suite's task folders lie.")] = Path(),
     models: Annotated[Path, typer.Option(help="The folder of trained models.")] = Path("models"),
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="One model alone: a model folder, or the checkpoint of a training that is not finished."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures there, as JSON.")] = None,
     device: Device = "auto",
     params: ParamsFile = PARAMS,
 ) -> None:
     """Evaluate every trained model, the uniform average and the routed ensemble on any task folders.
 
-    A suite's tasks are looked for under --root by their usual names; those that are not there are listed.
+    A suite's tasks are looked for under --root by their usual names; those that are not there are listed. With
+    --checkpoint the tasks are the project's, if no others are given.
     """
     from mode.reporting.tables import print_results
-    from mode.stages.evaluation import evaluate_folders, evaluate_suite
+    from mode.stages.evaluation import evaluate_checkpoint, evaluate_folders, evaluate_suite
 
     folders = [*(tasks or []), *(more or [])]
-    if bool(folders) == bool(suite):
+    if checkpoint and suite:
+        raise ModeError("evaluate --checkpoint takes --tasks, and no --suite", "mode evaluate --checkpoint FOLDER")
+    if bool(folders) == bool(suite) and not checkpoint:
         raise ModeError("evaluate needs either --tasks or --suite", "mode evaluate --suite clip26 --root DIR")
-    if suite:
+    if checkpoint:
+        found = evaluate_checkpoint(checkpoint, folders, params, device)
+    elif suite:
         found = evaluate_suite(suite, root, models, params, device)
     else:
         found = evaluate_folders(folders, models, params, device)

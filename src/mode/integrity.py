@@ -107,6 +107,8 @@ def _outputs(paths: Paths) -> Iterator[tuple[Path, Callable[[], bool]]]:
             yield folder, partial(_check_model, folder)
     for file in sorted(paths.checkpoints.glob(f"*/*/{CHECKPOINT}")):
         yield file, partial(check_checkpoint, file)
+    for folder in (folder for name in _below(paths.checkpoints) for folder in _below(paths.kept(name.name))):
+        yield folder, partial(check_manifest, folder)
     if paths.metrics.is_file():
         yield paths.metrics, partial(_check_metrics, paths.metrics)
 

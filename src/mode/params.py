@@ -14,9 +14,10 @@ import difflib
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -358,6 +359,39 @@ class ImageParams(Section):
         return self
 
 
+class ValidateParams(Section):
+    """Figures of a model while it trains, to be looked at: they choose nothing, and the model is the same without."""
+
+    every: PositiveInt | None = None
+    """Steps between two looks, counted from the beginning of the seed; a training also begins and ends with one.
+    `null`: none."""
+    tasks: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Tasks of the project by name, or task folders: their zero-shot accuracy (of retrieval the mean recall@10)."""
+    held_out: NonNegativeInt = 0
+    """Of `training.held_out`, so many images: the contrastive loss of their pairs, in batches of `batch_size`."""
+
+    @model_validator(mode="after")
+    def _something_at_some_steps(self) -> ValidateParams:
+        if self.every is None and (self.tasks or self.held_out):
+            raise ValueError("every: needed with `tasks` or `held_out`: how many steps lie between two looks?")
+        if self.every is not None and not (self.tasks or self.held_out):
+            raise ValueError("every: needs `tasks` or `held_out`: what is to be looked at?")
+        return self
+
+
+class KeepParams(Section):
+    """Models of the way, `checkpoints/NAME/kept/STEP/`: folders as in `models/`, which stay after the training."""
+
+    every: PositiveInt | None = None
+    """Steps between two that are kept, counted from the beginning of the seed; `null`: none is."""
+    last: PositiveInt | None = None
+    """Keep so many, the last ones; `null`: all."""
+
+
+# pydantic still has a `BaseModel.validate` of its first version, which nobody calls here.
+warnings.filterwarnings("ignore", 'Field name "validate" in "TrainingParams" shadows', UserWarning)
+
+
 class TrainingParams(Section):
     """One recipe for seed, dense models and experts (paper, section 4.1): a change trains all of them again."""
 
@@ -394,6 +428,11 @@ class TrainingParams(Section):
     """`fp32`, `bf16` (weights and activations) or `amp` (bfloat16 autocast)."""
     compile: bool = False
     """Run both towers through `torch.compile`: takes minutes to start, needs a C++ compiler, and rounds differently."""
+    validate: ValidateParams = ValidateParams()  # type: ignore[assignment]
+    keep_checkpoints: KeepParams = KeepParams()
+
+    #: What is done beside a training and decides nothing in it.
+    BESIDE: ClassVar[frozenset[str]] = frozenset({"validate", "keep_checkpoints"})
 
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning rate of a group of layers, as a multiple of that of the group above it; the head has `lr` itself."""
@@ -408,6 +447,10 @@ class TrainingParams(Section):
             raise ValueError(f"seed_epochs ({self.seed_epochs}) must be smaller than epochs ({self.epochs})")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) is not a multiple of accumulate ({self.accumulate})")
+        if self.validate.held_out > self.held_out:
+            raise ValueError(
+                f"validate.held_out: {self.validate.held_out} images, but training.held_out keeps {self.held_out} out"
+            )
         return self
 
 

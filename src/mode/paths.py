@@ -65,5 +65,8 @@ class Paths:
     def model(self, name: str) -> Path:
         return self.models / name
 
+    def kept(self, name: str) -> Path:
+        return self.checkpoints / name / "kept"
+
     def training_lock(self, name: str) -> Path:
         return self.state / "trainings" / f"{name}.lock"

@@ -96,6 +96,10 @@ class Progress:
         elif time.monotonic() - self._last_line >= LINE_EVERY:
             self._write_line()
 
+    def leave_out(self, seconds: float) -> None:
+        """Seconds in which something else was done do not count into the rate."""
+        self._started += seconds
+
     def status(self) -> str:
         """Rate and figures, such as `1,234 pairs/s, loss 2.31`."""
         shown = [f"{self.rate:,.0f} {self.unit}/s" if self.rate >= 10 else f"{self.rate:.2f} {self.unit}/s"]

@@ -44,7 +44,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
     params = project.params()
     params["glyphs"]["pairs"] = 600
     params["model"] = {"config": VIT, "tokenizer": "words", "vocabulary": 500}
-    params["training"] |= {"epoch_samples": 320, "epochs": 7}
+    params["training"] |= {"epoch_samples": 320, "epochs": 7, "held_out": 40}
+    params["training"]["validate"] = {"every": 20, "held_out": 40}
     params["machine"]["checkpoint_minutes"] = 1000
     project.set_params(params)
     for stage in ("data", "index", "embedder", "embed", "cluster", "assign", "seed"):
@@ -68,8 +69,8 @@ def stage(project: SmallProject, *command: str, **variables: str) -> subprocess.
     return done
 
 
-def curve(project: SmallProject, name: str) -> list[tuple[int, float]]:
-    with (project.root / "models" / name / "curve.csv").open() as file:
+def curve(project: SmallProject, name: str, table: str = "curve.csv") -> list[tuple[int, float]]:
+    with (project.root / "models" / name / table).open() as file:
         return [(int(row["samples"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
@@ -77,6 +78,7 @@ def test_torchrun_gives_the_curve_of_one_process(small: SmallProject) -> None:
     root = small.root
     run_stage("expert", "expert-0", root, root / "params.yaml")
     one, weights = curve(small, "expert-0"), load_file(root / "models/expert-0/open_clip_model.safetensors")
+    looks = curve(small, "expert-0", "validation.csv")
     journals = len(list((root / "mlruns").rglob("*.jsonl")))
 
     done = stage(small, *TORCHRUN, "stage", "expert", "expert-0")
@@ -88,6 +90,10 @@ def test_torchrun_gives_the_curve_of_one_process(small: SmallProject) -> None:
     np.testing.assert_allclose([loss for _, loss in two], [loss for _, loss in one], atol=1e-4)
     for name, tensor in load_file(root / "models/expert-0/open_clip_model.safetensors").items():
         np.testing.assert_allclose(tensor, weights[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    # The first of them looks at the held-out pairs, while the other waits.
+    seen = curve(small, "expert-0", "validation.csv")
+    assert [samples for samples, _ in seen] == [samples for samples, _ in looks] == [960, 1280, 1920, 2240]
+    np.testing.assert_allclose([loss for _, loss in seen], [loss for _, loss in looks], atol=1e-4)
     # One process reports and writes.
     assert done.stderr.count("expert-0: 1,280 of 1,280 samples") == 1
     assert not (root / "checkpoints/expert-0").exists()

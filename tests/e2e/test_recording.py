@@ -4,7 +4,9 @@ read is compared with what it declares.
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import chdir
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 from dvc.repo import Repo
+from mlflow import MlflowClient
 
 from tests.e2e.conftest import SmallProject
 
@@ -39,6 +42,7 @@ GLUE = {
     "src/mode/stages/__init__.py": "calls the stage",
     "src/mode/stages/project.py": "names of files, which are declared",
     "src/mode/stages/machine.py": "processes and engines, which change no result",
+    "src/mode/stages/beside.py": "looks on at a training, and keeps models of the way",
     "src/mode/stages/sources.py": "keeps watch.yaml, which DVC reads itself",
     "src/mode/tracking/": "MLflow: no stage reads from it",
 }
@@ -133,4 +137,59 @@ def test_an_undeclared_read_is_named(finished_project: SmallProject, tmp_path: P
         "parameter routing.divisor",
         "code src/mode/reporting/summary.py",
         "file data/vectors/base.npy",
+    ]
+
+
+#: What a training that is looked at reads besides, and does not declare: by-products, on which no weight depends.
+LOOKED_AT = ("src/mode/evaluation/", "src/mode/ensemble/", "src/mode/results.py", "data/tasks/")
+
+
+def test_a_training_that_is_looked_at_is_the_same_and_reads_the_tasks_besides(
+    finished_project: SmallProject, tmp_path: Path
+) -> None:
+    project = SmallProject(tmp_path / "project")
+    shutil.copytree(finished_project.root, project.root, symlinks=True)
+    weights = project.root / "models/expert-1/open_clip_model.safetensors"
+    before = weights.read_bytes()
+    content = project.params()
+    content["training"] |= {
+        "validate": {"every": 8, "tasks": ["chess", "data/tasks/dice"]},
+        "keep_checkpoints": {"every": 7},
+    }
+    project.set_params(content)
+    assert {"seed", "expert@expert-0"} <= project.stages_to_run()  # their folders would hold other curves
+
+    declared = declarations(project.root)["expert@expert-1"]
+    seen = record(project, "expert@expert-1")["expert@expert-1"]
+    besides = [line.split()[1] for line in undeclared(seen, declared)]
+    assert [path for path in besides if not path.startswith((*LOOKED_AT, "evaluation."))] == []
+    assert any(path.startswith("data/tasks/chess/") for path in besides)
+    assert weights.read_bytes() == before
+
+    table = list(csv.DictReader((project.root / "models/expert-1/validation.csv").read_text().splitlines()))
+    assert [look["samples"] for look in table] == ["960", "1024", "1280", "1536", "1600"]
+    kept = sorted((project.root / "checkpoints/expert-1").rglob("open_clip_model.safetensors"))
+    assert [str(file.parent.relative_to(project.root)) for file in kept] == [
+        f"checkpoints/expert-1/kept/{step}" for step in (35, 42, 49)
+    ]
+    assert "kept/42" in project.run("mode", "check").stdout
+    figures = tmp_path / "figures.json"
+    project.run("mode", "evaluate", "--checkpoint", str(kept[0].parent), "--output", str(figures))
+    tasks = json.loads(figures.read_text())["zeroshot"]["tasks"]
+    assert len(tasks) > 2
+    project.run("mode", "evaluate", "--checkpoint", "models/expert-1", "--output", str(figures))
+    last = json.loads(figures.read_text())["zeroshot"]["tasks"]
+    for task in ("chess", "dice"):
+        assert float(table[-1][f"zeroshot/{task}"]) == pytest.approx(last[task]["expert-1"], abs=1e-6)
+
+    project.run("mode", "stage", "report")
+    page = (project.root / "reports/index.html").read_text()
+    assert 'id="validation-accuracy"' in page
+    assert 'id="validation-loss"' not in page
+    database = f"sqlite:///{project.root / 'mlruns/mlflow.db'}"
+    client = MlflowClient(database, registry_uri=database)
+    run = json.loads((project.root / "models/expert-1/card.json").read_text())["mlflow_run"]
+    history = client.get_metric_history(run, "validate/zeroshot/chess")
+    assert [(each.step, each.value) for each in history] == [
+        (int(look["samples"]), pytest.approx(float(look["zeroshot/chess"]), abs=1e-6)) for look in table
     ]

@@ -71,6 +71,12 @@ def test_the_page_is_well_formed_and_loads_nothing(text: str) -> None:
     assert {"comparison", "accuracy", "cost", "clusters", "routing", "tasks", "training", "provenance"} <= set(page.ids)
 
 
+def test_what_was_looked_at_while_training_is_on_the_page(results: Results) -> None:
+    looks = {"loss": {"seed": [(0.0, 3.0), (10.0, 2.0)]}, "accuracy": {"seed": [(0.0, 0.1), (10.0, 0.4)]}}
+    page = Page(render_page(results, validation=looks))
+    assert {"validation-loss", "validation-accuracy"} <= set(page.ids)
+
+
 def test_its_numbers_are_those_of_the_results(text: str, results: Results) -> None:
     tables = Page(text).tables
     comparison = {line[0]: line for line in tables["comparison"]}

@@ -83,6 +83,16 @@ def test_curves_are_thinned(curves: CurvesOf) -> None:
     assert all(len(line.get_xydata()) < 20 for line in axes.lines)
 
 
+def test_figures_of_the_way_are_drawn_of_each_model_that_has_them() -> None:
+    looks = {"loss": {"seed": [(0.0, 3.0), (10.0, 2.0)]}, "accuracy": {"seed": [(0.0, 0.1), (10.0, 0.4)]}}
+    drawn = plots.all_plots(Results(), validation=looks)
+    assert list(drawn) == ["validation-loss", "validation-accuracy"]
+    [line] = axes_of(drawn["validation-loss"]).lines
+    assert line.get_xydata().tolist() == [[0, 3], [10, 2]]
+    [line] = axes_of(drawn["validation-accuracy"]).lines
+    assert line.get_xydata().tolist() == [[0, 10], [10, 40]]  # in percent
+
+
 def test_nothing_is_drawn_of_nothing() -> None:
     assert plots.all_plots(Results()) == {}
     assert plots.all_plots(of({"zeroshot": {"mean": {"seed": None}}, "routing": {"t": {}}})) == {}

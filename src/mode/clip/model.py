@@ -127,13 +127,18 @@ def save_model(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
 
 def write_model_files(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
     """Write the files of a model into `folder`, which is made if it is not there."""
+    write_configuration(folder, clip)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def write_configuration(folder: Path, clip: Clip) -> None:
+    """Write all files of a model but weights and card into `folder`, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, clip.model_cfg, clip.preprocess_cfg)
     if hasattr(clip.tokenizer, "save_pretrained"):
         clip.tokenizer.save_pretrained(str(folder))
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu", precision: str = "fp32") -> Clip:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
@@ -36,7 +36,13 @@ Result = TypeVar("Result")
 
 
 def encode_tasks(
-    tasks: Sequence[Task], models: Mapping[str, Clip], *, batch_size: int, workers: int, device: str
+    tasks: Sequence[Task],
+    models: Mapping[str, Clip],
+    *,
+    batch_size: int,
+    workers: int,
+    device: str,
+    silent: bool = False,
 ) -> Iterator[tuple[Task, dict[str, Tensor]]]:
     """Encode the images of all tasks with all models, in one pass over the images.
 
@@ -48,6 +54,7 @@ def encode_tasks(
         batch_size: images in one forward pass.
         workers: threads that read and decode (at least one is used).
         device: of the models.
+        silent: show no progress.
 
     Yields:
         Each task, in order, when its last image is done: (task, model -> unit vectors float32 [images, d] on `device`).
@@ -60,14 +67,15 @@ def encode_tasks(
     pending: dict[str, list[Tensor]] = {name: [] for name in models}  # of images whose task is not complete yet
     encoded = 0
     waiting = deque(tasks)
-    bar = Progress("evaluate", total=sum(len(task.images) for task in tasks), unit="images")
-    with bar, side_by_side(models, device) as run:
+    bar = None if silent else Progress("evaluate", total=sum(len(task.images) for task in tasks), unit="images")
+    with bar or nullcontext(), side_by_side(models, device) as run:
         for pixels in _decoded_batches(images, preprocess, batch_size, workers):
             count = len(next(iter(pixels.values())))
             for name, vectors in run(partial(_encode_images, models, preprocess.inputs(pixels, device))).items():
                 pending[name].append(vectors)
             encoded += count
-            bar.update(count)
+            if bar:
+                bar.update(count)
             while waiting and encoded >= len(waiting[0].images):
                 task = waiting.popleft()
                 done = len(task.images)

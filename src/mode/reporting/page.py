@@ -12,7 +12,7 @@ from math import isnan
 from mode import roles
 from mode.data.leakage import Leakage
 from mode.reporting.cluster_map import draw_map
-from mode.reporting.plots import Curves, all_plots, series_colour, svg, theme
+from mode.reporting.plots import Curves, Validation, all_plots, series_colour, svg, theme
 from mode.reporting.rendering import data_url, render
 from mode.reporting.summary import Cluster, Row, baselines, comparison, rows, task_figures, verdict
 from mode.reporting.tables import comparison_cells
@@ -39,6 +39,14 @@ FIGURES = {
         "Training",
         "Loss over samples. An expert's own cluster is more alike, so losses compare within a kind.",
     ),
+    "validation-loss": (
+        "Held-out pairs",
+        "Loss, while training, on pairs that no model is trained on: an expert's are those of its own cluster.",
+    ),
+    "validation-accuracy": (
+        "Tasks while training",
+        "Zero-shot accuracy on the tasks of training.validate; they were looked at only, and chose nothing.",
+    ),
 }
 
 
@@ -51,6 +59,7 @@ def render_page(
     leakage: Leakage | None = None,
     dropped: bool = False,
     doubts: Sequence[str] = (),
+    validation: Validation | None = None,
 ) -> str:
     """The whole page as HTML.
 
@@ -63,6 +72,7 @@ def render_page(
         leakage: test images that were found among the training images.
         dropped: whether the training was done without those.
         doubts: sentences on what may have gone wrong without an error.
+        validation: figures of the models while they trained.
     """
     table, cells = rows(comparison(results)), comparison_cells(results)
     tasks = task_figures(results)
@@ -79,7 +89,7 @@ def render_page(
         seconds=None if None in seconds or len(seconds) < 2 else seconds,
         clusters=clusters,
         map=draw_map(clusters),
-        pictures=_pictures(results, clusters, curves, light),
+        pictures=_pictures(results, clusters, curves, light, validation),
         gains=[f"gains-{role.name}" for role in baselines()],
         folded=len(results.zeroshot.tasks) > 12,
         models=list(tasks.columns),
@@ -113,13 +123,17 @@ def _bands(results: Results, task: str) -> list[tuple[str, float, str]]:
 
 
 def _pictures(
-    results: Results, clusters: Sequence[Cluster], curves: Curves | None, light: Mapping[str, str] | None
+    results: Results,
+    clusters: Sequence[Cluster],
+    curves: Curves | None,
+    light: Mapping[str, str] | None,
+    validation: Validation | None,
 ) -> dict[str, tuple[str, str, str, str]]:
     """Title, text, and the addresses of a light and a dark drawing, by plot."""
 
     def draw(dark: bool) -> dict[str, str]:
         with theme(dark):
-            plots = all_plots(results, clusters, curves)
+            plots = all_plots(results, clusters, curves, validation)
             return {name: svg(plot) for name, plot in plots.items() if name != "clusters"}  # the page has them as text
 
     day, night = draw(dark=False) if light is None else light, draw(dark=True)

@@ -26,6 +26,9 @@ from mode.roles import DENSE, ENSEMBLE, SEED, role_of
 #: Training loss of each model: (samples seen, loss).
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
+#: Figures of each model while it trained: `loss` and `accuracy` (the mean over the tasks, 0..1) -> model -> curve.
+Validation = Mapping[str, Curves]
+
 #: For things of which there are several: experts, clusters. Told apart by order and label, should they recur.
 SERIES = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#b8a92b")
 #: More rows than this and a heat map carries no numbers.
@@ -193,8 +196,11 @@ def growth(results: Results) -> Figure | None:
     return figure
 
 
-def training(curves: Curves, points: int = 400) -> Figure | None:
-    """Training loss over samples, a line per model, at most `points` points each; `None` without curves."""
+def training(curves: Curves, points: int = 400, label: str = "training loss", marker: str = "") -> Figure | None:
+    """Training loss over samples, a line per model, at most `points` points each; `None` without curves.
+
+    `label` and `marker` are for other figures that are drawn alike.
+    """
     drawn = {name: curve for name, curve in curves.items() if len(curve) > 1}
     if not drawn:
         return None
@@ -208,15 +214,24 @@ def training(curves: Curves, points: int = 400) -> Figure | None:
             color=series_colour(several.index(name)) if role.many else role.colour,
             linewidth=1.2 if role.many else 1.8,
             linestyle=(0, (4, 1.5)) if role.many else ":" if role.length == "total" else "-",
+            marker=marker,
+            markersize=3,
         )
-    _label_axes(axes, "samples seen", "training loss")
+    _label_axes(axes, "samples seen", label)
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
     axes.legend(ncols=2, fontsize=9)
     return figure
 
 
-def all_plots(results: Results, clusters: Sequence[Cluster] = (), curves: Curves | None = None) -> dict[str, Figure]:
+def all_plots(
+    results: Results,
+    clusters: Sequence[Cluster] = (),
+    curves: Curves | None = None,
+    validation: Validation | None = None,
+) -> dict[str, Figure]:
     """Every plot for which there are figures, by file name without its ending."""
+    seen = validation or {}
+    shares = {name: [(samples, 100 * share) for samples, share in c] for name, c in seen.get("accuracy", {}).items()}
     drawn = {
         "accuracy": accuracy(results),
         "cost": cost(results),
@@ -225,18 +240,24 @@ def all_plots(results: Results, clusters: Sequence[Cluster] = (), curves: Curves
         **{f"gains-{role.name}": gains(results, role.name) for role in baselines()},
         "growth": growth(results),
         "training": training(curves or {}),
+        "validation-loss": training(seen.get("loss", {}), label="loss on held-out pairs", marker="o"),
+        "validation-accuracy": training(shares, label="mean zero-shot accuracy, %", marker="o"),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def save_plots(
-    folder: Path, results: Results, clusters: Sequence[Cluster] = (), curves: Curves | None = None
+    folder: Path,
+    results: Results,
+    clusters: Sequence[Cluster] = (),
+    curves: Curves | None = None,
+    validation: Validation | None = None,
 ) -> list[Path]:
     """Write every plot as PNG (150 dpi, white) and SVG; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with theme(dark=False):
-        for name, figure in all_plots(results, clusters, curves).items():
+        for name, figure in all_plots(results, clusters, curves, validation).items():
             written += [folder / f"{name}.png", folder / f"{name}.svg"]
             written[-1].write_text(svg(figure), encoding="utf-8")
             figure.savefig(written[-2], dpi=150, facecolor="white")

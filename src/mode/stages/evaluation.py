@@ -108,6 +108,38 @@ def evaluate_suite(suite: str, root: Path, models: Path, params: Path, device: s
     return results
 
 
+def evaluate_checkpoint(checkpoint: Path, tasks: list[str], params: Path, device: str) -> Results:
+    """Figures of one model, unfinished or not, on task folders; by default on the project's tasks.
+
+    Args:
+        checkpoint: a model folder, or a checkpoint of a training that is not finished (the file, or its folder).
+        tasks, params, device: as of `evaluate_folders`.
+
+    Raises:
+        ModeError: neither of the two; damaged; or the project's tasks are not there yet.
+    """
+    from mode.clip.model import CONFIG, load_model
+    from mode.evaluation.evaluate import evaluate_tasks
+    from mode.training.checkpoint import CHECKPOINT, open_checkpoint
+
+    project = Project(Path.cwd(), load_params(params))
+    if not tasks and not project.task_list.is_file():
+        raise ModeError("there are no tasks yet", "`dvc repro tasks` makes them, or give some with --tasks")
+    file = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
+    if (checkpoint / CONFIG).is_file():
+        clip, name = load_model(checkpoint), checkpoint.resolve().name
+    elif file.is_file():
+        clip, step = open_checkpoint(file)
+        name = f"step {step:,}"
+    else:
+        raise ModeError(
+            f"{checkpoint}: neither a model folder nor a checkpoint",
+            "checkpoints/NAME/kept/STEP, or checkpoints/NAME/*/checkpoint.safetensors of a training under way",
+        )
+    machine = project.params.machine.model_copy(update={"device": device})
+    return evaluate_tasks({name: clip}, None, [Path(task) for task in tasks] or _task_folders(project), machine)
+
+
 def look_for_leakage(root: Path, params: Path, distance: int) -> Leakage:
     """Search the project's training images for images of its tasks, and write `leakage.json`.
 
@@ -191,7 +223,10 @@ def _provenance(project: Project) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    parameters = json.dumps(project.params.model_dump(mode="json", exclude={"machine"}), sort_keys=True)
+    deciding = project.params.model_dump(mode="json", exclude={"machine"})
+    for key in project.params.training.BESIDE:
+        del deciding["training"][key]
+    parameters = json.dumps(deciding, sort_keys=True)
     return {
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "src", "flows")),

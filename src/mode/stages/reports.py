@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mode.roles import ENSEMBLE
@@ -29,15 +31,24 @@ def report(project: Project) -> None:
 
     results = Results.load(project.metrics)
     results.provenance |= _lock_hash(project)
-    clusters, curves = _reported_clusters(project), _curves(project)
+    clusters, curves, validation = _reported_clusters(project), _curves(project), _validation(project)
     figures = project.reports / "figures"
-    drawn = [path for path in save_plots(figures, results, clusters, curves) if path.suffix == ".svg"]
+    drawn = [path for path in save_plots(figures, results, clusters, curves, validation) if path.suffix == ".svg"]
     light = {path.stem: path.read_text(encoding="utf-8") for path in drawn}
     write_plot_data(project.reports / "plots", results, curves)
     page, card = project.reports / "index.html", project.reports / "model-card.md"
     leakage, dropped = Leakage.load(project.leakage), project.params.index.drop_leaked
     doubtful = doubts(cards_of(project.models, trained_models(project)))
-    html = render_page(results, clusters, curves, light=light, leakage=leakage, dropped=dropped, doubts=doubtful)
+    html = render_page(
+        results,
+        clusters,
+        curves,
+        light=light,
+        leakage=leakage,
+        dropped=dropped,
+        doubts=doubtful,
+        validation=validation,
+    )
     write_text(page, html)
     parameters = project.params.model_dump(include={"seed", "model", "training", "embedding", "clustering", "routing"})
     facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
@@ -127,3 +138,19 @@ def _curves(project: Project) -> dict[str, list[tuple[float, float]]]:
         lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
         curves[name] = [(float(samples), float(loss)) for samples, _, loss in (line.partition(",") for line in lines)]
     return curves
+
+
+def _validation(project: Project) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Figures of models while they trained: `loss` and `accuracy` (mean of the tasks) -> name -> (samples, figure)."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "accuracy": {}}
+    for name in trained_models(project):
+        path = project.model(name) / "validation.csv"
+        looks = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
+        for look in looks:
+            samples = float(look["samples"])
+            scores = [float(value) for head, value in look.items() if head.startswith("zeroshot/") and value]
+            if look.get("loss"):
+                found["loss"].setdefault(name, []).append((samples, float(look["loss"])))
+            if scores:
+                found["accuracy"].setdefault(name, []).append((samples, fmean(scores)))
+    return found

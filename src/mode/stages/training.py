@@ -31,7 +31,7 @@ def train_role(role: Role, project: Project, key: str | None = None) -> None:
     if role is SEED and project.params.seed.pretrained:
         _take_seed(project)
         return
-    _train(project, training_of(project, role, key))
+    _train(project, *training_and_rows(project, role, key))
 
 
 def _take_seed(project: Project) -> None:
@@ -56,6 +56,11 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
 
     Only the sections of params.yaml that dvc.yaml gives a training are read here.
     """
+    return training_and_rows(project, role, key)[0]
+
+
+def training_and_rows(project: Project, role: Role, key: str | None = None) -> tuple[Training, NDArray[np.int64]]:
+    """The same, and the pairs of the training with those that are held out."""
     import numpy as np
 
     from mode.clip.preprocess import image_of_folder
@@ -85,7 +90,7 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
         parent=parent,
     )
     image = params.image if parent is None else image_of_folder(parent, params.image)
-    return Training(plan, index, params.model, image, recipe, params.random_seed)
+    return Training(plan, index, params.model, image, recipe, params.random_seed), rows
 
 
 def rows_of_expert(project: Project, name: str, pairs: int) -> tuple[NDArray[np.int64], Assignment]:
@@ -126,9 +131,10 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
     print(f"{name}: {len(rows):,} pairs in {shards:,} tars in {folder}")
 
 
-def _train(project: Project, training: Training) -> None:
+def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.files import only_writer
+    from mode.stages.beside import Validation, beside_training
     from mode.training.distribution import ending_together
     from mode.training.loop import Interrupted, train
 
@@ -142,9 +148,11 @@ def _train(project: Project, training: Training) -> None:
     with lock, ending_together():
         checkpoints.mkdir(parents=True, exist_ok=True)
         record = _Record(project, training, checkpoints)
+        looks = checkpoints / "validation.jsonl"
+        beside = beside_training(project, training, rows, looks, record.run.log, leads)
         with record.run if leads else nullcontext():
             try:
-                result = train(training, project.root, project.params.machine, checkpoints, record.add)
+                result = train(training, project.root, project.params.machine, checkpoints, record.add, beside=beside)
             except Interrupted as interrupted:
                 if leads:
                     print(interrupted, file=sys.stderr)
@@ -153,9 +161,24 @@ def _train(project: Project, training: Training) -> None:
                 result.clip.card["mlflow_run"] = record.run.run_id
                 if doubt := result.clip.card["doubt"]:
                     print(f"warning: {doubt}", file=sys.stderr)
-            result.save(project.model(plan.name), {"curve.csv": record.curve} if leads else None)
+            tables = {"curve.csv": record.curve} if leads else {}
+            for each in beside:
+                if leads and isinstance(each, Validation):
+                    tables["validation.csv"] = each.table()
+            result.save(project.model(plan.name), tables)
         if leads:
-            shutil.rmtree(project.checkpoints / plan.name)
+            _remove_checkpoints(project, plan.name)
+
+
+def _remove_checkpoints(project: Project, name: str) -> None:
+    """Remove what a finished training leaves, but for the models that it was asked to keep."""
+    folder = project.checkpoints / name
+    if not project.kept(name).is_dir():
+        shutil.rmtree(folder)
+        return
+    for child in folder.iterdir():
+        if child != project.kept(name):
+            shutil.rmtree(child)
 
 
 class _Record:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,11 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mode.clip.model import WEIGHTS, Clip, load_model
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.parallel import cores
 
 CHECKPOINT, BRANCH_STATE = "checkpoint.safetensors", "branch_state.safetensors"
+#: Folder beside a checkpoint: what model it is of.
+CONFIGURATION = "model"
 
 #: Of the metadata: SHA-256 of tensors and metadata, and what else there may be.
 _DIGEST, _KEYS = "sha256", {"state", "fingerprint", "step", "format"}
@@ -77,11 +82,34 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, fingerpr
             f"restore the parameters, or remove {path.parent} to start again",
         )
     try:
-        model.load_state_dict({name[len("model.") :]: t for name, t in tensors.items() if name.startswith("model.")})
+        model.load_state_dict(_weights(tensors))
     except RuntimeError as error:
         raise ModeError(f"{path}: does not fit the model: {' '.join(str(error).split())}", _REMOVE) from None
     _restore_optimizer(path, model, optimizer, tensors)
     return state
+
+
+def open_checkpoint(path: Path) -> tuple[Clip, int]:
+    """The model of an unfinished training, in float32 on the CPU, and the step that it has come to.
+
+    Args:
+        path: of a checkpoint, with the model's configuration beside it, as `mode.training.loop` writes both.
+
+    Raises:
+        ModeError: the checkpoint or the configuration is missing or damaged, or they do not belong together.
+    """
+    tensors, metadata = _load(path)
+    state, configuration = _read_state(path, metadata), path.parent / CONFIGURATION
+    if not configuration.is_dir():
+        raise ModeError(f"{configuration}: missing, and {path.name} alone does not say what model it is of", _REMOVE)
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "model"
+        shutil.copytree(configuration, folder, symlinks=True)
+        save_file(_weights(tensors), folder / WEIGHTS)
+        try:
+            return load_model(folder), state.step
+        except ModeError as error:
+            raise ModeError(str(error).replace(str(folder), str(configuration))) from None
 
 
 def check_checkpoint(path: Path) -> bool:
@@ -116,6 +144,11 @@ def load_branch_state(path: Path, model: nn.Module, optimizer: Optimizer, step: 
             "train the seed with the present parameters",
         )
     _restore_optimizer(path, model, optimizer, tensors)
+
+
+def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a checkpoint's tensors that are the model's, by their names in it."""
+    return {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -7,11 +7,12 @@ was never interrupted.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +23,19 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mode.checksums import write_manifest
-from mode.clip.model import Clip, write_model_files
+from mode.clip.model import Clip, write_configuration, write_model_files
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import MachineParams
 from mode.progress import Progress
 from mode.roles import TRAINED
 from mode.training.batches import Batches
+from mode.training.beside import Beside
 from mode.training.card import make_card
 from mode.training.checkpoint import (
     BRANCH_STATE,
     CHECKPOINT,
+    CONFIGURATION,
     RunState,
     load_branch_state,
     load_checkpoint,
@@ -42,6 +45,8 @@ from mode.training.checkpoint import (
 from mode.training.distribution import Group, process_group
 from mode.training.learner import Learner, adamw, first_model
 from mode.training.plan import Training, TrainPlan
+
+log = logging.getLogger(__name__)
 
 #: Steps whose mean loss a card gives.
 RECENT_STEPS = 100
@@ -100,6 +105,7 @@ def train(
     checkpoint_dir: Path,
     on_metrics: Metrics | None = None,
     log_every: int = 20,
+    beside: Sequence[Beside] = (),
 ) -> TrainResult:
     """Train one model, or resume it where an interrupted run of the same configuration left off.
 
@@ -114,6 +120,8 @@ def train(
             `train/grad_norm`, `train/logit_scale`, `train/samples_per_second`, `train/data_wait` (share of the time
             that steps waited for data) and `train/bad_images`.
         log_every: steps between two calls.
+        beside: what else is done with the model at some steps, before the checkpoint of the step. Its time is no part
+            of the training's. If it fails with `ModeError`, the log says so.
 
     Raises:
         ModeError: the loss became NaN or infinite; a checkpoint or seed of another configuration; a batch that the
@@ -149,6 +157,7 @@ def train(
 
         monitor = _Monitor(training, learner, batches, state, group, checkpoint)
         with monitor.bar or nullcontext():
+            monitor.do_beside(beside, clip)  # at the first step, and what the end of an interrupted run left out
             while state.step < plan.last_step:
                 images, tokens = batches.next()
                 monitor.count(learner.step(state.step, images, tokens))
@@ -160,8 +169,10 @@ def train(
                     monitor.look_at_losses()
                 if report:
                     monitor.report(on_metrics)
+                if not stop:
+                    monitor.do_beside(beside, clip)
                 if stop or due:
-                    monitor.save_checkpoint()
+                    monitor.save_checkpoint(clip)
                 if stop:
                     group.any(False)  # waits for the checkpoint: torchrun stops all when one has ended
                     raise Interrupted(
@@ -283,8 +294,30 @@ class _Monitor:
                 on_metrics(state.step, figures)
         state.losses, self._batches.waited, self._last_report = [], 0.0, now
 
-    def save_checkpoint(self) -> None:
-        """Write the checkpoint, from the process that leads.
+    def do_beside(self, beside: Sequence[Beside], clip: Clip) -> None:
+        """Do what is due beside the training at this step; the process that leads does it, the others wait."""
+        step = self._state.step
+        due = [each for each in beside if each.due(step)]
+        if not due:
+            return
+        self.look_at_losses()  # a GPU has made the steps so far when their losses are there
+        began = time.monotonic()
+        if self.bar:
+            for each in due:
+                try:
+                    figures = {} if each.done(step) else each.do(step, clip)
+                except ModeError as error:
+                    log.warning("%s, step %d: %s", self._training.plan.name, step, error)
+                else:
+                    self.bar.update(0, **figures)
+        self._group.any(False)
+        seconds = time.monotonic() - began
+        self._started, self._last_report = self._started + seconds, self._last_report + seconds
+        if self.bar:
+            self.bar.leave_out(seconds)
+
+    def save_checkpoint(self, clip: Clip) -> None:
+        """Write the checkpoint, from the process that leads, and beside it what model it is of.
 
         Raises:
             ModeError: weights are NaN or infinite, or the file cannot be written.
@@ -292,6 +325,10 @@ class _Monitor:
         if self._group.leads:
             self.refuse_broken_weights()
             learner, fingerprint = self._learner, self._training.fingerprint
+            configuration = self._checkpoint.parent / CONFIGURATION
+            if not configuration.is_dir():
+                with write_aside(configuration) as temporary:
+                    write_configuration(temporary, clip)
             save_checkpoint(self._checkpoint, learner.model, learner.optimizer, self._state, fingerprint)
         self._last_checkpoint = time.monotonic()
 

@@ -145,12 +145,12 @@ class Training:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The sections of params.yaml that decide it, by their names there."""
+        """The sections of params.yaml that decide it, by their names there, without what is only done beside it."""
         return {
             "random_seed": self.random_seed,
             "model": self.model.model_dump(),
             "image": self.image.model_dump(),
-            "training": self.recipe.model_dump(),
+            "training": self.recipe.model_dump(exclude=set(self.recipe.BESIDE)),
         }
 
     @cached_property

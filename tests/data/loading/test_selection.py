@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mode.data.loading.selection import expert_rows, held_out_images
+from mode.data.loading.selection import expert_rows, held_out_images, held_out_pairs, without_held_out
 from mode.errors import ModeError
 
 COARSE = np.array([0, 1, 0, 2, 1, 0, 2, 2, 1, 0], dtype=np.int32)
@@ -59,3 +59,15 @@ def test_held_out_images_are_as_many_as_asked_for_and_depend_on_the_seed() -> No
     assert (held_out_images(500, 20, 1) != held_out_images(500, 20, 2)).any()
     with pytest.raises(ModeError, match="held_out: 50 of 50 images"):
         held_out_images(50, 50, 0)
+
+
+@given(images=st.lists(st.integers(0, 11), min_size=12, max_size=40), count=st.integers(0, 12), seed=st.integers(0, 5))
+def test_held_out_pairs_are_those_left_out_one_of_each_image(images: list[int], count: int, seed: int) -> None:
+    image = np.array([*range(12), *images])
+    rows = np.arange(3, len(image))
+    left = set(rows) - set(without_held_out(rows, image, 6, seed))
+    pairs = held_out_pairs(rows, image, 6, count, seed)
+    assert set(pairs) <= left
+    wanted = {image[row] for row in left}
+    assert len(pairs) == len(set(image[pairs])) == min(count, len(wanted))
+    assert set(pairs) <= set(held_out_pairs(rows, image, 6, count + 1, seed))

@@ -65,6 +65,24 @@ def held_out_images(images: int, count: int, random_seed: int) -> NDArray[np.boo
     return mask
 
 
+def held_out_pairs(
+    rows: NDArray[np.int64], image: NDArray[np.int64], held_out: int, count: int, random_seed: int
+) -> NDArray[np.int64]:
+    """Those pairs that `without_held_out` leaves out: one of each image, and so many of them in a random order.
+
+    Args:
+        rows, image, held_out, random_seed: as in `without_held_out`.
+        count: of pairs, at most.
+
+    Example:
+        >>> held_out_pairs(np.array([0, 1, 2]), np.array([0, 0, 1]), held_out=1, count=5, random_seed=0).size
+        1
+    """
+    left = rows[held_out_images(int(image.max()) + 1, held_out, random_seed)[image[rows]]]
+    first = left[np.sort(np.unique(image[left], return_index=True)[1])]
+    return np.random.default_rng([random_seed, _HELD_OUT + 1]).permutation(first)[:count]
+
+
 def without_held_out(
     rows: NDArray[np.int64], image: NDArray[np.int64], count: int, random_seed: int
 ) -> NDArray[np.int64]:
