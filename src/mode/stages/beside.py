@@ -1,4 +1,4 @@
-"""What a training stage shows of its model while it trains, and keeps of it. None of it is read by any stage.
+"""What a training stage shows of its model while it trains, and keeps of it. No stage reads it, but to draw it.
 
 A figure of this kind is a by-product, as the seconds in a model's card are: no weight depends on it, and no figure of
 an evaluation. So dvc.yaml does not name the tasks that a training is looked at with: one task more would train all
