@@ -440,11 +440,16 @@ class TrainingParams(Section):
     """Lock the image tower but for so many of its last groups: stem, blocks and head are one each; `null`: no lock."""
     unlocked_text_groups: NonNegativeInt | None = None
     """The same for the text tower."""
+    seed_share: Share | Literal["held-out"] = 0.0
+    """Mix each model that goes on from the seed with so much of it in the end (WiSE-FT), which keeps more of what the
+    seed knows; `held-out`: that of 0, 0.1 ... 1 with the least loss on pairs that are held out."""
 
     @model_validator(mode="after")
     def _seed_before_end(self) -> TrainingParams:
         if self.seed_epochs >= self.epochs:
             raise ValueError(f"seed_epochs ({self.seed_epochs}) must be smaller than epochs ({self.epochs})")
+        if self.seed_share == "held-out" and not self.held_out:
+            raise ValueError("seed_share: 'held-out' needs `held_out`: pairs to choose the share on")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) is not a multiple of accumulate ({self.accumulate})")
         if self.validate.held_out > self.held_out:

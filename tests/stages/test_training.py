@@ -21,6 +21,7 @@ from mode.params import GlyphParams, ImageParams, IndexParams, ModelParams, Sour
 from mode.roles import DENSE, DENSE_LONG, SEED, Role
 from mode.stages.project import Project
 from mode.stages.training import train_role, training_of
+from mode.training.mixing import mix
 
 PARAMS = {
     "random_seed": 5,
@@ -139,3 +140,29 @@ def test_params_that_contradict_a_pretrained_seed_write_nothing(root: Path, tmp_
     with pytest.raises(ModeError, match=r"image\.size is 224, but the seed theirs was made for 32"):
         train_role(SEED, Project(tmp_path, params))
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("share", [0.5, "held-out"])
+def test_a_fine_tuned_model_is_mixed_with_its_seed(root: Path, tmp_path: Path, vit: ModelParams, share: object) -> None:
+    save_model(tmp_path / "theirs", build_model(vit, ImageParams(size=32), ["a white chess king"], 3), {})
+    shutil.copytree(root / "data", tmp_path / "data")
+    (tmp_path / "shards").symlink_to(root / "shards")
+    training = {**PARAMS["training"], "seed_epochs": 0, "epochs": 2, "lr": 1e-3, "held_out": 20}  # type: ignore[dict-item]
+    trained = {}
+    for each in (0.0, share):
+        changes = {"seed": {"from": "pretrained", "name": "theirs"}, "model": {}}
+        params = parse_params({**PARAMS, **changes, "training": {**training, "seed_share": each}})
+        project = Project(tmp_path, params)
+        train_role(SEED, project)
+        train_role(DENSE, project)
+        trained[each] = load_model(project.model("dense"))
+    seed, own = load_model(tmp_path / "models/seed").model.state_dict(), trained[0.0].model.state_dict()
+    card = trained[share].card  # type: ignore[index]
+    expected = mix(own, seed, card["seed_share"])
+    for name, tensor in trained[share].model.state_dict().items():  # type: ignore[index]
+        torch.testing.assert_close(tensor, expected[name])
+    assert "seed_share" not in trained[0.0].card
+    if share == "held-out":
+        losses = card["held_out_losses"]
+        assert len(losses) == 11
+        assert losses[f"{card['seed_share']:g}"] == min(losses.values())

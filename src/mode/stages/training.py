@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mode.clip.model import Clip
     from mode.clustering.assignment import Assignment
     from mode.training.plan import Training
 
@@ -158,6 +159,7 @@ def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> Non
                     print(interrupted, file=sys.stderr)
                 sys.exit(interrupted.exit_code)
             if leads:
+                _mix_with_seed(project, training, rows, result.clip)
                 result.clip.card["mlflow_run"] = record.run.run_id
                 if doubt := result.clip.card["doubt"]:
                     print(f"warning: {doubt}", file=sys.stderr)
@@ -168,6 +170,30 @@ def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> Non
             result.save(project.model(plan.name), tables)
         if leads:
             _remove_checkpoints(project, plan.name)
+
+
+def _mix_with_seed(project: Project, training: Training, rows: NDArray[np.int64], clip: Clip) -> None:
+    """Mix a trained model with its seed, as `training.seed_share` says; its card tells by how much, and why."""
+    from mode.clip.model import load_model
+    from mode.data.loading.selection import held_out_pairs
+    from mode.training.beside import HeldOut
+    from mode.training.mixing import best_share, mix
+
+    recipe, parent = training.recipe, training.plan.parent
+    if not recipe.seed_share or parent is None:
+        return
+    seed = load_model(parent).model.state_dict()
+    if recipe.seed_share != "held-out":
+        clip.model.load_state_dict(mix(clip.model.state_dict(), seed, recipe.seed_share))
+        clip.card["seed_share"] = recipe.seed_share
+        return
+    pairs = held_out_pairs(rows, training.index.image, recipe.held_out, recipe.held_out, training.random_seed)
+    if not len(pairs):
+        raise ModeError(f"{training.plan.name}: none of its pairs is held out", "a larger training.held_out")
+    held_out = HeldOut(training, pairs, project.root)
+    share, losses = best_share(clip.model, seed, lambda: held_out.loss(clip, project.params.machine.inference_batch))
+    clip.card |= {"seed_share": share, "held_out_losses": {f"{share:g}": loss for share, loss in losses.items()}}
+    print(f"{training.plan.name}: {share:.0%} of the seed in it, by the loss on {len(held_out):,} held-out pairs")
 
 
 def _remove_checkpoints(project: Project, name: str) -> None:
