@@ -1,4 +1,4 @@
-"""`make ui`: Prefect's server and a worker, and MLflow's page, all on loopback and all in this project's folder.
+"""Prefect's server and a worker, and MLflow's page, all on loopback and all in this project's folder: `make ui`.
 
 Usage: python -m flows.ui [--prefect-port 4200] [--mlflow-port 5000] [--no-mlflow]
 

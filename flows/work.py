@@ -83,7 +83,7 @@ def work(machine: Machine) -> Iterator[Work]:
     """
     root = Path.cwd()
     if not Paths(root).dvc_file.is_file():
-        raise ModeError(f"{root}: no dvc.yaml", "start the worker inside the project (`make ui` does)")
+        raise ModeError(f"{root}: no dvc.yaml", "start the worker inside the project (`python -m flows.ui` does)")
     mark_alive(root)
     with workspace(root, machine.wait) as lock:
         # Before DVC, which removes whatever an output's name leads to, and only then runs the stage: models/../docs.

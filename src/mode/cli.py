@@ -33,6 +33,57 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Models = Annotated[str, typer.Option(help="Folder of trained models, or `models:/mode-ensemble@champion`.")]
 
 
+@app.command("init")
+def new_project(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder; `.` is the current one.")],
+    preset: Annotated[str, typer.Option(help="demo, paper-b16 or paper-b32.")] = "demo",
+    shards: Annotated[
+        str | None, typer.Option(help="Your pairs: a folder of tars, a glob, URLs, or a csv / tsv / parquet table.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER", help="A task to evaluate on, in CLIP_benchmark's webdataset layout; repeatable."
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write beside other files, replacing none; with --upgrade: replace edited ones."),
+    ] = False,
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Take an upgraded mode over into a project.")] = False,
+) -> None:
+    """Start a project of your own: params.yaml, dvc.yaml, flows, a git repository. Then: `dvc repro`.
+
+    demo trains a tiny CLIP in minutes, on the built-in data or on your shards.
+    paper-b16 and paper-b32 have the paper's numbers: ViT-B/16 and ViT-B/32 at
+    224 pixels, batches of 32,768, 1,024 fine clusters of SimCSE's vectors. They
+    need --shards and --tasks, and ask for them on a terminal.
+
+    mode init chess --preset paper-b32 --shards /data/chess --tasks /data/tasks/openings
+
+    Shards and tasks stay where they are. Paths start from the current folder.
+    A folder that holds more than .git and .venv is refused; nothing is replaced.
+
+    After an upgrade of the package, stages stop until `mode init --upgrade FOLDER`
+    has been called. It writes dvc.yaml, prefect.yaml and flows anew, not params.yaml;
+    `dvc status` then names the stages whose code has changed.
+    """
+    from mode.stages.starting import next_steps, preset_called, start_project, upgrade_project
+
+    if upgrade:
+        for line in upgrade_project(folder, force).lines():
+            typer.echo(line)
+        return
+    for need in preset_called(preset).needs if sys.stdin.isatty() else ():
+        if need == "shards" and not shards:
+            shards = typer.prompt("Shards (a folder of tars, a glob, URLs, a table)")
+        if need == "tasks" and not tasks:
+            tasks = typer.prompt("Task folders, separated by blanks").split()
+    start_project(folder, preset, shards, tasks or (), force)
+    for line in next_steps(folder, preset):
+        typer.echo(line)
+
+
 @app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as `index` or `expert`.")],

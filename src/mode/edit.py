@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -64,6 +65,34 @@ def remove_expert(text: str, name: str) -> str:
     if source not in needed | {params.training.source, params.embedding.fit_on}:
         del content["sources"][source]
     return _checked(content)
+
+
+def set_values(text: str, values: Mapping[str, Any]) -> str:
+    """Give keys of a params.yaml, such as `model.name`, other values. Raises `ModeError` if the result is not valid."""
+    content = _yaml().load(text)
+    for key, value in values.items():
+        *path, last = key.split(".")
+        section = content
+        for name in path:
+            section = section[name]
+        section[last] = value
+    return _checked(content)
+
+
+def add_sections(text: str, names: Iterable[str]) -> tuple[str, list[str]]:
+    """Append those sections that a params.yaml lacks, with nothing but defaults: DVC has to find what dvc.yaml names.
+
+    Returns:
+        The new text, and the names of what was added.
+
+    Raises:
+        ModeError: a section that has no default is missing.
+    """
+    content, values = yaml.safe_load(text), _params(text).model_dump(mode="json")
+    missing = [name for name in names if name not in content]
+    lines = [f"{name}: {{}}" if isinstance(values[name], dict) else f"{name}: {values[name]}" for name in missing]
+    added = "".join(f"\n{line}\n" for line in lines)
+    return f"{text.rstrip()}\n{added}" if missing else text, missing
 
 
 def explained(params: Params, key: str = "") -> str:

@@ -17,6 +17,7 @@ class Paths:
         # What a person writes, and what DVC and MLflow keep beside it.
         self.params_file = root / "params.yaml"
         self.watch_file = root / "watch.yaml"
+        self.version_file = root / "mode-version.yaml"
         self.leakage = root / "leakage.json"
         self.dvc_file = root / "dvc.yaml"
         self.dvc_lock = root / "dvc.lock"

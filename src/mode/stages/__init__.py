@@ -18,13 +18,15 @@ from mode.stages.preparation import assign, cluster, data, embed, embedder, inde
 from mode.stages.project import Project
 from mode.stages.reports import report
 from mode.stages.training import train_role
+from mode.stages.version import check_version
 
 
 def run_stage(name: str, key: str | None, root: Path, params: Path) -> None:
     """Run one stage of dvc.yaml.
 
     Raises:
-        ModeError: no such stage, a key too many or too few, or anything in the stage's input that the user can mend.
+        ModeError: no such stage, a key too many or too few, a project of another mode than this one (see
+            `mode.stages.version`), or anything in the stage's input that the user can mend.
     """
     if name in KEYED_STAGES:
         if key is None:
@@ -34,6 +36,7 @@ def run_stage(name: str, key: str | None, root: Path, params: Path) -> None:
     elif key is not None:
         raise ModeError(f"stage {name} takes no key, but got '{key}'")
     project = Project(root, load_params(params))
+    check_version(project)
     if in_several_processes(project.params.machine, name, [name, *([key] if key else []), "--params", str(params)]):
         return
     if key is not None:

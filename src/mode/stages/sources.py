@@ -107,8 +107,10 @@ def keep_tasks_watch(project: Project) -> None:
     given = project.params.evaluation.tasks != BUILT_IN
     with _watch(project) as content:
         content["watched_tasks"] = ["tasks"] if given else []
-        # What the stage `tasks` depends on: the list of their files, or the code that draws the built-in ones.
-        content["tasks_from"] = "data/tasks-manifest.json" if given else "src/mode/data/glyphs"
+        # What the stage `tasks` depends on: the list of their files, or the code that draws the built-in ones, which in
+        # a project without code is known by its version.
+        code = project.version_file.name if project.version_file.is_file() else "src/mode/data/glyphs"
+        content["tasks_from"] = "data/tasks-manifest.json" if given else code
 
 
 @contextmanager
