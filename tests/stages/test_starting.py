@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import yaml
 from PIL import Image
@@ -36,14 +37,19 @@ def write_tar(path: Path, label: str, text: str) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
+def write_task(folder: Path) -> None:
+    """Shards in `FOLDER/shards` and a task in `FOLDER/chess`, of one image each."""
+    write_tar(folder / "shards/0.tar", "txt", "a king")
+    write_tar(folder / "chess/test/0.tar", "cls", "1")
+    (folder / "chess/test/nshards.txt").write_text("1")
+    (folder / "chess/classnames.txt").write_text("king\nqueen\n")
+    (folder / "chess/zeroshot_classification_templates.txt").write_text("a {c}\n")
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: with shards in `my/shards` and a task in `my/chess`."""
-    write_tar(tmp_path / "my/shards/0.tar", "txt", "a king")
-    write_tar(tmp_path / "my/chess/test/0.tar", "cls", "1")
-    (tmp_path / "my/chess/test/nshards.txt").write_text("1")
-    (tmp_path / "my/chess/classnames.txt").write_text("king\nqueen\n")
-    (tmp_path / "my/chess/zeroshot_classification_templates.txt").write_text("a {c}\n")
+    """The current folder, with shards and a task in `my`."""
+    write_task(tmp_path / "my")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -93,6 +99,7 @@ def test_the_demo_is_this_repository_s(here: Path) -> None:
 def test_the_paper_s_numbers(here: Path, preset: str, model: str) -> None:
     params = load_params(on_data(preset) / "params.yaml")
     assert (params.model.name, params.model.tokenizer) == (model, "model")
+    assert model in open_clip.list_models()
     assert (params.image.size, params.image.crop_scale, params.image.flip, params.image.shift) == (224, 0.9, False, 0)
     embedding, clustering, training = params.embedding, params.clustering, params.training
     assert (embedding.kind, embedding.pooling) == ("transformers", "pooler")

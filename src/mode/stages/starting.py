@@ -105,11 +105,8 @@ def next_steps(folder: Path, preset: str) -> list[str]:
     enter = [] if folder.resolve() == Path.cwd() else [(f"cd {shlex.quote(str(folder))}", "")]
     commands = [
         *enter,
-        (
-            "dvc repro",
-            "everything, from the index of the pairs to reports/index.html; goes on where it was interrupted",
-        ),
-        ("mode results", "the table again; params.yaml has every number, `mode params` explains them"),
+        ("dvc repro", "everything, up to reports/index.html; interrupted, it goes on where it was"),
+        ("mode results", "the table again; every number is in params.yaml, which `mode params` explains"),
         ("python -m flows.ui", "or first this: pages to start, watch and compare trainings"),
     ]
     return [
