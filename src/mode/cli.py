@@ -36,7 +36,7 @@ Models = Annotated[str, typer.Option(help="Folder of trained models, or `models:
 @app.command("init")
 def new_project(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder; `.` is the current one.")],
-    preset: Annotated[str, typer.Option(help="demo, paper-b16 or paper-b32.")] = "demo",
+    preset: Annotated[str, typer.Option(help="demo, finetune, paper-b16 or paper-b32.")] = "demo",
     shards: Annotated[
         str | None, typer.Option(help="Your pairs: a folder of tars, a glob, URLs, or a csv / tsv / parquet table.")
     ] = None,
@@ -44,6 +44,12 @@ def new_project(
         list[str] | None,
         typer.Option(
             metavar="FOLDER", help="A task to evaluate on, in CLIP_benchmark's webdataset layout; repeatable."
+        ),
+    ] = None,
+    seed_model: Annotated[
+        str | None,
+        typer.Option(
+            help="For finetune: ViT-B-16:laion2b_s34b_b88k, ViT-B-16:FILE, hf-hub:ORG/NAME or a model folder."
         ),
     ] = None,
     force: Annotated[
@@ -55,11 +61,12 @@ def new_project(
     """Start a project of your own: params.yaml, dvc.yaml, flows, a git repository. Then: `dvc repro`.
 
     demo trains a tiny CLIP in minutes, on the built-in data or on your shards.
-    paper-b16 and paper-b32 have the paper's numbers: ViT-B/16 and ViT-B/32 at
-    224 pixels, batches of 32,768, 1,024 fine clusters of SimCSE's vectors. They
-    need --shards and --tasks, and ask for them on a terminal.
+    finetune branches experts from a pretrained CLIP, on one GPU, with ten thousand
+    pairs or more. paper-b16 and paper-b32 have the paper's numbers: ViT-B/16 and
+    ViT-B/32 at 224 pixels, batches of 32,768, 1,024 fine clusters of SimCSE's
+    vectors. What these need is asked for on a terminal:
 
-    mode init chess --preset paper-b32 --shards /data/chess --tasks /data/tasks/openings
+    mode init chess --preset finetune --seed-model ViT-B-16:openai --shards pairs --tasks chess
 
     Shards and tasks stay where they are. Paths start from the current folder.
     A folder that holds more than .git and .venv is refused; nothing is replaced.
@@ -75,11 +82,13 @@ def new_project(
             typer.echo(line)
         return
     for need in preset_called(preset).needs if sys.stdin.isatty() else ():
+        if need == "seed_model" and not seed_model:
+            seed_model = typer.prompt("Pretrained CLIP (ViT-B-16:laion2b_s34b_b88k, hf-hub:ORG/NAME, a folder)")
         if need == "shards" and not shards:
             shards = typer.prompt("Shards (a folder of tars, a glob, URLs, a table)")
         if need == "tasks" and not tasks:
             tasks = typer.prompt("Task folders, separated by blanks").split()
-    start_project(folder, preset, shards, tasks or (), force)
+    start_project(folder, preset, shards, tasks or (), seed_model, force)
     for line in next_steps(folder, preset):
         typer.echo(line)
 

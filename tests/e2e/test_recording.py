@@ -44,6 +44,7 @@ GLUE = {
     "src/mode/stages/machine.py": "processes and engines, which change no result",
     "src/mode/stages/beside.py": "looks on at a training, and keeps models of the way",
     "src/mode/stages/sources.py": "keeps watch.yaml, which DVC reads itself",
+    "src/mode/stages/version.py": "refuses a project of another mode than the one that runs",
     "src/mode/tracking/": "MLflow: no stage reads from it",
 }
 #: Files of the project that are no input.

@@ -110,7 +110,8 @@ def test_dvc_reads_a_project_of_each_preset(
     monkeypatch.chdir(tmp_path)
     if not under_git:
         monkeypatch.setenv("PATH", os.devnull)
-    start_project(Path("new"), preset, shards="my/shards", tasks=["my/chess"])
+    seed = "ViT-B-16:laion2b_s34b_b88k" if preset == "finetune" else None
+    start_project(Path("new"), preset, shards="my/shards", tasks=["my/chess"], seed_model=seed)
     monkeypatch.chdir("new")  # DVC's addresses are relative to the current folder
     pipeline, stale = graph.read(Path.cwd())
     expected = STAGES - {"data@base"} | {"watch@base", "watch-tasks@tasks", "expert@expert-2", "expert@expert-3"}

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import pty
+import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,16 @@ import pytest
 import yaml
 from PIL import Image
 
+import mode
 from mode.cli import main
+from mode.clip.model import build_model, save_model
+from mode.data.glyphs.dataset import write_glyph_shards
 from mode.errors import ModeError
-from mode.params import load_params
+from mode.params import GlyphParams, ImageParams, load_params
 from mode.stages import run_stage
 from mode.stages.starting import PRESETS, new_project, project_pipeline, start_project, upgrade_project
 from mode.stages.version import Version, checksum_of, checksum_of_code, code_name
+from tests.conftest import CAPTIONS, MODEL
 from tests.killing import KILL, end_at
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,7 +69,8 @@ def start(folder: str = "new", preset: str = "demo", **more: Any) -> Path:
 
 
 def on_data(preset: str, folder: str = "new") -> Path:
-    return start(folder, preset, shards="my/shards", tasks=["my/chess"])
+    seed = "ViT-B-16:laion2b_s34b_b88k" if preset == "finetune" else None
+    return start(folder, preset, shards="my/shards", tasks=["my/chess"], seed_model=seed)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -118,12 +128,48 @@ def test_the_paper_s_numbers(here: Path, preset: str, model: str) -> None:
     assert params.index.drop_leaked
 
 
+def test_a_pretrained_seed(here: Path) -> None:
+    params = load_params(on_data("finetune") / "params.yaml")
+    seed, training = params.seed, params.training
+    assert (seed.pretrained, seed.name, seed.weights) == (True, "ViT-B-16", "laion2b_s34b_b88k")
+    assert (params.model.name, params.model.config) == (None, None)
+    assert not {"size", "mean", "std", "interpolation", "resize_mode"} & params.image.model_fields_set  # the seed's own
+    assert (params.embedding.kind, params.embedding.made_from) == ("seed", "models/seed")
+    # Ten thousand pairs are enough: the shortest training is longer than its warm-up.
+    assert (training.epoch_samples, training.seed_epochs) == (None, 0)
+    assert training.epochs * 10_000 // training.batch_size > 2 * training.warmup
+    assert params.clustering.fine <= 10_000 // 32
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "weights"),
+    [
+        ("hf-hub:timm/ViT-B-16-SigLIP", "hf-hub:timm/ViT-B-16-SigLIP", None),
+        ("local-dir:my/model", "local-dir:{here}/my/model", None),
+        ("my/model", "local-dir:{here}/my/model", None),
+        ("ViT-B-32:openai", "ViT-B-32", "openai"),
+        ("ViT-B-32:my/clip.pt", "ViT-B-32", "{here}/my/clip.pt"),
+        ("my/model/open_clip_config.json:my/clip.pt", "{here}/my/model/open_clip_config.json", "{here}/my/clip.pt"),
+    ],
+)
+def test_seeds_as_people_name_them(here: Path, given: str, name: str, weights: str | None) -> None:
+    (here / "my/model").mkdir()
+    (here / "my/model/open_clip_config.json").touch()
+    (here / "my/clip.pt").touch()
+    root = start("new", "finetune", shards="my/shards", tasks=["my/chess"], seed_model=given)
+    seed = load_params(root / "params.yaml").seed
+    assert (seed.name, seed.weights) == (name.format(here=here), weights and weights.format(here=here))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_has_all_sections_and_its_comments(here: Path, preset: str) -> None:
     content = (on_data(preset) / "params.yaml").read_text()
-    repository = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    assert yaml.safe_load(content).keys() >= repository.keys() - {"glyphs"}
-    assert content.count("#") >= 15
+    assert yaml.safe_load(content).keys() == yaml.safe_load((REPOSITORY / "params.yaml").read_text()).keys()
+    file = PRESETS[preset].file
+    source = REPOSITORY / file if preset == "demo" else REPOSITORY / "src/mode/presets" / file
+    comments = [re.findall(r"# .*", text) for text in (content, source.read_text())]
+    assert comments[0] == comments[1]
+    assert len(content.splitlines()) == len(source.read_text().splitlines()) + 1  # a list of tasks
 
 
 def test_shards_and_tasks_are_entered_and_watched(here: Path) -> None:
@@ -141,6 +187,28 @@ def test_paths_inside_the_project_are_its_own(here: Path) -> None:
     params = load_params(start(".", "demo", shards="my/*/0.tar", tasks=["./my/chess"], force=True) / "params.yaml")
     assert params.sources["base"].shards == "my/*/0.tar"
     assert params.evaluation.tasks == ["my/chess"]
+
+
+def test_a_fine_tuning_runs_from_end_to_end(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages in DVC's order, up to the ensemble: built-in shards as one's own, a tiny model as a pretrained one."""
+    write_glyph_shards(GlyphParams(pairs=64, shard_pairs=32), here / "pairs", 0)
+    save_model(here / "clip", build_model(MODEL, ImageParams(size=32), CAPTIONS, 0), {})
+    root = start("new", "finetune", shards="pairs", tasks=["my/chess"], seed_model="clip")
+    monkeypatch.chdir(root)
+    root = Path.cwd()
+    content = yaml.safe_load((root / "params.yaml").read_text())
+    content["training"] |= {"batch_size": 8, "warmup": 2, "precision": "fp32", "epochs": 1}
+    content["clustering"] |= {"fine": 4, "coarse": 2}
+    content["experts"] = {f"expert-{n}": {"source": "base", "cluster": n} for n in range(2)}
+    content["machine"] |= {"device": "cpu", "workers": 0}
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    order = ["data base", "watch-tasks", "tasks", "index base", "seed", "embedder", "embed base", "cluster base"]
+    order += ["assign base", "dense", "dense-long", "expert expert-0", "expert expert-1", "ensemble"]
+    for stage in order:
+        name, _, key = stage.partition(" ")
+        run_stage(name, key or None, root, root / "params.yaml")
+    assert mode.load("models").adapt(["king", "queen"]).weights.keys() == {"expert-0", "expert-1"}
+    assert json.loads((root / "models/seed/card.json").read_text())["cost"] == "given"
 
 
 # dvc.yaml.
@@ -178,6 +246,10 @@ def test_the_comments_stay() -> None:
 # What is refused.
 
 
+def finetune(seed: str) -> list[str]:
+    return ["new", "--preset", "finetune", "--seed-model", seed, "--shards", "my/shards", "--tasks", "my/chess"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -192,6 +264,15 @@ def test_the_comments_stay() -> None:
         (["new", "--tasks", "my/shards"], "classnames.txt"),
         (["new", "--tasks", "my/chess", "--tasks", "nowhere"], "nowhere: no such task folder"),
         (["new", "--tasks", "my/chess", "--tasks", "my/chess"], "two tasks are called 'chess'"),
+        (["new", "--seed-model", "my/chess"], "preset 'demo' trains its own seed"),
+        (finetune("my/chess"), "my/chess: not a model folder: it has no open_clip_config.json"),
+        (finetune("hf-hub:x; y/z"), "'hf-hub:x; y/z' is no name on a hub (write hf-hub:ORG/NAME)"),
+        (finetune("hf-hub:one"), "'hf-hub:one' is no name on a hub"),
+        (finetune("ViT-B-16"), "'ViT-B-16' is no folder, and an architecture alone has no weights"),
+        (finetune("ViT-B-16:nowhere.pt"), "nowhere.pt: no such file"),
+        (finetune("ViT-B-16:nothing"), "open_clip has no weights 'nothing' of ViT-B-16 (it has openai,"),
+        (finetune("ViT-X:openai"), "open_clip has no architecture 'ViT-X'"),
+        (finetune("$(touch\nx):openai"), r"open_clip has no architecture '$(touch\nx)'"),
         (["."], ".: not empty: my (name a new folder"),
         (["my/shards/0.tar"], "my/shards/0.tar: not a folder"),
         (["new", "--upgrade"], "new/mode-version.yaml: no such file (`mode init FOLDER` starts a project)"),
@@ -201,6 +282,22 @@ def test_bad_input_is_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert message in refusal(capsys, *arguments)
+
+
+def test_a_terminal_is_asked(here: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mode.cli", "init", "new", "--preset", "paper-b32"]
+    try:
+        os.write(ours, b"my/shards\nmy/chess\n")
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=True)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "Shards (a folder of tars, a glob, URLs, a table): " in done.stdout
+    assert "    cd new\n    dvc repro  " in done.stdout
+    params = load_params(Path("new/params.yaml"))
+    assert params.sources["base"].shards == str(here / "my/shards")
+    assert params.evaluation.tasks == [str(here / "my/chess")]
 
 
 # Where a project is made.

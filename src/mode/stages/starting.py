@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -73,6 +74,7 @@ class Preset:
 
 PRESETS = {
     "demo": Preset("a tiny CLIP on the built-in data: minutes on a CPU", "params.yaml", needs=()),
+    "finetune": Preset("experts from a pretrained CLIP", "finetune.yaml", needs=("seed_model", "shards", "tasks")),
     "paper-b16": Preset("the paper's numbers, ViT-B/16", "paper.yaml", {"model.name": "ViT-B-16-quickgelu"}),
     "paper-b32": Preset("the paper's numbers, ViT-B/32", "paper.yaml", {"model.name": "ViT-B-32-quickgelu"}),
 }
@@ -127,6 +129,7 @@ def start_project(
     preset: str,
     shards: str | None = None,
     tasks: Sequence[str] = (),
+    seed_model: str | None = None,
     force: bool = False,
 ) -> None:
     """Make a project. Everything is checked first, and then written aside and moved.
@@ -136,17 +139,18 @@ def start_project(
         preset: one of `PRESETS`.
         shards: as `sources.base.shards`; a path is from the current folder.
         tasks: as `evaluation.tasks`, or just `glyphs`; paths are from the current folder.
+        seed_model: for `finetune`, see `seed_called`; paths are from the current folder.
         force: the folder may hold other files. None is replaced.
 
     Raises:
-        ModeError: no such preset, something that it needs is missing, no shards, not a task folder, or a folder that is
-            not to be written into; nothing is written then.
+        ModeError: no such preset, something that it needs is missing, no shards, not a task folder, no such model, or a
+            folder that is not to be written into; nothing is written then.
     """
     from mode.data.shards.manifest import build_manifest
     from mode.evaluation.tasks import open_tasks
 
     chosen = preset_called(preset)
-    given: dict[str, Any] = {"shards": shards, "tasks": list(tasks)}
+    given: dict[str, Any] = {"shards": shards, "tasks": list(tasks), "seed_model": seed_model}
     for what in chosen.needs:
         if not given[what]:
             raise ModeError(f"preset '{preset}': no {what.replace('_', ' ')} given", f"--{what.replace('_', '-')} says")
@@ -158,6 +162,11 @@ def start_project(
     if tasks:
         built_in = list(tasks) == [BUILT_IN]
         changes["evaluation.tasks"] = BUILT_IN if built_in else [_from(folder, task) for task in tasks]
+    if seed_model:
+        if "seed_model" not in chosen.needs:
+            raise ModeError(f"preset '{preset}' trains its own seed", "--seed-model belongs to --preset finetune")
+        changes["seed.weights"] = None  # unless it needs some
+        changes |= {f"seed.{key}": value for key, value in seed_called(seed_model, folder).items()}
     text = preset_text(chosen.file, changes)
     params = parse_params(yaml.safe_load(text))
     if (where := params.sources["base"].shards) != BUILT_IN:
@@ -167,6 +176,51 @@ def start_project(
     with new_project(folder, force) as new:
         _write_project(new, text, params)
         _put_under_git(new, folder)
+
+
+def seed_called(given: str, folder: Path) -> dict[str, str]:
+    """`name` and `weights` of a pretrained seed, as params.yaml has them. What lies on this machine is looked for.
+
+    Args:
+        given: `hf-hub:ORG/NAME`; a model folder, `local-dir:` before it or not; or `ARCHITECTURE:WEIGHTS`, an open_clip
+            architecture or a configuration file, and a tag of open_clip or a file.
+        folder: the project.
+
+    Raises:
+        ModeError: no such folder, file, architecture or tag.
+
+    >>> seed_called("hf-hub:timm/ViT-B-16-SigLIP", Path())
+    {'name': 'hf-hub:timm/ViT-B-16-SigLIP'}
+    """
+    import open_clip
+
+    from mode.clip.model import CONFIG
+
+    kind, _, rest = given.partition(":")
+    if kind == "hf-hub":
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
+            raise ModeError(f"--seed-model: '{given}' is no name on a hub", "write hf-hub:ORG/NAME")
+        return {"name": given}
+    if kind == "local-dir" or Path(given).is_dir():
+        path = Path(rest if kind == "local-dir" else given)
+        if not (path / CONFIG).is_file():
+            raise ModeError(f"{path}: not a model folder: it has no {CONFIG}", "--seed-model names one")
+        return {"name": f"local-dir:{_from(folder, str(path))}"}
+    if not rest:
+        raise ModeError(
+            f"--seed-model: '{given}' is no folder, and an architecture alone has no weights",
+            "ViT-B-16:laion2b_s34b_b88k, ViT-B-16:FILE, hf-hub:ORG/NAME or a model folder",
+        )
+    configured, file = kind.endswith(".json") and Path(kind).is_file(), Path(rest)
+    if not configured and kind not in open_clip.list_models():
+        raise ModeError(f"--seed-model: open_clip has no architecture '{kind}'", "open_clip.list_models() lists all")
+    if file.suffix or len(file.parts) > 1:
+        if not file.is_file():
+            raise ModeError(f"{file}: no such file", "--seed-model ARCHITECTURE:FILE names weights")
+        rest = _from(folder, rest)
+    elif rest not in (known := open_clip.list_pretrained_tags_by_model(kind)):
+        raise ModeError(f"--seed-model: open_clip has no weights '{rest}' of {kind}", f"it has {', '.join(known)}")
+    return {"name": _from(folder, kind) if configured else kind, "weights": rest}
 
 
 def upgrade_project(folder: Path, force: bool = False) -> Upgrade:
