@@ -60,24 +60,26 @@ def new_project(
 ) -> None:
     """Start a project of your own: params.yaml, dvc.yaml, flows, a git repository. Then: `dvc repro`.
 
-    demo trains a tiny CLIP in minutes, on the built-in data or on your shards.
-    finetune branches experts from a pretrained CLIP, on one GPU, with ten thousand
-    pairs or more. paper-b16 and paper-b32 have the paper's numbers: ViT-B/16 and
-    ViT-B/32 at 224 pixels, batches of 32,768, 1,024 fine clusters of SimCSE's
-    vectors. What these need is asked for on a terminal:
+    demo trains a tiny CLIP in minutes, on built-in data or on your shards.
+    finetune branches experts from a pretrained CLIP: one GPU, ten thousand
+    pairs or more. paper-b16 and paper-b32 have the paper's numbers: ViT-B/16
+    and ViT-B/32 at 224 pixels, batches of 32,768, 1,024 fine clusters.
+    What these need is asked for on a terminal:
 
     mode init chess --preset finetune --seed-model ViT-B-16:openai --shards pairs --tasks chess
 
     Shards and tasks stay where they are. Paths start from the current folder.
     A folder that holds more than .git and .venv is refused; nothing is replaced.
 
-    After an upgrade of the package, stages stop until `mode init --upgrade FOLDER`
-    has been called. It writes dvc.yaml, prefect.yaml and flows anew, not params.yaml;
-    `dvc status` then names the stages whose code has changed.
+    After an upgrade of the package stages stop, until you call
+    `mode init --upgrade FOLDER`. It writes dvc.yaml, prefect.yaml and flows
+    anew, not params.yaml; `dvc status` then names the stages to run again.
     """
     from mode.stages.starting import next_steps, preset_called, start_project, upgrade_project
 
     if upgrade:
+        if shards or tasks or seed_model:
+            raise ModeError("--upgrade leaves params.yaml as it is", "enter shards, tasks and seed there")
         for line in upgrade_project(folder, force).lines():
             typer.echo(line)
         return

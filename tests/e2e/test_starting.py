@@ -117,3 +117,4 @@ def test_dvc_reads_a_project_of_each_preset(
     expected = STAGES - {"data@base"} | {"watch@base", "watch-tasks@tasks", "expert@expert-2", "expert@expert-3"}
     assert (set(pipeline), stale) == (expected, expected)
     assert graph.in_order(pipeline)[-1] == "report"
+    assert pipeline.has_edge("embedder", "seed") == (preset == "finetune")  # whose text tower it is

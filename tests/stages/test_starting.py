@@ -275,6 +275,7 @@ def finetune(seed: str) -> list[str]:
         (finetune("$(touch\nx):openai"), r"open_clip has no architecture '$(touch\nx)'"),
         (["."], ".: not empty: my (name a new folder"),
         (["my/shards/0.tar"], "my/shards/0.tar: not a folder"),
+        (["new", "--upgrade", "--shards", "my/shards"], "--upgrade leaves params.yaml as it is"),
         (["new", "--upgrade"], "new/mode-version.yaml: no such file (`mode init FOLDER` starts a project)"),
     ],
 )
