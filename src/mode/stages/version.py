@@ -40,7 +40,7 @@ class Version:
 
     Attributes:
         version: of the package.
-        code: name of a folder or module of mode, such as `clip` or `data/images`, -> checksum, 16 hexadecimal digits.
+        code: name of a folder or module of mode, such as `clip` or `data/images`, -> `checksum_of_code`.
         files: path in the project -> checksum of what `mode init` wrote there.
     """
 
@@ -105,8 +105,8 @@ def code_name(dependency: str) -> str | None:
 
 
 def checksum_of(text: str) -> str:
-    """Of a file's text: 16 hexadecimal digits of SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Of a file's text, see `_written`."""
+    return _written(hashlib.sha256(text.encode()))
 
 
 def checksum_of_code(name: str) -> str:
@@ -122,4 +122,9 @@ def checksum_of_code(name: str) -> str:
             found = True
             digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16] if found else ""
+    return _written(digest) if found else ""
+
+
+def _written(digest: hashlib._Hash) -> str:
+    """The first 16 hexadecimal digits, as what no reader of YAML takes for a number, such as 1234567890123e45."""
+    return f"sha256:{digest.hexdigest()[:16]}"
