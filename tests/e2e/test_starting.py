@@ -105,7 +105,9 @@ def test_an_upgrade_runs_what_other_code_computes(installed: Path, started: Smal
         assert "this project is of another mode 0.1.0 than the one installed (other code: ensemble)" in line
         assert "other code: ensemble\n" in started.run("mode", "init", "--upgrade", ".").stdout
         # The built-in tasks take moments, and depend on the file as a whole.
-        assert started.stages_to_run() == {"tasks", "ensemble", "evaluate", "report"}
+        changed = {"tasks", "ensemble", "evaluate", "report"}
+        assert json.loads(started.run("dvc", "status", "--json").stdout).keys() == changed | {"names"}
+        assert started.stages_to_run() == changed
     finally:
         rules.write_text(code)
     started.run("mode", "init", "--upgrade", ".")

@@ -26,8 +26,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from mode import edit
 from mode.errors import ModeError
 from mode.files import recover, write_aside
-from mode.params import Params, SourceParams, parse_params
+from mode.params import Params, SourceParams, load_params, parse_params
 from mode.paths import Paths
+from mode.stages import preparation
 from mode.stages.project import BUILT_IN, Project, write_text
 from mode.stages.sources import keep_tasks_watch, keep_watch
 from mode.stages.version import PACKAGE, Version, checksum_of, code_name
@@ -256,9 +257,12 @@ def upgrade_project(folder: Path, force: bool = False) -> Upgrade:
     if sections:
         write_text(paths.params_file, completed)
     changed = recorded.changed()
-    # Last: if the call is cut short, it can be made again.
+    # Behind all that is written anew: if the call is cut short, it can be made again.
     if version != recorded:
         version.save(paths.version_file)
+    if paths.dvc_lock.is_file():
+        # DVC has removed its file for the run that was refused, and would call everything that waits for it changed.
+        preparation.names(Project(folder, load_params(paths.params_file)))
     return Upgrade(recorded.version, version.version, changed, [*written, *outdated], sections)
 
 
