@@ -85,8 +85,8 @@ def check_parents(models: Path, names: Collection[str]) -> None:
         folder = models / str(parent)
         if (listed_digest(folder, WEIGHTS) or sha256_of(folder / WEIGHTS)) != weights:
             raise ModeError(f"{models / name}: branched from another {parent} than {folder}", "train it again")
-        # Another activation or another preprocessing gives no error, only worse figures.
-        if read_json(models / name / CONFIG) != read_json(folder / CONFIG):
+        # Another activation or another preprocessing gives no error, only worse figures. An adapter has its base's.
+        if (models / name / CONFIG).is_file() and read_json(models / name / CONFIG) != read_json(folder / CONFIG):
             raise ModeError(f"{models / name / CONFIG}: not the configuration of {folder}", "train it again")
 
 

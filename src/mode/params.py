@@ -392,6 +392,27 @@ class KeepParams(Section):
 warnings.filterwarnings("ignore", 'Field name "validate" in "TrainingParams" shadows', UserWarning)
 
 
+class AdapterParams(Section):
+    """Experts as adapters: low-rank changes of the seed's weights in place of weights of their own."""
+
+    kind: Literal["lora"] = "lora"
+    """`lora`: every adapted layer computes W x + alpha / rank * B A x, and only A and B are trained."""
+    rank: PositiveInt = 16
+    """Rows of A and columns of B; at most the smaller side of each adapted layer."""
+    alpha: PositiveFloat | None = None
+    """The scale of the change, times the rank; `null`: twice the rank."""
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Which layers, as patterns of their names: `visual.*`, `*.attn`, `*.mlp.*`; `null`: all that have room for the
+    rank."""
+    lr: PositiveFloat | None = None
+    """Learning rate at its highest, in place of `training.lr`; an expert's own `lr` comes before it."""
+
+    @property
+    def scale(self) -> float:
+        """`alpha`, as a number."""
+        return self.alpha or 2.0 * self.rank
+
+
 class TrainingParams(Section):
     """One recipe for seed, dense models and experts (paper, section 4.1): a change trains all of them again."""
 

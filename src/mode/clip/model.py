@@ -1,7 +1,8 @@
 """A CLIP: made from parameters, written as a folder that plain open_clip opens, and read back.
 
 A model folder holds `open_clip_config.json` (model and preprocessing), `open_clip_model.safetensors`, the files of a
-Hugging Face tokenizer where the model has one, and `card.json`: what it was trained on and what it cost.
+Hugging Face tokenizer where the model has one, and `card.json`: what it was trained on and what it cost. The folder of
+a model that is an adapter (`mode.clip.adapter`) has its deltas in place of all but the card.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
@@ -26,14 +27,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mode.checksums import check_manifest
+from mode.checksums import check_manifest, listed_digest
 from mode.clip.tokenizer import fit_words
 from mode.clip.trust import check_configuration, check_folder, check_preprocessing, read_json
 from mode.errors import ModeError
-from mode.files import write_aside
-from mode.params import ImageParams, ModelParams
+from mode.files import sha256_of, write_aside
+from mode.params import AdapterParams, ImageParams, ModelParams
+
+if TYPE_CHECKING:
+    from mode.clip.adapter import Adapter  # peft takes a second to import: only where there is an adapter
 
 CONFIG, WEIGHTS, CARD = "open_clip_config.json", "open_clip_model.safetensors", "card.json"
+#: What the folder of an adapter has in place of the first (`mode.clip.adapter`).
+ADAPTER_CONFIG = "adapter_config.json"
 
 #: Numbers of a model that any machine has room for: about 64 MB.
 _SMALL = 2**24
@@ -51,6 +57,7 @@ class Clip:
         model_cfg: open_clip's configuration of the model.
         preprocess_cfg: open_clip's configuration of the image transform (size, mean, std, ...).
         card: what the model was trained on and what it cost; empty for a new model.
+        adapter: of which model it is an adapter, and where; None: it is a whole model.
     """
 
     model: open_clip.CLIP
@@ -58,6 +65,7 @@ class Clip:
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
     card: dict[str, Any] = field(default_factory=dict)
+    adapter: Adapter | None = None
 
     @property
     def dimensions(self) -> int:
@@ -126,16 +134,25 @@ def save_model(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
 
 
 def write_model_files(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
-    """Write the files of a model into `folder`, which is made if it is not there."""
+    """Write the files of a model into `folder`, which is made if it is not there; of an adapter only its own."""
     write_configuration(folder, clip)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    if clip.adapter is None:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def write_configuration(folder: Path, clip: Clip) -> None:
-    """Write all files of a model but weights and card into `folder`, which is made if it is not there."""
+    """Write all files of a model but weights and card into `folder`, which is made if it is not there.
+
+    Of an adapter they are all files but the card: its deltas say which layers it adapts.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if clip.adapter is not None:
+        from mode.clip.adapter import write_adapter
+
+        write_adapter(folder, clip.model, clip.adapter)
+        return
     write_config(folder, clip.model_cfg, clip.preprocess_cfg)
     if hasattr(clip.tokenizer, "save_pretrained"):
         clip.tokenizer.save_pretrained(str(folder))
@@ -145,27 +162,131 @@ def load_model(folder: Path, device: str | torch.device = "cpu", precision: str 
     """Read a model folder; the same model as `open_clip.create_model_and_transforms("local-dir:FOLDER")`.
 
     Args:
-        folder: written by `save_model`, or any folder that open_clip opens (the card is then empty).
+        folder: written by `save_model`, or any folder that open_clip opens (the card is then empty); or an adapter's.
         device: where the weights go.
         precision: as in `build_model`.
 
     Raises:
-        ModeError: the folder, its configuration or its weights are missing or damaged.
+        ModeError: the folder, its configuration or its weights are missing or damaged; an adapter of another base than
+            the one beside it.
     """
+    return load_models({"": folder}, device, precision)[""]
+
+
+def load_models(
+    folders: Mapping[str, Path], device: str | torch.device = "cpu", precision: str = "fp32"
+) -> dict[str, Clip]:
+    """Read several models, name -> folder; adapters of one base, and that base itself, have its weights in common.
+
+    Else as `load_model`.
+    """
+    whole: dict[Path, Clip] = {}
+
+    def load(folder: Path) -> Clip:
+        place = folder.absolute()
+        if place not in whole:
+            whole[place] = _load_whole(folder, device, precision)
+        return whole[place]
+
+    return {
+        name: _load_adapter(folder, load) if _holds_adapter(folder) else load(folder)
+        for name, folder in folders.items()
+    }
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder looks like a model's: a whole one, or an adapter."""
+    return (folder / CONFIG).is_file() or _holds_adapter(folder)
+
+
+def base_of(folder: Path) -> Path | None:
+    """The folder of the model that an adapter is a change of; None of a whole model. Raises as `load_model`."""
+    if not _holds_adapter(folder):
+        return None
+    from mode.clip.adapter import read_adapter
+
+    return folder.parent / read_adapter(folder)[0].base
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return not (folder / CONFIG).is_file() and (folder / ADAPTER_CONFIG).is_file()
+
+
+def _load_adapter(folder: Path, load: Callable[[Path], Clip]) -> Clip:
+    """An adapter in a network of its own that shares the base's parameters; `load` opens the base."""
+    from mode.clip.adapter import fill, read_adapter
+    from mode.clip.lora import share
+
+    adapter, tensors = read_adapter(folder)
+    beside = folder.absolute().parent / adapter.base
+    if not (beside / WEIGHTS).is_file():
+        raise ModeError(f"{folder}: an adapter of {beside}, which is no model folder", "fetch or train that one first")
+    base = load(beside)
+    found = listed_digest(beside, WEIGHTS) or sha256_of(beside / WEIGHTS)
+    if found != adapter.base_weights:
+        its, there = adapter.base_weights[:12], found[:12]
+        raise ModeError(
+            f"{folder}: an adapter of another base than {beside}: of weights {its}..., but there are {there}...",
+            "train it again",
+        )
+    network = fill(folder, share(base.model), adapter, tensors)
+    return replace(base, model=network, card=_read_card(folder), adapter=adapter)
+
+
+def adapted(clip: Clip, params: AdapterParams, base: str, base_weights: str, random_seed: int) -> Clip:
+    """A whole model as the beginning of an adapter of itself: deltas of zero, in float32, and all else frozen.
+
+    Args:
+        clip: its network is changed in place.
+        params: rank, alpha, and which layers.
+        base: name of the folder it is from.
+        base_weights: SHA-256 of the weights there.
+        random_seed: of the first deltas.
+
+    Raises:
+        ModeError: there is no such layer, or it is smaller than the rank.
+    """
+    from mode.clip.adapter import Adapter
+    from mode.clip.lora import Lora, adaptable_layers, add_deltas, choose_layers
+
+    layers = choose_layers(adaptable_layers(clip.model, clip.tokenizer([""])), params.rank, params.targets)
+    lora = Lora(params.rank, params.scale, tuple(sorted(layers)))
+    network = add_deltas(clip.model, lora, random_seed)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # in bfloat16 small steps would be lost
+    return replace(clip, model=network, adapter=Adapter(lora, base, base_weights))
+
+
+def folded(clip: Clip) -> Clip:
+    """A model by itself: an adapter's deltas added to the weights of its base. A whole one is given back as it is."""
+    if clip.adapter is None:
+        return clip
+    from mode.clip.lora import fold
+
+    return replace(clip, model=fold(clip.model), adapter=None)
+
+
+def _load_whole(folder: Path, device: str | torch.device, precision: str) -> Clip:
     for needed in (CONFIG, WEIGHTS):
         if not (folder / needed).is_file():
             raise ModeError(f"{folder}: not a model folder: it has no {needed}", "train it first, or check the path")
     check_manifest(folder, (CONFIG, WEIGHTS))
     model_cfg, preprocess_cfg = checked_folder(folder)
-    card = read_json(folder / CARD) if (folder / CARD).is_file() else {}
-    if not isinstance(card, dict):
-        raise ModeError(f"{folder / CARD}: not a card", "remove it, or train the model again")
+    card = _read_card(folder)
     with open_clip_errors(str(folder)):
         check_proportion(folder, folder / WEIGHTS)
         network = open_clip.create_model(
             f"local-dir:{folder}", device=device, precision=precision, pretrained_text=False, output_dict=True
         )
         return Clip(network, tokenizer_of(folder, model_cfg), model_cfg, preprocess_cfg, card)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    card = read_json(folder / CARD) if (folder / CARD).is_file() else {}
+    if not isinstance(card, dict):
+        raise ModeError(f"{folder / CARD}: not a card", "remove it, or train the model again")
+    return card
 
 
 def tokenizer_of(folder: Path, model_cfg: dict[str, Any]) -> Tokenize:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mode.clip.device import Precision, fastest_precision, pick_device
-from mode.clip.model import CONFIG, Clip, load_model, save_model
+from mode.clip.model import Clip, is_model, load_models, save_model
 from mode.clip.preprocess import Preprocess
 from mode.ensemble.combine import by_model, combine, query_weights
 from mode.ensemble.encoder import JointEncoder
@@ -82,7 +82,8 @@ class Ensemble(JointEncoder):
         opened = Router.load(router)
         where = str(pick_device(device or "auto"))
         needed = dict.fromkeys(opened.members(models).values())
-        clips = {name: load_model(models[name], where, "bf16" if precision == "bf16" else "fp32") for name in needed}
+        folders = {name: models[name] for name in needed}
+        clips = load_models(folders, where, "bf16" if precision == "bf16" else "fp32")
         return cls(opened, clips, where, precision, batch_size)
 
     @property
@@ -291,7 +292,7 @@ def find_folders(folder: Path) -> tuple[Path, dict[str, Path]]:
     for router in (folder, folder / "ensemble"):
         if (router / DESCRIPTION).is_file():
             models = router.resolve().parent
-            return router, {path.parent.name: path.parent for path in sorted(models.glob(f"*/{CONFIG}"))}
+            return router, {path.name: path for path in sorted(models.glob("*/")) if is_model(path)}
     raise ModeError(f"{folder}: no ensemble there", "give the folder `models` of a finished run; `dvc repro` makes it")
 
 

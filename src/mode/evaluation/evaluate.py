@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mode.clip.device import pick_device
 from mode.clip.encode import encode_prompts
-from mode.clip.model import Clip, load_model
+from mode.clip.model import Clip, load_models
 from mode.ensemble.combine import by_model, query_weights
 from mode.ensemble.router import STAND_IN, Router
 from mode.ensemble.rules import uniform_weights
@@ -146,13 +146,14 @@ def _ready(models: Mapping[str, Path | Clip], device: str) -> Iterator[dict[str,
     clips: dict[str, Clip] = {}
     before: list[tuple[nn.Module, bool, torch.device]] = []
     try:
+        opened = load_models({name: model for name, model in models.items() if isinstance(model, Path)}, device)
         for name, model in models.items():
             if isinstance(model, Clip):
                 clips[name] = model
                 before.append((model.model, model.model.training, next(model.model.parameters()).device))
                 model.model.to(device)
             else:
-                clips[name] = load_model(model, device)
+                clips[name] = opened[name]
                 clips[name].model.to(memory_format=torch.channels_last)  # a fifth faster convolutions
             clips[name].model.eval()
         yield clips

@@ -82,6 +82,7 @@ def _lock_hash(project: Project) -> dict[str, str]:
 
 def _record(project: Project, results: Results, artifacts: list[Path]) -> None:
     """Tell MLflow how good every model is, and register the ensemble."""
+    from mode.clip.model import base_of
     from mode.ensemble.router import Router
     from mode.tracking.runs import Tracker
 
@@ -94,6 +95,7 @@ def _record(project: Project, results: Results, artifacts: list[Path]) -> None:
         artifacts=artifacts,
     )
     needed = set(Router.load(project.ensemble).members(trained).values())
+    needed |= {base.name for name in needed if (base := base_of(project.model(name)))}
     folders = {name: project.model(name) for name in sorted(needed)}
     tracker.register_ensemble(project.ensemble, folders, run_id=runs.get(ENSEMBLE.name))
 

@@ -17,7 +17,9 @@ from mode.tracking.store import Store, database_uri, import_mlflow, one_line, po
 
 REGISTERED_MODEL, CHAMPION = "mode-ensemble", "champion"
 #: What the registered model needs wherever it is served, at the versions of here.
-SERVING = ("mlflow", "torch", "torchvision", "open_clip_torch", "transformers", "scikit-learn", "pydantic", "pandas")
+SERVING = (
+    "mlflow", "torch", "torchvision", "open_clip_torch", "transformers", "peft", "scikit-learn", "pydantic", "pandas",
+)  # fmt: skip
 #: A request that the registered model comes with: one pixel, in PNG.
 EXAMPLE: dict[str, Any] = {
     "image": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC",

@@ -1,0 +1,263 @@
+"""Folders of adapters: written, opened beside their base, and refused if they are anything else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mode.checksums import write_manifest
+from mode.clip.lora import base_state
+from mode.clip.model import (
+    Clip,
+    adapted,
+    base_of,
+    build_model,
+    folded,
+    is_model,
+    load_model,
+    load_models,
+    save_model,
+)
+from mode.clip.pretrained import open_pretrained
+from mode.errors import ModeError
+from mode.files import sha256_of
+from mode.params import AdapterParams, ImageParams, ModelParams
+from tests.training.conftest import RESNET
+
+CAPTIONS = ["a red dog", "a blue dog", "Two zebras, one crossing!"]
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+WEIGHTS = "open_clip_model.safetensors"
+
+
+def base(folder: Path, model: ModelParams, random_seed: int = 0) -> Path:
+    save_model(folder, build_model(model, ImageParams(size=32), CAPTIONS, random_seed), {"name": "seed"})
+    return folder
+
+
+def adapter(folder: Path, seed: Path, random_seed: int = 1, **params: Any) -> Clip:
+    """An adapter with random deltas, written into `folder`; and what was written."""
+    digest = sha256_of(seed / WEIGHTS)
+    clip = adapted(load_model(seed), AdapterParams(rank=4, **params), seed.name, digest, random_seed)
+    torch.manual_seed(random_seed)
+    with torch.no_grad():
+        for name, parameter in clip.model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.05)
+        clip.model.logit_scale.add_(0.5)
+    for name, buffer in clip.model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+    save_model(folder, clip, {"name": folder.name})
+    clip.model.eval()
+    return clip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    seed = base(root / "seed", ModelParams(config=RESNET, tokenizer="words"))
+    for number in range(2):
+        adapter(root / f"expert-{number}", seed, number)
+    return root
+
+
+@pytest.fixture
+def models(made: Path, tmp_path: Path) -> Path:
+    """A folder with `seed`, `expert-0`, `expert-1`."""
+    return shutil.copytree(made, tmp_path / "models")
+
+
+def features(clip: Clip) -> list[Tensor]:
+    with torch.no_grad():
+        model = clip.model.eval()
+        return [model.encode_image(IMAGES), model.encode_text(clip.tokenizer(CAPTIONS)), model.logit_scale]
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_a_folder_is_opened_beside_its_base(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    seed = base(tmp_path / "seed", request.getfixturevalue(kind))
+    written = adapter(tmp_path / "expert", seed)
+    assert {path.name for path in (tmp_path / "expert").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "card.json",
+    }
+    opened = load_model(tmp_path / "expert")
+    assert opened.card == {"name": "expert"}
+    assert opened.adapter == written.adapter
+    assert opened.model_cfg == load_model(seed).model_cfg
+    for ours, theirs, others in zip(features(opened), features(written), features(load_model(seed)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert not torch.allclose(ours, others, rtol=1e-3)
+    assert base_of(tmp_path / "expert") == seed
+    assert base_of(seed) is None
+    assert is_model(tmp_path / "expert")
+    assert is_model(seed)
+    assert not is_model(tmp_path)
+    by_name = open_pretrained(str(tmp_path / "expert"), "embedding.name")
+    torch.testing.assert_close(features(by_name)[1], features(opened)[1])
+
+
+def test_the_same_adapter_is_the_same_bytes(models: Path) -> None:
+    adapter(models / "again", models / "seed", 0)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (models / "again" / name).read_bytes() == (models / "expert-0" / name).read_bytes()
+
+
+def test_models_that_are_opened_together_share_their_base(models: Path) -> None:
+    folders = {path.name: path for path in sorted(models.iterdir())}
+    together = load_models(folders)
+    for name, folder in folders.items():
+        for ours, theirs in zip(features(together[name]), features(load_model(folder)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    states = [base_state(clip.model) for clip in together.values()]
+    parameters = {name for name, _ in together["seed"].model.named_parameters()} - {"logit_scale"}
+    assert all(len({state[name].data_ptr() for state in states}) == 1 for name in parameters)
+    assert len({clip.model.visual.bn1.running_mean.data_ptr() for clip in together.values()}) == 3
+
+
+def test_a_folded_adapter_is_a_whole_model(models: Path, tmp_path: Path) -> None:
+    clip = load_model(models / "expert-0")
+    save_model(tmp_path / "whole", folded(clip), clip.card)
+    opened = load_model(tmp_path / "whole")
+    assert opened.adapter is None
+    assert load_file(tmp_path / "whole" / WEIGHTS).keys() == load_file(models / "seed" / WEIGHTS).keys()
+    for ours, theirs in zip(features(opened), features(clip), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert folded(opened) is opened
+
+
+def test_bfloat16_opens_with_rounded_weights(models: Path) -> None:
+    clip = load_model(models / "expert-0", precision="bf16")
+    with torch.no_grad():
+        rounded = clip.model.eval().encode_text(clip.tokenizer(CAPTIONS)).float()
+    assert torch.cosine_similarity(rounded, features(load_model(models / "expert-0"))[1]).min() > 0.99
+
+
+def configuration(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "adapter_config.json").read_text())
+        edit(content)
+        (folder / "adapter_config.json").write_text(json.dumps(content))
+
+    return change
+
+
+def tensors(
+    edit: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None
+) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "adapter_model.safetensors"
+        content = load_file(path)
+        edit(content)
+        save_file(content, path, metadata or {"base_sha256": sha256_of(folder.parent / "seed" / WEIGHTS)})
+
+    return change
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+FIRST = "base_model.model.transformer.resblocks.0.mlp.c_fc.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"adapter_model\.safetensors: cannot be read"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "not the configuration of a LoRA"),
+        (lambda folder: (folder / "evil.py").write_text("1"), "a model folder with code"),
+        (configuration(lambda it: it.update(auto_map={"A": "evil.A"})), "`auto_map` names code"),
+        (
+            configuration(lambda it: it.update(auto_mapping={"base_model_class": "CLIP", "parent_library": "evil"})),
+            "auto_mapping: .* not known to be harmless",
+        ),
+        (configuration(lambda it: it.update(megatron_core="evil.core")), "megatron_core: evil.core: not known"),
+        (configuration(lambda it: it.update(eva_config={"rho": 2})), "eva_config: .*: not known"),
+        (configuration(lambda it: it.update(lora_dropout=0.5)), "lora_dropout: 0.5: not known"),
+        (configuration(lambda it: it.update(rank_pattern={"attn": 10**9})), "rank_pattern: .*: not known"),
+        (configuration(lambda it: it.update(some_new_key="x")), "some_new_key: x: not known"),
+        (configuration(lambda it: it.update(peft_type="PREFIX_TUNING")), "not the configuration of a LoRA"),
+        (configuration(lambda it: it.update(r=0)), "not the configuration of a LoRA with a rank of at least 1"),
+        (configuration(lambda it: it.update(r=True)), "with a rank of at least 1"),
+        (configuration(lambda it: it.update(r=10**9)), "has no room for rank 1000000000"),
+        (configuration(lambda it: it.update(r=3)), r"lora_A.weight is \[4, "),
+        (configuration(lambda it: it.update(lora_alpha=float("nan"))), "lora_alpha: nan is not possible"),
+        (configuration(lambda it: it.update(lora_alpha="8")), "lora_alpha: 8 is not possible"),
+        *(
+            (
+                configuration(lambda it, name=name: it.update(base_model_name_or_path=name)),
+                "is no model beside this one, such as ../seed",
+            )
+            for name in (
+                "openai/clip-vit-base-patch32",
+                "/etc",
+                "../../elsewhere",
+                "..",
+                "../",
+                "../a/b",
+                None,
+                ["../seed"],
+            )
+        ),
+        (
+            configuration(lambda it: it.update(base_model_name_or_path="../expert-1")),
+            "expert-1, which is no model folder",
+        ),
+        (configuration(lambda it: it.update(base_model_name_or_path="../none")), "none, which is no model folder"),
+        (tensors(lambda it: it.pop(FIRST)), r"lacks|has"),
+        (tensors(lambda it: it.clear()), "adapts no layer"),
+        (tensors(lambda it: it.update({FIRST: torch.zeros(4, 99)})), r"c_fc.lora_A.weight is \[4, 99\], but in seed"),
+        (tensors(lambda it: it.update({FIRST: it[FIRST].int()})), "c_fc.lora_A.weight is"),
+        (
+            tensors(lambda it: it.update({"base_model.model.visual.conv1.weight": torch.zeros(1)})),
+            "has 'visual.conv1.w",
+        ),
+        (
+            tensors(lambda it: it.update({"base_model.model.no.such.lora_A.weight": torch.zeros(4, 4)})),
+            "does not fit seed: adapter: 'no.such' is no layer that can be adapted",
+        ),
+        (tensors(lambda _: None, {"format": "pt"}), "does not say which weights it is an adapter of"),
+        (tensors(lambda _: None, {"base_sha256": "ab" * 32}), "an adapter of another base than .*abababababab"),
+    ],
+)
+def test_what_is_no_adapter_of_this_base_is_refused_in_one_line(
+    damage: Callable[[Path], object], message: str, models: Path
+) -> None:
+    damage(models / "expert-0")
+    with pytest.raises(ModeError, match=message) as error:
+        load_model(models / "expert-0")
+    assert "\n" not in str(error.value)
+    assert "expert-0" in str(error.value)
+
+
+def test_an_adapter_of_another_base_is_refused_by_both_names(models: Path, resnet: ModelParams) -> None:
+    shutil.rmtree(models / "seed")
+    base(models / "seed", resnet, random_seed=9)
+    with pytest.raises(
+        ModeError, match=r"expert-0: an adapter of another base than .*models/seed: of weights \w{12}"
+    ) as e:
+        load_model(models / "expert-0")
+    assert "\n" not in str(e.value)
+
+
+def test_a_damaged_file_is_noticed_by_its_checksum(models: Path) -> None:
+    write_manifest(models / "expert-0")
+    load_model(models / "expert-0")
+    content = bytearray((models / "expert-0/adapter_model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (models / "expert-0/adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(ModeError, match=r"adapter_model\.safetensors: damaged"):
+        load_model(models / "expert-0")
