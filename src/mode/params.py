@@ -449,6 +449,8 @@ class TrainingParams(Section):
     """`fp32`, `bf16` (weights and activations) or `amp` (bfloat16 autocast)."""
     compile: bool = False
     """Run both towers through `torch.compile`: takes minutes to start, needs a C++ compiler, and rounds differently."""
+    adapter: AdapterParams | None = None
+    """Train experts as adapters of the seed, some megabytes each; dense models are whole. `null`: experts are whole."""
     validate: ValidateParams = ValidateParams()  # type: ignore[assignment]
     keep_checkpoints: KeepParams = KeepParams()
 

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from mode.checksums import write_manifest
-from mode.clip.model import load_model
+from mode.clip.lora import base_state, delta_layers, delta_of
+from mode.clip.model import WEIGHTS, load_model
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
+from mode.files import sha256_of
 from mode.params import (
+    AdapterParams,
     ExpertParams,
     ImageParams,
     IndexParams,
@@ -392,3 +395,95 @@ def test_an_image_that_cannot_be_read_is_replaced_and_counted(project: Path, ben
     bench.project, bench.index = root, PairIndex.load(tmp_path / "index")
     result, _ = bench.train("dense", epochs=10, seed_epochs=8)
     assert result.clip.card["bad_images"] == 4  # 240 samples are four passes over 60 images
+
+
+def adapter_of(bench: Bench, **settings: Any) -> tuple[TrainResult, dict[int, float]]:
+    """An expert as an adapter of the bench's seed, which is trained where it is not there yet."""
+    folder = bench.folder / "seed"
+    adapter = AdapterParams(**{"rank": 4, "lr": 1e-2, **settings.pop("adapter", {})})
+    if not folder.is_dir():
+        bench.train("seed", adapter=adapter)[0].save(folder)
+        (folder / "branch_state.safetensors").unlink()  # an adapter's parameters are new: no moments are for them
+    given = {"parent": folder, "expert": ExpertParams(cluster=1)}
+    return bench.train("expert", np.arange(0, 60, 3), plan=given, adapter=adapter, **settings)
+
+
+def test_an_expert_as_an_adapter_leaves_the_seed_as_it_is(bench: Bench) -> None:
+    expert, losses = adapter_of(bench)
+    assert list(losses) == [9, 10, 11, 12]
+    seed, tensors = load_model(bench.folder / "seed"), base_state(expert.clip.model)
+    learnt = {name for name, tensor in seed.model.state_dict().items() if not torch.equal(tensor, tensors[name])}
+    statistics = {name for name, _ in seed.model.named_buffers() if name in tensors}
+    assert learnt == {"logit_scale"} | statistics
+    assert all(delta_of(layer).any() for layer in delta_layers(expert.clip.model).values())
+    expert.save(bench.folder / "expert-1", {"curve.csv": "samples,loss\n"})
+    names = ["SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "card.json", "curve.csv"]
+    assert sorted(path.name for path in (bench.folder / "expert-1").iterdir()) == names
+    card = json.loads((bench.folder / "expert-1/card.json").read_text())
+    assert card["parent_weights"] == sha256_of(bench.folder / "seed" / WEIGHTS) == expert.clip.adapter.base_weights
+    assert card["adapter"]["parameters"] == sum(p.numel() for p in expert.clip.model.parameters() if p.requires_grad)
+    assert card["own"]["flops"] > 0
+    opened, images = load_model(bench.folder / "expert-1"), torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        ours, theirs = opened.model.eval().encode_image(images), expert.clip.model.eval().encode_image(images)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_only_experts_are_adapters(bench: Bench) -> None:
+    adapter = AdapterParams(rank=4, lr=0.5)
+    seed, losses = bench.train("seed", adapter=adapter)
+    plain, same = bench.train("seed", checkpoints="plain")
+    assert losses == same
+    assert_equal(weights(seed), weights(plain))
+    seed.save(bench.folder / "seed")
+    dense, _ = bench.train("dense", plan={"parent": bench.folder / "seed"}, adapter=adapter)
+    assert dense.clip.adapter is None
+    assert "adapter" not in dense.clip.card
+    assert dense.plan.schedule.lr == SETTINGS["lr"]
+
+
+def test_the_rate_of_an_adapter_is_the_experts_then_its_own_then_the_recipes(bench: Bench) -> None:
+    recipe = TrainingParams(**SETTINGS, adapter=AdapterParams(lr=0.5))
+    role = next(each for each in TRAINED if each.name == "expert")
+    for expert, lr in ((ExpertParams(cluster=0), 0.5), (ExpertParams(cluster=0, lr=0.25), 0.25)):
+        plan = make_plan(role, np.arange(12), recipe, 60, expert=expert, parent=bench.folder)
+        assert plan.schedule.lr == lr
+    without = TrainingParams(**SETTINGS, adapter=AdapterParams())
+    plan = make_plan(role, np.arange(12), without, 60, expert=ExpertParams(cluster=0), parent=bench.folder)
+    assert plan.schedule.lr == SETTINGS["lr"]
+
+
+def test_an_adapter_that_is_interrupted_and_resumed_is_uninterrupted(bench: Bench) -> None:
+    whole, losses = adapter_of(bench, epochs=8)
+
+    def interrupt(step: int) -> None:
+        if step == 10:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        adapter_of(bench, epochs=8, on_step=interrupt, checkpoints="broken")
+    stored = load_file(bench.folder / "broken/checkpoint.safetensors")
+    frozen = {name for name, parameter in whole.clip.model.named_parameters() if not parameter.requires_grad}
+    assert stored.keys().isdisjoint(f"model.{name}" for name in frozen)
+    resumed, after = adapter_of(bench, epochs=8, checkpoints="broken")
+    assert after == {step: loss for step, loss in losses.items() if step > 11}
+    assert_equal(weights(resumed), weights(whole))
+
+
+def test_an_adapter_in_bfloat16_learns_in_float32(bench: Bench, vit: ModelParams) -> None:
+    bench.model = vit
+    expert, _ = adapter_of(bench, precision="bf16")
+    state = expert.clip.model.state_dict()
+    assert {tensor.dtype for name, tensor in state.items() if ".lora_" in name} == {torch.float32}
+    assert state["visual.conv1.base_layer.weight"].dtype == torch.bfloat16
+
+
+def test_an_adapter_that_the_model_has_no_room_for_writes_nothing(bench: Bench) -> None:
+    adapter_of(bench, checkpoints="first")
+    for settings, message in (
+        ({"rank": 4096}, "rank: 4096 exceeds every layer"),
+        ({"targets": ["*.attn", "*.nothing"]}, r"targets: '\*\.nothing' fits no layer"),
+    ):
+        with pytest.raises(ModeError, match=message):
+            adapter_of(bench, adapter=settings)
+    assert not (bench.folder / "checkpoints").exists()

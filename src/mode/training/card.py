@@ -24,13 +24,13 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
     """What the model was trained on and what that cost: by itself (`own`), and with its parent (`total`).
 
     Costs are `samples_seen`, `flops`, and `seconds`: the time of the training, once for each of its processes. `clip`
-    still has the card of its parent, if it has one.
+    still has the card of its parent, if it has one. Of an adapter, `parameters` are those of the base and its own.
     """
     plan, parent = training.plan, clip.card
     flops = plan.samples * flops_per_pair(clip)
     loss = sum(state.recent) / len(state.recent)
     own = {"samples_seen": plan.samples, "flops": flops, "seconds": round(state.seconds, 3)}
-    return {
+    card = {
         "name": plan.name,
         "role": plan.role.name,
         "source": plan.source,
@@ -56,6 +56,11 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
             **{name: version(name) for name in ("torch", "open_clip_torch", "mode-clip")},
         },
     }
+    if clip.adapter is not None:
+        lora = clip.adapter.lora
+        learnt = sum(parameter.numel() for parameter in clip.model.parameters() if parameter.requires_grad)
+        card["adapter"] = {"rank": lora.rank, "alpha": lora.alpha, "layers": len(lora.layers), "parameters": learnt}
+    return card
 
 
 def learnt_nothing(name: str, loss: float, batch_size: int) -> str | None:

@@ -59,8 +59,11 @@ class RunState:
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, state: RunState, fingerprint: str) -> None:
-    """Write all that it takes to resume exactly; the previous checkpoint stays until the new one is whole."""
-    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    """Write all that it takes to resume exactly; the previous checkpoint stays until the new one is whole.
+
+    Of an adapter the base's parameters are left out: they are frozen, and the fingerprint is of them as well.
+    """
+    weights = {f"model.{name}": tensor for name, tensor in _learnt(model).items()}
     _save(
         path,
         weights | _optimizer_tensors(model, optimizer),
@@ -81,8 +84,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, fingerpr
             f"{path}: this checkpoint was made under another configuration (data, model or training parameters)",
             f"restore the parameters, or remove {path.parent} to start again",
         )
+    learnt = _learnt(model)
+    frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in learnt}
     try:
-        model.load_state_dict(_weights(tensors))
+        model.load_state_dict(frozen | _weights(tensors))
     except RuntimeError as error:
         raise ModeError(f"{path}: does not fit the model: {' '.join(str(error).split())}", _REMOVE) from None
     _restore_optimizer(path, model, optimizer, tensors)
@@ -149,6 +154,14 @@ def load_branch_state(path: Path, model: nn.Module, optimizer: Optimizer, step: 
 def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of a checkpoint's tensors that are the model's, by their names in it."""
     return {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
+def _learnt(model: nn.Module) -> dict[str, Tensor]:
+    """State of a model; of an adapter without its base's parameters."""
+    if not any(".lora_" in name for name, _ in model.named_parameters()):
+        return model.state_dict()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch.optim import AdamW
 
 from mode.clip.device import autocast
 from mode.clip.encode import encode_text
-from mode.clip.model import Clip, build_model, configuration_of, load_model
+from mode.clip.model import Clip, adapted, build_model, configuration_of, load_model
 from mode.clip.preprocess import image_of, preprocessing_of
 from mode.clip.pretrained import refuse_untrainable
 from mode.params import ImageParams, TrainingParams
@@ -56,6 +56,9 @@ def first_model(training: Training, group: Group) -> Clip:
     visual = clip.model.visual
     if sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 1:  # more than a ViT's patch embedding
         visual.to(memory_format=torch.channels_last)  # faster for convolutions
+    if training.adapter is not None and plan.parent is not None:
+        weights = training.parent_weights or ""
+        clip = adapted(clip, training.adapter, plan.parent.name, weights, training.random_seed)
     if group.world > 1 and group.device.type == "cuda":
         clip.model = nn.SyncBatchNorm.convert_sync_batchnorm(clip.model)  # type: ignore[no-untyped-call]
     clip.model.to(group.device)

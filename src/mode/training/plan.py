@@ -15,7 +15,8 @@ role trains, by its `length` in `mode.roles`:
 Training the seed and then the dense model is therefore the same as training the dense model in one go.
 
 With a pretrained seed S is 0: it has taken no step here and left no optimiser state. Every other model then goes on
-from its weights with a warm-up and a schedule of its own, wherever it ends: a fine-tuning.
+from its weights with a warm-up and a schedule of its own, wherever it ends: a fine-tuning. So does an expert that is an
+adapter, whose parameters are new, from any seed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mode.clip.model import WEIGHTS
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.files import sha256_of
-from mode.params import ExpertParams, ImageParams, ModelParams, TrainingParams
+from mode.params import AdapterParams, ExpertParams, ImageParams, ModelParams, TrainingParams
 from mode.roles import Role
 
 
@@ -153,6 +154,11 @@ class Training:
             "training": self.recipe.model_dump(exclude=set(self.recipe.BESIDE)),
         }
 
+    @property
+    def adapter(self) -> AdapterParams | None:
+        """How its model is an adapter of the parent's, if it is: experts alone are."""
+        return self.recipe.adapter if self.plan.role.kind == "expert" else None
+
     @cached_property
     def parent_weights(self) -> str | None:
         """SHA-256 of the weights that it starts from, None where these are random."""
@@ -237,8 +243,9 @@ def make_plan(
     own = max(1, steps_of(expert.epochs)) if expert and expert.epochs is not None else dense - seed
     ends = {"seed": seed, "dense": dense, "total": seed + experts * (dense - seed), "expert": seed + own}
     first, last = 0 if parent is None else seed, ends[role.length]
-    if not recipe.seed_epochs and recipe.warmup >= last:
-        raise ModeError(f"training.warmup: {recipe.warmup} of {name}'s {last} steps", "set a shorter warm-up")
+    adapter = recipe.adapter if role.kind == "expert" else None
+    if (adapter or not recipe.seed_epochs) and recipe.warmup >= last - first:
+        raise ModeError(f"training.warmup: {recipe.warmup} of {name}'s {last - first} steps", "set a shorter warm-up")
     # The pairs of a cluster are a stream of their own. On all pairs, a model goes on where the seed stopped; of many
     # such models, each takes the next stretch of the stream, so that no two of them are the same.
     stream_start = 0 if role.pairs == "cluster" else first + (expert.cluster * (last - first) if expert else 0)
@@ -254,12 +261,13 @@ def make_plan(
         stream_start=stream_start * recipe.batch_size,
         schedule=Schedule(
             recipe.schedule,
-            (expert and expert.lr) or recipe.lr,
+            (expert and expert.lr) or (adapter and adapter.lr) or recipe.lr,
             recipe.warmup,
             branch=seed,
             end=dense if role.length == "seed" else last,
-            # Of a schedule that the seed began; from a pretrained one each model has its own.
-            dense_end=dense if role.length == "expert" and recipe.seed_epochs else None,
+            # Of a schedule that the seed began; from a pretrained one each model has its own, and so has an adapter.
+            dense_end=dense if role.length == "expert" and recipe.seed_epochs and not adapter else None,
+            start=first if adapter else 0,
         ),
         parent=parent,
     )
