@@ -288,6 +288,19 @@ def export_expert(
     export_shards(Path.cwd(), params, expert, folder, pairs_per_shard, force)
 
 
+@app.command("export-model")
+def export_one_model(
+    name: Annotated[str, typer.Argument(help="A trained model, such as `expert-0`.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
+    models: Annotated[Path, typer.Option(help="The folder of trained models.")] = Path("models"),
+) -> None:
+    """Write a model as an ordinary open_clip folder; an adapter is folded into the weights of its seed."""
+    from mode.clip.export import export_model
+
+    export_model(models, name, folder)
+    typer.echo(f"{name}: open_clip.create_model_and_transforms('local-dir:{folder}') opens it")
+
+
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],

@@ -17,6 +17,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 import yaml
@@ -686,7 +687,9 @@ def explanations(section: type[BaseModel] = Params, prefix: str = "") -> Iterato
 
 
 def _section_of(annotation: Any) -> tuple[bool, type[Section]] | None:
-    """(whether by name, the section) of a field that is one, or a dictionary of them."""
+    """(whether by name, the section) of a field that is one or may be one, or a dictionary of them."""
+    if NoneType in get_args(annotation):
+        annotation = next(each for each in get_args(annotation) if each is not NoneType)
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return False, annotation
     value = get_args(annotation)[1:] if get_origin(annotation) is dict else ()

@@ -16,10 +16,9 @@ from torch import Tensor
 from mode.checksums import write_manifest
 from mode.clip.lora import base_state
 from mode.clip.model import (
+    WEIGHTS,
     Clip,
-    adapted,
     base_of,
-    build_model,
     folded,
     is_model,
     load_model,
@@ -29,43 +28,19 @@ from mode.clip.model import (
 from mode.clip.pretrained import open_pretrained
 from mode.errors import ModeError
 from mode.files import sha256_of
-from mode.params import AdapterParams, ImageParams, ModelParams
+from mode.params import ModelParams
+from tests.adapters import CAPTIONS, write_adapter, write_base
 from tests.training.conftest import RESNET
 
-CAPTIONS = ["a red dog", "a blue dog", "Two zebras, one crossing!"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-WEIGHTS = "open_clip_model.safetensors"
-
-
-def base(folder: Path, model: ModelParams, random_seed: int = 0) -> Path:
-    save_model(folder, build_model(model, ImageParams(size=32), CAPTIONS, random_seed), {"name": "seed"})
-    return folder
-
-
-def adapter(folder: Path, seed: Path, random_seed: int = 1, **params: Any) -> Clip:
-    """An adapter with random deltas, written into `folder`; and what was written."""
-    digest = sha256_of(seed / WEIGHTS)
-    clip = adapted(load_model(seed), AdapterParams(rank=4, **params), seed.name, digest, random_seed)
-    torch.manual_seed(random_seed)
-    with torch.no_grad():
-        for name, parameter in clip.model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(std=0.05)
-        clip.model.logit_scale.add_(0.5)
-    for name, buffer in clip.model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_()
-    save_model(folder, clip, {"name": folder.name})
-    clip.model.eval()
-    return clip
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
-    seed = base(root / "seed", ModelParams(config=RESNET, tokenizer="words"))
+    seed = write_base(root / "seed", ModelParams(config=RESNET, tokenizer="words"))
     for number in range(2):
-        adapter(root / f"expert-{number}", seed, number)
+        write_adapter(root / f"expert-{number}", seed, number)
     return root
 
 
@@ -83,8 +58,8 @@ def features(clip: Clip) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_a_folder_is_opened_beside_its_base(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    seed = base(tmp_path / "seed", request.getfixturevalue(kind))
-    written = adapter(tmp_path / "expert", seed)
+    seed = write_base(tmp_path / "seed", request.getfixturevalue(kind))
+    written = write_adapter(tmp_path / "expert", seed)
     assert {path.name for path in (tmp_path / "expert").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -107,7 +82,7 @@ def test_a_folder_is_opened_beside_its_base(kind: str, request: pytest.FixtureRe
 
 
 def test_the_same_adapter_is_the_same_bytes(models: Path) -> None:
-    adapter(models / "again", models / "seed", 0)
+    write_adapter(models / "again", models / "seed", 0)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (models / "again" / name).read_bytes() == (models / "expert-0" / name).read_bytes()
 
@@ -245,7 +220,7 @@ def test_what_is_no_adapter_of_this_base_is_refused_in_one_line(
 
 def test_an_adapter_of_another_base_is_refused_by_both_names(models: Path, resnet: ModelParams) -> None:
     shutil.rmtree(models / "seed")
-    base(models / "seed", resnet, random_seed=9)
+    write_base(models / "seed", resnet, random_seed=9)
     with pytest.raises(
         ModeError, match=r"expert-0: an adapter of another base than .*models/seed: of weights \w{12}"
     ) as e:

@@ -4,14 +4,19 @@ Models that were trained on from the same seed lie close enough together for the
 model as well (as in "model soups", Wortsman et al., ICML 2022). It costs one model's inference instead of all. What
 BatchNorm layers remember of their input is not a parameter: it belongs to the activations of the model that it was
 measured in, and has to be measured again in the average.
+
+Experts that are adapters of one base are averaged by their deltas: base + sum of weight x delta. `ties` (TIES-Merging,
+Yadav et al., NeurIPS 2023) and `dare` (Yu et al., ICML 2024) thin the deltas out first, so that they disturb each other
+less; the thinning and the vote on signs are peft's.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mode.clip.model import folded
 from mode.ensemble.combine import weighted_sum
 from mode.errors import ModeError
 
@@ -28,39 +34,129 @@ if TYPE_CHECKING:
 #: Images in a batch that statistics are estimated on, at least, if there are as many.
 SMALLEST_BATCH = 32
 
+#: Computes a change of one weight.
+Delta = Callable[[], Tensor]
+#: How experts become one model.
+Merge = Literal["weights", "ties", "dare"]
+#: Share of each delta that is kept, unless told otherwise: TIES as in its paper, DARE as in FusionBench.
+DENSITIES = {"ties": 0.2, "dare": 0.5}
 
-def merge_models(clips: Mapping[str, Clip], weights: Mapping[str, float], batches: Iterable[Tensor]) -> Clip:
-    """One model whose parameters are the weighted mean of several models'.
+
+def merge_models(
+    clips: Mapping[str, Clip],
+    weights: Mapping[str, float],
+    batches: Iterable[Tensor],
+    how: Merge = "weights",
+    density: float | None = None,
+) -> Clip:
+    """One whole model whose parameters are the weighted mean of several models'.
 
     Args:
         clips: name -> model; all of one architecture, on one device.
         weights: name -> weight, of sum 1.
         batches: normalised images float32 [n, 3, size, size] that the statistics of BatchNorm layers are estimated on;
-            not read if the models have none.
+            not read if the models have none, or there is only one.
+        how: `weights`; or, of adapters of one base, what their deltas are combined by: see `combine_deltas`.
+        density: of `combine_deltas`; default `DENSITIES`.
 
     Returns:
         A new model in evaluation mode, with the first one's tokenizer and preprocessing; its card is empty.
 
     Raises:
-        ModeError: the models' parameters differ in name or shape, or there is no batch where statistics need one.
+        ModeError: the models' parameters differ in name or shape, there is no batch where statistics need one, or
+            `ties` or `dare` of models that are not adapters of one base, or of no density in 0..1.
     """
-    states = {name: clip.model.state_dict() for name, clip in clips.items()}
+    if how != "weights":
+        density = _checked_density(clips, how, density)
+    states, deltas = _parts(clips)
     first = next(iter(clips))
     shapes = {name: {key: tensor.shape for key, tensor in state.items()} for name, state in states.items()}
     if different := [name for name in clips if shapes[name] != shapes[first]]:
         raise ModeError(f"{different[0]} has other parameters than {first}", "only models of one seed can be merged")
-    with torch.no_grad():
-        merged = {
-            key: weighted_sum((weights[name], states[name][key].float()) for name in clips).to(tensor.dtype)
-            if tensor.is_floating_point()
-            else tensor
-            for key, tensor in states[first].items()
-        }
-    model = copy.deepcopy(clips[first].model)
+    merged = {}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of `dare`
+        for key, tensor in states[first].items():
+            merged[key] = _mean({name: states[name][key] for name in clips}, weights)
+            if changes := {name: deltas[name][key]() for name in clips if key in deltas[name]}:
+                zero = torch.zeros_like(tensor, dtype=torch.float32)
+                listed = [changes.get(name, zero) for name in clips]
+                change = combine_deltas(listed, [weights[name] for name in clips], how, density)
+                merged[key] = (merged[key].float() + change).to(tensor.dtype)
+    model = copy.deepcopy(folded(clips[first]).model)
     model.load_state_dict(merged)
-    if statistics_layers(model):
+    if statistics_layers(model) and len(clips) > 1:  # one alone has its own
         estimate_statistics(model, batches)
-    return replace(clips[first], model=model.eval(), card={})
+    return replace(clips[first], model=model.eval(), card={}, adapter=None)
+
+
+def combine_deltas(
+    deltas: Sequence[Tensor], weights: Sequence[float], how: Merge = "weights", density: float | None = None
+) -> Tensor:
+    """Several changes of one weight as one.
+
+    `weights` is their weighted sum. `dare` is the same of deltas of which a random share `density` is left, scaled up
+    in turn. `ties` keeps the largest share `density` of each, elects the sign of every number by the weighted sum of
+    what was kept, and takes the weighted mean of those that have it. With equal weights that is peft's `ties`; with
+    others peft still divides by how many there are, and the change would be too large where few of them count.
+
+    Args:
+        deltas: float32, at least one, of one shape.
+        weights: of sum 1.
+        how: see above.
+        density: in 0..1; not used by `weights`.
+    """
+    if how == "weights" or density is None:
+        return weighted_sum(zip(weights, deltas, strict=True))
+    from peft.utils.merge_utils import calculate_majority_sign_mask, dare_linear, prune
+
+    factors = torch.tensor(weights, dtype=deltas[0].dtype, device=deltas[0].device)
+    if how == "dare":
+        thinned: Tensor = dare_linear(list(deltas), factors, density)
+        return thinned
+    kept = torch.stack([prune(delta, density, method="magnitude") for delta in deltas])
+    factors = factors.reshape(-1, *[1] * deltas[0].ndim)
+    counted = factors * calculate_majority_sign_mask(factors * kept)
+    together: Tensor = (counted * kept).sum(dim=0) / counted.sum(dim=0).clamp(min=torch.finfo(kept.dtype).tiny)
+    return together
+
+
+def _checked_density(clips: Mapping[str, Clip], how: str, density: float | None) -> float:
+    if how not in DENSITIES:
+        raise ModeError(f"merge: '{how}' is unknown", "it may be 'weights', 'ties' or 'dare'")
+    bases = {clip.adapter.base_weights if clip.adapter else name for name, clip in clips.items()}
+    if len(bases) > 1 or any(clip.adapter is None for clip in clips.values()):
+        raise ModeError(
+            f"merge: '{how}' combines changes of one base, but these experts are not all adapters of one",
+            "merge='weights', or train them with training.adapter",
+        )
+    density = DENSITIES[how] if density is None else density
+    if not 0 < density < 1:
+        raise ModeError(
+            f"density: {density} is no share of numbers to keep", f"above 0, below 1, such as {DENSITIES[how]}"
+        )
+    return density
+
+
+def _parts(clips: Mapping[str, Clip]) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Delta]]]:
+    """Of each model its state without deltas, by the names of a whole model, and what computes its deltas."""
+    if all(clip.adapter is None for clip in clips.values()):
+        return {name: dict(clip.model.state_dict()) for name, clip in clips.items()}, {name: {} for name in clips}
+    from mode.clip.lora import base_state, delta_layers, delta_of
+
+    states = {name: base_state(clip.model) for name, clip in clips.items()}
+    layers = {name: delta_layers(clip.model) for name, clip in clips.items()}
+    return states, {
+        name: {key: partial(delta_of, layer) for key, layer in each.items()} for name, each in layers.items()
+    }
+
+
+def _mean(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted mean of floating-point tensors; of one that all have in common, and of counts, the first."""
+    first = next(iter(tensors.values()))
+    if not first.is_floating_point() or (len(tensors) > 1 and len({each.data_ptr() for each in tensors.values()}) == 1):
+        return first
+    return weighted_sum((weights[name], tensor.float()) for name, tensor in tensors.items()).to(first.dtype)
 
 
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:

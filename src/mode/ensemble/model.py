@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mode.clip.device import Precision, fastest_precision, pick_device
-from mode.clip.model import Clip, is_model, load_models, save_model
+from mode.clip.model import Clip, folded, is_model, load_models, save_model
 from mode.clip.preprocess import Preprocess
 from mode.ensemble.combine import by_model, combine, query_weights
 from mode.ensemble.encoder import JointEncoder
 from mode.ensemble.images import Images, rgb_batches
-from mode.ensemble.merge import draw_images, even_batches, merge_models, statistics_layers
+from mode.ensemble.merge import Merge, draw_images, even_batches, merge_models, statistics_layers
 from mode.ensemble.router import DESCRIPTION, Router
 from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
@@ -98,7 +98,8 @@ class Ensemble(JointEncoder):
         *,
         top_k: int | None = None,
         threshold: float | None = None,
-        merge: Literal["weights"] | None = None,
+        merge: Merge | None = None,
+        density: float | None = None,
         images: Images | None = None,
     ) -> TaskModel:
         """A zero-shot classifier for these classes.
@@ -112,9 +113,11 @@ class Ensemble(JointEncoder):
                 the mean over its prompts.
             top_k: keep the experts with the largest weights, so many; their weights are scaled to sum 1.
             threshold: keep the fewest experts whose weights sum to at least this share (0 to 1); scaled likewise.
-            merge: `weights`: average the parameters of the experts, by weight, into one model. They must have branched
-                from one seed, as those of this pipeline do. Normalisation statistics (BatchNorm) cannot be averaged and
-                are estimated anew.
+            merge: `weights`: average the parameters of the experts, by weight, into one model, in which adapters are
+                folded. They must have branched from one seed, as those of this pipeline do. Normalisation statistics
+                (BatchNorm) cannot be averaged and are estimated anew. `ties`, `dare`: of experts that are adapters,
+                thin their changes of the seed out first (`mode.ensemble.merge.combine_deltas`).
+            density: of `ties` and `dare`: the share of each change that is kept; default 0.2 and 0.5.
             images: of `merge`, for that estimate: some hundred unlabelled images. Default: the training images kept
                 with the ensemble, those of an expert in proportion to its weight. Not needed by models without
                 BatchNorm, such as ViTs.
@@ -138,14 +141,17 @@ class Ensemble(JointEncoder):
             routed = keep_top(routed, top_k)
         if threshold is not None:
             routed = keep_share(routed, threshold)
+        if density is not None and merge not in ("ties", "dare"):
+            raise ModeError("density is only used to merge by ties or dare", "add merge='ties', or leave it out")
         if images is not None and merge is None:
             raise ModeError("images are only used to merge experts", "add merge='weights', or leave them out")
         per_model = by_model(self.members, routed)
         clips = {name: self.clips[name] for name, weight in per_model.items() if weight > 0}
         if merge is not None:
-            if merge != "weights":
-                raise ModeError(f"merge: '{merge}' is unknown", "it may be 'weights'")
-            clips, per_model = {"merged": self._merged(clips, per_model, routed, images)}, {"merged": 1.0}
+            clips, per_model = (
+                {"merged": self._merged(clips, per_model, routed, images, merge, density)},
+                {"merged": 1.0},
+            )
         return TaskModel(tuple(classes), prompts, routed, clips, per_model, self)
 
     def retrieve(
@@ -187,11 +193,17 @@ class Ensemble(JointEncoder):
         return self.encode_image(image), self.encode_text(text), self.logit_scale.exp()
 
     def _merged(
-        self, clips: dict[str, Clip], per_model: dict[str, float], routed: dict[str, float], images: Images | None
+        self,
+        clips: dict[str, Clip],
+        per_model: dict[str, float],
+        routed: dict[str, float],
+        images: Images | None,
+        how: Merge,
+        density: float | None,
     ) -> Clip:
         """The experts' parameters averaged, with statistics of `images` or of the kept training images."""
         preprocess = Preprocess(next(iter(clips.values())))
-        if not any(statistics_layers(clip.model) for clip in clips.values()):
+        if len(clips) == 1 or not any(statistics_layers(clip.model) for clip in clips.values()):
             pixels = torch.empty(0)
         elif images is None:
             pixels = draw_images(self.router.images, routed)
@@ -199,7 +211,7 @@ class Ensemble(JointEncoder):
             read = [preprocess.pixels(image) for batch in rgb_batches(images, self.batch_size) for image in batch]
             pixels = torch.stack(read) if read else torch.empty(0)
         batches = (preprocess.normalise(batch.to(self.device)) for batch in even_batches(pixels, self.batch_size))
-        return merge_models(clips, per_model, batches)
+        return merge_models(clips, per_model, batches, how, density)
 
 
 class TaskModel(JointEncoder):
@@ -277,7 +289,9 @@ class TaskModel(JointEncoder):
         if len(self.clips) > 1:
             raise ModeError("a task of several experts is no single model", "adapt(..., merge='weights') makes one")
         [(name, clip)] = self.clips.items()
-        save_model(Path(folder), clip, {"name": name, "merged_from": self.weights, "classes": list(self.classes)})
+        save_model(
+            Path(folder), folded(clip), {"name": name, "merged_from": self.weights, "classes": list(self.classes)}
+        )
 
     def _cosines(self, images: Images, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Model -> cosines [images, texts]; `texts`: model -> unit vectors."""
