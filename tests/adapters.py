@@ -21,7 +21,7 @@ def write_base(folder: Path, model: ModelParams, random_seed: int = 0, captions:
 
 
 def write_adapter(folder: Path, base: Path, random_seed: int = 1, **params: Any) -> Clip:
-    """An adapter with random deltas, logit scale and statistics; also what was written."""
+    """An adapter with random deltas and a logit scale of its own; also what was written."""
     clip = adapted(load_model(base), AdapterParams(rank=4, **params), base.name, sha256_of(base / WEIGHTS), random_seed)
     torch.manual_seed(random_seed)
     with torch.no_grad():
@@ -29,9 +29,6 @@ def write_adapter(folder: Path, base: Path, random_seed: int = 1, **params: Any)
             if ".lora_B." in name:
                 parameter.normal_(std=0.05)
         clip.model.logit_scale.add_(0.1 * random_seed)
-        for name, buffer in clip.model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_()
     save_model(folder, clip, {"name": folder.name})
     clip.model.eval()
     return clip

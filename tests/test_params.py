@@ -192,3 +192,24 @@ def test_a_pretrained_seed_brings_its_model() -> None:
 def test_seeds_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ModeError, match=message):
         parse_params({**PRETRAINED, **changes})
+
+
+def test_an_adapter_is_a_section_that_may_be_left_out() -> None:
+    minimal = {"sources": {"base": {"shards": "s"}}, "experts": {}, "model": {"name": "ViT-B-32"}}
+    assert parse_params(minimal).training.adapter is None
+    given = parse_params({**minimal, "training": {"adapter": {"rank": 8}}}).training.adapter
+    assert given is not None
+    assert (given.kind, given.scale, given.targets, given.lr) == ("lora", 16.0, None, None)
+    assert dict(explanations())["training.adapter.rank"].startswith("Rows of A")
+    for adapter, message in (
+        ({"rank": 0}, "training.adapter.rank: Input should be greater than 0, not 0"),
+        ({"rank": -1}, "training.adapter.rank"),
+        ({"alpha": 0.0}, "training.adapter.alpha"),
+        ({"targets": []}, "training.adapter.targets"),
+        ({"targets": "*.attn"}, "training.adapter.targets"),
+        ({"kind": "dora"}, "training.adapter.kind"),
+        ({"ranks": 4}, "training.adapter.ranks: unknown parameter"),
+    ):
+        with pytest.raises(ModeError, match=message) as error:
+            parse_params({**minimal, "training": {"adapter": adapter}})
+        assert "\n" not in str(error.value)

@@ -242,6 +242,18 @@ class TestAdapters:
         ensemble.adapt(CLASSES, top_k=1).save(tmp_path / "alone/task")
         assert load_model(tmp_path / "alone/task").adapter is None
 
+    def test_batch_norm_keeps_the_statistics_of_the_base(self, router: Router, tmp_path: Path) -> None:
+        """No image is needed, and what is merged is what was folded."""
+        base = write_base(tmp_path / "seed", ModelParams(config=RESNET, tokenizer="words"), captions=CAPTIONS)
+        for number, name in enumerate(router.experts):
+            write_adapter(tmp_path / name, base, number)
+        ensemble = Ensemble(router, load_models({name: tmp_path / name for name in router.experts}), "cpu")
+        task = ensemble.adapt(CLASSES, merge="weights")
+        whole = {name: folded(clip).model.state_dict() for name, clip in ensemble.clips.items()}
+        for key, tensor in task.clips["merged"].model.state_dict().items():
+            expected = sum(weight * whole[name][key] for name, weight in task.weights.items())
+            torch.testing.assert_close(tensor, expected.to(tensor.dtype), rtol=1e-5, atol=1e-6)
+
     def test_whole_experts_have_no_deltas_to_thin_out(self, router: Router) -> None:
         ensemble = Ensemble(router, {"expert-0": clip_of(VIT, 0), "expert-1": clip_of(VIT, 1)}, "cpu")
         with pytest.raises(ModeError, match="'dare' combines changes of one base"):

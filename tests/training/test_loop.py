@@ -413,8 +413,7 @@ def test_an_expert_as_an_adapter_leaves_the_seed_as_it_is(bench: Bench) -> None:
     assert list(losses) == [9, 10, 11, 12]
     seed, tensors = load_model(bench.folder / "seed"), base_state(expert.clip.model)
     learnt = {name for name, tensor in seed.model.state_dict().items() if not torch.equal(tensor, tensors[name])}
-    statistics = {name for name, _ in seed.model.named_buffers() if name in tensors}
-    assert learnt == {"logit_scale"} | statistics
+    assert learnt == {"logit_scale"}  # no statistics of batch norm either
     assert all(delta_of(layer).any() for layer in delta_layers(expert.clip.model).values())
     expert.save(bench.folder / "expert-1", {"curve.csv": "samples,loss\n"})
     names = ["SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "card.json", "curve.csv"]
@@ -487,3 +486,28 @@ def test_an_adapter_that_the_model_has_no_room_for_writes_nothing(bench: Bench) 
         with pytest.raises(ModeError, match=message):
             adapter_of(bench, adapter=settings)
     assert not (bench.folder / "checkpoints").exists()
+
+
+def test_an_adapter_warms_up_from_the_branch_on_a_schedule_of_its_own(bench: Bench) -> None:
+    """Whatever the seed's warm-up was: eight steps of the seed, then three up and five down to 0."""
+    adapter = AdapterParams(lr=0.6)
+    for schedule in ("wsd", "cosine"):
+        recipe = TrainingParams(**{**SETTINGS, "epochs": 8, "warmup": 3, "schedule": schedule}, adapter=adapter)
+        role = next(each for each in TRAINED if each.name == "expert")
+        plan = make_plan(role, np.arange(12), recipe, 60, expert=ExpertParams(cluster=0), parent=bench.folder)
+        found = [plan.schedule.rate(step) for step in range(plan.first_step, plan.last_step + 1)]
+        assert (plan.first_step, len(found)) == (8, 9)
+        down = [1 - n / 5 if schedule == "wsd" else 0.5 * (1 + np.cos(np.pi * n / 5)) for n in range(6)]
+        assert found == pytest.approx([0.2, 0.4, 0.6, *(0.6 * each for each in down)])
+    longer = TrainingParams(**{**SETTINGS, "epochs": 8, "warmup": 8}, adapter=adapter)
+    with pytest.raises(ModeError, match="warmup: 8 of expert's 8 steps"):
+        make_plan(role, np.arange(12), longer, 60, expert=ExpertParams(cluster=0), parent=bench.folder)
+
+
+def test_locked_layers_are_not_adapted(bench: Bench, vit: ModelParams) -> None:
+    bench.model = vit
+    expert, _ = adapter_of(bench, unlocked_image_groups=0)
+    assert expert.clip.adapter is not None
+    assert expert.clip.adapter.lora.layers == tuple(
+        f"transformer.resblocks.0.{name}" for name in ("attn", "mlp.c_fc", "mlp.c_proj")
+    )

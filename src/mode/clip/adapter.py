@@ -1,7 +1,7 @@
 """A model as an adapter: a folder of some megabytes beside the model that it is a low-rank change of, its base.
 
-The folder holds peft's own files, `adapter_config.json` and `adapter_model.safetensors` (deltas, logit scale, BatchNorm
-statistics), and `card.json`. Its base is a model folder beside it, `../seed`, whose weights it names by their SHA-256.
+The folder holds peft's own files, `adapter_config.json` and `adapter_model.safetensors` (deltas and logit scale), and
+`card.json`. Its base is a model folder beside it, `../seed`, whose weights it names by their SHA-256.
 
 What comes from somebody else is data alone here as well: of peft's configuration nothing is used but rank, alpha and
 the base's name, and a key that is set to anything but what a plain LoRA has is refused, whatever it would do.

@@ -8,7 +8,8 @@ the layers of a plain open_clip model.
 
 What has no layer of its own is not adapted and stays as in the base: embeddings of words and positions, the projections
 behind the towers, biases and gains, and open_clip's attention pooling, which uses the weights of its layers without
-calling them. The logit scale and bias, and the statistics of BatchNorm, are a model's own (`own_tensors`).
+calling them. BatchNorm keeps the base's statistics as well: they gained nothing when they followed an expert's pairs,
+and without them a merge is a sum of deltas and needs no images. Logit scale and bias are a model's own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import open_clip
@@ -27,7 +29,6 @@ from open_clip.transformer import ResidualAttentionBlock
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mode.errors import ModeError
@@ -191,12 +192,6 @@ def add_deltas(model: open_clip.CLIP, lora: Lora, random_seed: int = 0) -> open_
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What a network with deltas does not have from its base: the very tensors, by the names that plain peft uses."""
-    statistics = {
-        f"{name}.{buffer}"
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
-        for buffer, _ in module.named_buffers(recurse=False)
-    }
     splits = _splits(model)
     own: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -206,7 +201,7 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
             if owner in splits:
                 layer = owner if part == "in_proj" else f"{owner}.base_layer.{part}"
             own[f"{layer}.lora_{matrix.replace(f'.{_NAME}.', '.')}"] = tensor
-        elif name in statistics or name in _SCALARS:
+        elif name in _SCALARS:
             own[name] = tensor
     return own
 
@@ -241,12 +236,12 @@ def delta_of(layer: LoraLayer) -> Tensor:
 
 
 def share(model: open_clip.CLIP) -> open_clip.CLIP:
-    """A copy of a plain network that has the very same parameters, but its own logit scale and bias, and buffers.
+    """A copy of a plain network that has the very same parameters and buffers, but its own logit scale and bias.
 
     Parameters that are one object stay one when either network is moved to another device or memory format.
     """
-    memo = {id(each): each for name, each in model.named_parameters() if name not in _SCALARS}
-    return copy.deepcopy(model, memo)
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return copy.deepcopy(model, {id(each): each for name, each in tensors if name not in _SCALARS})
 
 
 def fold(model: open_clip.CLIP) -> open_clip.CLIP:

@@ -237,7 +237,7 @@ def adapted(clip: Clip, params: AdapterParams, base: str, base_weights: str, ran
     """A whole model as the beginning of an adapter of itself: deltas of zero, in float32, and all else frozen.
 
     Args:
-        clip: its network is changed in place.
+        clip: its network is changed in place; layers whose weights take no gradient are locked, and have no delta.
         params: rank, alpha, and which layers.
         base: name of the folder it is from.
         base_weights: SHA-256 of the weights there.
@@ -249,7 +249,10 @@ def adapted(clip: Clip, params: AdapterParams, base: str, base_weights: str, ran
     from mode.clip.adapter import Adapter
     from mode.clip.lora import Lora, adaptable_layers, add_deltas, choose_layers
 
-    layers = choose_layers(adaptable_layers(clip.model, clip.tokenizer([""])), params.rank, params.targets)
+    locked = {name.rpartition(".")[0] for name, each in clip.model.named_parameters() if not each.requires_grad}
+    found = adaptable_layers(clip.model, clip.tokenizer([""]))
+    free = {name: room for name, room in found.items() if name not in locked}
+    layers = choose_layers(free, params.rank, params.targets)
     lora = Lora(params.rank, params.scale, tuple(sorted(layers)))
     network = add_deltas(clip.model, lora, random_seed)
     for parameter in network.parameters():

@@ -12,7 +12,7 @@ import numpy as np
 
 from mode.clip.device import autocast, fastest_precision, pick_device
 from mode.clip.encode import encode_texts
-from mode.clip.model import Clip, write_model_files
+from mode.clip.model import Clip, folded, write_model_files
 from mode.clip.pretrained import open_pretrained
 from mode.embedding.base import embedder_folder, read_record
 
@@ -63,7 +63,7 @@ class OpenClipEmbedder:
         copied = Path(self.source).is_dir()
         with embedder_folder(folder, "open_clip", source=self.source, copied=copied) as aside:
             if copied:
-                write_model_files(aside / "model", self.clip, self.clip.card)
+                write_model_files(aside / "model", folded(self.clip), self.clip.card)
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", batch_size: int = 256) -> OpenClipEmbedder:

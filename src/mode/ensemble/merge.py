@@ -31,6 +31,9 @@ from mode.errors import ModeError
 if TYPE_CHECKING:
     from mode.clip.model import Clip
 
+#: Ends of the names of what BatchNorm layers remember.
+_STATISTICS = (".running_mean", ".running_var")
+
 #: Images in a batch that statistics are estimated on, at least, if there are as many.
 SMALLEST_BATCH = 32
 
@@ -55,7 +58,7 @@ def merge_models(
         clips: name -> model; all of one architecture, on one device.
         weights: name -> weight, of sum 1.
         batches: normalised images float32 [n, 3, size, size] that the statistics of BatchNorm layers are estimated on;
-            not read if the models have none, or there is only one.
+            not read if the models have none, nor of one model alone, nor of adapters, which keep their base's.
         how: `weights`; or, of adapters of one base, what their deltas are combined by: see `combine_deltas`.
         density: of `combine_deltas`; default `DENSITIES`.
 
@@ -85,7 +88,8 @@ def merge_models(
                 merged[key] = (merged[key].float() + change).to(tensor.dtype)
     model = copy.deepcopy(folded(clips[first]).model)
     model.load_state_dict(merged)
-    if statistics_layers(model) and len(clips) > 1:  # one alone has its own
+    kept = len(clips) == 1 or (any(clip.adapter for clip in clips.values()) and _statistics_agree(states.values()))
+    if statistics_layers(model) and not kept:
         estimate_statistics(model, batches)
     return replace(clips[first], model=model.eval(), card={}, adapter=None)
 
@@ -149,6 +153,12 @@ def _parts(clips: Mapping[str, Clip]) -> tuple[dict[str, dict[str, Tensor]], dic
     return states, {
         name: {key: partial(delta_of, layer) for key, layer in each.items()} for name, each in layers.items()
     }
+
+
+def _statistics_agree(states: Iterable[Mapping[str, Tensor]]) -> bool:
+    """Whether BatchNorm layers remember the same in all models."""
+    first, *others = ({key: each for key, each in state.items() if key.endswith(_STATISTICS)} for state in states)
+    return all(torch.equal(tensor, other[key]) for other in others for key, tensor in first.items())
 
 
 def _mean(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

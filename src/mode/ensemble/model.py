@@ -203,7 +203,7 @@ class Ensemble(JointEncoder):
     ) -> Clip:
         """The experts' parameters averaged, with statistics of `images` or of the kept training images."""
         preprocess = Preprocess(next(iter(clips.values())))
-        if len(clips) == 1 or not any(statistics_layers(clip.model) for clip in clips.values()):
+        if not any(statistics_layers(clip.model) for clip in clips.values()):
             pixels = torch.empty(0)
         elif images is None:
             pixels = draw_images(self.router.images, routed)
