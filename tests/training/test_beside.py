@@ -23,6 +23,7 @@ from mode.training import loop
 from mode.training.beside import Beside, HeldOut, KeptModels, for_inference
 from mode.training.loop import Interrupted, TrainResult, train
 from mode.training.plan import Training, make_plan
+from tests.adapters import write_adapter, write_base
 
 IMAGE = ImageParams(size=32, flip=True, shift=2)
 RECIPE: dict[str, Any] = {"epoch_samples": 24, "epochs": 6, "seed_epochs": 4, "batch_size": 12, "lr": 2e-3, "warmup": 2}
@@ -223,3 +224,16 @@ def test_so_many_are_kept_and_none_of_another_configuration(bench: Bench) -> Non
     assert not other.done(10)
     bench.train(other, name="other", lr=1e-3)
     assert [folder.name for folder in (bench.folder / "kept").iterdir()] == ["8"]
+
+
+def test_a_kept_model_of_an_adapter_is_whole(bench: Bench) -> None:
+    """Its base does not lie beside it."""
+    seed = write_base(bench.folder / "seed", bench.model)
+    clip = write_adapter(bench.folder / "expert", seed)
+    KeptModels(bench.training(), KeepParams(every=4), bench.folder / "kept").do(4, clip)
+    kept = load_model(bench.folder / "kept/4")
+    assert kept.adapter is None
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        ours, theirs = clip.model.encode_image(images), kept.model.eval().encode_image(images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -36,6 +36,7 @@ from mode.params import (
     TrainingParams,
 )
 from mode.roles import TRAINED
+from mode.training.checkpoint import open_checkpoint
 from mode.training.learner import Towers
 from mode.training.loop import Interrupted, TrainResult, train
 from mode.training.plan import Training, make_plan
@@ -511,3 +512,24 @@ def test_locked_layers_are_not_adapted(bench: Bench, vit: ModelParams) -> None:
     assert expert.clip.adapter.lora.layers == tuple(
         f"transformer.resblocks.0.{name}" for name in ("attn", "mlp.c_fc", "mlp.c_proj")
     )
+
+
+def test_the_checkpoint_of_an_adapter_can_be_opened(bench: Bench) -> None:
+    adapter_of(bench, checkpoints="first")
+
+    def interrupt(step: int) -> None:
+        if step == 9:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        adapter_of(bench, on_step=interrupt)
+    path = bench.folder / "checkpoints/checkpoint.safetensors"
+    stored = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
+    clip, step = open_checkpoint(path, bench.folder)
+    assert step == 10
+    state = clip.model.state_dict()
+    own = [name for name in stored if ".lora_" in name or name == "logit_scale"]
+    assert own
+    assert all(torch.equal(state[name], stored[name]) for name in own if not name.startswith("optimizer."))
+    with pytest.raises(ModeError, match=r"checkpoints/model: an adapter of .*/elsewhere/seed, which is no model"):
+        open_checkpoint(path, bench.folder / "elsewhere")

@@ -118,7 +118,7 @@ def evaluate_checkpoint(checkpoint: Path, tasks: list[str], params: Path, device
     Raises:
         ModeError: neither of the two; damaged; or the project's tasks are not there yet.
     """
-    from mode.clip.model import CONFIG, load_model
+    from mode.clip.model import is_model, load_model
     from mode.evaluation.evaluate import evaluate_tasks
     from mode.training.checkpoint import CHECKPOINT, open_checkpoint
 
@@ -126,10 +126,10 @@ def evaluate_checkpoint(checkpoint: Path, tasks: list[str], params: Path, device
     if not tasks and not project.task_list.is_file():
         raise ModeError("there are no tasks yet", "`dvc repro tasks` makes them, or give some with --tasks")
     file = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
-    if (checkpoint / CONFIG).is_file():
+    if is_model(checkpoint):
         clip, name = load_model(checkpoint), checkpoint.resolve().name
     elif file.is_file():
-        clip, step = open_checkpoint(file)
+        clip, step = open_checkpoint(file, project.models)
         name = f"step {step:,}"
     else:
         raise ModeError(

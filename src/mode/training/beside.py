@@ -17,7 +17,7 @@ from open_clip.loss import ClipLoss
 
 from mode.checksums import write_manifest
 from mode.clip.encode import encode_texts, unit_vectors
-from mode.clip.model import CARD, Clip, write_model_files
+from mode.clip.model import CARD, Clip, folded, write_model_files
 from mode.clip.trust import read_json
 from mode.data.images import normalise
 from mode.data.loading.store import ImageStore
@@ -138,7 +138,7 @@ class KeptModels:
             "provenance": {"configuration": self._training.fingerprint},
         }
         with write_aside(self._folder / str(step)) as temporary:
-            write_model_files(temporary, clip, card)
+            write_model_files(temporary, folded(clip), card)  # an adapter's base does not lie beside it there
             write_manifest(temporary)
         steps = self._steps()
         kept = steps if self._params.last is None else steps[-self._params.last :]

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mode.clip.model import WEIGHTS, Clip, load_model
+from mode.clip.model import WEIGHTS, Clip, base_of, load_model
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.parallel import cores
@@ -84,21 +84,17 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, fingerpr
             f"{path}: this checkpoint was made under another configuration (data, model or training parameters)",
             f"restore the parameters, or remove {path.parent} to start again",
         )
-    learnt = _learnt(model)
-    frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in learnt}
-    try:
-        model.load_state_dict(frozen | _weights(tensors))
-    except RuntimeError as error:
-        raise ModeError(f"{path}: does not fit the model: {' '.join(str(error).split())}", _REMOVE) from None
+    _load_weights(path, model, tensors)
     _restore_optimizer(path, model, optimizer, tensors)
     return state
 
 
-def open_checkpoint(path: Path) -> tuple[Clip, int]:
+def open_checkpoint(path: Path, models: Path = Path("models")) -> tuple[Clip, int]:
     """The model of an unfinished training, in float32 on the CPU, and the step that it has come to.
 
     Args:
         path: of a checkpoint, with the model's configuration beside it, as `mode.training.loop` writes both.
+        models: folder of the models of which it may be an adapter; default `models` in the working folder.
 
     Raises:
         ModeError: the checkpoint or the configuration is missing or damaged, or they do not belong together.
@@ -108,13 +104,19 @@ def open_checkpoint(path: Path) -> tuple[Clip, int]:
     if not configuration.is_dir():
         raise ModeError(f"{configuration}: missing, and {path.name} alone does not say what model it is of", _REMOVE)
     with TemporaryDirectory() as name:
-        folder = Path(name) / "model"
+        folder = Path(name) / "_"
         shutil.copytree(configuration, folder, symlinks=True)
-        save_file(_weights(tensors), folder / WEIGHTS)
         try:
-            return load_model(folder), state.step
+            if (base := base_of(folder)) is None:
+                save_file(_weights(tensors), folder / WEIGHTS)
+                return load_model(folder), state.step
+            base.symlink_to((models / base.name).absolute())
+            clip = load_model(folder)  # with the deltas of the first checkpoint
+            _load_weights(path, clip.model, tensors)
         except ModeError as error:
-            raise ModeError(str(error).replace(str(folder), str(configuration))) from None
+            said = str(error).replace(str(folder), str(configuration))
+            raise ModeError(said.replace(name, str(models))) from None
+        return clip, state.step
 
 
 def check_checkpoint(path: Path) -> bool:
@@ -154,6 +156,16 @@ def load_branch_state(path: Path, model: nn.Module, optimizer: Optimizer, step: 
 def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of a checkpoint's tensors that are the model's, by their names in it."""
     return {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
+def _load_weights(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give a model a checkpoint's weights; of an adapter, whose base it already has, its own."""
+    learnt = _learnt(model)
+    frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in learnt}
+    try:
+        model.load_state_dict(frozen | _weights(tensors))
+    except RuntimeError as error:
+        raise ModeError(f"{path}: does not fit the model: {' '.join(str(error).split())}", _REMOVE) from None
 
 
 def _learnt(model: nn.Module) -> dict[str, Tensor]:
