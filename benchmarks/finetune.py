@@ -80,7 +80,7 @@ TUNING: dict[str, dict[str, Any]] = {
     "machine": {"threads": 1, "workers": 0, "decode_threads": 2, "device": "cpu"},
 }
 #: Adapters take the higher rate that is usual for them.
-ADAPTER: dict[str, Any] = {"adapter": {"kind": "lora", "rank": 16}, "lr": 2e-3}
+ADAPTER: dict[str, Any] = {"adapter": {"kind": "lora", "rank": 16, "lr": 2e-3}}
 EXPERTS = [f"expert-{number}" for number in range(4)]
 
 

@@ -39,10 +39,11 @@ def clone(folder: Path) -> Path:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Settings of commands in a clone."""
+    """Settings of commands in a clone, or in a project of `mode init`, which has no sources of its own."""
+    home = root if (root / "src").is_dir() else REPOSITORY
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_", "OMP_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return kept | {"PATH": path, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "DVC_NO_ANALYTICS": "true"}
+    return kept | {"PATH": path, "PYTHONPATH": f"{home / 'src'}{os.pathsep}{home}", "DVC_NO_ANALYTICS": "true"}
 
 
 def dvc(root: Path, *arguments: str) -> dict[str, float]:

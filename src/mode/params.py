@@ -474,6 +474,8 @@ class TrainingParams(Section):
             raise ValueError(f"seed_epochs ({self.seed_epochs}) must be smaller than epochs ({self.epochs})")
         if self.seed_share == "held-out" and not self.held_out:
             raise ValueError("seed_share: 'held-out' needs `held_out`: pairs to choose the share on")
+        if self.seed_share and self.adapter is not None:
+            raise ValueError("seed_share: an adapter is mixed by its alpha: leave one of the two out")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) is not a multiple of accumulate ({self.accumulate})")
         if self.validate.held_out > self.held_out:
