@@ -19,6 +19,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from benchmarks.inference import of_variant, pixels_of
 from benchmarks.study import Row, Rows, clone, dvc, environment, figures, markdown, set_params, spreads
 from mode.clip.preprocess import Preprocess
 from mode.evaluation.tasks import open_task
+from mode.files import sha256_of
 from mode.results import Results
 
 #: Keys of the pairs of the new domains, in each of the two sets: groceries; scenes, flowers, instruments, waste.
@@ -111,13 +113,12 @@ def same_however_given(folder: Path) -> None:
     """A `.pt`, a `.safetensors` file and a folder have to give the same seed."""
     forms = {"pt": ("theirs.json", "theirs.pt"), "safetensors": ("theirs.json", "theirs.safetensors")}
     digests = {}
-    for form, (name, weights) in {**forms, "folder": ("local-dir:theirs", "")}.items():
-        out = folder / f"given-{form}"
-        shutil.rmtree(out, ignore_errors=True)
-        command = [sys.executable, "-m", "mode.cli", "get-model", name, str(out)]
-        subprocess.run([*command, *(["--weights", weights] if weights else [])], cwd=folder, check=True)
-        digests[form] = (out / "SHA256SUMS").read_text().split("open_clip_model.safetensors")[0][-66:-2]
-        shutil.rmtree(out)
+    with tempfile.TemporaryDirectory() as aside:
+        for form, (name, weights) in {**forms, "folder": ("local-dir:theirs", "")}.items():
+            out = Path(aside) / form
+            command = [sys.executable, "-m", "mode.cli", "get-model", name, str(out)]
+            subprocess.run([*command, *(["--weights", weights] if weights else [])], cwd=folder, check=True)
+            digests[form] = sha256_of(out / "open_clip_model.safetensors")
     print(f"the seed's weights, by the form that they were given in: {digests}")
     assert len(set(digests.values())) == 1
 
