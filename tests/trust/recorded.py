@@ -1,4 +1,4 @@
-"""A training that writes down which pairs each step sees, and that ends itself at a step; also run by torchrun."""
+"""A training that writes down which pairs each step sees, is looked at, and ends itself at a step; also by torchrun."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 from mode.data.loading.loader import make_loader
 from mode.params import load_params
 from mode.roles import SEED
+from mode.stages.beside import Validation, beside_training
 from mode.stages.project import Project
-from mode.stages.training import training_of
+from mode.stages.training import training_and_rows
 from mode.training import batches
 from mode.training.distribution import ending_together
 from mode.training.loop import Interrupted, train
@@ -42,10 +43,16 @@ def train_recorded(root: Path, notes: Path, workers: int, last: int, number: int
             yield batch
 
     batches.make_loader = recorded  # type: ignore[assignment]
+    training, pairs = training_and_rows(project, SEED)
+    noted = root / "checkpoints/validation.jsonl"
+    noted.parent.mkdir(exist_ok=True)
+    [look] = beside_training(project, training, pairs, noted, lambda *_: None, rank == "0")
+    assert isinstance(look, Validation)
     machine = project.params.machine.model_copy(update={"workers": workers, "device": "cpu"})
     with ending_together():
         try:
-            train(training_of(project, SEED), root, machine, root / "checkpoints").save(root / "models/seed")
+            result = train(training, root, machine, root / "checkpoints", beside=[look])
+            result.save(root / "models/seed", {"validation.csv": look.table()})
         except Interrupted as interrupted:
             sys.exit(interrupted.exit_code)
 

@@ -30,14 +30,15 @@ NEVER = 10**6
 
 @pytest.fixture
 def root(finished: Path, tmp_path: Path, full: bool) -> Path:
-    """A project whose seed has 45 steps to go, three passes; or 300."""
+    """A project whose seed has 45 steps to go, three passes; or 300. It is looked at every fourth step."""
     made = tmp_path / "project"
     made.mkdir()
-    for name in ("data/shards", "data/index"):
+    for name in ("data/shards", "data/index", "data/tasks/chess"):
         shutil.copytree(finished / name, made / name)
     params = yaml.safe_load((finished / "params.yaml").read_text())
     epochs = 20 if full else 3
     params["training"] |= {"epoch_samples": 120, "batch_size": 8, "seed_epochs": epochs, "epochs": epochs + 1}
+    params["training"]["validate"] = {"every": 4, "tasks": ["chess"]}
     (made / "params.yaml").write_text(yaml.safe_dump(params))
     return made
 
@@ -68,7 +69,8 @@ def test_each_sample_once_an_epoch_whatever_interrupts(
         interruptions += code != 0
     assert interruptions >= wanted
     assert seen(tmp_path / "notes") == expected
-    assert (root / "models/seed" / WEIGHTS).read_bytes() == (whole / "models/seed" / WEIGHTS).read_bytes()
+    for name in (WEIGHTS, "validation.csv"):
+        assert (root / "models/seed" / name).read_bytes() == (whole / "models/seed" / name).read_bytes()
 
 
 def test_the_same_with_two_processes(root: Path, images: np.ndarray, tmp_path: Path, seed: int, full: bool) -> None:
