@@ -291,6 +291,11 @@ def _memory(kind: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def resident_mb() -> float:
+    """Memory of this process now, in 10^6 bytes."""
+    return _memory("VmRSS")
+
+
 def _cpu_seconds() -> float:
     used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
