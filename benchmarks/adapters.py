@@ -4,9 +4,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.adapters FOLDER --memory 32 --model ViT-B-32
 
 FOLDER keeps what was trained: called again, it goes on. Every kind of expert branches from the same seed and sees the
-same pairs as often. Accuracies are means over the built-in tasks, in percent. `KB on disk` is an expert's folder;
-`training, samples/s` from the cards; `images/s` those of one expert's image tower in batches of 64, as it is loaded and
-folded into one model. Times are the machine's, whatever else it does: run it on a quiet one.
+same pairs as often. Accuracies are means over the built-in tasks, in percent; `merged`, `TIES` and `DARE` are those of
+the experts as one model for each task. `KB on disk` is an expert's folder; `training, samples/s` is from the cards;
+`images/s` is that of one expert's image tower in batches of 64, in processor time of one core, as it is loaded and
+folded into one model. The time of the training is the machine's, whatever else it does: run it on a quiet one.
 
 With `--memory N` nothing is trained: N adapters of each rank of one model with random weights are written, and resident
 memory is compared between opening that model, all N adapters, and as many whole models as `--whole` says; each in a
@@ -21,7 +22,6 @@ import multiprocessing
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -29,12 +29,15 @@ from typing import Any, TypeVar
 
 import yaml
 
-from benchmarks.study import Row, Rows, figures, markdown, mean_row, spreads
+from benchmarks.inference import of_variant, pixels_of
+from benchmarks.study import Row, Rows, cpu_seconds, figures, markdown, mean_row, spreads
 from mode.results import Results
 from mode.roles import EXPERT, role_of
 
 REPOSITORY = Path(__file__).parent.parent
 BATCH, BATCHES = 64, 16
+#: How experts are merged -> the head of its column.
+MERGES = {"weights": "merged", "ties": "TIES", "dare": "DARE"}
 #: Trained once for all kinds of experts.
 SHARED = ("seed", "dense")
 DIGITS = {
@@ -140,6 +143,7 @@ def measure(root: Path) -> Row:
     experts = [name for name in models if role_of(name) is EXPERT]
     row = {name: 100 * models[name]["zero-shot"] for name in ("seed", "dense", "ensemble", "uniform")}
     row["an expert"] = 100 * mean_row([models[name] for name in experts])["zero-shot"]
+    row |= merged(root, ["weights"] if load_model(root / "models" / experts[0]).adapter is None else [*MERGES])
     cards = [json.loads((root / "models" / name / "card.json").read_text()) for name in experts]
     row["KB on disk"] = statistics.fmean(size_of(root / "models" / name) / 1e3 for name in experts)
     row["training, samples/s"] = statistics.fmean(
@@ -151,11 +155,23 @@ def measure(root: Path) -> Row:
         network = each.model.eval()
         with torch.inference_mode():
             network.encode_image(pixels)
-            started = time.perf_counter()
-            for _ in range(BATCHES):
-                network.encode_image(pixels)
-        row[head] = BATCH * BATCHES / (time.perf_counter() - started)
+            seconds, _ = cpu_seconds(lambda: [network.encode_image(pixels) for _ in range(BATCHES)])  # noqa: B023
+        row[head] = BATCH * BATCHES / seconds
     return row
+
+
+def merged(root: Path, merges: list[str]) -> Row:
+    """Zero-shot accuracies of the experts merged into one model for each task, in percent."""
+    import mode
+    from mode.clip.preprocess import Preprocess
+    from mode.evaluation.tasks import open_tasks
+
+    ensemble = mode.load(root / "models", device="cpu")
+    preprocess = Preprocess(next(iter(ensemble.clips.values())))
+    tasks = open_tasks([root / task for task in json.loads((root / "data/tasks/tasks.json").read_text())])
+    tasks = [task for task in tasks if task.kind != "retrieval"]
+    inputs = {task.name: preprocess.normalise(pixels_of(task, preprocess)) for task in tasks}
+    return {MERGES[each]: of_variant(ensemble, tasks, inputs, {"merge": each})["zero-shot"] for each in merges}
 
 
 def memory(folder: Path, model: str, adapters: int, ranks: list[int], whole: int) -> Rows:
