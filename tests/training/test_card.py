@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mode.clip.model import build_model
 from mode.params import ImageParams, ModelParams
-from mode.training.card import flops_per_pair, learnt_nothing
+from mode.training.card import chance, flops_per_pair, learnt_nothing
 
 
 def test_flops_by_hand() -> None:
@@ -29,6 +30,13 @@ def test_flops_by_hand() -> None:
 )
 def test_a_loss_next_to_chance_is_doubted(loss: float, batch: int, nothing: bool) -> None:
     """Chance at a batch of 128 is ln 128 = 4.852; 0.95 of it 4.609."""
-    doubt = learnt_nothing("seed", loss, batch)
+    doubt = learnt_nothing("seed", loss, chance(batch))
     assert (doubt is not None) == nothing
     assert doubt is None or "chance is 4.85" in doubt
+
+
+def test_chance_of_the_sigmoid_loss_is_the_least_that_one_number_for_all_pairs_gives() -> None:
+    logits = torch.linspace(-12, 2, 1401, dtype=torch.float64)[:, None, None].expand(-1, 16, 16)
+    labels = 2 * torch.eye(16, dtype=torch.float64) - 1
+    losses = -torch.nn.functional.logsigmoid(labels * logits).sum(dim=(1, 2)) / 16
+    assert chance(16, sigmoid=True) == pytest.approx(losses.min().item(), rel=1e-4)

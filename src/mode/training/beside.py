@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 
 from mode.checksums import write_manifest
 from mode.clip.encode import encode_texts, unit_vectors
@@ -102,9 +102,12 @@ class HeldOut:
         size = min(self._batch_size, len(self))
         whole = len(self) // size * size
         with torch.inference_mode():
-            scale, loss = clip.model.logit_scale.exp(), ClipLoss()
+            scalars = [clip.model.logit_scale.exp()]
+            loss: ClipLoss | SigLipLoss = ClipLoss()
+            if clip.model.logit_bias is not None:
+                loss, scalars = SigLipLoss(), [*scalars, clip.model.logit_bias]
             pairs = zip(torch.split(images[:whole], size), torch.split(texts[:whole], size), strict=True)
-            return float(torch.stack([loss(some, their, scale) for some, their in pairs]).mean())
+            return float(torch.stack([loss(some, their, *scalars) for some, their in pairs]).mean())
 
 
 class KeptModels:

@@ -42,7 +42,7 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
         "own": own,
         "total": {key: value + parent.get("total", {}).get(key, 0) for key, value in own.items()},
         "loss": loss,
-        "doubt": learnt_nothing(plan.name, loss, plan.batch_size),
+        "doubt": learnt_nothing(plan.name, loss, chance(plan.batch_size, clip.model.logit_bias is not None)),
         "parameters": sum(parameter.numel() for parameter in clip.model.parameters()),
         "bad_images": state.bad_images,
         "provenance": {
@@ -63,14 +63,27 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
     return card
 
 
-def learnt_nothing(name: str, loss: float, batch_size: int) -> str | None:
+def chance(batch_size: int, sigmoid: bool = False) -> float:
+    """The loss of a model that knows nothing but how many pairs a batch has, in nats an image.
+
+    To CLIP's loss, each of so many captions is as likely as any other. SigLIP's (`sigmoid`) asks of each of them by
+    itself whether it belongs to the image, which one in so many does.
+
+    Example:
+        >>> round(chance(2), 3), round(chance(2, sigmoid=True), 3)
+        (0.693, 1.386)
+    """
+    if batch_size < 2 or not sigmoid:
+        return math.log(batch_size)
+    return math.log(batch_size) + (batch_size - 1) * math.log(batch_size / (batch_size - 1))
+
+
+def learnt_nothing(name: str, loss: float, chance: float) -> str | None:
     """A sentence, if a model's loss is no better than chance after its training; else None.
 
-    Chance is the logarithm of the batch size: of so many captions each is as likely as any other. A model that has
-    learnt so little has seen too few samples, or captions that do not belong to its images.
+    A model that has learnt so little has seen too few samples, or captions that do not belong to its images.
     """
-    chance = math.log(batch_size)
-    if batch_size < 2 or loss < _NEXT_TO_CHANCE * chance:
+    if chance <= 0 or loss < _NEXT_TO_CHANCE * chance:
         return None
     doubt = "too short a training, or captions that do not belong to their images"
     return f"{name} has learnt next to nothing: its loss is {loss:.2f}, chance is {chance:.2f}: {doubt}."
