@@ -13,16 +13,19 @@ import pytest
 from safetensors.torch import load_file
 
 from mode.data.shards.index import PairIndex
-from mode.params import ImageParams, MachineParams, ModelParams, TrainingParams
-from mode.roles import DENSE
+from mode.params import AdapterParams, ExpertParams, ImageParams, MachineParams, ModelParams, TrainingParams
+from mode.roles import DENSE, EXPERT
 from mode.training.loop import train
 from mode.training.plan import Training, make_plan
 
 ACCUMULATE = (1, 2)
 
 
-def train_here(project: Path, model: ModelParams, out: Path, accumulate: int) -> None:
-    """Train and write `losses.json` and the model folder; also what each process of torchrun runs."""
+def train_here(project: Path, model: ModelParams, out: Path, accumulate: int, parent: Path | None = None) -> None:
+    """Train and write `losses.json` and the model folder; also what each process of torchrun runs.
+
+    With a parent, an expert as an adapter of it.
+    """
     recipe = TrainingParams(
         epoch_samples=24,
         epochs=4,
@@ -31,9 +34,11 @@ def train_here(project: Path, model: ModelParams, out: Path, accumulate: int) ->
         accumulate=accumulate,
         warmup=2,
         lr=1e-3,
+        adapter=AdapterParams(rank=4) if parent else None,
     )
     index = PairIndex.load(project / "index")
-    plan = make_plan(DENSE, np.arange(len(index)), recipe, index.images)
+    role, expert = (EXPERT, ExpertParams(cluster=0)) if parent else (DENSE, None)
+    plan = make_plan(role, np.arange(len(index)), recipe, index.images, expert=expert, parent=parent)
     losses: dict[int, float] = {}
     rates: list[float] = []
 
@@ -63,6 +68,8 @@ def test_two_processes_have_the_loss_curve_of_one(
     assert index.images == 60
     for accumulate in ACCUMULATE:
         train_here(project, vit, tmp_path / f"one-{accumulate}", accumulate)
+    seed = tmp_path / "one-1/model"
+    train_here(project, vit, tmp_path / "one-adapter", 1, seed)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
     given = [str(project), vit.model_dump_json(), str(tmp_path)]
     done = subprocess.run(
@@ -84,8 +91,18 @@ def test_two_processes_have_the_loss_curve_of_one(
             wall = json.loads((folder / "wall_seconds.json").read_text())
             assert 0.6 * processes < seconds / wall < 1.05 * processes
 
+    one, two = (json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one-adapter", "two-adapter"))
+    assert list(one) == list(two) == ["5", "6", "7", "8"]
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+    ours, theirs = (
+        load_file(tmp_path / name / "model/adapter_model.safetensors") for name in ("one-adapter", "two-adapter")
+    )
+    for name in ours:
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
+
 
 if __name__ == "__main__":
     for passes in ACCUMULATE:
         model = ModelParams.model_validate_json(sys.argv[2])
         train_here(Path(sys.argv[1]), model, Path(sys.argv[3]) / f"two-{passes}", passes)
+    train_here(Path(sys.argv[1]), model, Path(sys.argv[3]) / "two-adapter", 1, Path(sys.argv[3]) / "one-1/model")
