@@ -25,6 +25,7 @@ def test_stages_write_where_paths_say() -> None:
     assert outputs_of("data", "base") == {paths.shards("base")}
     assert outputs_of("tasks", "") == {paths.tasks}
     assert outputs_of("watch-tasks", "") == {paths.tasks_manifest}
+    assert outputs_of("watch-seed", "") == {paths.seed_manifest}
     assert outputs_of("index", "base") == {paths.index("base")}
     assert outputs_of("embedder", "") == {paths.embedder}
     assert outputs_of("embed", "base") == {paths.vectors("base")}

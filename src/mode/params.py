@@ -40,6 +40,9 @@ Factor = Annotated[float, Field(gt=0.0, le=1_000.0)]
 #: The seed's folder, as parameters name it.
 SEED_MODEL = f"models/{SEED.name}"
 
+#: How names of files with weights end; a tag of open_clip ends otherwise.
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+
 #: Keys of earlier versions, and where they went.
 MOVED = {
     "embedding.fit_on": "embedding.made_from",
@@ -278,6 +281,13 @@ class SeedParams(Section):
     def pretrained(self) -> bool:
         """Whether the seed is a model that is there already."""
         return self.origin == "pretrained"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a pretrained seed is made of files on this machine, and not of a hub's or of a tag of open_clip."""
+        if (self.name or "").startswith("hf-hub:"):
+            return False
+        return self.weights is None or self.weights.endswith(WEIGHT_FILES)
 
     @model_validator(mode="after")
     def _named(self) -> SeedParams:

@@ -30,6 +30,7 @@ class Paths:
         self.tasks = self.data / "tasks"
         self.task_list = self.tasks / "tasks.json"
         self.tasks_manifest = self.data / "tasks-manifest.json"
+        self.seed_manifest = self.data / "seed-manifest.json"
         self.models = root / "models"
         self.ensemble = self.models / "ensemble"
         self.checkpoints = root / "checkpoints"

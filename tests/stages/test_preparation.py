@@ -17,9 +17,10 @@ from mode.data.glyphs.dataset import write_glyph_tasks
 from mode.errors import ModeError
 from mode.files import add_to_tar
 from mode.params import GlyphParams, parse_params
-from mode.stages.preparation import data, index, tasks, watch_tasks
+from mode.stages.preparation import data, index, tasks, watch_seed, watch_tasks
 from mode.stages.project import Project
 from mode.stages.reports import _facts
+from mode.stages.sources import keep_seed_watch
 from tests.stages.test_training import PARAMS
 
 GLYPHS = {"pairs": 8, "test_images": 1}
@@ -116,3 +117,44 @@ def test_sets_filters_and_captions_reach_the_index(tmp_path: Path, capsys: pytes
         index(made, "base")
     data(made, "base")
     assert made.manifest("base").read_text() != before
+
+
+def pretrained(root: Path, name: str, weights: str | None = None) -> Project:
+    seed = {"from": "pretrained", "name": name, "weights": weights}
+    training = {**PARAMS["training"], "seed_epochs": 0}  # type: ignore[dict-item]
+    return Project(root, parse_params({**PARAMS, "seed": seed, "model": {}, "training": training}))
+
+
+def test_a_pretrained_seed_on_this_machine_is_watched_and_its_files_listed(tmp_path: Path) -> None:
+    """A folder, or a file and its configuration: another one in its place has to be noticed."""
+    (tmp_path / "theirs").mkdir()
+    for name in ("theirs/open_clip_config.json", "theirs/model.safetensors", "w.pt", "tiny.json"):
+        (tmp_path / name).write_text("x")
+    for given, files in (
+        (("local-dir:theirs", None), {"theirs/model.safetensors", "theirs/open_clip_config.json"}),
+        (("theirs", None), {"theirs/model.safetensors", "theirs/open_clip_config.json"}),
+        (("ViT-B-32", "w.pt"), {"w.pt"}),
+        (("tiny.json", "w.pt"), {"w.pt", "tiny.json"}),
+        (("hf-hub:org/name", None), set()),
+        (("ViT-B-32", "openai"), set()),
+    ):
+        project = pretrained(tmp_path, *given)
+        keep_seed_watch(project)
+        watch = yaml.safe_load((tmp_path / "watch.yaml").read_text())
+        expected = (["seed"], "data/seed-manifest.json") if files else ([], "data/names.txt")
+        assert (watch["watched_seed"], watch["seed_from"]) == expected
+        watch_seed(project)
+        listed = json.loads((tmp_path / "data/seed-manifest.json").read_text())
+        assert set(listed) == {str(tmp_path / name) for name in files}
+        if files:
+            changed = tmp_path / sorted(files)[0]
+            changed.write_text(changed.read_text() + "y")
+            watch_seed(project)
+            assert json.loads((tmp_path / "data/seed-manifest.json").read_text()) != listed
+
+
+@pytest.mark.parametrize("given", [("nowhere", None), ("local-dir:nowhere", None), ("ViT-B-32", "nowhere.pt")])
+def test_a_pretrained_seed_that_is_not_there(tmp_path: Path, given: tuple[str, str | None]) -> None:
+    with pytest.raises(ModeError, match=r"no folder|no such file"):
+        watch_seed(pretrained(tmp_path, *given))
+    assert not (tmp_path / "data").exists()

@@ -67,6 +67,7 @@ def test_names_that_dvc_sees_are_those_of_the_parameters(project: Path) -> None:
         ("watched: [[base]]", "watch.yaml: watched: ['base'] is not among base (take it out)"),
         ("watched: base", "watch.yaml: watched: names are wanted, not 'base'"),
         ("watched_tasks: [../docs]", "watch.yaml: watched_tasks: '../docs' is not among tasks (take it out)"),
+        ("watched_seed: [../docs]", "watch.yaml: watched_seed: '../docs' is not among seed (take it out)"),
         ("experts: {../docs: {source: base, cluster: 1}}", "watch.yaml: experts: unknown key"),
         ("1: base", "watch.yaml: 1: unknown key"),
         ("- base", "watch.yaml: keys and values are wanted, not ['base']"),

@@ -100,7 +100,10 @@ def test_the_demo_is_this_repository_s(here: Path) -> None:
     flows = {path.name: path.read_bytes() for path in (REPOSITORY / "flows").glob("*.py")}
     assert {path.name: path.read_bytes() for path in (root / "flows").iterdir()} == flows
     watch = yaml.safe_load((root / "watch.yaml").read_text())
-    assert watch == {"generated": ["base"], "watched": [], "watched_tasks": [], "tasks_from": "mode-version.yaml"}
+    assert watch == {
+        **{"generated": ["base"], "watched": [], "watched_tasks": [], "tasks_from": "mode-version.yaml"},
+        **{"watched_seed": [], "seed_from": "data/names.txt"},
+    }
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,7 @@ def test_shards_and_tasks_are_entered_and_watched(here: Path) -> None:
     assert yaml.safe_load((root / "watch.yaml").read_text()) == {
         **{"generated": [], "watched": ["base"], "watched_tasks": ["tasks"]},
         "tasks_from": "data/tasks-manifest.json",
+        **{"watched_seed": [], "seed_from": "data/names.txt"},
     }
 
 
@@ -202,8 +206,10 @@ def test_a_fine_tuning_runs_from_end_to_end(here: Path, monkeypatch: pytest.Monk
     content["experts"] = {f"expert-{n}": {"source": "base", "cluster": n} for n in range(2)}
     content["machine"] |= {"device": "cpu", "workers": 0}
     (root / "params.yaml").write_text(yaml.safe_dump(content))
-    order = ["data base", "watch-tasks", "tasks", "index base", "seed", "embedder", "embed base", "cluster base"]
-    order += ["assign base", "dense", "dense-long", "expert expert-0", "expert expert-1", "ensemble"]
+    watch = yaml.safe_load((root / "watch.yaml").read_text())
+    assert (watch["watched_seed"], watch["seed_from"]) == (["seed"], "data/seed-manifest.json")
+    order = ["data base", "watch-tasks", "tasks", "index base", "watch-seed", "seed", "embedder", "embed base"]
+    order += ["cluster base", "assign base", "dense", "dense-long", "expert expert-0", "expert expert-1", "ensemble"]
     for stage in order:
         name, _, key = stage.partition(" ")
         run_stage(name, key or None, root, root / "params.yaml")

@@ -44,7 +44,7 @@ from mode.clip.preprocess import image_of, preprocessing_of
 from mode.clip.trust import check_preprocessing
 from mode.errors import ModeError
 from mode.files import sha256_of, write_aside
-from mode.params import ImageParams, ModelParams, SeedParams
+from mode.params import WEIGHT_FILES, ImageParams, ModelParams, SeedParams
 from mode.roles import SEED
 
 #: Weights of a folder, in the order in which they are preferred: open_clip's names, and what it converts.
@@ -55,7 +55,6 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 #: What is fetched of a hub's repository beside the weights: configuration, tokenizer, and the card with its licence.
 _SMALL_FILES = [CONFIG, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "spiece.model", "README.md"]
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -138,6 +137,25 @@ def open_seed(seed: SeedParams, root: Path, image: ImageParams | None = None) ->
     return clip, replace(found.origin, sha256=sha256_of(found.weights))
 
 
+def local_files(seed: SeedParams, root: Path) -> list[Path]:
+    """What a pretrained seed is made of on this machine, of a folder all files; nothing of a hub's or a tag's.
+
+    Raises:
+        ModeError: there is no such folder or file.
+    """
+    if not seed.is_local:
+        return []
+    if seed.weights is None:
+        folder = root / str(seed.name).removeprefix("local-dir:")
+        if not folder.is_dir():
+            raise ModeError(f"seed.name: '{seed.name}' is no folder", "give `weights`, or the path of a model folder")
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [root / seed.weights, *([root / str(seed.name)] if str(seed.name).endswith(".json") else [])]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise ModeError(f"seed: {missing}: no such file", "check the path")
+    return files
+
+
 def given_card(clip: Clip, origin: Origin) -> dict[str, Any]:
     """The card of a pretrained seed: where it came from; nothing of what it cost was spent here."""
     nothing = {"samples_seen": 0, "flops": 0, "seconds": 0.0}
@@ -216,7 +234,7 @@ def _find(seed: SeedParams, root: Path) -> _Found:
         raise ModeError(f"seed.name: '{name}' is no folder, and an architecture alone has no weights", advice)
     model_cfg = configuration_of(ModelParams(name=str(root / name) if name.endswith(".json") else name), "seed")
     refuse_untrainable(model_cfg, name)  # before gigabytes are fetched
-    if seed.weights.endswith(_SUFFIXES):
+    if seed.weights.endswith(WEIGHT_FILES):
         file = root / seed.weights
         if not file.is_file():
             raise ModeError(f"seed.weights: {file}: no such file", "check the path")

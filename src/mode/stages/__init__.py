@@ -14,7 +14,7 @@ from mode.params import load_params
 from mode.roles import TRAINED
 from mode.stages.evaluation import ensemble, evaluate
 from mode.stages.machine import in_several_processes
-from mode.stages.preparation import assign, cluster, data, embed, embedder, index, names, tasks, watch_tasks
+from mode.stages.preparation import assign, cluster, data, embed, embedder, index, names, tasks, watch_seed, watch_tasks
 from mode.stages.project import Project
 from mode.stages.reports import report
 from mode.stages.training import train_role
@@ -58,6 +58,7 @@ KEYED_STAGES: dict[str, Callable[[Project, str], None]] = {
 STAGES: dict[str, Callable[[Project], None]] = {
     "names": names,
     "watch-tasks": watch_tasks,
+    "watch-seed": watch_seed,
     "tasks": tasks,
     "embedder": embedder,
     **{role.name: partial(train_role, role) for role in TRAINED if not role.many},

@@ -66,6 +66,14 @@ def watch_tasks(project: Project) -> None:
     write_json(project.tasks_manifest, _files_of_tasks(project))
 
 
+def watch_seed(project: Project) -> None:
+    """The files of a pretrained seed on this machine, so that DVC notices a change in one."""
+    from mode.clip.pretrained import local_files
+
+    found = [(path, path.stat()) for path in local_files(project.params.seed, project.root)]
+    write_json(project.seed_manifest, {str(path): [stat.st_size, stat.st_mtime_ns] for path, stat in found})
+
+
 def _files_of_tasks(project: Project) -> dict[str, dict[str, list[int]]]:
     """Task folder -> file -> [size, modification time in ns]; nothing of built-in tasks."""
     if project.params.evaluation.tasks == BUILT_IN:

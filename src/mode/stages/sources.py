@@ -12,6 +12,9 @@ from mode.errors import ModeError
 from mode.params import SourceParams, load_params, parse_params
 from mode.stages.project import BUILT_IN, Project, write_text
 
+#: Keys of watch.yaml.
+_WATCHED = ("generated", "watched", "watched_tasks", "tasks_from", "watched_seed", "seed_from")
+
 
 def add_source(root: Path, params: Path, name: str, shards: str, experts: int, fine: int | None) -> list[str]:
     """Enter a source and its experts in params.yaml and watch.yaml; returns the experts' names.
@@ -63,7 +66,7 @@ def check_names(project: Project) -> None:
         ModeError: DVC finds a source or an expert that the parameters do not have.
     """
     params, watch = _as_dvc_reads(project.params_file), _as_dvc_reads(project.watch_file)
-    if strange := [key for key in watch if key not in ("generated", "watched", "watched_tasks", "tasks_from")]:
+    if strange := [key for key in watch if key not in _WATCHED]:
         raise ModeError(f"watch.yaml: {strange[0]}: unknown key", "edit params.yaml, not this file")
     sources, experts = list(project.params.sources), list(project.params.experts)
     for key, found, known in (
@@ -72,6 +75,7 @@ def check_names(project: Project) -> None:
         ("watch.yaml: generated", watch.get("generated"), sources),
         ("watch.yaml: watched", watch.get("watched"), sources),
         ("watch.yaml: watched_tasks", watch.get("watched_tasks"), ["tasks"]),
+        ("watch.yaml: watched_seed", watch.get("watched_seed"), ["seed"]),
     ):
         if not isinstance(found or [], list | dict):
             raise ModeError(f"{key}: names are wanted, not {found!r}")
@@ -111,6 +115,16 @@ def keep_tasks_watch(project: Project) -> None:
         # a project without code is known by its version.
         code = project.version_file.name if project.version_file.is_file() else "src/mode/data/glyphs"
         content["tasks_from"] = "data/tasks-manifest.json" if given else code
+
+
+def keep_seed_watch(project: Project) -> None:
+    """Note in watch.yaml whether the seed is made of files that DVC has to look at on every run."""
+    seed, names = project.params.seed, project.names.relative_to(project.root)
+    given = seed.pretrained and seed.is_local
+    with _watch(project) as content:
+        content["watched_seed"] = ["seed"] if given else []
+        # What the stage `seed` depends on beside the rest: the list of these files, or a file that is always the same.
+        content["seed_from"] = str(project.seed_manifest.relative_to(project.root) if given else names)
 
 
 @contextmanager

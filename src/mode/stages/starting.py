@@ -30,7 +30,7 @@ from mode.params import Params, SourceParams, load_params, parse_params
 from mode.paths import Paths
 from mode.stages import preparation
 from mode.stages.project import BUILT_IN, Project, write_text
-from mode.stages.sources import keep_tasks_watch, keep_watch
+from mode.stages.sources import keep_seed_watch, keep_tasks_watch, keep_watch
 from mode.stages.version import PACKAGE, Version, checksum_of, code_name
 
 #: Files that are a project's own once it is made, and those that an upgrade replaces (`flows` is a folder).
@@ -256,6 +256,7 @@ def upgrade_project(folder: Path, force: bool = False) -> Upgrade:
         (folder / name).unlink(missing_ok=True)
     if sections:
         write_text(paths.params_file, completed)
+    keep_seed_watch(Project(folder, load_params(paths.params_file)))  # watch.yaml of an older project lacks it
     changed = recorded.changed()
     # Behind all that is written anew: if the call is cut short, it can be made again.
     if version != recorded:
@@ -354,6 +355,7 @@ def _write_project(root: Path, text: str, params: Params) -> None:
     for name, source in params.sources.items():
         keep_watch(project, name, generated=source.shards == BUILT_IN)
     keep_tasks_watch(project)
+    keep_seed_watch(project)
 
 
 def _put_under_git(new: Path, folder: Path) -> None:

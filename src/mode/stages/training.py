@@ -13,6 +13,7 @@ from mode.errors import ModeError
 from mode.params import load_params
 from mode.roles import DENSE_LONG, SEED, Role
 from mode.stages.project import Project
+from mode.stages.sources import keep_seed_watch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,8 @@ def train_role(role: Role, project: Project, key: str | None = None) -> None:
         project.model(role.name).mkdir(parents=True, exist_ok=True)
         print(f"{role.name}: not trained, baselines.dense_long is false")
         return
+    if role is SEED:
+        keep_seed_watch(project)
     if role is SEED and project.params.seed.pretrained:
         _take_seed(project)
         return
