@@ -5,7 +5,8 @@
 DIR has `train/` (tars) and `tasks/` (folders). A CLIP is trained on the old domains and saved by plain open_clip, as
 somebody's checkpoint: a `.pt` as its trainings write it, a `.safetensors` file, and a folder. For each random seed
 `mode init` then makes a project from it whose shards are the new domains, and `dvc repro` fine-tunes dense models and
-full experts; a copy goes on with LoRA experts, in which only experts, ensemble and evaluation are made anew.
+full experts; a copy goes on with LoRA experts, in which only experts, ensemble and evaluation are made anew; another
+copy has every fine-tuned model mixed with the seed (WiSE-FT), half and half.
 
 Prints the model as it came and all that was made of it, on the new domains' tasks and on the old ones'. What is done in
 FOLDER already is not done again. No figure of a test decides anything here.
@@ -31,10 +32,13 @@ from safetensors.torch import save_file
 from benchmarks.grow import split
 from benchmarks.inference import of_variant, pixels_of
 from benchmarks.study import Row, Rows, clone, dvc, environment, figures, markdown, set_params, spreads
+from mode.clip.model import load_model
 from mode.clip.preprocess import Preprocess
+from mode.clip.pretrained import save_seed
 from mode.evaluation.tasks import open_task
 from mode.files import sha256_of
 from mode.results import Results
+from mode.training.mixing import mix
 
 #: Keys of the pairs of the new domains, in each of the two sets: groceries; scenes, flowers, instruments, waste.
 NEW = {"photos": "g", "wide": "[sfvmw]"}
@@ -83,6 +87,20 @@ TUNING: dict[str, dict[str, Any]] = {
 }
 #: Adapters take the higher rate that is usual for them.
 ADAPTER: dict[str, Any] = {"adapter": {"kind": "lora", "rank": 16, "lr": 2e-3}}
+#: Rows of the table by model, of the project and of its two copies.
+FULL = {
+    "seed": "as it came",
+    "dense": "dense",
+    "dense-long": "dense-long",
+    "uniform": "full experts, uniform",
+    "ensemble": "full experts",
+}
+LORA = {"uniform": "LoRA experts, uniform", "ensemble": "LoRA experts"}
+HALF = {
+    "dense": "dense, half the seed",
+    "dense-long": "dense-long, half the seed",
+    "ensemble": "full experts, half the seed",
+}
 EXPERTS = [f"expert-{number}" for number in range(4)]
 
 
@@ -144,6 +162,22 @@ def with_adapters(root: Path, full: Path) -> None:
     change(root, {"training": ADAPTER})
     for stage in (*(["expert", expert] for expert in EXPERTS), ["ensemble"], ["evaluate"]):
         subprocess.run([sys.executable, "-m", "mode.cli", "stage", *stage], cwd=root, check=True, env=environment(root))
+
+
+def with_half_the_seed(root: Path, full: Path) -> None:
+    """The same project, every fine-tuned model mixed with the seed, as `training.seed_share: 0.5` does."""
+    if (root / "reports/metrics.json").is_file():
+        return
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(full, root, symlinks=True)
+    shutil.rmtree(root / "reports")
+    seed = load_model(root / "models/seed").model.state_dict()
+    for name in ("dense", "dense-long", *EXPERTS):
+        clip = load_model(root / "models" / name)
+        clip.model.load_state_dict(mix(clip.model.state_dict(), seed, 0.5))
+        shutil.rmtree(root / "models" / name)
+        save_seed(root / "models" / name, clip, clip.card)
+    subprocess.run([sys.executable, "-m", "mode.cli", "stage", "evaluate"], cwd=root, check=True, env=environment(root))
 
 
 def change(root: Path, changes: dict[str, Any]) -> None:
@@ -220,19 +254,14 @@ def main() -> None:
     if options.seeds:
         same_however_given(folder)
     for seed in options.seeds:
-        full, lora = folder / f"full-{seed}", folder / f"lora-{seed}"
+        full, lora, half = (folder / f"{kind}-{seed}" for kind in ("full", "lora", "half"))
         tune(full, theirs, f"{folder}/new-*/*.tar", tasks, seed)
         with_adapters(lora, full)
-        names = {
-            "seed": "as it came",
-            "dense": "dense",
-            "dense-long": "dense-long",
-            "uniform": "full experts, uniform",
-            "ensemble": "full experts",
-        }
-        runs.append(
-            rows_of(full, names) | rows_of(lora, {"uniform": "LoRA experts, uniform", "ensemble": "LoRA experts"})
-        )
+        with_half_the_seed(half, full)
+        rows: Rows = {}
+        for root, names in ((full, FULL), (lora, LORA), (half, HALF)):
+            rows |= rows_of(root, names)
+        runs.append(rows)
         print(markdown(spreads(runs[-1:], percent=False)), file=sys.stderr)
     if runs:
         print(markdown(spreads(runs, percent=False)))
