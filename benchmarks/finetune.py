@@ -231,6 +231,18 @@ def summary(row: Row) -> Row:
     }
 
 
+def rows_of_seed(folder: Path, theirs: Path, tasks: list[Path], seed: int) -> Rows:
+    """Train everything with one random seed, and what came of it."""
+    full, lora, half = (folder / f"{kind}-{seed}" for kind in ("full", "lora", "half"))
+    tune(full, theirs, f"{folder}/new-*/*.tar", tasks, seed)
+    with_adapters(lora, full)
+    with_half_the_seed(half, full)
+    rows: Rows = {}
+    for root, names in ((full, FULL), (lora, LORA), (half, HALF)):
+        rows |= rows_of(root, names)
+    return rows
+
+
 def main() -> None:
     """Split, pretrain, tune, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,18 +266,12 @@ def main() -> None:
     if options.seeds:
         same_however_given(folder)
     for seed in options.seeds:
-        full, lora, half = (folder / f"{kind}-{seed}" for kind in ("full", "lora", "half"))
-        tune(full, theirs, f"{folder}/new-*/*.tar", tasks, seed)
-        with_adapters(lora, full)
-        with_half_the_seed(half, full)
-        rows: Rows = {}
-        for root, names in ((full, FULL), (lora, LORA), (half, HALF)):
-            rows |= rows_of(root, names)
-        runs.append(rows)
-        print(markdown(spreads(runs[-1:], percent=False)), file=sys.stderr)
+        kept = folder / f"rows-{seed}.json"
+        if not kept.is_file():
+            kept.write_text(json.dumps(rows_of_seed(folder, theirs, tasks, seed), indent=2) + "\n")
+        runs.append(json.loads(kept.read_text()))
     if runs:
         print(markdown(spreads(runs, percent=False)))
-        (folder / "figures.json").write_text(json.dumps(runs, indent=2) + "\n")
 
 
 if __name__ == "__main__":
