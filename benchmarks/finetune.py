@@ -29,12 +29,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from benchmarks.grow import split
+from benchmarks.grow import CHANGES, split
 from benchmarks.inference import of_variant, pixels_of
 from benchmarks.study import Row, Rows, clone, dvc, environment, figures, markdown, set_params, spreads
-from mode.clip.model import load_model
+from mode import edit
+from mode.clip.model import load_model, save_sealed
 from mode.clip.preprocess import Preprocess
-from mode.clip.pretrained import save_seed
 from mode.evaluation.tasks import open_task
 from mode.files import sha256_of
 from mode.results import Results
@@ -51,42 +51,33 @@ TASKS = {
     },
 }
 RETRIEVAL = "flickr8k_retrieval"
-#: The pretrained model: the built-in architecture at 48 pixels, with byte pairs, 160,000 samples.
-PRETRAINING: dict[str, Any] = {
-    "image.size": 48,
-    "image.flip": True,
-    "image.shift": 4,
-    "model.tokenizer": "model",
-    "model.config.embed_dim": 128,
-    "model.config.vision_cfg.image_size": 48,
-    "model.config.text_cfg.context_length": 32,
-    "+model.config.text_cfg.vocab_size": 49408,  # `+`: a new key
-    "model.config.text_cfg.width": 128,
+#: The pretrained model: as in `benchmarks.grow`, 160,000 samples.
+PRETRAINING: dict[str, Any] = CHANGES | {
     "training.epoch_samples": 6400,
     "training.epochs": 25,
     "training.seed_epochs": 20,
-    "watch.yaml:generated": [],
-    "watch.yaml:watched": ["base"],
 }
 #: The fine-tuning, chosen before any figure was seen: a quarter of the pretraining's highest rate, eight units each.
-TUNING: dict[str, dict[str, Any]] = {
-    "image": {"crop_scale": None, "flip": True, "shift": 4, "decode": "fast"},
-    "clustering": {"fine": 128},
-    "training": {
-        "epoch_samples": 3200,
-        "epochs": 8,
-        "batch_size": 128,
-        "lr": 5e-4,
-        "betas": [0.9, 0.98],
-        "weight_decay": 0.1,
-        "warmup": 20,
-        "schedule": "wsd",
-        "precision": "fp32",
-    },
-    "machine": {"threads": 1, "workers": 0, "decode_threads": 2, "device": "cpu"},
+TUNING: dict[str, Any] = {
+    "image.crop_scale": None,
+    "image.flip": True,
+    "image.shift": 4,
+    "clustering.fine": 128,
+    "training.epoch_samples": 3200,
+    "training.epochs": 8,
+    "training.batch_size": 128,
+    "training.lr": 5e-4,
+    "training.weight_decay": 0.1,
+    "training.warmup": 20,
+    "training.schedule": "wsd",
+    "training.precision": "fp32",
+    "machine.threads": 1,
+    "machine.workers": 0,
+    "machine.decode_threads": 2,
+    "machine.device": "cpu",
 }
 #: Adapters take the higher rate that is usual for them.
-ADAPTER: dict[str, Any] = {"adapter": {"kind": "lora", "rank": 16, "lr": 2e-3}}
+ADAPTER: dict[str, Any] = {"training.adapter": {"kind": "lora", "rank": 16, "lr": 2e-3}}
 #: Rows of the table by model, of the project and of its two copies.
 FULL = {
     "seed": "as it came",
@@ -159,7 +150,7 @@ def with_adapters(root: Path, full: Path) -> None:
     shutil.copytree(full, root, symlinks=True)
     for made in (*(root / "models" / expert for expert in EXPERTS), root / "reports"):
         shutil.rmtree(made)
-    change(root, {"training": ADAPTER})
+    change(root, ADAPTER)
     for stage in (*(["expert", expert] for expert in EXPERTS), ["ensemble"], ["evaluate"]):
         subprocess.run([sys.executable, "-m", "mode.cli", "stage", *stage], cwd=root, check=True, env=environment(root))
 
@@ -176,17 +167,14 @@ def with_half_the_seed(root: Path, full: Path) -> None:
         clip = load_model(root / "models" / name)
         clip.model.load_state_dict(mix(clip.model.state_dict(), seed, 0.5))
         shutil.rmtree(root / "models" / name)
-        save_seed(root / "models" / name, clip, clip.card)
+        save_sealed(root / "models" / name, clip, clip.card)
     subprocess.run([sys.executable, "-m", "mode.cli", "stage", "evaluate"], cwd=root, check=True, env=environment(root))
 
 
 def change(root: Path, changes: dict[str, Any]) -> None:
-    """Change params.yaml; sections are merged."""
+    """Change params.yaml."""
     path = root / "params.yaml"
-    content = yaml.safe_load(path.read_text())
-    for key, value in changes.items():
-        content[key] = content[key] | value if isinstance(value, dict) else value
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    path.write_text(edit.set_values(path.read_text(), changes))
 
 
 def rows_of(root: Path, names: dict[str, str]) -> Rows:

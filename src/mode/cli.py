@@ -373,14 +373,15 @@ def get_model(
 
     Then, in params.yaml: `seed: {from: pretrained, name: local-dir:FOLDER}`.
     """
-    from mode.clip.pretrained import given_card, open_seed, save_seed
+    from mode.clip.model import save_sealed
+    from mode.clip.pretrained import given_card, open_seed
     from mode.params import parse_seed
 
     if folder.exists():
         raise ModeError(f"{folder}: is there already", "give another folder")
     seed = parse_seed({"from": "pretrained", "name": name, "weights": weights}, name)
     clip, origin = open_seed(seed, Path.cwd())
-    save_seed(folder, clip, given_card(clip, origin))
+    save_sealed(folder, clip, given_card(clip, origin))
     licence = f"licence {origin.licence}" if origin.licence else "its source states no licence"
     typer.echo(f"{folder}: {origin.name}, {origin.weights}, SHA-256 {origin.sha256}, {licence}")
 

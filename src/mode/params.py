@@ -14,7 +14,6 @@ import difflib
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -399,10 +398,6 @@ class KeepParams(Section):
     """Keep so many, the last ones; `null`: all."""
 
 
-# pydantic still has a `BaseModel.validate` of its first version, which nobody calls here.
-warnings.filterwarnings("ignore", 'Field name "validate" in "TrainingParams" shadows', UserWarning)
-
-
 class AdapterParams(Section):
     """Experts as adapters: low-rank changes of the seed's weights in place of weights of their own."""
 
@@ -462,11 +457,11 @@ class TrainingParams(Section):
     """Run both towers through `torch.compile`: takes minutes to start, needs a C++ compiler, and rounds differently."""
     adapter: AdapterParams | None = None
     """Train experts as adapters of the seed, some megabytes each; dense models are whole. `null`: experts are whole."""
-    validate: ValidateParams = ValidateParams()  # type: ignore[assignment]
+    validation: ValidateParams = Field(default=ValidateParams(), alias="validate")  # pydantic has a `validate`
     keep_checkpoints: KeepParams = KeepParams()
 
     #: What is done beside a training and decides nothing in it.
-    BESIDE: ClassVar[frozenset[str]] = frozenset({"validate", "keep_checkpoints"})
+    BESIDE: ClassVar[frozenset[str]] = frozenset({"validation", "keep_checkpoints"})
 
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning rate of a group of layers, as a multiple of that of the group above it; the head has `lr` itself."""
@@ -488,9 +483,9 @@ class TrainingParams(Section):
             raise ValueError("seed_share: an adapter is mixed by its alpha: leave one of the two out")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) is not a multiple of accumulate ({self.accumulate})")
-        if self.validate.held_out > self.held_out:
+        if self.validation.held_out > self.held_out:
             raise ValueError(
-                f"validate.held_out: {self.validate.held_out} images, but training.held_out keeps {self.held_out} out"
+                f"validate.held_out: {self.validation.held_out} images, but training.held_out keeps {self.held_out} out"
             )
         return self
 

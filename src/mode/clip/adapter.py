@@ -25,11 +25,12 @@ from torch import Tensor
 
 from mode.checksums import check_manifest
 from mode.clip.lora import Lora, add_deltas, own_tensors
+from mode.clip.model import ADAPTER_CONFIG
 from mode.clip.trust import check_folder, read_json
 from mode.errors import ModeError
 
-#: Names that peft gives to its files.
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: The name that peft gives to its other file.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 #: Before every name in peft's file: its wrapper around the model.
 _PREFIX = "base_model.model."

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mode.checksums import write_manifest
-from mode.clip.model import folded, is_model, load_model, write_model_files
+from mode.clip.model import folded, is_model, load_model, save_sealed
 from mode.errors import ModeError
-from mode.files import write_aside
 
 
 def export_model(models: Path, name: str, folder: Path) -> None:
@@ -29,6 +27,4 @@ def export_model(models: Path, name: str, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModeError(f"{folder}: not empty", "name a new folder")
     clip = folded(load_model(models / name))
-    with write_aside(folder) as temporary:
-        write_model_files(temporary, clip, clip.card)
-        write_manifest(temporary)
+    save_sealed(folder, clip, clip.card)

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mode.checksums import check_manifest, listed_digest
+from mode.checksums import check_manifest, listed_digest, write_manifest
 from mode.clip.tokenizer import fit_words
 from mode.clip.trust import check_configuration, check_folder, check_preprocessing, read_json
 from mode.errors import ModeError
@@ -131,6 +131,13 @@ def save_model(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
     """Write a model folder, aside first and then moved into place."""
     with write_aside(folder) as temporary:
         write_model_files(temporary, clip, card)
+
+
+def save_sealed(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
+    """As `save_model`, with checksums of all files."""
+    with write_aside(folder) as temporary:
+        write_model_files(temporary, clip, card)
+        write_manifest(temporary)
 
 
 def write_model_files(folder: Path, clip: Clip, card: dict[str, Any]) -> None:

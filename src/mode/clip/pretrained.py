@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from open_clip.pretrained import download_pretrained_from_hf, download_pretraine
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError
 
-from mode.checksums import write_manifest
 from mode.clip.model import (
     CONFIG,
     WEIGHTS,
@@ -38,12 +37,11 @@ from mode.clip.model import (
     standard_tokenizer,
     tokenizer_of,
     write_config,
-    write_model_files,
 )
 from mode.clip.preprocess import image_of, preprocessing_of
 from mode.clip.trust import check_preprocessing
 from mode.errors import ModeError
-from mode.files import sha256_of, write_aside
+from mode.files import sha256_of
 from mode.params import WEIGHT_FILES, ImageParams, ModelParams, SeedParams
 from mode.roles import SEED
 
@@ -70,7 +68,7 @@ class Origin:
 
     Attributes:
         name: as it was asked for.
-        weights: name of the file, or of the tag and its file.
+        weights: name of the file.
         sha256: of that file, as 64 hexadecimal digits.
         licence: as its source states it, such as `mit`; None where it states none.
     """
@@ -85,12 +83,12 @@ class Origin:
 class _Found:
     """A pretrained model before it is opened; `folder` holds its tokenizer, where it brings one."""
 
+    name: str
     model_cfg: dict[str, Any]
     weights: Path
-    origin: Origin
     folder: Path | None = None
     preprocess_cfg: Mapping[str, Any] | None = None
-    hints: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
 
 
 def open_seed(seed: SeedParams, root: Path, image: ImageParams | None = None) -> tuple[Clip, Origin]:
@@ -108,33 +106,33 @@ def open_seed(seed: SeedParams, root: Path, image: ImageParams | None = None) ->
             contradicts its own preprocessing.
     """
     found = _find(seed, root)
-    refuse_untrainable(found.model_cfg, found.origin.name)
+    refuse_untrainable(found.model_cfg, found.name)
     image = image or ImageParams()
     stated = found.preprocess_cfg if found.preprocess_cfg is not None else _preprocessing_given(image)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_config(folder, found.model_cfg, dict(stated))
-        with open_clip_errors(found.origin.name):
+        with open_clip_errors(found.name):
             try:
                 check_proportion(folder, found.weights)
             except SafetensorError as error:
                 message = f"{found.weights}: cannot be read as weights: {error}"
                 raise ModeError(message, "fetch or copy it again") from None
             network = new_network(folder)
-        _load_weights(network, found.weights, found.origin.name)
+        _load_weights(network, found.weights, found.name)
     preprocess_cfg = merge_preprocess_dict(asdict(PreprocessCfg()), dict(stated))
     size = stated.get("size", network.visual.image_size)
     preprocess_cfg["size"] = size if isinstance(size, int) or len({*size}) > 1 else size[0]
-    preprocess_cfg = check_preprocessing(preprocess_cfg, found.origin.name)
-    with open_clip_errors(found.origin.name), _offline_errors(found.origin.name, "the tokenizer"):
+    preprocess_cfg = check_preprocessing(preprocess_cfg, found.name)
+    with open_clip_errors(found.name), _offline_errors(found.name, "the tokenizer"):
         if found.folder is not None and found.model_cfg["text_cfg"].get("hf_tokenizer_name"):
             tokenizer = tokenizer_of(found.folder, found.model_cfg)
         else:
             tokenizer = standard_tokenizer(found.model_cfg["text_cfg"])
     clip = Clip(network.eval(), tokenizer, found.model_cfg, preprocess_cfg)
-    _refuse_other_tokenizer(clip, found.origin.name)
-    image_of(image, preprocessing_of(preprocess_cfg, network.visual.image_size), f"the seed {found.origin.name}")
-    return clip, replace(found.origin, sha256=sha256_of(found.weights))
+    _refuse_other_tokenizer(clip, found.name)
+    image_of(image, preprocessing_of(preprocess_cfg, network.visual.image_size), f"the seed {found.name}")
+    return clip, Origin(found.name, found.weights.name, sha256_of(found.weights), found.licence)
 
 
 def local_files(seed: SeedParams, root: Path) -> list[Path]:
@@ -176,13 +174,6 @@ def given_card(clip: Clip, origin: Origin) -> dict[str, Any]:
     }
 
 
-def save_seed(folder: Path, clip: Clip, card: dict[str, Any]) -> None:
-    """Write a model folder with its checksums; it replaces an older one when it is complete."""
-    with write_aside(folder) as temporary:
-        write_model_files(temporary, clip, card)
-        write_manifest(temporary)
-
-
 def _preprocessing_given(image: ImageParams) -> dict[str, Any]:
     """What params.yaml says of images, where nothing else does."""
     stated = image.model_dump(include={"mean", "std", "interpolation", "resize_mode", "fill_color"})
@@ -210,6 +201,12 @@ def open_pretrained(name: str, setting: str) -> Clip:
     return open_seed(SeedParams.model_validate({"from": "pretrained", "name": source, "weights": tag}), Path())[0]
 
 
+def check_hub_name(name: str, setting: str) -> None:
+    """Refuse what is not `hf-hub:ORG/NAME` with a `ModeError`; `setting` is what it was given as."""
+    if not _REPOSITORY.fullmatch(name.removeprefix("hf-hub:")):
+        raise ModeError(f"{setting}: '{name}' is no name on a hub", "write hf-hub:ORG/NAME")
+
+
 def refuse_untrainable(model_cfg: Mapping[str, Any], where: str) -> None:
     """Models that open_clip can build and this project cannot train are refused by name.
 
@@ -228,7 +225,7 @@ def _find(seed: SeedParams, root: Path) -> _Found:
         return _of_hub(name)
     folder = root / name.removeprefix("local-dir:")
     if name.startswith("local-dir:") or (folder.is_dir() and seed.weights is None):
-        return _of_folder(folder, Origin(name, "", ""))
+        return _of_folder(name, folder)
     if seed.weights is None:
         advice = "give `weights`, or the path of a folder with open_clip_config.json"
         raise ModeError(f"seed.name: '{name}' is no folder, and an architecture alone has no weights", advice)
@@ -238,32 +235,29 @@ def _find(seed: SeedParams, root: Path) -> _Found:
         file = root / seed.weights
         if not file.is_file():
             raise ModeError(f"seed.weights: {file}: no such file", "check the path")
-        return _Found(model_cfg, file, Origin(name, file.name, ""))
+        return _Found(name, model_cfg, file)
     return _of_tag(name, seed.weights, model_cfg)
 
 
-def _of_folder(folder: Path, origin: Origin) -> _Found:
+def _of_folder(name: str, folder: Path) -> _Found:
     """A folder as open_clip writes it, or as `mode` does."""
     if not (folder / CONFIG).is_file():
         raise ModeError(f"{folder}: not a model folder: it has no {CONFIG}", "check seed.name")
-    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    weights = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
     if weights is None:
         raise ModeError(f"{folder}: no weights there", f"one of {', '.join(_WEIGHTS)} is needed")
     model_cfg, preprocess_cfg = checked_folder(folder)
-    return _Found(model_cfg, weights, replace(origin, weights=weights.name), folder, preprocess_cfg)
+    return _Found(name, model_cfg, weights, folder, preprocess_cfg)
 
 
 def _of_hub(name: str) -> _Found:
+    check_hub_name(name, "seed.name")
     repository = name.removeprefix("hf-hub:")
-    if not _REPOSITORY.fullmatch(repository):
-        raise ModeError(f"seed.name: '{name}' is no name on a hub", "write hf-hub:ORG/NAME")
     with _offline_errors(name, "the model"):
         folder = Path(snapshot_download(repository, allow_patterns=_SMALL_FILES))
-        # safetensors where there are any: open_clip knows the names.
-        weights = Path(download_pretrained_from_hf(repository))
-        # Beside the snapshot's other files, where the hub's cache keeps them; its own name decides how it is read.
-        found = _of_folder(folder, Origin(name, "", "", licence=_licence(folder / "README.md")))
-    return replace(found, weights=weights, origin=replace(found.origin, weights=weights.name))
+        # Into the same folder; safetensors where there are any: open_clip knows the names.
+        download_pretrained_from_hf(repository)
+        return replace(_of_folder(name, folder), licence=_licence(folder / "README.md"))
 
 
 def _of_tag(name: str, tag: str, model_cfg: dict[str, Any]) -> _Found:
@@ -285,8 +279,7 @@ def _of_tag(name: str, tag: str, model_cfg: dict[str, Any]) -> _Found:
         model_cfg = {**model_cfg, "quick_gelu": True}
     preprocess_cfg = merge_preprocess_dict(asdict(PreprocessCfg()), stated)
     del preprocess_cfg["size"]
-    origin = Origin(f"{name}:{tag}", weights.name, "", licence)
-    return _Found(model_cfg, weights, origin, preprocess_cfg=preprocess_cfg)
+    return _Found(f"{name}:{tag}", model_cfg, weights, preprocess_cfg=preprocess_cfg, licence=licence)
 
 
 def _licence_of(repository: str) -> str | None:

@@ -148,10 +148,8 @@ class Ensemble(JointEncoder):
         per_model = by_model(self.members, routed)
         clips = {name: self.clips[name] for name, weight in per_model.items() if weight > 0}
         if merge is not None:
-            clips, per_model = (
-                {"merged": self._merged(clips, per_model, routed, images, merge, density)},
-                {"merged": 1.0},
-            )
+            clips = {"merged": self._merged(clips, per_model, routed, images, merge, density)}
+            per_model = {"merged": 1.0}
         return TaskModel(tuple(classes), prompts, routed, clips, per_model, self)
 
     def retrieve(

@@ -55,7 +55,7 @@ def beside_training(
     """
     recipe = training.recipe
     beside: list[Beside] = []
-    if recipe.validate.every is not None:
+    if recipe.validation.every is not None:
         figures = _figures(project, training, rows) if leads else (lambda _: {})
         beside.append(Validation(training, noted, figures, log))
     if recipe.keep_checkpoints.every is not None:
@@ -83,7 +83,7 @@ class Validation:
         self._training, self._noted, self._figures, self._log = training, noted, figures, log
 
     def due(self, step: int) -> bool:
-        plan, every = self._training.plan, self._training.recipe.validate.every
+        plan, every = self._training.plan, self._training.recipe.validation.every
         return every is not None and (step % every == 0 or step in (plan.first_step, plan.last_step))
 
     def done(self, step: int) -> bool:
@@ -128,10 +128,10 @@ def _figures(project: Project, training: Training, rows: NDArray[np.int64]) -> C
     from mode.evaluation.glance import accuracies
 
     recipe, machine = training.recipe, project.params.machine
-    tasks = [_open(project, name) for name in recipe.validate.tasks]
+    tasks = [_open(project, name) for name in recipe.validation.tasks]
     held_out = None
-    if recipe.validate.held_out:
-        count, random_seed = recipe.validate.held_out, training.random_seed
+    if recipe.validation.held_out:
+        count, random_seed = recipe.validation.held_out, training.random_seed
         pairs = held_out_pairs(rows, training.index.image, recipe.held_out, count, random_seed)
         held_out = HeldOut(training, pairs, project.root) if len(pairs) else None
         if held_out is None:
@@ -151,8 +151,8 @@ def _figures(project: Project, training: Training, rows: NDArray[np.int64]) -> C
 def _open(project: Project, name: str) -> Task:
     """A task of the project by its name, or a task folder."""
     given = project.params.evaluation.tasks
-    folders = [f"data/tasks/{name}"] if given == BUILT_IN else [each for each in given if Path(each).name == name]
-    for folder in (*(project.root / each for each in folders), project.root / name):
+    folders = [project.tasks / name] if given == BUILT_IN else [project.root / each for each in given]
+    for folder in (*(each for each in folders if each.name == name), project.root / name):
         if folder.is_dir():
             return open_task(folder)
     raise ModeError(

@@ -223,10 +223,8 @@ def _provenance(project: Project) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    deciding = project.params.model_dump(mode="json", exclude={"machine"})
-    for key in project.params.training.BESIDE:
-        del deciding["training"][key]
-    parameters = json.dumps(deciding, sort_keys=True)
+    beside: dict[str, Any] = {"machine": True, "training": set(project.params.training.BESIDE)}
+    parameters = json.dumps(project.params.model_dump(mode="json", exclude=beside), sort_keys=True)
     return {
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "src", "flows")),

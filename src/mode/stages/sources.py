@@ -114,7 +114,7 @@ def keep_tasks_watch(project: Project) -> None:
         # What the stage `tasks` depends on: the list of their files, or the code that draws the built-in ones, which in
         # a project without code is known by its version.
         code = project.version_file.name if project.version_file.is_file() else "src/mode/data/glyphs"
-        content["tasks_from"] = "data/tasks-manifest.json" if given else code
+        content["tasks_from"] = str(project.tasks_manifest.relative_to(project.root)) if given else code
 
 
 def keep_seed_watch(project: Project) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -196,11 +195,11 @@ def seed_called(given: str, folder: Path) -> dict[str, str]:
     import open_clip
 
     from mode.clip.model import CONFIG
+    from mode.clip.pretrained import check_hub_name
 
     kind, _, rest = given.partition(":")
     if kind == "hf-hub":
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
-            raise ModeError(f"--seed-model: '{given}' is no name on a hub", "write hf-hub:ORG/NAME")
+        check_hub_name(given, "--seed-model")
         return {"name": given}
     if kind == "local-dir" or Path(given).is_dir():
         path = Path(rest if kind == "local-dir" else given)

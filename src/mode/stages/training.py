@@ -40,7 +40,8 @@ def train_role(role: Role, project: Project, key: str | None = None) -> None:
 
 def _take_seed(project: Project) -> None:
     """Make a pretrained model the seed: its folder is like that of one that was trained here, at no cost here."""
-    from mode.clip.pretrained import given_card, open_seed, save_seed
+    from mode.clip.model import save_sealed
+    from mode.clip.pretrained import given_card, open_seed
     from mode.files import only_writer
     from mode.tracking.runs import Tracker
 
@@ -50,7 +51,7 @@ def _take_seed(project: Project) -> None:
         card = given_card(clip, origin)
         with Tracker(project.runs).run(SEED.name, SEED.kind, params={"seed": card["origin"]}) as run:
             card["mlflow_run"] = run.run_id
-        save_seed(project.model(SEED.name), clip, card)
+        save_sealed(project.model(SEED.name), clip, card)
     licence = f", licence {origin.licence}" if origin.licence else ""
     print(f"seed: {origin.name}, {card['parameters']:,} parameters of {origin.weights}{licence}")
 

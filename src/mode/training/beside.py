@@ -13,16 +13,14 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from open_clip.loss import ClipLoss, SigLipLoss
 
-from mode.checksums import write_manifest
 from mode.clip.encode import encode_texts, unit_vectors
-from mode.clip.model import CARD, Clip, folded, write_model_files
+from mode.clip.model import CARD, Clip, folded, save_sealed
 from mode.clip.trust import read_json
 from mode.data.images import normalise
 from mode.data.loading.store import ImageStore
-from mode.files import write_aside
 from mode.params import KeepParams
+from mode.training.learner import loss_of, scalars_of
 from mode.training.plan import Training
 
 
@@ -102,10 +100,7 @@ class HeldOut:
         size = min(self._batch_size, len(self))
         whole = len(self) // size * size
         with torch.inference_mode():
-            scalars = [clip.model.logit_scale.exp()]
-            loss: ClipLoss | SigLipLoss = ClipLoss()
-            if clip.model.logit_bias is not None:
-                loss, scalars = SigLipLoss(), [*scalars, clip.model.logit_bias]
+            loss, scalars = loss_of(clip.model), scalars_of(clip.model)
             pairs = zip(torch.split(images[:whole], size), torch.split(texts[:whole], size), strict=True)
             return float(torch.stack([loss(some, their, *scalars) for some, their in pairs]).mean())
 
@@ -140,9 +135,7 @@ class KeptModels:
             "samples_seen": step * plan.batch_size,
             "provenance": {"configuration": self._training.fingerprint},
         }
-        with write_aside(self._folder / str(step)) as temporary:
-            write_model_files(temporary, folded(clip), card)  # an adapter's base does not lie beside it there
-            write_manifest(temporary)
+        save_sealed(self._folder / str(step), folded(clip), card)  # an adapter's base does not lie beside it there
         steps = self._steps()
         kept = steps if self._params.last is None else steps[-self._params.last :]
         for folder in self._folder.iterdir():

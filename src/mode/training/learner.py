@@ -106,7 +106,7 @@ class Learner:
             # Texts are cut to the longest of a batch: one program for all lengths instead of one for each.
             self._towers.compile(dynamic=True)
         self._autocast = partial(autocast, group.device, training.recipe.precision)
-        self._loss = _loss_of(model, group)
+        self._loss = loss_of(model, group.rank, group.world)
 
     def step(self, number: int, images: Tensor, tokens: Tensor) -> Tensor:
         """Make optimiser step `number`, counted from the beginning of the seed, on this process's share of a batch.
@@ -134,11 +134,19 @@ class Learner:
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
 
-def _loss_of(model: open_clip.CLIP, group: Group) -> ClipLoss | SigLipLoss:
-    """CLIP's contrastive loss, or the sigmoid loss of a model with a logit bias, over the batches of all processes."""
+def loss_of(model: open_clip.CLIP, rank: int = 0, world: int = 1) -> ClipLoss | SigLipLoss:
+    """CLIP's contrastive loss, or the sigmoid loss of a model with a logit bias, over the batches of all processes.
+
+    It takes image features, text features, and `scalars_of` the model.
+    """
     if model.logit_bias is not None:
-        return SigLipLoss(rank=group.rank, world_size=group.world)
-    return ClipLoss(local_loss=True, gather_with_grad=True, cache_labels=True, rank=group.rank, world_size=group.world)
+        return SigLipLoss(rank=rank, world_size=world)
+    return ClipLoss(local_loss=True, gather_with_grad=True, cache_labels=True, rank=rank, world_size=world)
+
+
+def scalars_of(model: open_clip.CLIP) -> list[Tensor]:
+    """The logit scale [], and a SigLIP's logit bias."""
+    return [model.logit_scale.exp(), *([] if model.logit_bias is None else [model.logit_bias])]
 
 
 class Towers(nn.Module):
@@ -156,8 +164,7 @@ class Towers(nn.Module):
         """See the class."""
         image_features = F.normalize(self.model.encode_image(images).float(), dim=-1)
         text_features = F.normalize(encode_text(self.model, tokens).float(), dim=-1)
-        bias = self.model.logit_bias
-        return image_features, text_features, self.model.logit_scale.exp(), *([] if bias is None else [bias])
+        return image_features, text_features, *scalars_of(self.model)
 
 
 def backward(
