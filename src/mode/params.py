@@ -161,6 +161,8 @@ class GlyphParams(Section):
     """Pairs in one tar."""
     image_size: PositiveInt = 32
     """Pixels a side."""
+    per_family: Annotated[int, Field(ge=2)] | None = None
+    """Characters of each family at most, its first ones; `null`: all 938. With fewer a model learns them sooner."""
     test_images: PositiveInt = 8
     """Images per class in the evaluation tasks, drawn in a font that training never sees."""
     noise_share: Share = 0.1

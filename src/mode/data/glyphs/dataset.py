@@ -66,7 +66,7 @@ _TRAINING, _TASKS = 0, 1
 def write_glyph_shards(params: GlyphParams, out: Path, random_seed: int, workers: int | None = None) -> None:
     """Write the training pairs as a folder of tars, `key.jpg` with `key.txt`.
 
-    Every character of `FAMILIES` is as likely as any other. The bytes depend on `params` and `random_seed` alone (and
+    Every character that `params` leaves of `FAMILIES` is as likely as any other. The bytes depend on `params` and `random_seed` alone (and
     on the versions of the font and JPEG libraries).
 
     Args:
@@ -121,7 +121,7 @@ def _with_articles(text: str) -> str:
 def _write_shard(shard: int, params: GlyphParams, folder: Path, random_seed: int) -> int:
     """Draw one shard; its random numbers depend on its number only, so that shards can be drawn in any order."""
     rng = np.random.default_rng([random_seed, _TRAINING, shard])
-    kinds = {character: family.kind for family in FAMILIES for character in family.characters}
+    kinds = {character: family.kind for family in FAMILIES for character in family.first(params.per_family)}
     alphabet = list(kinds)
     first = shard * params.shard_pairs
     count = min(params.shard_pairs, params.pairs - first)
@@ -140,7 +140,7 @@ def _write_shard(shard: int, params: GlyphParams, folder: Path, random_seed: int
 def _write_task(number: int, params: GlyphParams, out: Path, random_seed: int) -> None:
     family = FAMILIES[number]
     rng = np.random.default_rng([random_seed, _TASKS, number])
-    characters = family.characters
+    characters = family.first(params.per_family)
     labels = np.repeat(np.arange(len(characters)), params.test_images)
     jpegs, _ = draw([characters[label] for label in labels], TASK_FONTS, params.image_size, rng)
     with write_aside(out / family.name) as folder:

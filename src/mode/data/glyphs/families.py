@@ -33,6 +33,14 @@ class Family(NamedTuple):
             characters += [chr(code) for code in range(int(first, 16), int(last or first, 16) + 1)]
         return characters
 
+    def first(self, count: int | None) -> list[str]:
+        """So many of its characters, all of them with None.
+
+        >>> Family("dice", "die", "2680-2685").first(2)
+        ['⚀', '⚁']
+        """
+        return self.characters[:count]
+
 
 # fmt: off
 FAMILIES = [
