@@ -213,3 +213,10 @@ def test_an_adapter_is_a_section_that_may_be_left_out() -> None:
         with pytest.raises(ModeError, match=message) as error:
             parse_params({**minimal, "training": {"adapter": adapter}})
         assert "\n" not in str(error.value)
+
+
+def test_copies_on_all_pairs_are_of_experts_that_there_are() -> None:
+    given = {"sources": {"base": {"shards": "s"}}, "experts": {"expert-0": {"cluster": 0}}, "model": {"name": "x"}}
+    assert parse_params({**given, "full": ["expert-0"]}).full == ["expert-0"]
+    with pytest.raises(ModeError, match="full: no expert is called 'expert-1'"):
+        parse_params({**given, "full": ["expert-1"]})

@@ -13,20 +13,9 @@ from mode.reporting.plots import all_plots
 from mode.reporting.summary import comparison, verdict
 from mode.reporting.tables import markdown
 from mode.results import Results
-from mode.roles import ENSEMBLE, EXPERT, SEED, Role, role_of
+from mode.roles import ENSEMBLE, EXPERT, FULL, SEED, Role, role_of
 from mode.tracking.runs import Tracker
 
-FULL = Role(
-    "full",
-    "dense",
-    "a model of the experts' length on all pairs",
-    "One of several dense models that are averaged as the experts are.",
-    parent="seed",
-    pairs="all",
-    length="expert",
-    many=True,
-    colour="#123456",
-)
 WIDE = Role(
     "dense-wide", "dense", "the wide dense model", "A dense model of twice the width.", pairs="all", colour="#654321"
 )
@@ -35,8 +24,8 @@ MEANS = {"seed": 0.4, "full-1": 0.5, "full-0": 0.3, "dense-wide": 0.55, "expert-
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> Results:
-    """Of a run with two more arms: one of several models, one of a single."""
-    monkeypatch.setattr(roles, "ROLES", (*roles.ROLES[:3], WIDE, FULL, *roles.ROLES[3:]))
+    """Of a run with one more arm, and with copies of experts on all pairs."""
+    monkeypatch.setattr(roles, "ROLES", (*roles.ROLES[:3], WIDE, *roles.ROLES[3:]))
     zeroshot = {"mean": MEANS, "tasks": {"dogs": MEANS}}
     cost = {"seed": {"samples_seen": 10}} | {name: {"samples_seen": 20} for name in MEANS if name != "seed"}
     return Results.model_validate({"zeroshot": zeroshot, "cost": cost, "routing": {"dogs": {"expert-0": 1.0}}})
@@ -55,7 +44,7 @@ def test_tables_and_verdict_have_the_new_arms(results: Results) -> None:
     assert [line.split(" | ")[0] for line in markdown(results).splitlines()[2:]] == [f"| {name}" for name in names]
     said = " ".join(verdict(results))
     assert (
-        "5.0 points over the wide dense model and 20.0 points over a model of the experts' length on all pairs" in said
+        "5.0 points over the wide dense model and 20.0 points over a model on everything, as long as an expert" in said
     )
 
 
@@ -66,7 +55,7 @@ def test_plots_and_page_have_the_new_arms(results: Results) -> None:
     assert {"full-0", "dense-wide"} <= {label.get_text() for label in drawn["accuracy"].axes[0].get_yticklabels()}
     assert {"full-0", "dense-wide"} <= {str(line.get_label()) for line in drawn["training"].axes[0].get_lines()}
     page = render_page(results, (), curves)
-    assert '<tr class="single" style="--k:#123456"><th scope="row"><i class="dot"></i>full-0</th>' in page
+    assert '<tr class="single" style="--k:#009e73"><th scope="row"><i class="dot"></i>full-0</th>' in page
     assert page.count('<div class="tile" style="--k:#654321"><span>dense-wide</span>') == 1
     assert WIDE.note in page
     assert 'id="gains-dense-wide"' in page

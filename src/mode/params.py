@@ -588,6 +588,9 @@ class Params(Section):
     training: TrainingParams = TrainingParams()
     branch: BranchParams = BranchParams()
     baselines: BaselineParams = BaselineParams()
+    full: list[Name] = []
+    """Experts of which to train a copy on all pairs, in an order of its own; the copies are averaged (the paper's
+    Full-n), which tells what experts gain by specialising from what any models gain by being several."""
     routing: RoutingParams = RoutingParams()
     evaluation: EvaluationParams = EvaluationParams()
     machine: MachineParams = MachineParams()
@@ -604,6 +607,9 @@ class Params(Section):
             fine, coarse = self.clusters_of(name)
             if coarse > fine:
                 raise ValueError(f"sources.{name}: coarse ({coarse}) exceeds fine ({fine}) of {each.shards}")
+        for name in self.full:
+            if name not in self.experts:
+                raise ValueError(f"full: no expert is called '{name}'")
         taken: dict[tuple[str, int], str] = {}
         for name, expert in self.experts.items():
             if any(name == role.name for role in ROLES if role is not EXPERT):

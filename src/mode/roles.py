@@ -106,12 +106,31 @@ EXPERT = Role(
     dispensable=True,
     colour="#e69f00",
 )
+FULL = Role(
+    "full",
+    "dense",
+    "a model on everything, as long as an expert",
+    "Like an expert in all but its data: continues from the seed on all pairs, in an order of its own.",
+    parent="seed",
+    pairs="all",
+    length="expert",
+    many=True,
+    dispensable=True,
+    colour="#009e73",
+)
 UNIFORM = Role(
     "uniform",
     "ensemble",
     "averaging the same experts uniformly",
     "The experts together, all weighed alike: the control for routing.",
     colour="#56b4e9",
+)
+UNIFORM_FULL = Role(
+    "uniform-full",
+    "ensemble",
+    "averaging as many models on everything",
+    "Models on all pairs together, all weighed alike: tells specialising from averaging (the paper's Full-n).",
+    colour="#009e73",
 )
 ENSEMBLE = Role(
     "ensemble",
@@ -122,7 +141,7 @@ ENSEMBLE = Role(
 )
 
 #: In the order of every table.
-ROLES = (SEED, DENSE, DENSE_LONG, EXPERT, UNIFORM, ENSEMBLE)
+ROLES = (SEED, DENSE, DENSE_LONG, FULL, EXPERT, UNIFORM_FULL, UNIFORM, ENSEMBLE)
 TRAINED = tuple(role for role in ROLES if role.trained)
 DERIVED = tuple(role for role in ROLES if not role.trained)
 
@@ -138,10 +157,10 @@ def role_of(model: str) -> Role:
 
 
 def models_of(experts: Iterable[str]) -> list[str]:
-    """Names of all trained models of a run with these experts, in the order of the tables.
+    """Names of all models that a run with these experts may have trained, in the order of the tables.
 
     >>> models_of(["expert-0", "expert-1"])
-    ['seed', 'dense', 'dense-long', 'expert-0', 'expert-1']
+    ['seed', 'dense', 'dense-long', 'full-expert-0', 'full-expert-1', 'expert-0', 'expert-1']
     """
     experts = list(experts)
     return [role.model(key) for role in TRAINED for key in (experts if role.many else [None])]

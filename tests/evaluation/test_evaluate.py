@@ -321,6 +321,16 @@ class TestEvaluate:
         assert list(found.zeroshot.mean) == list(clips)
         assert found.routing == {}
 
+    def test_copies_on_all_pairs_are_averaged(self, folders: Any, clips: dict[str, Clip]) -> None:
+        """The uniform average of the copies, whatever else is evaluated, and with no router."""
+        task = open_task(folders.classification("colours", [0, 1, 2, 3, 4, 5]))
+        copies = {"full-expert-0": clips["expert-0"], "full-expert-1": clips["expert-1"]}
+        results = evaluate_tasks({"seed": clips["seed"], **copies}, None, [task], CPU)
+        mean = sum(by_hand(clip, task) for clip in copies.values()) / 2
+        expected = np.mean(mean.argmax(axis=1) == task.labels)
+        assert results.zeroshot.tasks["colours"]["uniform-full"] == pytest.approx(expected)
+        assert "uniform-full" not in evaluate_tasks({"seed": clips["seed"]}, None, [task], CPU).zeroshot.mean
+
     def test_a_loaded_model_keeps_its_mode(self, folders: Any, clips: dict[str, Clip]) -> None:
         """Batch normalisation in training mode would make an image's vector depend on its batch."""
         folder = folders.classification("colours", [0, 1, 2, 3])

@@ -23,7 +23,7 @@ from mode.evaluation.scores import classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.params import MachineParams
 from mode.results import Figures, Growth, GrowthCurve, Results, Retrieval, ZeroShot
-from mode.roles import DERIVED, ENSEMBLE, UNIFORM
+from mode.roles import DERIVED, ENSEMBLE, FULL, UNIFORM, UNIFORM_FULL, role_of
 
 #: Coordinates of unit vectors that differ by less are the same but for rounding.
 SAME = 1e-6
@@ -49,7 +49,8 @@ def evaluate_tasks(
         metrics: task name -> its metric, in place of what the folder says.
 
     Returns:
-        All figures in 0..1; with a router also those of `uniform` and `ensemble`, and with a seed too the growth: of a
+        All figures in 0..1; with copies of experts on all pairs also those of `uniform-full`, with a router those of
+        `uniform` and `ensemble`, and with a seed too the growth: of a
         retrieval task, that of the mean of image and text recall@10. Cost and provenance are the caller's to add.
 
     Raises:
@@ -64,6 +65,7 @@ def evaluate_tasks(
     opened = [task for task in tasks if isinstance(task, Task)]
     opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)], metrics)
     members = router.members(models) if router else {}
+    full = [name for name in models if role_of(name) is FULL]
     routing = {task.name: router.weights(task.prompts) for task in opened} if router else {}
 
     zeroshot: dict[str, dict[str, float]] = {}
@@ -84,10 +86,10 @@ def evaluate_tasks(
             metadata = {name: parts[number] for name, parts in columns.items()}
             for name, rows in images.items():
                 seen[name].append(_ends(rows))
-            ensembles = {}
+            ensembles = {UNIFORM_FULL.name: uniform_weights(full)} if full else {}
             if router:
                 weights = {UNIFORM.name: uniform_weights(router.experts), ENSEMBLE.name: routing[task.name]}
-                ensembles = {name: by_model(members, each) for name, each in weights.items()}
+                ensembles |= {name: by_model(members, each) for name, each in weights.items()}
             partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in clips else {}
             if task.kind == "retrieval":
                 by_query = {}

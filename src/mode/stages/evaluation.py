@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
 from mode.params import load_params
-from mode.roles import ENSEMBLE, SEED, UNIFORM
+from mode.roles import ENSEMBLE, FULL, SEED, UNIFORM, UNIFORM_FULL, role_of
 from mode.stages.project import Project, cards_of, sample_captions, trained_models, write_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mode.data.leakage import Leakage
     from mode.evaluation.tasks import Task
-    from mode.results import Results
+    from mode.results import Cost, Results
 
 
 def ensemble(project: Project) -> None:
@@ -207,12 +207,23 @@ def _evaluate(
     results = evaluate_tasks({name: models / name for name in trained}, router, tasks, machine)
     cards = cards_of(models, trained)
     results.cost = {name: Cost(**card["total"]) for name, card in cards.items()}
-    if router is not None and SEED.name in cards:
-        seed, members = cards[SEED.name]["total"], [cards[name]["own"] for name in router.experts if name in cards]
-        together = Cost(**{kind: seed[kind] + sum(own[kind] for own in members) for kind in Cost.model_fields})
-        results.cost |= dict.fromkeys((UNIFORM.name, ENSEMBLE.name), together)
+    if SEED.name in cards:
+        together = {}
+        if copies := [name for name in cards if role_of(name) is FULL]:
+            together[UNIFORM_FULL.name] = copies
+        if router is not None:
+            together[UNIFORM.name] = together[ENSEMBLE.name] = [name for name in router.experts if name in cards]
+        results.cost |= {name: _total(cards, members) for name, members in together.items()}
     results.provenance = _provenance(project)
     return results
+
+
+def _total(cards: Mapping[str, Mapping[str, Any]], members: Sequence[str]) -> Cost:
+    """What models that branched from one seed cost together: the seed once."""
+    from mode.results import Cost
+
+    seed, own = cards[SEED.name]["total"], [cards[name]["own"] for name in members]
+    return Cost(**{kind: seed[kind] + sum(each[kind] for each in own) for kind in Cost.model_fields})
 
 
 def _provenance(project: Project) -> dict[str, Any]:

@@ -66,8 +66,8 @@ _TRAINING, _TASKS = 0, 1
 def write_glyph_shards(params: GlyphParams, out: Path, random_seed: int, workers: int | None = None) -> None:
     """Write the training pairs as a folder of tars, `key.jpg` with `key.txt`.
 
-    Every character that `params` leaves of `FAMILIES` is as likely as any other. The bytes depend on `params` and `random_seed` alone (and
-    on the versions of the font and JPEG libraries).
+    Every character that `params` leaves of `FAMILIES` is as likely as any other. The bytes depend on `params` and
+    `random_seed` alone (and on the versions of the font and JPEG libraries).
 
     Args:
         params: numbers of pairs, sizes, shares of noise.
