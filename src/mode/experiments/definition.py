@@ -1,0 +1,204 @@
+"""An experiment as a file, `experiments/NAME.yaml`: runs of one pipeline, and the rows and comparisons made of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from mode.errors import ModeError
+from mode.params import Name, NonNegativeInt, PositiveInt, Section
+
+#: The word for the mean of a run's experts, each evaluated alone.
+EXPERT_MEAN = "experts, mean"
+_PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+
+class Of(NamedTuple):
+    """A row: an arm (a model, an average, a variant) of a run."""
+
+    run: str
+    arm: str
+
+
+class Compared(Section):
+    """Two rows held against each other, paired by random seed and task."""
+
+    row: str
+    """The row of which the comparison says whether it is better."""
+    than: str
+    """The row that it is held against."""
+    paper: str = ""
+    """What the paper found, in a few words with its figures."""
+    expect: Literal["better", "worse", ""] = ""
+    """What the paper's ordering would be; empty: it has none."""
+
+
+class FigureOf(Section):
+    """A figure: a line for each arm over the runs, or a dot for each row."""
+
+    x: dict[str, float] = {}
+    """Run -> its place on the axis; empty: the cost of each row is its place."""
+    label: str = ""
+    """What the axis shows."""
+    lines: dict[str, str] = {}
+    """Name of a line -> its arm, of the run in question."""
+    log: bool = False
+    """Whether the axis is logarithmic."""
+
+
+class Run(Section):
+    """One run: what it has for itself, beside `set` of the experiment."""
+
+    experts: PositiveInt | None = None
+    """So many experts of the source `base`, one per coarse cluster."""
+    only: list[str] | None = None
+    """Train and route to these experts alone."""
+    set: dict[str, Any] = {}
+    """Parameters as `clustering.strategy: random`."""
+
+
+class Quick(Section):
+    """What `--quick` changes, to see within minutes that everything works; its figures mean nothing."""
+
+    set: dict[str, Any] = {}
+    """Parameters of every run, over all others."""
+
+
+class Experiment(Section):
+    """A definition; see docs/experiments.md."""
+
+    title: str
+    """A few words, for tables and pages."""
+    question: str
+    """What is to be found out, in one sentence."""
+    item: str | None = None
+    """Of the paper, such as `Table 5`."""
+    note: str = ""
+    """What a reader has to know, and no figure of its own."""
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0, 1, 2]
+    """Random seeds: each run is made with each."""
+    data: dict[Name, str] = {}
+    """Folders that `--data NAME=FOLDER` has to give -> what they are; `{NAME}` stands for one in values of `set`."""
+    experts: PositiveInt | None = None
+    """As of a run, for all that do not say."""
+    set: dict[str, Any] = {}
+    """Parameters of every run."""
+    variants: list[str] = []
+    """Arms of `variants.arms`: other ways to use the same models."""
+    runs: Annotated[dict[Name, Run], Field(min_length=1)]
+    """The runs."""
+    rows: dict[str, Of]
+    """Label -> `[RUN, ARM]`: the rows of the table."""
+    metrics: list[str] = ["zero-shot"]
+    """Columns: `zero-shot` (the mean over the classification tasks), a task's name, or `TASK METRIC`."""
+    compare: list[Compared] = []
+    """The claims that are put to the test."""
+    figure: FigureOf | None = None
+    """Drawn beside the table."""
+    quick: Quick = Quick()
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _rows_are_pairs(cls, rows: object) -> object:
+        if not isinstance(rows, Mapping):
+            return rows
+        return {label: Of(*row) if isinstance(row, list) and len(row) == 2 else row for label, row in rows.items()}
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _runs_may_be_empty(cls, runs: object) -> object:
+        return {name: run or {} for name, run in runs.items()} if isinstance(runs, Mapping) else runs
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Experiment:
+        for label, row in self.rows.items():
+            if row.run not in self.runs:
+                raise ValueError(f"rows.{label}: no run is called '{row.run}'")
+        for number, compared in enumerate(self.compare):
+            for label in (compared.row, compared.than):
+                if label not in self.rows:
+                    raise ValueError(f"compare.{number}: no row is called '{label}'")
+        for run in self.figure.x if self.figure else ():
+            if run not in self.runs:
+                raise ValueError(f"figure.x: no run is called '{run}'")
+        used = {
+            name
+            for value in _texts([self.set, *(run.set for run in self.runs.values())])
+            for name in _PLACE.findall(value)
+        }
+        if unknown := sorted(used - set(self.data)):
+            raise ValueError(f"set: {{{unknown[0]}}} stands for a folder, but `data` has no '{unknown[0]}'")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one is there twice")
+        return self
+
+    def overrides(self, run: str, seed: int, data: Mapping[str, Path], quick: bool = False) -> dict[str, Any]:
+        """Parameters that make a run what it is, by dotted key; a deleted key has the value `DELETED`.
+
+        Args:
+            run: its name.
+            seed: the random seed.
+            data: folders by name.
+            quick: with the changes of `--quick`.
+        """
+        own = self.runs[run]
+        values: dict[str, Any] = {"random_seed": seed}
+        experts = own.experts or self.experts
+        if experts:
+            values["clustering.coarse"] = experts
+            values["experts"] = {f"expert-{k}": {"source": "base", "cluster": k} for k in range(experts)}
+        if own.only is not None:
+            every = values.get("experts") or {
+                name: {"source": "base", "cluster": int(name.rpartition("-")[2])} for name in own.only
+            }
+            values["experts"] = {name: every[name] for name in own.only}
+        if self.variants:
+            values["variants.arms"] = self.variants
+        values |= self.set | own.set | (self.quick.set if quick else {})
+        return {key: _filled(value, data) for key, value in values.items()}
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read and check a definition.
+
+    Raises:
+        ModeError: no such file, no YAML, or a key that is unknown, missing or of the wrong type.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+        raise ModeError(f"no experiment is called '{path.stem}'", f"there are: {there}" if there else "") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        raise ModeError(f"{path}: {f'{where}: ' if where else ''}{message}") from None
+
+
+def _filled(value: Any, data: Mapping[str, Path]) -> Any:
+    """A value in which every `{name}` is the folder of that name."""
+    if isinstance(value, str):
+        return _PLACE.sub(lambda found: str(data.get(found[1], found[0])), value)
+    if isinstance(value, list):
+        return [_filled(each, data) for each in value]
+    if isinstance(value, dict):
+        return {_filled(key, data): _filled(each, data) for key, each in value.items()}
+    return value
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in a value."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in _texts(part)]
