@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mode"
 ROOMS = (
     "errors", "processes", "progress", "files", "checksums", "sealed_parquet", "vectors", "parallel", "roles", "params",
     "results", "engine", "edit", "paths", "door", "data.images", "data.glyphs", "data.shards", "data.loading", "data",
-    "clip", "embedding", "clustering", "ensemble", "training", "evaluation", "tracking", "reporting",
+    "clip", "embedding", "clustering", "ensemble", "training", "evaluation", "tracking", "reporting", "experiments",
     "integrity", "", "stages", "app", "cli",
 )  # fmt: skip
 

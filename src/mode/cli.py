@@ -114,6 +114,15 @@ def stage(
     run_stage(name, key, Path.cwd(), params)
 
 
+@app.command(
+    "experiment", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def run_experiment(context: typer.Context) -> None:
+    """Make the runs of experiments/NAME.yaml, side by side and resumable: `mode experiment NAME --plan` says what."""
+    # Runs are DVC's, which the library does not know: the project's own flows drive it.
+    os.execv(sys.executable, [sys.executable, "-m", "flows.runs", *context.args])
+
+
 @app.command("params")
 def show_params(
     key: Annotated[str, typer.Argument(help="A section or one parameter, such as `training` or `training.lr`.")] = "",

@@ -36,6 +36,11 @@ class Paths:
         self.checkpoints = root / "checkpoints"
         self.reports = root / "reports"
         self.metrics = self.reports / "metrics.json"
+        self.experiments = root / "experiments"
+        self.experiment_results = self.experiments / "results"
+        self.book = root / "docs" / "paper.md"
+        self.book_figures = root / "docs" / "figures" / "paper"
+        self.book_page = self.reports / "paper.html"
         # What flows and `make ui` keep.
         self.state = root / ".mode"
         self.flow_lock = self.state / "flow.lock"
@@ -45,6 +50,7 @@ class Paths:
         self.order = self.state / "order.json"
         self.logs = self.state / "logs"
         self.prefect_home = self.state / "prefect"
+        self.experiment_runs = self.state / "experiments"
 
     def shards(self, source: str) -> Path:
         return self.data / "shards" / source

@@ -41,11 +41,11 @@ class Compared(Section):
 class FigureOf(Section):
     """A figure: a line for each arm over the runs, or a dot for each row."""
 
-    x: dict[str, float] = {}
+    x: dict[str, float] = Field(default={})
     """Run -> its place on the axis; empty: the cost of each row is its place."""
     label: str = ""
     """What the axis shows."""
-    lines: dict[str, str] = {}
+    lines: dict[str, str] = Field(default={})
     """Name of a line -> its arm, of the run in question."""
     log: bool = False
     """Whether the axis is logarithmic."""
@@ -56,16 +56,16 @@ class Run(Section):
 
     experts: PositiveInt | None = None
     """So many experts of the source `base`, one per coarse cluster."""
-    only: list[str] | None = None
+    only: list[Annotated[str, Field(pattern=r"^expert-\d+$")]] | None = None
     """Train and route to these experts alone."""
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default={})
     """Parameters as `clustering.strategy: random`."""
 
 
 class Quick(Section):
     """What `--quick` changes, to see within minutes that everything works; its figures mean nothing."""
 
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default={})
     """Parameters of every run, over all others."""
 
 
@@ -80,23 +80,23 @@ class Experiment(Section):
     """Of the paper, such as `Table 5`."""
     note: str = ""
     """What a reader has to know, and no figure of its own."""
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0, 1, 2]
+    seeds: list[NonNegativeInt] = Field(default=[0, 1, 2], min_length=1)
     """Random seeds: each run is made with each."""
-    data: dict[Name, str] = {}
+    data: dict[Name, str] = Field(default={})
     """Folders that `--data NAME=FOLDER` has to give -> what they are; `{NAME}` stands for one in values of `set`."""
     experts: PositiveInt | None = None
     """As of a run, for all that do not say."""
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default={})
     """Parameters of every run."""
-    variants: list[str] = []
+    variants: list[str] = Field(default=[])
     """Arms of `variants.arms`: other ways to use the same models."""
     runs: Annotated[dict[Name, Run], Field(min_length=1)]
     """The runs."""
     rows: dict[str, Of]
     """Label -> `[RUN, ARM]`: the rows of the table."""
-    metrics: list[str] = ["zero-shot"]
+    metrics: list[str] = Field(default=["zero-shot"])
     """Columns: `zero-shot` (the mean over the classification tasks), a task's name, or `TASK METRIC`."""
-    compare: list[Compared] = []
+    compare: list[Compared] = Field(default=[])
     """The claims that are put to the test."""
     figure: FigureOf | None = None
     """Drawn beside the table."""
@@ -138,7 +138,7 @@ class Experiment(Section):
         return self
 
     def overrides(self, run: str, seed: int, data: Mapping[str, Path], quick: bool = False) -> dict[str, Any]:
-        """Parameters that make a run what it is, by dotted key; a deleted key has the value `DELETED`.
+        """Parameters that make a run what it is, by dotted key; `experts` is the whole section.
 
         Args:
             run: its name.
@@ -151,7 +151,7 @@ class Experiment(Section):
         experts = own.experts or self.experts
         if experts:
             values["clustering.coarse"] = experts
-            values["experts"] = {f"expert-{k}": {"source": "base", "cluster": k} for k in range(experts)}
+            values["experts"] = {f"expert-{cluster}": _expert(cluster) for cluster in range(experts)}
         if own.only is not None:
             every = values.get("experts") or {
                 name: {"source": "base", "cluster": int(name.rpartition("-")[2])} for name in own.only
@@ -183,6 +183,10 @@ def load_experiment(path: Path) -> Experiment:
         where = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         raise ModeError(f"{path}: {f'{where}: ' if where else ''}{message}") from None
+
+
+def _expert(cluster: int) -> dict[str, Any]:
+    return {"source": "base", "cluster": cluster}
 
 
 def _filled(value: Any, data: Mapping[str, Path]) -> Any:

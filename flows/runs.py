@@ -1,0 +1,437 @@
+"""The runs of an experiment, each an experiment of DVC: `python -m flows.runs NAME`, or `mode experiment NAME`.
+
+A run is `dvc exp run` in a clone of the project, with the project's cache: stages that two runs have in common are made
+once and taken from DVC's run cache by the other. What is committed decides; what a run made comes back as an experiment
+of the project (`dvc exp show --all-commits`), as a run in MLflow, and as rows of experiments/results/NAME.parquet.
+
+Two runs that share a seed do not start side by side: the second would train what the first is about to leave in the
+cache. A run that was interrupted goes on in its clone, from its checkpoints; one that is done is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from flows.devices import Place, places_for
+from flows.locks import Lock, holder, take
+from flows.supervise import STOPPED
+from mode.errors import ModeError
+from mode.experiments.definition import Experiment, load_experiment
+from mode.experiments.plan import PlannedRun, plan_runs, plan_table
+from mode.experiments.table import load_table, save_table, tidy
+from mode.parallel import cores
+from mode.paths import Paths
+from mode.reporting.summary import duration, quantity
+from mode.results import Results
+from mode.stages.project import BUILT_IN, Project, write_json
+from mode.stages.sources import keep_seed_watch, keep_tasks_watch, keep_watch
+
+_STARTED = re.compile(r"^Running stage '(.+)':")
+#: A run that ended so was told to stop, and goes on the next time.
+_TOLD = frozenset({STOPPED, 128 + signal.SIGINT})
+POLL_SECONDS = 0.3
+
+
+@dataclass
+class Active:
+    """A run under way."""
+
+    run: PlannedRun
+    process: subprocess.Popen[str]
+    lock: Lock
+    began: float
+    tail: list[str] = field(default_factory=list)
+    told: bool = False
+
+
+class Runner:
+    """Makes the runs of one experiment.
+
+    Args:
+        root: of the project, whose commit all runs are of.
+        name, experiment: the definition.
+        runs: as planned.
+        quick: figures mean nothing: they stay out of experiments/results.
+        keep: leave the clones, for a look at models and pages.
+    """
+
+    def __init__(
+        self, root: Path, name: str, experiment: Experiment, runs: Sequence[PlannedRun], quick: bool, keep: bool
+    ) -> None:
+        self.root, self.name, self.experiment, self.runs = root, name, experiment, list(runs)
+        self.quick, self.keep, self.paths = quick, keep, Paths(root)
+        self.failed: dict[str, str] = {}
+        self._began = time.monotonic()
+        self._stopping = False
+
+    def folder(self, run: PlannedRun) -> Path:
+        return self.paths.experiment_runs / run.key
+
+    def rows_of(self, run: PlannedRun) -> Path:
+        return self.folder(run) / "rows.parquet"
+
+    def is_done(self, run: PlannedRun) -> bool:
+        return self.rows_of(run).is_file()
+
+    def rate(self) -> float | None:
+        """Samples per second of one training, the median of what finished runs of this project took; None: of none."""
+        rates: list[float] = []
+        for file in self.paths.experiment_runs.glob("*/rows.parquet"):
+            arms = load_table(file).drop_duplicates("arm").query("models == 1 and seconds > 0")
+            rates += (arms["samples"] / arms["seconds"]).dropna().tolist()
+        return statistics.median(rates) if rates else None
+
+    def make(self, places: Sequence[Place]) -> int:
+        """Make all that are not done, as many side by side as there are places; returns the exit code."""
+        waiting = [run for run in self.runs if not self.is_done(run)]
+        active: list[Active] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._told)
+        while waiting or active:
+            while not self._stopping and (run := self._next(waiting, active)) and (started := self._start(run, places)):
+                waiting.remove(run)
+                active.append(started)
+            for each in [each for each in active if each.process.poll() is not None]:
+                active.remove(each)
+                self._finish(each)
+            if self._stopping:
+                waiting.clear()
+                for each in active:
+                    self._stop(each)
+            time.sleep(POLL_SECONDS)
+        self.collect()
+        if self._stopping:
+            print("stopped: the same command goes on from here", flush=True)
+            return 130
+        for name, why in self.failed.items():
+            print(f"failed: {name}: {why}", file=sys.stderr, flush=True)
+        return 1 if self.failed else 0
+
+    def collect(self) -> None:
+        """Put the rows of all finished runs into one table, with the definition's runs beside it."""
+        tables = []
+        for run in self.runs:
+            if self.is_done(run):
+                rows = load_table(self.rows_of(run))
+                tables.append(rows.assign(experiment=self.name, run=run.run, random_seed=run.seed))
+        if not tables:
+            return
+        folder = self.paths.experiment_runs / "quick" if self.quick else self.paths.experiment_results
+        save_table(pd.concat(tables, ignore_index=True), folder / f"{self.name}.parquet")
+        about = {
+            "command": f"mode experiment {self.name}",
+            "commit": sorted({commit for table in tables for commit in table["commit"].unique()}),
+            "runs": {run.run: _without_paths(run.overrides) for run in self.runs if run.seed == self.runs[0].seed},
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        }
+        write_json(folder / f"{self.name}.json", about)
+
+    def _told(self, _number: int, _frame: object) -> None:
+        if not self._stopping:
+            print("\nstopping: trainings write their checkpoints ...", file=sys.stderr, flush=True)
+        self._stopping = True
+
+    def _stop(self, active: Active) -> None:
+        """Tell a run to write its checkpoint and end, once."""
+        if not active.told:
+            active.told = True
+            active.process.terminate()
+
+    def _next(self, waiting: Sequence[PlannedRun], active: Sequence[Active]) -> PlannedRun | None:
+        """The first run whose seed no run is training just now: one that shares it takes it from the cache."""
+        busy = {each.run.trunk for each in active}
+        return next((run for run in waiting if run.trunk not in busy), None)
+
+    def _start(self, run: PlannedRun, places: Sequence[Place]) -> Active | None:
+        """Start a run where there is room; None: all places are taken."""
+        for place in places:
+            if lock := take(place.lock, f"{run.name}, process {os.getpid()}"):
+                break
+        else:
+            return None
+        clone = self._prepared(run)
+        command = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
+        command += ["--name", run.name, "--force", *set_params(run.overrides)]
+        process = subprocess.Popen(
+            command,
+            cwd=clone,
+            env=_environment(clone, self.root, place.device),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=(lock.fileno(),),
+            start_new_session=True,  # Ctrl-C reaches this process alone, which tells the others
+        )
+        active = Active(run, process, lock, time.monotonic())
+        threading.Thread(target=self._follow, args=(active,), daemon=True).start()
+        self._say(run, f"started on {place.device}")
+        return active
+
+    def _prepared(self, run: PlannedRun) -> Path:
+        """The run's clone of the project: a new one, or that of the interrupted run."""
+        folder = self.folder(run)
+        clone, commit = folder / "project", _git(self.root, "rev-parse", "HEAD")
+        if clone.is_dir() and (folder / "commit").read_text(encoding="utf-8") != commit:
+            shutil.rmtree(clone)  # of another commit; what is the same comes out of the cache
+        if not clone.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "commit").write_text(commit, encoding="utf-8")
+            _git(self.root, "clone", "--quiet", "--shared", "--no-tags", str(self.root), str(clone))
+            config = ["[cache]", f"    dir = {_cache_of(self.root)}", "    type = reflink,copy"]
+            (clone / ".dvc" / "config.local").write_text("\n".join(config) + "\n", encoding="utf-8")
+            project = Project(clone, run.params)
+            for source, params in run.params.sources.items():
+                keep_watch(project, source, generated=params.shards == BUILT_IN)
+            keep_tasks_watch(project)
+            keep_seed_watch(project)
+        return clone
+
+    def _follow(self, active: Active) -> None:
+        """Keep a run's output in its log, and say which stage it has come to."""
+        assert active.process.stdout is not None
+        with (self.folder(active.run) / "log").open("a", encoding="utf-8") as log:
+            for raw in active.process.stdout:
+                log.write(raw)
+                log.flush()
+                line = raw.rstrip().rpartition("\r")[2]
+                active.tail = [*active.tail[-20:], line]
+                if found := _STARTED.match(line):
+                    self._say(active.run, found[1])
+
+    def _finish(self, active: Active) -> None:
+        """Take over what a run has made, or note why there is nothing."""
+        active.lock.close()
+        run, code = active.run, active.process.returncode
+        if code in _TOLD or self._stopping:
+            return
+        try:
+            if code:
+                errors = [line for line in active.tail if "rror" in line] or active.tail
+                raise ModeError(f"{errors[-1] if errors else f'exit code {code}'} (see {self.folder(run) / 'log'})")
+            self._take(run)
+        except ModeError as error:
+            self.failed[run.name] = str(error)
+            self._say(run, f"failed: {error}")
+            return
+        left = sum(not self.is_done(each) for each in self.runs)
+        self._say(run, f"done in {duration(time.monotonic() - active.began)}; {left} of {len(self.runs)} runs left")
+        self.collect()
+
+    def _take(self, run: PlannedRun) -> None:
+        """The rows of a run, its experiment of DVC, its run in MLflow; its clone goes."""
+        clone = self.folder(run) / "project"
+        paths = Paths(clone)
+        results = Results.load(paths.metrics)
+        variants, encoders = _variants(paths)
+        rows = tidy(
+            results, variants, experiment=run.experiment, run=run.run, random_seed=run.seed, encoders=encoders
+        ).assign(commit=(self.folder(run) / "commit").read_text(encoding="utf-8"))
+        pushed = [sys.executable, "-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", run.name]
+        done = subprocess.run(
+            pushed, cwd=clone, env=_environment(clone, self.root, ""), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            self._say(run, f"not among `dvc exp show`: {done.stderr.strip().splitlines()[-1:]}")
+        _log(self.paths.runs, run, results, variants)
+        save_table(rows, self.rows_of(run))
+        if not self.keep:
+            shutil.rmtree(clone)
+
+    def _say(self, run: PlannedRun, what: str) -> None:
+        print(f"{duration(time.monotonic() - self._began):>12}  {run.run} seed {run.seed}: {what}", flush=True)
+
+
+def set_params(overrides: Mapping[str, Any]) -> list[str]:
+    """Arguments of `dvc exp run` in Hydra's grammar; a section is replaced, not merged.
+
+    >>> set_params({"clustering.coarse": 2, "full": ["expert-0"]})
+    ['-S', '++clustering.coarse=2', '-S', '++full=["expert-0"]']
+    """
+    arguments = []
+    for key, value in overrides.items():
+        if isinstance(value, dict):
+            arguments += ["-S", f"~{key}"]
+        arguments += ["-S", f"++{key}={_hydra(value)}"]
+    return arguments
+
+
+def _hydra(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_hydra(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_hydra, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _variants(paths: Paths) -> tuple[Results | None, dict[str, float]]:
+    """Figures of other ways to use the models, and the image encoders that each runs, where there are any."""
+    file = paths.reports / "variants.json"
+    if not file.is_file():
+        return None, {}
+    results = Results.load(file)
+    return results, {name: float(value) for name, value in getattr(results, "encoders", {}).items()}
+
+
+def _log(folder: Path, run: PlannedRun, results: Results, variants: Results | None) -> None:
+    """A run in MLflow, under the name that `dvc exp show` has for it."""
+    from mode.tracking.runs import Tracker, metrics_of
+
+    tags = {"experiment": run.experiment, "run": run.run, "random_seed": str(run.seed)}
+    with Tracker(folder, experiment="experiments").run(run.name, "ensemble", params=run.overrides, tags=tags) as logged:
+        for found in filter(None, (results, variants)):
+            means = {arm: metrics_of(found, arm) for arm in found.models}
+            logged.log(0, {f"{arm}/{name}": value for arm, flat in means.items() for name, value in _means(flat)})
+
+
+def _means(flat: Mapping[str, float]) -> Iterable[tuple[str, float]]:
+    return (
+        (name, value)
+        for name, value in flat.items()
+        if name == "zeroshot/mean" or name.startswith(("retrieval/", "cost/"))
+    )
+
+
+def _environment(clone: Path, root: Path, device: str) -> dict[str, str]:
+    """Of commands in a clone: its own sources, this environment's tools, one thread where the CPU is shared."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MODE_", "OMP_"))}
+    home = clone if (clone / "src").is_dir() else root
+    sources = [str(home / "src"), str(home)] if (home / "src").is_dir() else [str(clone)]
+    settings = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}",
+        "PYTHONPATH": os.pathsep.join(sources),
+        "MODE_DEVICE": device,
+    }
+    if device == "cpu":
+        settings |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    return kept | {key: value for key, value in settings.items() if value}
+
+
+def _cache_of(root: Path) -> Path:
+    """The project's DVC cache, which all runs share."""
+    said = subprocess.run(
+        [sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, capture_output=True, text=True, check=False
+    )
+    if said.returncode:
+        raise ModeError(f"{root}: no DVC project: {said.stderr.strip().splitlines()[-1] if said.stderr else ''}")
+    return (root / said.stdout.strip()).resolve()
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ModeError(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())[:200]}")
+    return done.stdout.strip()
+
+
+def _without_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as they may be committed: of absolute paths only the last part."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("/"):
+            return Path(value).name
+        if isinstance(value, list):
+            return [shown(each) for each in value]
+        return {shown(key): shown(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+    return {key: shown(value) for key, value in overrides.items()}
+
+
+def show_plan(runs: Sequence[PlannedRun], done: Iterable[str], rate: float | None, jobs: int) -> str:
+    """The plan as text."""
+    table = plan_table(runs, done, rate, jobs)
+    shown = table.assign(
+        samples=table["samples"].map(quantity), hours=table["hours"].map(lambda hours: duration(3600 * hours))
+    ).rename(columns={"hours": "time"})
+    basis = (
+        f"at {rate:,.0f} samples/s a training, as runs here took"
+        if rate
+        else "the first finished run will tell how long"
+    )
+    return f"{shown.to_string(index=False)}\n{basis}; stages in common are made once"
+
+
+def folders(given: Sequence[str]) -> dict[str, Path]:
+    """`NAME=FOLDER` -> folder. Raises `ModeError` for what is none."""
+    found = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not Path(folder).is_dir():
+            raise ModeError(f"--data {text}: no folder", "--data NAME=FOLDER")
+        found[name] = Path(folder).resolve()
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="mode experiment", description="Make the runs of experiments/NAME.yaml.")
+    made.add_argument("name", help="of the experiment")
+    made.add_argument("--quick", action="store_true", help="see in minutes that everything works; figures mean nothing")
+    made.add_argument("--seeds", type=int, nargs="+", help="random seeds, in place of the definition's")
+    made.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone")
+    made.add_argument("--jobs", type=int, help="runs side by side; default: one per core, or per GPU")
+    made.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="a folder that it needs")
+    made.add_argument("--plan", action="store_true", help="print what would run, and stop")
+    made.add_argument("--keep", action="store_true", help="leave the clones, with models and pages")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plan, print the plan, run; one line for what the user can mend."""
+    options = parser().parse_args(arguments)
+    root = Path.cwd()
+    paths = Paths(root)
+    try:
+        if not paths.dvc_file.is_file():
+            raise ModeError(f"{root}: no dvc.yaml", "run it in the project's folder")
+        experiment = load_experiment(paths.experiments / f"{options.name}.yaml")
+        if unknown := [run for run in options.runs or () if run not in experiment.runs]:
+            raise ModeError(f"{options.name}: no run is called '{unknown[0]}'", ", ".join(experiment.runs))
+        seeds = options.seeds or (experiment.seeds[:1] if options.quick else None)
+        content = yaml.safe_load(paths.params_file.read_text(encoding="utf-8"))
+        runs = plan_runs(options.name, experiment, content, folders(options.data), seeds, options.quick)
+        runner = Runner(root, options.name, experiment, runs, options.quick, options.keep)
+        chosen = [run for run in runs if not options.runs or run.run in options.runs]
+        places = places_for("auto", options.jobs or cores(), 1, root)[: options.jobs]
+        print(f"{options.name}: {experiment.title}")
+        print(show_plan(chosen, [run.name for run in chosen if runner.is_done(run)], runner.rate(), len(places)))
+        if options.plan:
+            return 0
+        if _git(root, "status", "--porcelain", "--untracked-files=no", "src", "dvc.yaml", "params.yaml"):
+            raise ModeError("uncommitted changes in src, dvc.yaml or params.yaml", "commit them: runs are of a commit")
+        lock = take(paths.experiment_runs / f"{options.name}.lock", f"process {os.getpid()}")
+        if lock is None:
+            who = holder(paths.experiment_runs / f"{options.name}.lock")
+            raise ModeError(f"experiment {options.name} is being run by {who}", "wait for it or stop it")
+        with lock:
+            everything, runner.runs = runner.runs, chosen
+            code = runner.make(places)
+            runner.runs = everything
+            runner.collect()
+            return code
+    except ModeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""What an experiment will run: the runs with their parameters, the trainings among them, and what these cost."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mode.errors import ModeError
+from mode.experiments.definition import Experiment
+from mode.params import Params, parse_params
+from mode.roles import DENSE_LONG, FULL, SEED, TRAINED, Role
+from mode.training.plan import make_plan
+
+#: Sections of params.yaml that decide the seed, and so whether two runs share it.
+_OF_SEED = ("random_seed", "sources", "glyphs", "index", "seed", "model", "image", "training")
+#: Beside these, what decides an expert of it.
+_OF_EXPERT = ("embedding", "clustering", "branch")
+
+
+class Work(NamedTuple):
+    """A training: its model, what tells it from every other one, and how many samples it takes of its own."""
+
+    model: str
+    key: str
+    samples: float
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of an experiment with one random seed.
+
+    Attributes:
+        experiment, run, seed: which.
+        overrides: parameters by dotted key; `experts` is the whole section.
+        params: all of them, checked.
+        key: 12 hexadecimal digits that tell it from every other run; the same run in another experiment has the same.
+        trunk: tells runs that share a seed from those that do not.
+        work: its trainings.
+    """
+
+    experiment: str
+    run: str
+    seed: int
+    overrides: Mapping[str, Any]
+    params: Params
+    key: str
+    trunk: str
+    work: tuple[Work, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the run in `dvc exp show`, in MLflow and in messages."""
+        return f"{self.experiment}-{self.run}-{self.seed}"
+
+
+def plan_runs(
+    name: str,
+    experiment: Experiment,
+    content: Mapping[str, Any],
+    data: Mapping[str, Path],
+    seeds: Sequence[int] | None = None,
+    quick: bool = False,
+) -> list[PlannedRun]:
+    """All runs of an experiment: the first random seed of every run comes first, then the next.
+
+    Args:
+        name: of the experiment.
+        experiment: its definition.
+        content: of the project's params.yaml, which the overrides go on top of.
+        data: folders by name.
+        seeds: in place of the definition's.
+        quick: with the changes of `--quick`.
+
+    Raises:
+        ModeError: a folder is not given, or the parameters of a run are not valid.
+    """
+    if missing := [each for each in experiment.data if each not in data]:
+        raise ModeError(f"{name} needs {experiment.data[missing[0]]}", f"--data {missing[0]}=FOLDER")
+    if unknown := [each for each in data if each not in experiment.data]:
+        raise ModeError(
+            f"--data {unknown[0]}: {name} has no data of that name", ", ".join(experiment.data) or "it needs none"
+        )
+    return [
+        planned(name, run, seed, experiment.overrides(run, seed, data, quick), content)
+        for seed in (seeds if seeds is not None else experiment.seeds)
+        for run in experiment.runs
+    ]
+
+
+def planned(name: str, run: str, seed: int, overrides: Mapping[str, Any], content: Mapping[str, Any]) -> PlannedRun:
+    """A run with its parameters checked; see `plan_runs`."""
+    params = parse_params(overridden(content, overrides), f"experiments/{name}.yaml: {run}")
+    values = params.model_dump(mode="json", exclude={"machine": True, "training": set(params.training.BESIDE)})
+    return PlannedRun(
+        experiment=name,
+        run=run,
+        seed=seed,
+        overrides=overrides,
+        params=params,
+        key=_digest(values),
+        trunk=_digest({section: values[section] for section in _OF_SEED}),
+        work=tuple(_work(params, values)),
+    )
+
+
+def overridden(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a params.yaml with some values replaced by dotted key, whole sections too.
+
+    >>> overridden({"a": {"b": 1, "c": 2}}, {"a.b": 3, "d": 4})
+    {'a': {'b': 3, 'c': 2}, 'd': 4}
+    """
+    result = copy.deepcopy(dict(content))
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        level = result
+        for part in path:
+            if not isinstance(level.get(part), dict):
+                level[part] = {}
+            level = level[part]
+        level[last] = value
+    return result
+
+
+def new_work(runs: Iterable[PlannedRun]) -> dict[str, list[Work]]:
+    """Run -> the trainings that no run before it has: what is left to do if they are done in this order."""
+    seen: set[str] = set()
+    left = {}
+    for run in runs:
+        left[run.name] = [work for work in run.work if work.key not in seen]
+        seen |= {work.key for work in run.work}
+    return left
+
+
+def plan_table(runs: Sequence[PlannedRun], done: Iterable[str], rate: float | None, jobs: int) -> pd.DataFrame:
+    """What is printed before anything starts.
+
+    Args:
+        runs: all of them, in order.
+        done: names of those that are finished.
+        rate: samples per second of one training; None: not known.
+        jobs: runs side by side.
+
+    Returns:
+        A row per run and one for all: `random_seed`, `trainings` (those that no earlier run has), `samples`, `hours`
+        (of one training after another; in the last row with `jobs` side by side), `state`.
+    """
+    finished = set(done)
+    left = new_work(sorted(runs, key=lambda run: run.name not in finished))
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        work = [] if run.name in finished else left[run.name]
+        rows.append(
+            {
+                "run": run.run,
+                "random_seed": str(run.seed),
+                "trainings": len(work),
+                "samples": sum(each.samples for each in work),
+                "state": "done" if run.name in finished else "",
+            }
+        )
+    total = {
+        "run": f"all, {jobs} side by side" if jobs > 1 else "all",
+        "random_seed": "",
+        "trainings": sum(row["trainings"] for row in rows),
+        "samples": sum(row["samples"] for row in rows),
+        "state": f"{len(finished)} of {len(runs)} done",
+    }
+    table = pd.DataFrame([*rows, total])
+    hours = table["samples"] / rate / 3600 if rate else pd.Series(float("nan"), table.index)
+    hours.iloc[-1] /= jobs
+    table.insert(4, "hours", hours)
+    return table
+
+
+def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
+    """The trainings of a run."""
+    seed_key = {section: values[section] for section in _OF_SEED}
+    rows, images = np.zeros(1, np.int64), params.training.epoch_samples or 0
+    parent = Path("seed")
+
+    def of(role: Role, key: str | None, own: Mapping[str, Any]) -> Work:
+        expert = params.experts[key] if key is not None else None
+        samples = float("nan")  # an epoch is as long as there are images, which only the index knows
+        if images:
+            total = params.coarse_of(params.training.source) if role is DENSE_LONG else 0
+            start = None if role is SEED else parent
+            samples = make_plan(
+                role, rows, params.training, images, key=key, expert=expert, experts=total, parent=start
+            ).samples
+        return Work(role.model(key), _digest({"role": role.name, **seed_key, **own}), samples)
+
+    for role in TRAINED:
+        if role is SEED and params.seed.pretrained:
+            continue
+        if role is DENSE_LONG:
+            if params.baselines.dense_long:
+                yield of(role, None, {"coarse": params.coarse_of(params.training.source)})
+        elif role is FULL:
+            for key in params.full:
+                yield of(role, key, {"key": key, "expert": values["experts"][key]})
+        elif role.many:
+            for key in params.experts:
+                own = {section: values[section] for section in _OF_EXPERT}
+                yield of(role, key, {"key": key, "expert": values["experts"][key], **own})
+        else:
+            yield of(role, None, {})
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
