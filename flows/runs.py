@@ -106,6 +106,7 @@ class Runner:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._told)
         while waiting or active:
+            waiting = [run for run in waiting if not self.is_done(run)]  # one like it may have been made by now
             while not self._stopping and (run := self._next(waiting, active)) and (started := self._start(run, places)):
                 waiting.remove(run)
                 active.append(started)

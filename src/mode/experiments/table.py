@@ -77,8 +77,8 @@ def tidy(
         columns=["arm", *_FIGURES, "samples", "seconds", "models"],
     )
     commit = str(results.provenance.get("commit") or "")
-    about = {"experiment": experiment, "run": run, "random_seed": random_seed, "commit": commit}
-    return table.assign(**about).reindex(columns=SCHEMA.names)
+    named = table.assign(experiment=experiment, run=run, random_seed=random_seed, commit=commit)
+    return named.reindex(columns=SCHEMA.names)
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:
@@ -103,7 +103,8 @@ def load_table(path: Path) -> pd.DataFrame:
         raise ModeError(f"{path}: no table of results: {' '.join(str(error).split())[:200]}") from None
     if table.schema.remove_metadata() != SCHEMA:
         raise ModeError(f"{path}: not the columns of a table of results: {', '.join(table.schema.names)[:200]}")
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def _figures(results: Results, model: str) -> Iterator[Figure]:
