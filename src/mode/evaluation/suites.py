@@ -1,8 +1,9 @@
 """The standard suites: which tasks belong to them, and how each is scored.
 
-`clip26` are the 26 tasks of the CLIP and MoDE papers' tables, `robustness` the shifted versions of ImageNet,
-`retrieval` COCO and Flickr30k. A task is a folder in CLIP_benchmark's layout under one root, by any of the names under
-which its exporter and its hub write it (`wds_vtab-flowers`, `vtab/flowers`, `flowers` ...).
+`clip26` are the 26 tasks of the CLIP and MoDE papers' tables, `robustness` the shifted versions of ImageNet (those of
+MoDE's table 3, and ObjectNet), `retrieval` COCO and Flickr30k. A task is a folder in CLIP_benchmark's layout under one
+root, by any of the names under which its exporter and its hub write it (`wds_vtab-flowers`, `vtab/flowers`, `flowers`
+...).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from mode.errors import ModeError
 from mode.evaluation.tasks import Task, open_task
 
@@ -25,7 +28,8 @@ class Entry:
     """A task of a suite.
 
     Attributes:
-        name: as CLIP_benchmark calls the data set; also the key of its class names and templates there.
+        name: as CLIP_benchmark calls the data set, if it knows it; also the key of its class names and templates there
+            and in `classes.yaml`.
         metric: of `mode.evaluation.tasks.METRICS`; MoDE, section 4.1, scores fine-grained tasks by the mean over
             classes, Kinetics by the mean of top-1 and top-5, hateful memes by the area under the ROC curve.
         aliases: other names of its folder.
@@ -44,7 +48,7 @@ class Entry:
 
 
 #: These use some of ImageNet's classes: names must come with the folder, only templates can be taken from elsewhere.
-_SUBSETS = ("imagenet-a", "imagenet-r", "objectnet")
+_SUBSETS = ("imagenet-a", "imagenet-o", "imagenet-r", "objectnet")
 _PER_CLASS = "mean_per_class_recall"
 
 SUITES: dict[str, tuple[Entry, ...]] = {
@@ -69,8 +73,8 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry("kitti_closest_vehicle_distance", aliases=("kitti",)),
         Entry("country211"),
         Entry("pcam", aliases=("patch_camelyon",)),
-        Entry("ucf101"),
-        Entry("kinetics700", "mean_acc1_acc5", ("k700",)),
+        Entry("ucf101", aliases=("ucf101_frames",)),
+        Entry("kinetics700", "mean_acc1_acc5", ("k700", "kinetics700_frames")),
         Entry("clevr_count_all", aliases=("clevr", "clevr_counts")),
         Entry("hateful_memes", "roc_auc"),
         Entry("renderedsst2", aliases=("sst2", "rendered_sst2")),
@@ -98,7 +102,8 @@ def open_suite(name: str, root: Path) -> Found:
     """Open the tasks of a suite that lie under `root`.
 
     A folder's own `classnames.txt` and `zeroshot_classification_templates.txt` come first; where one is missing,
-    CLIP_benchmark's are taken, if it is installed and has them.
+    CLIP_benchmark's are taken, if it is installed and has them, and else those of `classes.yaml` beside this module,
+    which has what CLIP_benchmark lacks.
 
     Args:
         name: of SUITES.
@@ -132,9 +137,12 @@ def _open(entry: Entry, folder: Path) -> Task:
     if entry.metric == "recall":
         return open_task(folder)
     known = entry.classes_of or entry.name
-    classes = () if entry.name in _SUBSETS else _from_clip_benchmark("en_classnames.json").get(known, ())
-    templates = _from_clip_benchmark("en_zeroshot_classification_templates.json").get(known, ())
-    return open_task(folder, entry.metric, classes, templates)
+    ours = _of_this_package().get(known, {})
+    classes = _from_clip_benchmark("en_classnames.json").get(known) or ours.get("classes", ())
+    templates = _from_clip_benchmark("en_zeroshot_classification_templates.json").get(known) or ours.get(
+        "templates", ()
+    )
+    return open_task(folder, entry.metric, () if entry.name in _SUBSETS else classes, templates)
 
 
 @cache
@@ -145,6 +153,14 @@ def _from_clip_benchmark(file: str) -> Mapping[str, Sequence[str]]:
     except (ModuleNotFoundError, FileNotFoundError):
         return {}
     content: dict[str, list[str]] = json.loads(text)
+    return content
+
+
+@cache
+def _of_this_package() -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """`classes` and `templates` by task, as `classes.yaml` has them."""
+    text = resources.files("mode.evaluation").joinpath("classes.yaml").read_text(encoding="utf-8")
+    content: dict[str, dict[str, list[str]]] = yaml.safe_load(text)
     return content
 
 
