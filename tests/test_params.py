@@ -164,6 +164,24 @@ PRETRAINED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("kind", "retrieval", "protocol"),
+    [
+        ("calibrated", None, "query"),
+        ("calibrated", "query", "query"),
+        ("calibrated", "together", "together"),
+        ("calibrated", "paper", "paper"),
+        ("published", None, "together"),
+        ("published", "paper", "paper"),
+        ("paper", None, "together"),
+        ("paper", "paper", "paper"),
+    ],
+)
+def test_how_retrieval_is_routed(kind: str, retrieval: str | None, protocol: str) -> None:
+    routing = parse_params(changed(routing={"kind": kind, "retrieval": retrieval})).routing
+    assert (routing.protocol, routing.by_query) == (protocol, protocol == "query")
+
+
 def test_a_pretrained_seed_brings_its_model() -> None:
     params = parse_params({**PRETRAINED, "embedding": {"kind": "seed", "made_from": "models/seed"}})
     assert params.seed.pretrained

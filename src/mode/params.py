@@ -518,9 +518,10 @@ class RoutingParams(Section):
     """Lambda of `paper`."""
     calibration_captions: PositiveInt = 4_096
     """Training captions that set the temperature of `calibrated`."""
-    retrieval: Literal["together", "query"] | None = None
-    """`together` (a retrieval task is routed by all its texts) or `query` (every text and image by itself; needs
-    `calibrated`); default `query` with `calibrated`, else `together`."""
+    retrieval: Literal["together", "query", "paper"] | None = None
+    """`together` (a retrieval task is routed by all its texts), `query` (every text and image by itself; needs
+    `calibrated`) or `paper` (a text that looks for images by itself, an image that looks for texts by all of them);
+    default `query` with `calibrated`, else `together`."""
 
     @model_validator(mode="after")
     def _query_needs_probabilities(self) -> RoutingParams:
@@ -531,7 +532,12 @@ class RoutingParams(Section):
     @property
     def by_query(self) -> bool:
         """Whether every text and image of a retrieval task weighs the experts by itself."""
-        return self.kind == "calibrated" and self.retrieval != "together"
+        return self.kind == "calibrated" and self.retrieval in (None, "query")
+
+    @property
+    def protocol(self) -> Literal["together", "query", "paper"]:
+        """`retrieval`, or what it is by default."""
+        return self.retrieval or ("query" if self.by_query else "together")
 
 
 class EvaluationParams(Section):

@@ -223,6 +223,23 @@ def test_retrieval_by_query(project: Path, ensemble: Ensemble) -> None:
     torch.testing.assert_close(ensemble.retrieve(images, texts, query="image"), by_image, rtol=1e-4, atol=1e-6)
 
 
+def test_retrieval_by_the_papers_protocol(project: Path) -> None:
+    """Texts of one expert's subject leave the other no weight in the task, but not in a text of its own."""
+    saved = Router.load(project / "ensemble")
+    routing = RoutingParams(kind="paper", bandwidth=0.01, retrieval="paper")
+    clips = {name: load_model(project / name) for name in ("expert-0", "expert-1")}
+    ensemble = Ensemble(Router(saved.conditions, saved.embedder, routing), clips, "cpu")
+    images, texts = [png(0), png(1)], [*["white chess king"] * 800, "playing card ace of hearts"]
+    task = ensemble.router.weights([[text] for text in texts])
+    assert task == {"expert-0": 1.0, "expert-1": 0.0}
+    expected = towers(project, ensemble.router.weights([["playing card ace of hearts"]]), images, [texts[-1:]])
+    found = ensemble.retrieve(images, texts)
+    torch.testing.assert_close(found[:, 800:], expected, rtol=1e-4, atol=1e-6)
+    by_task = ensemble.retrieve(images, texts, query="together")
+    torch.testing.assert_close(by_task[:, 800:], towers(project, task, images, [texts[-1:]]), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found[:, 800:], by_task[:, 800:])
+
+
 class TestAsOpenClip:
     def test_inner_products_are_the_ensembles_scores(self, ensemble: Ensemble) -> None:
         pictures = [Image.open(io.BytesIO(png(seed))) for seed in range(3)]

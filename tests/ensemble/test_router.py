@@ -102,6 +102,25 @@ class TestWeights:
         other = Router.fit(router.conditions, embedder, RoutingParams(), captions, random_seed=1)
         assert again.temperature == router.temperature != other.temperature
 
+    @pytest.mark.parametrize("kind", ["calibrated", "published", "paper"])
+    def test_a_text_by_itself_is_a_task_of_one_class(
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str], kind: str
+    ) -> None:
+        routing = RoutingParams(kind=kind, divisor=0.5, bandwidth=0.3)  # type: ignore[arg-type]
+        router = Router.fit(conditions, embedder, routing, captions, random_seed=0)
+        texts = ["a red dog", "zyxgfq", "hammer and saw", "red", "dog", "", *captions[:40]]
+        found = router.text_weights(texts)
+        assert list(found) == ["animals", "tools"]
+        for number, text in enumerate(texts):
+            assert {name: weights[number] for name, weights in found.items()} == pytest.approx(router.weights([[text]]))
+        assert found["animals"][4] > 0.5 > found["animals"][2]
+        assert found["animals"][1] == found["tools"][5] == 0.5
+
+    def test_without_a_temperature(self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder) -> None:
+        for ask in (lambda router: router.weights([["dog"]]), lambda router: router.text_weights(["dog"])):
+            with pytest.raises(ModeError, match="the router is not calibrated"):
+                ask(Router(conditions, embedder, RoutingParams()))
+
 
 def test_class_vectors_average_unit_vectors_and_normalise(embedder: LsaEmbedder) -> None:
     prompts = ["a red dog", "dog"]

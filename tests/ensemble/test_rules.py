@@ -18,8 +18,10 @@ from mode.ensemble.rules import (
     keep_share,
     keep_top,
     largest_first,
+    paper_posteriors,
     paper_weights,
     partial_captions,
+    published_posteriors,
     published_weights,
     uniform_weights,
 )
@@ -101,6 +103,12 @@ class TestPublished:
         found = published_weights(nearest([[0.5, 0.9, 0.8]] * 10 + [[0.8, 0.9, 0.4]] * 10))
         assert found["photos-0"] > found["base-0"] > found["base-1"]
 
+    @given(distances(), st.floats(0.5, 10.0))
+    def test_every_class_as_a_task_of_its_own(self, rows: np.ndarray, divisor: float) -> None:
+        found = published_posteriors(Nearest(NAMES, rows), divisor)
+        alone = [list(published_weights(Nearest(NAMES, row[None]), divisor).values()) for row in rows]
+        np.testing.assert_allclose(found, np.reshape(alone, (-1, 3)), rtol=1e-12)
+
 
 class TestPaper:
     def test_by_hand(self) -> None:
@@ -116,6 +124,17 @@ class TestPaper:
         vectors = np.zeros((10_000, 2))
         found = paper_weights(vectors, {"a": np.zeros((1, 2)), "b": np.ones((1, 2))})
         assert found == pytest.approx({"a": 1.0, "b": 0.0})
+
+    def test_every_class_as_a_task_of_its_own(self) -> None:
+        """More classes than are taken at once."""
+        random = np.random.default_rng(0)
+        vectors = random.normal(size=(4100, 3))
+        conditions = {name: random.normal(size=(count, 3)) for name, count in zip(NAMES, (1, 5, 2), strict=True)}
+        found = paper_posteriors(vectors, conditions, bandwidth=0.7)
+        assert found.shape == (4100, 3)
+        for row in (0, 17, 4095, 4096, 4099):
+            alone = paper_weights(vectors[row : row + 1], conditions, bandwidth=0.7)
+            assert list(found[row]) == pytest.approx(list(alone.values()))
 
 
 class TestCalibrated:

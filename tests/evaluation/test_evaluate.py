@@ -202,6 +202,25 @@ def test_an_evaluation_routes_retrieval_as_the_router_says(
     assert results[0]["ensemble"] != results[1]["ensemble"]
 
 
+@pytest.mark.parametrize("kind", ["calibrated", "published", "paper"])
+def test_the_papers_protocol_of_retrieval(folders: Any, clips: dict[str, Clip], router: Router, kind: str) -> None:
+    """An image that looks for texts is weighed by all of them, a text that looks for images by itself."""
+    folder = folders.retrieval("captions", 30)
+    task = open_task(folder)
+    found = {}
+    for retrieval in ("together", "paper"):
+        routing = RoutingParams(kind=kind, retrieval=retrieval, divisor=0.05, bandwidth=0.1)  # type: ignore[arg-type]
+        routed = replace(router, routing=routing)
+        found[retrieval] = evaluate_tasks(clips, routed, [folder], CPU).retrieval.tasks["captions"]["ensemble"]
+    alone = [routed.weights([[text]]) for text in task.texts]
+    matrices = {name: by_hand(clips[name], task) for name in routed.experts}  # [images, texts]
+    by_text = sum(matrix * np.array([weights[name] for weights in alone])[None, :] for name, matrix in matrices.items())
+    for k in (1, 5, 10):
+        assert found["paper"][f"text_recall@{k}"] == found["together"][f"text_recall@{k}"]
+        hits = [task.owners[text] in np.argsort(-by_text[:, text])[:k] for text in range(len(task.texts))]
+        assert found["paper"][f"image_recall@{k}"] == pytest.approx(np.mean(hits))
+
+
 def test_the_metric_of_a_task_is_its_figure(folders: Any) -> None:
     columns = vectors(1, ["a"], 6)
     folder = folders.classification("colours", [0, 0, 0, 1, 2, 3])

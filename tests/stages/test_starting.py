@@ -127,7 +127,7 @@ def test_the_paper_s_numbers(here: Path, preset: str, model: str) -> None:
     assert (training.clip_norm, training.precision) == (None, "amp")
     assert params.branch.outside_share == 0.02
     routing = params.routing
-    assert (routing.kind, routing.bandwidth, routing.divisor, routing.by_query) == ("paper", 0.2, 8.0, False)
+    assert (routing.kind, routing.bandwidth, routing.divisor, routing.protocol) == ("paper", 0.2, 8.0, "paper")
     assert params.index.drop_leaked
 
 

@@ -56,23 +56,25 @@ def by_model(members: Mapping[str, str], routed: Mapping[str, Weight]) -> dict[s
 
 @dataclass(frozen=True)
 class QueryWeights:
-    """Weights of every query of a retrieval task by itself.
+    """Weights of the queries of a retrieval task, by its protocol (`routing.retrieval`).
 
     A text has p(expert | text). What an image is about is not known before it is searched for, so it is guessed first,
-    with the weights of the task as a whole::
+    with the weights of the task as a whole (`query`)::
 
         p(expert | image) = sum over texts of p(text | image) p(expert | text),
         p(text | image)   = softmax over texts of factor x the ensemble's similarity
 
+    or is not asked (`paper`, the protocol of MoDE's table 4): every image has the weights of the task as a whole.
+
     Attributes:
         task: model -> weight in the task as a whole.
         texts: model -> weight in each text, [texts].
-        factor: from cosine similarities to logits.
+        factor: from cosine similarities to logits; `None`: images have the task's weights.
     """
 
     task: Mapping[str, float]
     texts: Mapping[str, NDArray[np.floating]]
-    factor: float
+    factor: float | None
 
     def of_texts(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
         """The ensemble's scores, texts from number `first` on looking for images; model -> cosines [rows, images]."""
@@ -81,7 +83,10 @@ class QueryWeights:
 
     def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:  # noqa: ARG002
         """The ensemble's scores, images looking for texts; `scores`: model -> cosines [rows, texts]."""
-        guess = softmax(self.factor * combine(scores, self.task), axis=1)
+        by_task = combine(scores, self.task)
+        if self.factor is None:
+            return by_task
+        guess = softmax(self.factor * by_task, axis=1)
         return self._combine(scores, lambda weights: guess @ weights)
 
     def _combine(
@@ -90,7 +95,7 @@ class QueryWeights:
         of_rows: Callable[[NDArray[np.floating]], NDArray[np.floating]],
     ) -> NDArray[np.floating]:
         """`combine`, but with a weight for each row, made from those for each text."""
-        names = [name for name, weight in self.task.items() if weight > 0]
+        names = [name for name, weights in self.texts.items() if weights.any()]
         total = weighted_sum((of_rows(self.texts[name])[:, None], scores[name]) for name in names)
         return np.asarray(total, next(iter(scores.values())).dtype)
 
@@ -101,7 +106,17 @@ def query_weights(
     texts: Sequence[str],
     task: Mapping[str, float],
     clips: Mapping[str, Clip],
+    guess_images: bool = True,
 ) -> QueryWeights:
-    """The weights of every query of a retrieval task; `members`: expert -> model, `task`: model -> weight in it."""
+    """The weights of the queries of a retrieval task.
+
+    Args:
+        router: weighs the experts for a text.
+        members: expert -> the model that answers for it.
+        texts: of the task.
+        task: model -> weight in the task as a whole.
+        clips: the models.
+        guess_images: weigh an image by the texts that it seems to show, and not as the task.
+    """
     factor = sum(weight * clips[name].model.logit_scale.exp().item() for name, weight in task.items())
-    return QueryWeights(task, by_model(members, router.text_weights(texts)), factor)
+    return QueryWeights(task, by_model(members, router.text_weights(texts)), factor if guess_images else None)

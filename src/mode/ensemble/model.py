@@ -162,7 +162,8 @@ class Ensemble(JointEncoder):
             texts: m of them.
             query: what the experts are weighed by. `together`: by all the texts, once; `text`: for each text by itself,
                 to rank the images for a text; `image`: for each image by itself, to rank the texts for an image
-                (`QueryWeights`). Default: `together` or `text`, as the router's `routing.retrieval` says.
+                (`QueryWeights`). Default, as the router's `routing.retrieval` says: `together`, or with `query` and
+                `paper` `text`. To rank texts for an image by the paper's protocol, ask for `together`.
 
         Returns:
             float32 [n, m], weighted sums of cosine similarities. Row i ranks the texts for image i, unless `query` is
@@ -175,13 +176,16 @@ class Ensemble(JointEncoder):
             >>> best_image_of_each_text.shape
             torch.Size([3])
         """
-        task = self.adapt(texts)
         if query is None:
-            query = "text" if self.router.routing.by_query else "together"
+            query = "together" if self.router.routing.protocol == "together" else "text"
         if query == "together":
-            return task.scores(images)
+            return self.adapt(texts).scores(images)
+        prompts = _prompts(texts, None)
+        routed = self.router.weights(prompts)
+        # All models: one that has no weight in the task as a whole may have it in a text.
+        task = TaskModel(tuple(texts), prompts, routed, self.clips, self.per_model, self)
         found = {name: scores.cpu().numpy() for name, scores in task.similarities(images).items()}
-        weights = query_weights(self.router, self.members, texts, task.per_model, self.clips)
+        weights = query_weights(self.router, self.members, texts, by_model(self.members, routed), self.clips)
         if query == "image":
             return torch.from_numpy(weights.of_images(0, found)).to(self.device)
         return torch.from_numpy(weights.of_texts(0, {name: s.T for name, s in found.items()})).T.to(self.device)

@@ -23,9 +23,11 @@ from mode.ensemble.rules import (
     calibrate_temperature,
     calibrated_weights,
     class_distances,
+    paper_posteriors,
     paper_weights,
     partial_captions,
     posteriors,
+    published_posteriors,
     published_weights,
     uniform_weights,
 )
@@ -148,13 +150,17 @@ class Router:
     def text_weights(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """p(expert | text) of every text by itself, expert -> [texts]; all alike where the embedder knows no word.
 
-        Raises:
-            ModeError: the rule is not `calibrated`: the others know no such probability.
+        It is `weights([[text]])` of each text, computed at once.
         """
-        if self.temperature is None:
-            raise ModeError(f"routing.kind '{self.routing.kind}' gives no weights by text", "use `calibrated`")
         vectors = class_vectors(self.embedder, [[text] for text in texts])
-        weights = posteriors(class_distances(vectors, self.conditions), self.temperature)
+        if self.routing.kind == "paper":
+            weights = paper_posteriors(vectors, self.conditions, self.routing.bandwidth)
+        elif self.routing.kind == "published":
+            weights = published_posteriors(class_distances(vectors, self.conditions), self.routing.divisor)
+        elif self.temperature is None:
+            raise ModeError("the router is not calibrated", "make it with Router.fit, or load a saved one")
+        else:
+            weights = posteriors(class_distances(vectors, self.conditions), self.temperature)
         weights[~vectors.any(axis=1)] = 1 / len(self.experts)
         return dict(zip(self.experts, weights.T, strict=True))
 

@@ -85,12 +85,17 @@ def published_weights(nearest: Nearest, divisor: float = 8.0) -> dict[str, float
         nearest: L classes by any number of experts; no class at all gives uniform weights.
         divisor: 8 is the published one; 1 sharpens the weights.
     """
-    classes = len(nearest.distances)
-    shift = np.exp(0.5 - np.sqrt(classes)) if classes < 10 else 0.0
-    sharpness = 5 * np.log10(max(10, classes - 200))
-    affinities = np.exp((shift - nearest.distances.min(axis=1)) * sharpness)
+    affinities = _published_affinities(nearest, len(nearest.distances))
     summed = np.bincount(nearest.distances.argmin(axis=1), affinities, minlength=len(nearest.experts))
     return _named(nearest.experts, softmax(summed / divisor))
+
+
+def published_posteriors(nearest: Nearest, divisor: float = 8.0) -> NDArray[np.float64]:
+    """`published_weights` of every class as a task of its own: [classes, experts], rows of sum 1."""
+    affinities = np.zeros_like(nearest.distances)
+    owners = nearest.distances.argmin(axis=1)
+    np.put_along_axis(affinities, owners[:, None], _published_affinities(nearest, 1)[:, None], axis=1)
+    return np.asarray(softmax(affinities / divisor, axis=1))
 
 
 def paper_weights(
@@ -115,6 +120,19 @@ def paper_weights(
         block = vectors[start : start + _BLOCK]
         summed += [np.exp(-_squared_distances(block, centres) / bandwidth).sum() for centres in conditions.values()]
     return _named(tuple(conditions), softmax(summed))
+
+
+def paper_posteriors(
+    vectors: NDArray[np.floating], conditions: Mapping[str, NDArray[np.floating]], bandwidth: float = 1.0
+) -> NDArray[np.float64]:
+    """`paper_weights` of every class as a task of its own: [classes, experts], rows of sum 1."""
+    affinities = np.empty((len(vectors), len(conditions)))
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK]
+        for column, centres in enumerate(conditions.values()):
+            of_block = np.exp(-_squared_distances(block, centres) / bandwidth)
+            affinities[start : start + _BLOCK, column] = of_block.sum(axis=1)
+    return np.asarray(softmax(affinities, axis=1))
 
 
 def calibrated_weights(nearest: Nearest, temperature: float) -> dict[str, float]:
@@ -243,6 +261,13 @@ def partial_captions(captions: Sequence[str], random_seed: int, kept: float = KE
         stays[random.integers(len(words))] |= not stays.any()
         partial.append(" ".join(word for word, stay in zip(words, stays, strict=True) if stay))
     return partial
+
+
+def _published_affinities(nearest: Nearest, classes: int) -> NDArray[np.float64]:
+    """exp((a - d) b) of every class and its nearest expert, [L], in a task of so many classes (`published_weights`)."""
+    shift = np.exp(0.5 - np.sqrt(classes)) if classes < 10 else 0.0
+    sharpness = 5 * np.log10(max(10, classes - 200))
+    return np.asarray(np.exp((shift - nearest.distances.min(axis=1)) * sharpness))
 
 
 def _squared_distances(vectors: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.float64]:

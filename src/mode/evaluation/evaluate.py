@@ -93,9 +93,9 @@ def evaluate_tasks(
             partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in clips else {}
             if task.kind == "retrieval":
                 by_query = {}
-                if router and router.routing.by_query:
-                    routed = ensembles[ENSEMBLE.name]
-                    by_query = {ENSEMBLE.name: query_weights(router, members, task.texts, routed, clips)}
+                if router and router.routing.protocol != "together":
+                    routed, guess = ensembles[ENSEMBLE.name], router.routing.protocol == "query"
+                    by_query = {ENSEMBLE.name: query_weights(router, members, task.texts, routed, clips, guess)}
                 figures = retrieve(task, images, metadata, ensembles | partial, by_query=by_query)
             else:
                 figures = classify(task, images, metadata, ensembles | partial)

@@ -215,6 +215,8 @@ def _evaluate(
             together[UNIFORM.name] = together[ENSEMBLE.name] = [name for name in router.experts if name in cards]
         results.cost |= {name: _total(cards, members) for name, members in together.items()}
     results.provenance = _provenance(project)
+    if router is not None and results.retrieval.tasks:
+        results.provenance["retrieval_protocol"] = router.routing.protocol
     return results
 
 
