@@ -71,6 +71,7 @@ def started(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallP
 def test_the_wheel_alone_is_enough(installed: Path, started: SmallProject) -> None:
     where = started.run(sys.executable, "-c", "import mode; print(mode.__file__)").stdout.strip()
     assert where == str(installed / "mode/__init__.py")
+    assert (installed / "mode/evaluation/classes.yaml").is_file()
     assert started.stages_to_run() == set()
     assert "ensemble" in started.run("mode", "results").stdout
     metrics = json.loads((started.root / "reports/metrics.json").read_text())
