@@ -36,6 +36,7 @@ def test_stages_write_where_paths_say() -> None:
     assert outputs_of("expert", "expert-0") == {paths.model("expert-0")}
     assert outputs_of("ensemble", "") == {paths.ensemble}
     assert outputs_of("evaluate", "") == {paths.metrics}
+    assert outputs_of("variants", "") == {paths.variants}
 
 
 def test_root_is_made_absolute() -> None:

@@ -109,8 +109,9 @@ def _outputs(paths: Paths) -> Iterator[tuple[Path, Callable[[], bool]]]:
         yield file, partial(check_checkpoint, file)
     for folder in (folder for name in _below(paths.checkpoints) for folder in _below(paths.kept(name.name))):
         yield folder, partial(check_manifest, folder)
-    if paths.metrics.is_file():
-        yield paths.metrics, partial(_check_metrics, paths.metrics)
+    for file in (paths.metrics, paths.variants):
+        if file.is_file():
+            yield file, partial(_check_metrics, file)
 
 
 def _below(folder: Path, suffix: str = "") -> list[Path]:

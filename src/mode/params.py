@@ -547,6 +547,67 @@ class EvaluationParams(Section):
     """`glyphs`, or folders in CLIP_benchmark's webdataset layout."""
 
 
+class Arm(NamedTuple):
+    """Another way to use the trained models: `kind` is what `ARMS` lists, `number` what stands in place of N or X."""
+
+    kind: str
+    number: float | None = None
+
+
+#: Ways to use the trained models (`mode.evaluation.variants`); N stands for a number from 1 on, X for a share in 0..1.
+ARMS = (
+    "top-N",
+    "share-X",
+    "merged",
+    "merged-N",
+    "merged-uniform",
+    "merged-seed-X",
+    "published",
+    "paper",
+    "coarse",
+    "by-class",
+    "by-range",
+    "best-by-label",
+)
+_NUMBERS = {"N": r"([1-9][0-9]{0,8})", "X": r"(0(?:\.[0-9]{1,9})?|1(?:\.0)?)"}
+
+
+def parse_arm(text: str) -> Arm:
+    """A name of `variants.arms`.
+
+    Raises:
+        ValueError: it is none, with what there is.
+
+    Example:
+        >>> parse_arm("top-2"), parse_arm("merged-seed-0.3"), parse_arm("coarse")
+        (Arm(kind='top-N', number=2.0), Arm(kind='merged-seed-X', number=0.3), Arm(kind='coarse', number=None))
+    """
+    for kind in ARMS:
+        stem, _, place = kind.rpartition("-")
+        if text == kind and place not in _NUMBERS:
+            return Arm(kind)
+        if place in _NUMBERS and (found := re.fullmatch(f"{stem}-{_NUMBERS[place]}", text)):
+            return Arm(kind, float(found[1]))
+    raise ValueError(f"no arm is called '{text}'; there are: {', '.join(ARMS)} (N: 1, 2 ...; X: a share such as 0.9)")
+
+
+class VariantParams(Section):
+    """Other ways to use the trained models, measured by the stage `variants`; nothing is trained for them."""
+
+    arms: list[str] = []
+    """Any of `top-1` (`top-2` ...), `share-0.9`, `merged`, `merged-2`, `merged-uniform`, `merged-seed-0.3`,
+    `published`, `paper`, `coarse`, `by-class`, `by-range`, `best-by-label`; docs/guide.md says what each is."""
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_are_known(cls, arms: list[str]) -> list[str]:
+        for number, text in enumerate(arms):
+            parse_arm(text)
+            if text in arms[:number]:
+                raise ValueError(f"'{text}' is named twice")
+        return arms
+
+
 class MachineParams(Section):
     """Where and how fast stages run; no result depends on it, but for rounding in another order.
 
@@ -599,6 +660,7 @@ class Params(Section):
     Full-n), which tells what experts gain by specialising from what any models gain by being several."""
     routing: RoutingParams = RoutingParams()
     evaluation: EvaluationParams = EvaluationParams()
+    variants: VariantParams = VariantParams()
     machine: MachineParams = MachineParams()
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ class Paths:
         self.book = root / "docs" / "paper.md"
         self.book_figures = root / "docs" / "figures" / "paper"
         self.book_page = self.reports / "paper.html"
+        self.variants = self.reports / "variants.json"
         # What flows and `make ui` keep.
         self.state = root / ".mode"
         self.flow_lock = self.state / "flow.lock"

@@ -118,6 +118,7 @@ class Results(BaseModel):
         routing: TASK -> EXPERT -> weight; empty without a router.
         details: TASK -> MODEL -> `acc1`, `acc5`, `mean_per_class_recall` (and `roc_auc`), as CLIP_benchmark's.
         tasks: what each task is.
+        encoders: MODEL -> image encoders that run for an image, the mean over the tasks; of variants alone.
         stand_ins: EXPERT -> the model that answered for it, where that is not its own.
         growth: expert by expert; empty without a router or a seed.
         cost: MODEL -> what its training took.
@@ -135,6 +136,7 @@ class Results(BaseModel):
     routing: Mapping[str, Figures] = {}
     details: Mapping[str, Mapping[str, Figures]] = {}
     tasks: dict[str, TaskFacts] = {}
+    encoders: dict[str, float] = {}
     stand_ins: dict[str, str] = {}
     growth: Growth = Growth()
     cost: dict[str, Cost] = {}

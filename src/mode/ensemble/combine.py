@@ -100,6 +100,37 @@ class QueryWeights:
         return np.asarray(total, next(iter(scores.values())).dtype)
 
 
+@dataclass(frozen=True)
+class TextWeights:
+    """Weights of every class or text by itself, whoever is asking: experts' scores of different texts are compared.
+
+    Attributes:
+        texts: model -> weight in each class or text, [texts].
+    """
+
+    texts: Mapping[str, NDArray[np.floating]]
+
+    def of_texts(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
+        """The ensemble's scores, texts from number `first` on looking for images; model -> cosines [rows, images]."""
+        rows = slice(first, first + len(next(iter(scores.values()))))
+        return self._combine({name: weights[rows, None] for name, weights in self.texts.items()}, scores)
+
+    def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:  # noqa: ARG002
+        """The ensemble's scores, images looking for texts or classes; `scores`: model -> cosines [rows, texts]."""
+        return self._combine(self.texts, scores)
+
+    def _combine(
+        self, weights: Mapping[str, NDArray[np.floating]], scores: Mapping[str, NDArray[np.floating]]
+    ) -> NDArray[np.floating]:
+        total = weighted_sum((each, scores[name]) for name, each in weights.items())
+        return np.asarray(total, next(iter(scores.values())).dtype)
+
+
+def logit_factor(clips: Mapping[str, Clip], weights: Mapping[str, float]) -> float:
+    """From cosines to logits: the weighted mean of the models' own factors; `weights` by model."""
+    return float(sum(weight * clips[name].model.logit_scale.exp().item() for name, weight in weights.items()))
+
+
 def query_weights(
     router: Router,
     members: Mapping[str, str],
@@ -118,5 +149,5 @@ def query_weights(
         clips: the models.
         guess_images: weigh an image by the texts that it seems to show, and not as the task.
     """
-    factor = sum(weight * clips[name].model.logit_scale.exp().item() for name, weight in task.items())
-    return QueryWeights(task, by_model(members, router.text_weights(texts)), factor if guess_images else None)
+    factor = logit_factor(clips, task) if guess_images else None
+    return QueryWeights(task, by_model(members, router.text_weights(texts)), factor)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mode.clip.model import folded
+from mode.clip.preprocess import Preprocess
 from mode.ensemble.combine import weighted_sum
 from mode.errors import ModeError
 
@@ -92,6 +93,30 @@ def merge_models(
     if statistics_layers(model) and not kept:
         estimate_statistics(model, batches)
     return replace(clips[first], model=model.eval(), card={}, adapter=None)
+
+
+def merge_on_kept(
+    clips: Mapping[str, Clip],
+    weights: Mapping[str, float],
+    kept: Mapping[str, NDArray[np.uint8]],
+    routed: Mapping[str, float],
+    batch_size: int,
+    how: Merge = "weights",
+    density: float | None = None,
+) -> Clip:
+    """`merge_models` with the statistics of training images that were kept with an ensemble.
+
+    Args:
+        clips, weights, how, density: as of `merge_models`.
+        kept, routed: as of `draw_images`: images by expert, and the experts' weights.
+        batch_size: images in a batch, see `even_batches`.
+    """
+    first = next(iter(clips.values()))
+    preprocess, device = Preprocess(first), next(first.model.parameters()).device
+    needed = any(statistics_layers(clip.model) for clip in clips.values())
+    pixels = draw_images(kept, routed) if needed else torch.empty(0)
+    batches = (preprocess.normalise(batch.to(device)) for batch in even_batches(pixels, batch_size))
+    return merge_models(clips, weights, batches, how, density)
 
 
 def combine_deltas(

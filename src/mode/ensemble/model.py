@@ -29,7 +29,7 @@ from mode.clip.preprocess import Preprocess
 from mode.ensemble.combine import by_model, combine, query_weights
 from mode.ensemble.encoder import JointEncoder
 from mode.ensemble.images import Images, rgb_batches
-from mode.ensemble.merge import Merge, draw_images, even_batches, merge_models, statistics_layers
+from mode.ensemble.merge import Merge, even_batches, merge_models, merge_on_kept, statistics_layers
 from mode.ensemble.router import DESCRIPTION, Router
 from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
@@ -204,12 +204,11 @@ class Ensemble(JointEncoder):
         density: float | None,
     ) -> Clip:
         """The experts' parameters averaged, with statistics of `images` or of the kept training images."""
+        if images is None:
+            return merge_on_kept(clips, per_model, self.router.images, routed, self.batch_size, how, density)
         preprocess = Preprocess(next(iter(clips.values())))
-        if not any(statistics_layers(clip.model) for clip in clips.values()):
-            pixels = torch.empty(0)
-        elif images is None:
-            pixels = draw_images(self.router.images, routed)
-        else:
+        pixels = torch.empty(0)
+        if any(statistics_layers(clip.model) for clip in clips.values()):
             read = [preprocess.pixels(image) for batch in rgb_batches(images, self.batch_size) for image in batch]
             pixels = torch.stack(read) if read else torch.empty(0)
         batches = (preprocess.normalise(batch.to(self.device)) for batch in even_batches(pixels, self.batch_size))

@@ -152,7 +152,11 @@ class Router:
 
         It is `weights([[text]])` of each text, computed at once.
         """
-        vectors = class_vectors(self.embedder, [[text] for text in texts])
+        return self.class_weights([[text] for text in texts])
+
+    def class_weights(self, metadata: Sequence[Sequence[str]]) -> dict[str, NDArray[np.float64]]:
+        """The same of every class by its prompts, expert -> [classes]; `metadata` as of `weights`."""
+        vectors = class_vectors(self.embedder, metadata)
         if self.routing.kind == "paper":
             weights = paper_posteriors(vectors, self.conditions, self.routing.bandwidth)
         elif self.routing.kind == "published":

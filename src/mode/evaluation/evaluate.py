@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mode.clip.device import pick_device
-from mode.clip.encode import encode_prompts
 from mode.clip.model import Clip, load_models
 from mode.ensemble.combine import by_model, query_weights
 from mode.ensemble.router import STAND_IN, Router
 from mode.ensemble.rules import uniform_weights
 from mode.errors import ModeError
-from mode.evaluation.features import encode_tasks, side_by_side
+from mode.evaluation.features import encode_metadata, encode_tasks
 from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles
 from mode.evaluation.scores import classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_tasks
@@ -73,14 +72,11 @@ def evaluate_tasks(
     details: dict[str, Mapping[str, Figures]] = {}
     growth: dict[str, GrowthCurve] = {}
     device = str(pick_device(machine.device))
-    with _ready(models, device) as clips:
+    with ready_models(models, device) as clips:
         batch, workers = machine.inference_batch, machine.decode_threads
-        prompts = [prompts for task in opened for prompts in task.prompts]  # encoded in batches across the tasks
-        with side_by_side(clips, device) as run:
-            vectors = run(lambda name: encode_prompts(clips[name], prompts, batch_size=batch, device=device, name=name))
-        _refuse_dead({name: [rows] for name, rows in vectors.items()}, "text")
+        columns = encode_metadata(opened, clips, batch_size=batch, device=device)
+        _refuse_dead(columns, "text")
         seen: dict[str, list[Tensor]] = {name: [] for name in clips}
-        columns = {name: torch.split(rows, [len(task.prompts) for task in opened]) for name, rows in vectors.items()}
         encoded = encode_tasks(opened, clips, batch_size=batch, workers=workers, device=device)
         for number, (task, images) in enumerate(encoded):
             metadata = {name: parts[number] for name, parts in columns.items()}
@@ -143,7 +139,7 @@ def _refuse_dead(vectors: Mapping[str, Sequence[Tensor]], what: str) -> None:
 
 
 @contextmanager
-def _ready(models: Mapping[str, Path | Clip], device: str) -> Iterator[dict[str, Clip]]:
+def ready_models(models: Mapping[str, Path | Clip], device: str) -> Iterator[dict[str, Clip]]:
     """All models on the device and in evaluation mode; those that were given loaded get their own state back."""
     clips: dict[str, Clip] = {}
     before: list[tuple[nn.Module, bool, torch.device]] = []

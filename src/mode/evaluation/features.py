@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mode.clip.encode import unit_vectors
+from mode.clip.encode import encode_prompts, unit_vectors
 from mode.clip.model import Clip
 from mode.clip.preprocess import SharedPreprocess
 from mode.data.images import UndecodableImage, decode
@@ -33,6 +33,28 @@ _AHEAD = 2
 _AT_ONCE = 16
 
 Result = TypeVar("Result")
+
+
+def encode_metadata(
+    tasks: Sequence[Task], models: Mapping[str, Clip], *, batch_size: int, device: str
+) -> dict[str, tuple[Tensor, ...]]:
+    """Encode the classes or texts of all tasks with all models, in batches across the tasks.
+
+    Args:
+        tasks: in any order.
+        models, batch_size, device: as of `encode_tasks`.
+
+    Returns:
+        Model -> for each task its unit vectors float32 [classes or texts, d] on `device`.
+    """
+    prompts = [prompts for task in tasks for prompts in task.prompts]
+
+    def encode(name: str) -> Tensor:
+        return encode_prompts(models[name], prompts, batch_size=batch_size, device=device, name=name)
+
+    with side_by_side(models, device) as run:
+        vectors = run(encode)
+    return {name: torch.split(rows, [len(task.prompts) for task in tasks]) for name, rows in vectors.items()}
 
 
 def encode_tasks(

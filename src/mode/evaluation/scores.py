@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mode.ensemble.combine import QueryWeights, combine
+from mode.ensemble.combine import QueryWeights, TextWeights, combine
 from mode.evaluation import metrics
 from mode.evaluation.tasks import Task
 
@@ -57,7 +57,7 @@ def classify(
     task: Task,
     images: Mapping[str, Tensor],
     classes: Mapping[str, Tensor],
-    ensembles: Mapping[str, Mapping[str, float]],
+    ensembles: Mapping[str, Mixing],
 ) -> dict[str, dict[str, float]]:
     """Zero-shot classification by every model and ensemble: an image is of the class whose prompts it is nearest to.
 
@@ -65,7 +65,7 @@ def classify(
         task: of kind `classification`.
         images: model -> unit vectors [images, d].
         classes: model -> unit vectors [classes, d].
-        ensembles: name -> weight per model.
+        ensembles: name -> weight per model, or a function, as of `similarity_blocks`.
 
     Returns:
         Model or ensemble -> `acc1`, `acc5`, `mean_per_class_recall` (the names and meaning of CLIP_benchmark; `acc5` is
@@ -79,14 +79,24 @@ def classify(
     figures = {}
     for name, parts in ranks.items():
         found = np.concatenate(parts)
-        figures[name] = {
-            "acc1": metrics.accuracy(found, 1),
-            "acc5": metrics.accuracy(found, 5) if len(task.classes) >= 5 else math.nan,
-            "mean_per_class_recall": metrics.mean_per_class_recall(found, task.labels),
-        }
+        figures[name] = _classified(task, found, task.labels)
         if task.metric == "roc_auc":
             figures[name]["roc_auc"] = metrics.roc_auc(np.concatenate(scores[name]), task.labels)
     return figures
+
+
+def figures_of(task: Task, scores: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float]:
+    """The figures of `classify` from scores [images, classes] of some of the task's images, whose labels these are."""
+    figures = _classified(task, metrics.ranks(scores, labels), labels)
+    return figures | ({"roc_auc": metrics.roc_auc(scores, labels)} if task.metric == "roc_auc" else {})
+
+
+def _classified(task: Task, found: metrics.Ranks, labels: NDArray[np.int64]) -> dict[str, float]:
+    return {
+        "acc1": metrics.accuracy(found, 1),
+        "acc5": metrics.accuracy(found, 5) if len(task.classes) >= 5 else math.nan,
+        "mean_per_class_recall": metrics.mean_per_class_recall(found, labels),
+    }
 
 
 def retrieve(
@@ -95,7 +105,7 @@ def retrieve(
     texts: Mapping[str, Tensor],
     ensembles: Mapping[str, Mapping[str, float]],
     block: int = BLOCK,
-    by_query: Mapping[str, QueryWeights] | None = None,
+    by_query: Mapping[str, QueryWeights | TextWeights] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Retrieval both ways by every model and ensemble.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from mode.errors import ModeError
 from mode.params import load_params
 from mode.roles import TRAINED
-from mode.stages.evaluation import ensemble, evaluate
+from mode.stages.evaluation import ensemble, evaluate, variants
 from mode.stages.machine import in_several_processes
 from mode.stages.preparation import assign, cluster, data, embed, embedder, index, names, tasks, watch_seed, watch_tasks
 from mode.stages.project import Project
@@ -64,5 +64,6 @@ STAGES: dict[str, Callable[[Project], None]] = {
     **{role.name: partial(train_role, role) for role in TRAINED if not role.many},
     "ensemble": ensemble,
     "evaluate": evaluate,
+    "variants": variants,
     "report": report,
 }

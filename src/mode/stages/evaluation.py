@@ -46,16 +46,20 @@ def ensemble(project: Project) -> None:
         same_embedder(assignment, Assignment.origin(assignment), project.embedder, present)
     conditions = {name: clusters[params.source].condition(params.cluster) for name, params in experts.items()}
     routing, random_seed = project.params.routing, project.params.random_seed
-    captions = [
-        caption
-        for source in sources
-        for caption in sample_captions(project.load_index(source), routing.calibration_captions, random_seed)
-    ]
-    router = Router.fit(conditions, embedder, routing, captions, random_seed)
+    router = Router.fit(conditions, embedder, routing, _calibration_captions(project), random_seed)
     images = {name: _kept_images(project, name) for name in experts}
     replace(router, images=images).save(project.ensemble)
     temperature = f", temperature {router.temperature:.4g}" if router.temperature is not None else ""
     print(f"{len(experts)} experts, {routing.kind} routing{temperature}")
+
+
+def _calibration_captions(project: Project) -> list[str]:
+    """Training captions of the experts' sources, that the routing is calibrated on."""
+    sources = dict.fromkeys(params.source for params in project.params.experts.values())
+    count, random_seed = project.params.routing.calibration_captions, project.params.random_seed
+    return [
+        caption for source in sources for caption in sample_captions(project.load_index(source), count, random_seed)
+    ]
 
 
 def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
@@ -86,6 +90,33 @@ def evaluate(project: Project) -> None:
     results = _evaluate(project, project.models, _task_folders(project))
     results.save(project.metrics)
     write_json(project.reports / "summary.json", headline(results))
+
+
+def variants(project: Project) -> None:
+    """Other ways to use the same models on every task: those that `variants.arms` names."""
+    from mode.results import Results
+
+    arms, known = project.params.variants.arms, Results.load(project.metrics)
+    found = _variants(project, arms, known) if arms else Results()
+    found.provenance = known.provenance | _program(project) | {"arms": arms}
+    found.save(project.variants)
+
+
+def _variants(project: Project, arms: list[str], known: Results) -> Results:
+    from mode.ensemble.router import Router
+    from mode.evaluation.variants import evaluate_variants
+
+    trained = {name: project.model(name) for name in trained_models(project)}
+    return evaluate_variants(
+        trained,
+        Router.load(project.ensemble),
+        _task_folders(project),
+        project.params.machine,
+        arms,
+        _calibration_captions(project) if "coarse" in arms else (),
+        project.params.random_seed,
+        known.cost,
+    )
 
 
 def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) -> Results:
@@ -230,19 +261,25 @@ def _total(cards: Mapping[str, Mapping[str, Any]], members: Sequence[str]) -> Co
 
 def _provenance(project: Project) -> dict[str, Any]:
     """What made the figures: commit, parameters, versions, machine."""
+    beside: dict[str, Any] = {"machine": True, "variants": True, "training": set(project.params.training.BESIDE)}
+    parameters = json.dumps(project.params.model_dump(mode="json", exclude=beside), sort_keys=True)
+    return _program(project) | {
+        "params_sha256": hashlib.sha256(parameters.encode()).hexdigest(),
+        "random_seed": project.params.random_seed,
+    }
+
+
+def _program(project: Project) -> dict[str, Any]:
+    """Of that, all but the parameters."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(project.root), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    beside: dict[str, Any] = {"machine": True, "training": set(project.params.training.BESIDE)}
-    parameters = json.dumps(project.params.model_dump(mode="json", exclude=beside), sort_keys=True)
     return {
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "src", "flows")),
-        "params_sha256": hashlib.sha256(parameters.encode()).hexdigest(),
-        "random_seed": project.params.random_seed,
         "versions": {name: version(name) for name in ("mode-clip", "torch", "open_clip_torch")},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }

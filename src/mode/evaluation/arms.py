@@ -1,0 +1,254 @@
+"""What the arms of the stage `variants` are: other weights of the same experts, and experts merged into one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mode.clip.model import Clip
+from mode.embedding.base import Embedder
+from mode.ensemble.combine import QueryWeights, TextWeights, by_model, logit_factor
+from mode.ensemble.merge import merge_on_kept
+from mode.ensemble.router import STAND_IN, Router
+from mode.ensemble.rules import keep_share, keep_top, uniform_weights
+from mode.errors import ModeError
+from mode.evaluation.growth import steps
+from mode.evaluation.tasks import Task
+from mode.params import Arm, parse_arm
+
+#: The oracle: of each task the expert that does best on it.
+BEST_BY_LABEL = "best-by-label"
+#: Images in a batch that BatchNorm statistics of a merged model are estimated on, whatever `machine` says: the mean
+#: over other batches is another mean. As `mode.load` has it on a CPU.
+MERGE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How models become one answer to a task.
+
+    Attributes:
+        weights: model -> weight in the task as a whole.
+        by_text: weights of its classes, texts or queries by themselves, in place of these.
+    """
+
+    weights: Mapping[str, float]
+    by_text: QueryWeights | TextWeights | None = None
+
+    @property
+    def encoders(self) -> int:
+        """Image encoders that run for an image."""
+        if isinstance(self.by_text, TextWeights):
+            return sum(bool((weights > 0).any()) for weights in self.by_text.texts.values())
+        return sum(weight > 0 for weight in self.weights.values())
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a router makes of a task's words.
+
+    Attributes:
+        weights: expert -> weight in the task.
+        texts: expert -> weight in each text of a retrieval task, [texts]; None: one weight for all of them.
+    """
+
+    weights: dict[str, float]
+    texts: dict[str, NDArray[np.float64]] | None
+
+    @classmethod
+    def by(cls, router: Router, task: Task) -> Routed:
+        """As the router's rule has it for such a task."""
+        by_query = task.kind == "retrieval" and router.routing.by_query
+        return cls(router.weights(task.prompts), router.text_weights(task.texts) if by_query else None)
+
+    def among(self, weights: dict[str, float]) -> Routed:
+        """With these weights in the task, and in each text with the experts alone that have one there."""
+        if self.texts is None:
+            return Routed(weights, None)
+        kept = [expert for expert, weight in weights.items() if weight > 0]
+        total = np.sum([self.texts[expert] for expert in kept], axis=0)
+        texts = {
+            # A text that weighs them all with 0 is weighed as the task.
+            expert: np.divide(of_texts, total, out=np.full_like(total, weights[expert]), where=total > 0)
+            if expert in kept
+            else np.zeros_like(total)
+            for expert, of_texts in self.texts.items()
+        }
+        return Routed(weights, texts)
+
+    def mixture(self, members: Mapping[str, str], clips: Mapping[str, Clip]) -> Mixture:
+        """Of models; `members` is expert -> the model that answers for it."""
+        weights = by_model(members, self.weights)
+        if self.texts is None:
+            return Mixture(weights)
+        return Mixture(weights, QueryWeights(weights, by_model(members, self.texts), logit_factor(clips, weights)))
+
+
+class Arms:
+    """The arms that are asked for, made ready for the experts of a router.
+
+    Args:
+        names: of `mode.params.ARMS`.
+        router: of the ensemble.
+        available: names of the models that there are.
+        captions, random_seed: as of `Router.fit`, which `coarse` calls.
+
+    Raises:
+        ModeError: an arm that needs the seed where there is none; `by-class` with a rule that gives no class weights; a
+            model with the name of a variant.
+        ValueError: no such arm.
+    """
+
+    def __init__(
+        self, names: Sequence[str], router: Router, available: Sequence[str], captions: Sequence[str], random_seed: int
+    ) -> None:
+        self.arms = {name: parse_arm(name) for name in names}
+        self.router = replace(router, embedder=_Remembering(router.embedder))
+        self.members = router.members(available)
+        self.order = range_order(router.conditions)
+        self._others = self._other_routers(captions, random_seed)
+        for name, arm in self.arms.items():
+            if arm.kind in ("by-range", "merged-seed-X") and STAND_IN not in available:
+                raise ModeError(f"variants.arms: '{name}' needs the seed, which is not there", "`dvc repro seed`")
+            if arm.kind == "by-class" and router.temperature is None:
+                raise ModeError(
+                    f"variants.arms: 'by-class' needs routing.kind 'calibrated', not '{router.routing.kind}'",
+                    "leave it out",
+                )
+        if taken := set(available) & set(self.variants):
+            raise ModeError(f"a model is called '{taken.pop()}', which names a variant in the results", "rename it")
+
+    @property
+    def variants(self) -> list[str]:
+        """Their rows in the results."""
+        return [name for arm in self.arms for name in (self._by_range() if arm == "by-range" else [arm])]
+
+    @property
+    def models(self) -> list[str]:
+        """Models that they need."""
+        kinds = {arm.kind for arm in self.arms.values()}
+        seed = [STAND_IN] if kinds & {"by-range", "merged-seed-X"} else []
+        return [*dict.fromkeys([*seed, *self.members.values()])]
+
+    def trained(self, variant: str) -> list[str]:
+        """Models whose training a variant takes."""
+        if variant in self._by_range():
+            return [STAND_IN, *self.order[: int(variant.rpartition("-")[2])]]
+        return [STAND_IN, *self.members.values()]
+
+    def mixtures(self, task: Task, clips: Mapping[str, Clip]) -> dict[str, Mixture]:
+        """Of the arms that are one, in a task."""
+        routed = Routed.by(self.router, task)
+        found: dict[str, Mixture] = {}
+        for name, arm in self.arms.items():
+            found |= self._mixtures(name, arm, task, routed, clips)
+        return found
+
+    def merged(self, clips: Mapping[str, Clip], task: Task | None = None) -> dict[str, Clip]:
+        """Models that a task merges by its weights; without a task those that are the same for all."""
+        if task is None:
+            routed, kinds = uniform_weights(self.router.experts), {"merged-uniform"}
+        else:
+            routed, kinds = self.router.weights(task.prompts), {"merged", "merged-N", "merged-seed-X"}
+        return {name: self._merge(arm, routed, clips) for name, arm in self.arms.items() if arm.kind in kinds}
+
+    def _merge(self, arm: Arm, routed: dict[str, float], clips: Mapping[str, Clip]) -> Clip:
+        if arm.kind == "merged-N":
+            routed = keep_top(routed, int(arm.number or 0))
+        of_seed = (arm.number or 0.0) if arm.kind == "merged-seed-X" else 0.0
+        shares = by_model(self.members, {expert: (1 - of_seed) * weight for expert, weight in routed.items()})
+        shares[STAND_IN] = shares.get(STAND_IN, 0.0) + of_seed
+        shares = {model: share for model, share in shares.items() if share > 0}
+        parts = {model: clips[model] for model in shares}
+        return merge_on_kept(parts, shares, self.router.images, routed, MERGE_BATCH)
+
+    def _by_range(self) -> list[str]:
+        return [f"by-range-{count}" for count in steps(len(self.order))[1:]]
+
+    def _other_routers(self, captions: Sequence[str], random_seed: int) -> dict[str, Router]:
+        """Kind of an arm -> its router."""
+        kinds = {arm.kind for arm in self.arms.values()}
+        router, routing = self.router, self.router.routing
+        others: dict[str, Router] = {
+            kind: replace(router, routing=routing.model_copy(update={"kind": kind, "retrieval": None}))
+            for kind in ("published", "paper")
+            if kind in kinds
+        }
+        if "coarse" in kinds:
+            centres = {expert: fine.mean(axis=0, keepdims=True) for expert, fine in router.conditions.items()}
+            others["coarse"] = Router.fit(centres, router.embedder, routing, captions, random_seed)
+        return others
+
+    def _mixtures(
+        self, name: str, arm: Arm, task: Task, routed: Routed, clips: Mapping[str, Clip]
+    ) -> dict[str, Mixture]:
+        """Of one arm; none if it is no mixture."""
+        match arm.kind:
+            case "top-N":
+                chosen = routed.among(keep_top(routed.weights, int(arm.number or 0)))
+            case "share-X":
+                chosen = routed.among(keep_share(routed.weights, arm.number or 0.0))
+            case "published" | "paper" | "coarse":
+                chosen = Routed.by(self._others[arm.kind], task)
+            case "by-class":
+                by_class = by_model(self.members, self.router.class_weights(task.prompts))
+                return {name: Mixture(by_model(self.members, routed.weights), TextWeights(by_class))}
+            case "by-range":
+                return {
+                    variant: routed.mixture(self._first(int(variant.rpartition("-")[2])), clips)
+                    for variant in self._by_range()
+                }
+            case _:
+                return {}
+        return {name: chosen.mixture(self.members, clips)}
+
+    def _first(self, count: int) -> dict[str, str]:
+        """Expert -> the model that answers for it, with the `count` of largest range alone."""
+        there = self.order[:count]
+        return {expert: model if expert in there else STAND_IN for expert, model in self.members.items()}
+
+
+def range_order(conditions: Mapping[str, NDArray[np.floating]]) -> list[str]:
+    """Experts by the range of their cluster, the largest first: the mean distance of its fine centres to their mean.
+
+    That is the order of the paper's Figure 7. Equal ones stay in the given order.
+
+    >>> range_order({"a": np.array([[0.0], [2.0]]), "b": np.array([[0.0], [6.0]]), "c": np.array([[5.0]])})
+    ['b', 'a', 'c']
+    """
+    ranges = {
+        expert: float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).mean())
+        for expert, centres in conditions.items()
+    }
+    return sorted(ranges, key=lambda expert: -ranges[expert])
+
+
+class _Remembering:
+    """An embedder that several routers ask for the same texts: it encodes them once."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._encoded = lru_cache(maxsize=16)(embedder.encode)
+
+    @property
+    def name(self) -> str:
+        return self._embedder.name
+
+    @property
+    def dimensions(self) -> int:
+        return self._embedder.dimensions
+
+    @property
+    def fingerprint(self) -> str:
+        return self._embedder.fingerprint
+
+    def encode(self, captions: Sequence[str]) -> NDArray[np.float32]:
+        return self._encoded(tuple(captions))
+
+    def save(self, folder: Path) -> None:
+        self._embedder.save(folder)

@@ -1,0 +1,162 @@
+"""Other ways to use the same trained models: fewer experts, one merged model, other weights. Nothing is trained.
+
+A variant has a row in the results as a model has; an arm (`mode.params.ARMS`) is one variant or several. All but merged
+models are other sums of the same scores: every image is decoded once, and goes once through each model that any of them
+needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from torch import Tensor
+
+from mode.clip.device import pick_device
+from mode.clip.encode import encode_prompts
+from mode.clip.model import Clip
+from mode.ensemble.combine import TextWeights
+from mode.ensemble.router import Router
+from mode.evaluation.arms import BEST_BY_LABEL, Arms, Mixture
+from mode.evaluation.evaluate import ready_models
+from mode.evaluation.features import encode_metadata, encode_tasks
+from mode.evaluation.scores import Mixing, classify, primary, retrieve
+from mode.evaluation.tasks import Task, open_tasks
+from mode.params import MachineParams
+from mode.progress import Progress
+from mode.results import Cost, Figures, Results, Retrieval, ZeroShot
+from mode.roles import ENSEMBLE
+
+#: Variant -> its figures on a task.
+ByVariant = dict[str, dict[str, float]]
+
+
+def evaluate_variants(
+    models: Mapping[str, Path | Clip],
+    router: Router,
+    tasks: Sequence[Path] | Sequence[Task],
+    machine: MachineParams,
+    arms: Sequence[str],
+    captions: Sequence[str] = (),
+    random_seed: int = 0,
+    costs: Mapping[str, Cost] | None = None,
+) -> Results:
+    """Evaluate variants of an ensemble on task folders.
+
+    With w the routing weights of a task's words, the arms are as follows. Where the ensemble weighs each query of a
+    retrieval task by itself, so does a variant, among its own experts.
+
+    - `top-N`, `share-X`: the N experts of most weight; the fewest that make X of it; weights scaled to sum 1.
+    - `merged`: one model, the experts' parameters averaged by w; `merged-N`: of the N of most weight; `merged-uniform`:
+      of all alike, one model for all tasks; `merged-seed-X`: (1 - X) of `merged` and X of the seed's parameters.
+    - `published`, `paper`: w by another routing rule, with the numbers of `routing` in params.yaml.
+    - `coarse`: an expert is known by the mean of its fine centres alone, which is its coarse centre (CoarseCluster of
+      the paper's Table 6), and the routing is calibrated anew.
+    - `by-class`: each class, or text, weighs the experts by itself.
+    - `by-range`: only the experts whose clusters have the largest range (`mode.evaluation.arms.range_order`), and the
+      seed in place of the others (the paper's Figure 7): `by-range-1`, `by-range-2` ... up to all of them.
+    - `best-by-label`: for each task the one expert that does best on it. The test labels choose it: no rule that could
+      be used, but what choosing well is worth.
+
+    Args:
+        models: name -> model folder, or a model that is loaded already; those that no arm needs are not opened.
+        router, tasks, machine: as of `mode.evaluation.evaluate.evaluate_tasks`.
+        arms: of `mode.params.ARMS`.
+        captions, random_seed: as of `Router.fit`; for `coarse`.
+        costs: model -> what its training took.
+
+    Returns:
+        Figures in 0..1 of every variant, how many image encoders it runs, and what all the trainings that it needs have
+        cost. Provenance is the caller's to add.
+
+    Raises:
+        ModeError: as `evaluate_tasks` and `Arms`.
+        ValueError: no such arm.
+    """
+    opened = [task for task in tasks if isinstance(task, Task)]
+    opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)])
+    planned = Arms(arms, router, [*models], captions, random_seed)
+    device, batch = str(pick_device(machine.device)), machine.inference_batch
+    found = _Collected(planned.variants)
+    total = sum(len(task.images) for task in opened)
+    needed = {name: models[name] for name in planned.models}
+    with ready_models(needed, device) as trained, Progress("variants", total=total, unit="images") as bar:
+        clips = trained | planned.merged(trained)
+        texts = encode_metadata(opened, clips, batch_size=batch, device=device)
+        for number, task in enumerate(opened):
+            merged = planned.merged(trained, task)
+            encoded = encode_tasks(
+                [task], clips | merged, batch_size=batch, workers=machine.decode_threads, device=device, silent=True
+            )
+            [(_, images)] = encoded
+            metadata = {name: parts[number] for name, parts in texts.items()}
+            for name, clip in merged.items():
+                metadata[name] = encode_prompts(clip, task.prompts, batch_size=batch, device=device, name=name)
+            mixtures = planned.mixtures(task, trained)
+            figures = _figures(task, images, metadata, mixtures)
+            best = max(planned.members.values(), key=lambda name: primary(task, figures[name]))
+            encoders = {name: mixture.encoders for name, mixture in mixtures.items()}
+            found.add(task, figures | {BEST_BY_LABEL: figures[best]}, encoders)
+            bar.update(len(task.images))
+    results = found.results(opened)
+    if costs is not None:
+        results.cost = {name: _together(costs, planned.trained(name)) for name in planned.variants}
+    return results
+
+
+def _figures(
+    task: Task, images: Mapping[str, Tensor], texts: Mapping[str, Tensor], mixtures: Mapping[str, Mixture]
+) -> ByVariant:
+    """Of every model and every mixture."""
+    weights = {name: mixture.weights for name, mixture in mixtures.items()}
+    by_text = {name: mixture.by_text for name, mixture in mixtures.items() if mixture.by_text is not None}
+    if task.kind == "retrieval":
+        return retrieve(task, images, texts, weights, by_query=by_text)
+    by_class: dict[str, Mixing] = {
+        name: each.of_images for name, each in by_text.items() if isinstance(each, TextWeights)
+    }
+    return classify(task, images, texts, {**weights, **by_class})
+
+
+def _together(costs: Mapping[str, Cost], models: Sequence[str]) -> Cost:
+    """What the trainings of several models cost, that of their seed once."""
+    return Results(cost={name: costs[name] for name in models if name in costs}).costs[ENSEMBLE.name]
+
+
+@dataclass
+class _Collected:
+    """Figures as they come, task by task."""
+
+    variants: Sequence[str]
+    zeroshot: dict[str, dict[str, float]] = field(default_factory=dict)
+    retrieval: dict[str, Mapping[str, Figures]] = field(default_factory=dict)
+    details: dict[str, Mapping[str, Figures]] = field(default_factory=dict)
+    encoders: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, task: Task, figures: ByVariant, encoders: Mapping[str, int]) -> None:
+        """Figures of one task; of variants that `encoders` leaves out one image encoder runs."""
+        own = {name: figures[name] for name in self.variants if name in figures}
+        if task.kind == "retrieval":
+            self.retrieval[task.name] = own
+        else:
+            self.details[task.name] = own
+            self.zeroshot[task.name] = {name: primary(task, each) for name, each in own.items()}
+        for name in own:
+            self.encoders.setdefault(name, []).append(encoders.get(name, 1))
+
+    def results(self, tasks: Sequence[Task]) -> Results:
+        """All of them; a mean is over the tasks that have a figure."""
+        means = {
+            name: fmean(known)
+            for name in self.variants
+            if (known := [each[name] for each in self.zeroshot.values() if name in each])
+        }
+        return Results(
+            zeroshot=ZeroShot(mean=means, tasks=self.zeroshot),
+            retrieval=Retrieval(tasks=self.retrieval),
+            details=self.details,
+            tasks={task.name: task.summary() for task in tasks},
+            encoders={name: fmean(counts) for name, counts in self.encoders.items()},
+        )
