@@ -72,6 +72,9 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(embedding={"made_from": "models/seed"}), "lsa is fitted on captions"),
         (changed(embedding={"kind": "open_clip", "name": "models/seed"}), "`made_from: models/seed` says so to DVC"),
         (changed(embedding={"fit_on": "base"}), "embedding.fit_on: is now embedding.made_from"),
+        (changed(embedding={"view": "image"}), "view 'image' needs kind 'seed': `lsa` embeds captions alone"),
+        (changed(embedding={"kind": "open_clip", "name": "a:b", "view": "both"}), "view 'both' needs kind 'seed'"),
+        (changed(embedding={"view": "sound"}), "embedding.view: Input should be 'text', 'image' or 'both'"),
         (changed(training={"threads": 1}), "training.threads: is now machine.threads"),
         (
             changed(training={"batch_siz": 1}),

@@ -36,6 +36,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 #: How often a pass over the data shows an image; at a thousand the order of a pass would fill the memory.
 Factor = Annotated[float, Field(gt=0.0, le=1_000.0)]
 
+#: What of a pair is embedded.
+View = Literal["text", "image", "both"]
+
 #: The seed's folder, as parameters name it.
 SEED_MODEL = f"models/{SEED.name}"
 
@@ -188,6 +191,9 @@ class EmbeddingParams(Section):
     kind: Literal["lsa", "transformers", "open_clip", "seed"] = "lsa"
     """`lsa` (TF-IDF and SVD, no weights), `seed` (the text tower of this project's seed; `made_from: models/seed`),
     `transformers` (any Hugging Face encoder) or `open_clip` (another CLIP's text tower)."""
+    view: View = "text"
+    """What of a pair is embedded with `seed`: `text` (its caption), `image`, or `both` (the two vectors one after the
+    other). Clusters of `image` route each test image by itself; those of `both`, as those of `text`, a task's words."""
     name: str | None = None
     """A Hugging Face name or a local folder; for `open_clip` a `MODEL:PRETRAINED` tag or a model folder."""
     made_from: str = "data/index/base"
@@ -218,6 +224,8 @@ class EmbeddingParams(Section):
     def _made_from_what_is_named(self) -> EmbeddingParams:
         if self.kind == "seed" and (self.name is not None or self.made_from != SEED_MODEL):
             raise ValueError(f"kind 'seed' needs `made_from: {SEED_MODEL}`, which says it to DVC, and no name")
+        if self.view != "text" and self.kind != "seed":
+            raise ValueError(f"view '{self.view}' needs kind 'seed': `{self.kind}` embeds captions alone")
         if self.kind not in ("lsa", "seed") and not self.name:
             raise ValueError(f"kind '{self.kind}' needs `name`: which encoder to load")
         if self.kind == "lsa" and self.fit_on is None:

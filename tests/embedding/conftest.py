@@ -1,12 +1,16 @@
-"""A tiny encoder, saved as Hugging Face encoders are, and an index of captions."""
+"""A tiny encoder, saved as Hugging Face encoders are, a tiny CLIP, and an index of captions."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -38,6 +42,26 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.5,
     )
     BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP in the layout that open_clip opens with `local-dir:`."""
+    folder = tmp_path_factory.mktemp("clip")
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+        "text_cfg": {
+            "context_length": 10, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "local",
+        },
+    }  # fmt: skip
+    for file in bert.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    torch.manual_seed(1)
+    model = open_clip.CLIP(**config)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     return folder
 
 

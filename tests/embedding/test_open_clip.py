@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from mode.embedding.base import build_embedder, load_embedder
+from mode.checksums import write_manifest
+from mode.embedding.base import StoredEmbedder, build_embedder, load_embedder
 from mode.embedding.open_clip import OpenClipEmbedder
 from mode.errors import ModeError
-from mode.params import EmbeddingParams, MachineParams
+from mode.params import EmbeddingParams, MachineParams, View
 
 CAPTIONS = ["a dog", "the red cat", "", "a small blue shoe"]
-
-
-@pytest.fixture(scope="module")
-def model_folder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random CLIP in the layout that open_clip opens with `local-dir:`."""
-    folder = tmp_path_factory.mktemp("clip")
-    config = {
-        "embed_dim": 8,
-        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
-        "text_cfg": {
-            "context_length": 10, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "local",
-        },
-    }  # fmt: skip
-    for file in bert.glob("tokenizer*"):
-        shutil.copy(file, folder)
-    torch.manual_seed(1)
-    model = open_clip.CLIP(**config)
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    return folder
 
 
 def test_equals_plain_open_clip(model_folder):
@@ -58,6 +36,23 @@ def test_saved_with_the_model(model_folder, tmp_path):
     embedder.save(tmp_path / "embedder")
     again = load_embedder(tmp_path / "embedder", device="cpu")
     np.testing.assert_allclose(again.encode(CAPTIONS), embedder.encode(CAPTIONS), atol=1e-6)
+
+
+def test_a_view_is_kept_and_changes_the_fingerprint(model_folder, tmp_path):
+    embedders = {view: OpenClipEmbedder.open(str(model_folder), view=view, device="cpu") for view in get_args(View)}
+    assert len({embedder.fingerprint for embedder in embedders.values()}) == 3
+    for view, embedder in embedders.items():
+        embedder.save(tmp_path / view)
+        again = load_embedder(tmp_path / view, device="cpu")
+        assert (again.view, again.dimensions) == (view, 16 if view == "both" else 8)
+        assert np.array_equal(again.encode(CAPTIONS), embedders["text"].encode(CAPTIONS))
+        assert StoredEmbedder.at(tmp_path / view).view == view
+    assert "view" not in (tmp_path / "text/embedder.json").read_text()  # as older versions wrote it
+    record = (tmp_path / "both/embedder.json").read_text().replace('"both"', '"smell"')
+    (tmp_path / "both/embedder.json").write_text(record)
+    write_manifest(tmp_path / "both")
+    with pytest.raises(ModeError, match="an embedder of unknown view 'smell'"):
+        load_embedder(tmp_path / "both", device="cpu")
 
 
 def test_open_clips_notices_stay_unsaid(model_folder, caplog):

@@ -20,7 +20,7 @@ from mode.checksums import SEAL, check_manifest, content_of, write_manifest
 from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.files import finish, is_there, make_room, recover, write_aside
-from mode.params import EmbeddingParams, MachineParams
+from mode.params import EmbeddingParams, MachineParams, View
 from mode.progress import Progress
 from mode.vectors import LARGEST, header_of, load_vectors, trailer_of, within
 
@@ -51,8 +51,15 @@ class Embedder(Protocol):
     def fingerprint(self) -> str:
         """A string that changes with anything that changes a vector."""
 
+    @property
+    def view(self) -> View:
+        """What of a pair its vector is of; of others than `text`, `mode.embedding.pairs` makes the vectors."""
+
     def encode(self, captions: Sequence[str]) -> np.ndarray:
-        """Float32 [captions, dimensions] in the captions' order; unit rows, zero where nothing is known of one."""
+        """Vectors of texts, float32 [captions, d] in their order; unit rows, zero where nothing is known of one.
+
+        They are what an index is embedded by if the view is `text`; d is `dimensions` then.
+        """
 
     def save(self, folder: Path) -> None:
         """Write the folder that `load_embedder` opens; it replaces an older one when it is complete."""
@@ -79,6 +86,8 @@ def build_embedder(
     settings: dict[str, Any] = {"batch_size": machine.inference_batch, "device": machine.device}
     if params.kind == "transformers":
         settings |= {"pooling": params.pooling, "max_tokens": params.max_tokens}
+    if params.kind == "seed":
+        settings["view"] = params.view
     opened: Embedder = kind.open(params.encoder, **settings)
     return opened
 
@@ -152,6 +161,12 @@ class StoredEmbedder:
         """Whether it computes on a device."""
         return read_record(self.folder).get("kind") != "lsa"
 
+    @property
+    def view(self) -> View:
+        """As of the embedder, which is not opened for it."""
+        view: View = read_record(self.folder).get("view", "text")
+        return view
+
     def open(self) -> Embedder:
         """The embedder itself. Raises `ModeError` where another one is there, or none."""
         return _opened(self)
@@ -175,10 +190,11 @@ def embed_index(
     out: Path,
     block: int = BLOCK,
     engine: Engine = in_this_process,
-    encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+    encode: Callable[[Any], np.ndarray] | None = None,
     origin: Mapping[str, str] | None = None,
+    numbered: bool = False,
 ) -> np.ndarray:
-    """Embed every caption of an index.
+    """Embed every caption of an index, or every pair.
 
     Blocks of captions are written to `<out>.partial` as they are done, with a record of how far it got, of the embedder
     and of the text embedded so far. An interrupted call goes on after the last block if all of that still agrees, and
@@ -193,6 +209,7 @@ def embed_index(
         engine: where blocks are encoded (see `mode.engine`).
         encode: what the engine is given; default `embedder.encode`. A `StoredEmbedder` is small enough to be sent.
         origin: what the vectors are made from, for `origin_of`.
+        numbered: `encode` takes (row of the first pair, captions) in place of captions: `mode.embedding.pairs`.
 
     Returns:
         float16 [pairs, dimensions] in the index's row order, memory-mapped read-only from `out`.
@@ -203,7 +220,9 @@ def embed_index(
     pairs, partial = len(index), out.with_name(out.name + ".partial")
     record_file = partial.with_name(partial.name + ".json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    plan = {"embedder": embedder.fingerprint, "shape": [pairs, embedder.dimensions], "block": block}
+    plan: dict[str, Any] = {"embedder": embedder.fingerprint, "shape": [pairs, embedder.dimensions], "block": block}
+    if numbered:
+        plan["index"] = (origin or {}).get("index")  # the same text may be of other images
     done = _captions_done(record_file, partial, plan, index)
     header, trailer = header_of(pairs, embedder.dimensions), trailer_of(origin or {})
     row = embedder.dimensions * np.dtype(np.float16).itemsize
@@ -212,14 +231,14 @@ def embed_index(
     make_room(partial, len(header) + pairs * row + len(trailer))
     waiting: deque[tuple[int, str]] = deque()  # what is read but not written: an engine takes blocks ahead of results
 
-    def remaining() -> Iterator[list[str]]:
+    def remaining() -> Iterator[Any]:
         for captions, end, text in _blocks(index, block):
             if end > done:
                 waiting.append((end, text))
-                yield captions
+                yield (end - len(captions), captions) if numbered else captions
 
-    stop = done
-    with partial.open("r+b") as file, Progress("embed captions", total=pairs, unit="captions", done=done) as bar:
+    stop, unit = done, "pairs" if numbered else "captions"
+    with partial.open("r+b") as file, Progress(f"embed {unit}", total=pairs, unit=unit, done=done) as bar:
         file.write(header)
         file.seek(len(header) + done * row)
         for encoded in engine(encode or embedder.encode, remaining()):

@@ -15,6 +15,7 @@ from mode.checksums import ADVICE
 from mode.embedding.base import embedder_folder
 from mode.embedding.words import Vocabulary
 from mode.errors import ModeError
+from mode.params import View
 
 
 class LsaEmbedder:
@@ -35,6 +36,7 @@ class LsaEmbedder:
     """
 
     name = "lsa"
+    view: View = "text"
 
     def __init__(self, vocabulary: Vocabulary, idf: np.ndarray, components: np.ndarray) -> None:
         self.vocabulary, self.idf, self.components = vocabulary, idf, components

@@ -1,35 +1,45 @@
-"""Captions to vectors with the text tower of an open_clip model: a pretrained tag, or a model folder trained here."""
+"""Captions, or images too, to vectors with the towers of an open_clip model: a pretrained tag, or a model folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mode.clip.device import autocast, fastest_precision, pick_device
-from mode.clip.encode import encode_texts
+from mode.clip.encode import encode_texts, unit_vectors
 from mode.clip.model import Clip, folded, write_model_files
+from mode.clip.preprocess import Preprocess
 from mode.clip.pretrained import open_pretrained
 from mode.embedding.base import embedder_folder, read_record
+from mode.errors import ModeError
+from mode.params import View
 
 
 class OpenClipEmbedder:
-    """The normalised text features of a CLIP.
+    """The normalised features of a CLIP.
 
     Args:
         clip: the model.
         name: where it came from.
-        batch_size: captions in one forward pass.
+        view: what of a pair is embedded. A vector of `both` is that of the caption and that of the image one after the
+            other, each scaled by the root of 1/2, so that the whole has length 1 (the paper's "image + text").
+        batch_size: captions or images in one forward pass.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
     """
 
-    def __init__(self, clip: Clip, name: str, *, batch_size: int = 256, device: str = "auto") -> None:
+    def __init__(
+        self, clip: Clip, name: str, *, view: View = "text", batch_size: int = 256, device: str = "auto"
+    ) -> None:
         self.device = pick_device(device)
-        self.clip, self.source, self.batch_size = clip, name, batch_size
+        self.clip, self.source, self.view, self.batch_size = clip, name, view, batch_size
         clip.model.eval().to(self.device)
 
     @classmethod
@@ -43,13 +53,24 @@ class OpenClipEmbedder:
 
     @property
     def dimensions(self) -> int:
-        return self.clip.dimensions
+        return self.clip.dimensions * (2 if self.view == "both" else 1)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the weights (their sums are compared: reading them all would take long) and the source."""
+        """Changes with the weights (their sums are compared: reading them all would take long), source and view."""
         sums = {key: float(value.double().sum()) for key, value in self.clip.model.state_dict().items()}
-        return hashlib.sha256(json.dumps([self.source, sums], sort_keys=True).encode()).hexdigest()
+        parts = [self.source, sums] if self.view == "text" else [self.source, sums, self.view]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """The model's inference transform, as evaluation has it."""
+        return Preprocess(self.clip)
+
+    def of_texts(self) -> OpenClipEmbedder:
+        """The same CLIP, for captions alone."""
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "device": str(self.device)}
+        return OpenClipEmbedder(self.clip, self.source, **settings)
 
     def encode(self, captions: Sequence[str]) -> np.ndarray:
         with autocast(self.device, fastest_precision(self.device)):
@@ -58,10 +79,20 @@ class OpenClipEmbedder:
             )
         return vectors.cpu().numpy()
 
+    def encode_images(self, pixels: Tensor) -> np.ndarray:
+        """Vectors of images, float32 [n, d], unit rows; `pixels`: uint8 [n, 3, size, size], of `preprocess`."""
+        vectors = [torch.empty(0, self.clip.dimensions)]
+        with autocast(self.device, fastest_precision(self.device)):
+            for batch in torch.split(pixels, self.batch_size) if len(pixels) else ():
+                inputs = self.preprocess.normalise(batch.to(self.device))
+                vectors.append(unit_vectors(self.clip.model.encode_image, inputs, self.source).cpu())
+        return torch.cat(vectors).numpy()
+
     def save(self, folder: Path) -> None:
         """Keep a copy of a model folder, without what only trainings need; a pretrained tag is kept by its name."""
         copied = Path(self.source).is_dir()
-        with embedder_folder(folder, "open_clip", source=self.source, copied=copied) as aside:
+        view = {} if self.view == "text" else {"view": self.view}
+        with embedder_folder(folder, "open_clip", source=self.source, copied=copied, **view) as aside:
             if copied:
                 write_model_files(aside / "model", folded(self.clip), self.clip.card)
 
@@ -70,4 +101,7 @@ class OpenClipEmbedder:
         """Open what `save` wrote."""
         record = read_record(folder)
         name = str(folder / "model") if record["copied"] else record["source"]
-        return cls.open(name, device=device, batch_size=batch_size)
+        view = record.get("view", "text")
+        if view not in get_args(View):
+            raise ModeError(f"{folder}: an embedder of unknown view '{view}'", "it needs a newer version of mode")
+        return cls.open(name, view=view, device=device, batch_size=batch_size)

@@ -17,6 +17,7 @@ from mode.clip.device import autocast, fastest_precision, pick_device
 from mode.clip.trust import check_folder
 from mode.embedding.base import embedder_folder, read_record
 from mode.errors import ModeError
+from mode.params import View
 
 #: Captions that are tokenised and sorted by length together.
 CHUNK = 16_384
@@ -43,6 +44,8 @@ class TransformersEmbedder:
         batch_size: captions in one forward pass.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
     """
+
+    view: View = "text"
 
     def __init__(
         self,

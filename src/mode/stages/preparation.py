@@ -116,7 +116,7 @@ def embedder(project: Project) -> None:
 
 
 def embed(project: Project, source: str) -> None:
-    """Captions of a source to unit vectors, float16, in the index's row order."""
+    """Captions of a source, or its images, or both, to unit vectors, float16, in the index's row order."""
     from mode.checksums import identity_of
     from mode.embedding.base import StoredEmbedder, embed_index
 
@@ -131,7 +131,15 @@ def embed(project: Project, source: str) -> None:
         origin["index"] = made_from
     index, out = project.load_index(source), project.vectors(source)
     with open_engine(machine, gpus, alone=machine.device.startswith("cuda:")) as engine:
-        embed_index(stored.open(), index, out, engine=engine, encode=stored, origin=origin)
+        if stored.view == "text":
+            embed_index(stored.open(), index, out, engine=engine, encode=stored, origin=origin)
+            return
+        from mode.embedding.pairs import BLOCK, PairEncoder, count_unseen
+
+        pairs = PairEncoder(stored, project.index(source), project.root, made_from, machine.decode_threads)
+        vectors = embed_index(stored.open(), index, out, BLOCK, engine, pairs, origin, numbered=True)
+    unseen = count_unseen(out, vectors, index)
+    print(f"{source}: {index.images:,} images embedded" + (f"; {unseen:,} cannot be decoded" if unseen else ""))
 
 
 def cluster(project: Project, source: str) -> None:
