@@ -170,7 +170,8 @@ class Runner:
             return None
         clone = self._prepared(run)
         command = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
-        command += ["--name", run.name, "--force", *set_params(run.overrides)]
+        targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
+        command += ["--name", run.name, "--force", *set_params(run.overrides), *targets]
         process = subprocess.Popen(
             command,
             cwd=clone,
@@ -243,10 +244,10 @@ class Runner:
         clone = self.folder(run) / "project"
         paths = Paths(clone)
         results = Results.load(paths.metrics)
-        variants, encoders = _variants(paths)
-        rows = tidy(
-            results, variants, experiment=run.experiment, run=run.run, random_seed=run.seed, encoders=encoders
-        ).assign(commit=(self.folder(run) / "commit").read_text(encoding="utf-8"))
+        variants = _variants(paths)
+        rows = tidy(results, variants, experiment=run.experiment, run=run.run, random_seed=run.seed).assign(
+            commit=(self.folder(run) / "commit").read_text(encoding="utf-8")
+        )
         pushed = [sys.executable, "-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", run.name]
         done = subprocess.run(
             pushed, cwd=clone, env=_environment(clone, self.root, ""), capture_output=True, text=True, check=False
@@ -284,13 +285,11 @@ def _hydra(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _variants(paths: Paths) -> tuple[Results | None, dict[str, float]]:
-    """Figures of other ways to use the models, and the image encoders that each runs, where there are any."""
-    file = paths.reports / "variants.json"
-    if not file.is_file():
-        return None, {}
-    results = Results.load(file)
-    return results, {name: float(value) for name, value in getattr(results, "encoders", {}).items()}
+def _variants(paths: Paths) -> Results | None:
+    """Figures of other ways to use the models, where there are any."""
+    if not paths.variants.is_file():
+        return None
+    return Results.load(paths.variants)
 
 
 def _log(folder: Path, run: PlannedRun, results: Results, variants: Results | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -44,7 +44,6 @@ def tidy(
     experiment: str,
     run: str,
     random_seed: int,
-    encoders: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """The rows of one run.
 
@@ -52,7 +51,6 @@ def tidy(
         results: of the evaluation.
         variants: of other ways to use the same models, whose names are arms as well.
         experiment, run, random_seed: what they are of.
-        encoders: variant -> image encoders per image, on average.
     """
     experts, copies = len(results.experts), sum(role_of(model) is FULL for model in results.models)
     costs = results.costs
@@ -70,7 +68,7 @@ def tidy(
         assert variants is not None
         own_cost = variants.costs.get(arm) or together
         rows += [
-            (arm, *figure, own_cost, (encoders or {}).get(arm, float("nan"))) for figure in _figures(variants, arm)
+            (arm, *figure, own_cost, variants.encoders.get(arm, float("nan"))) for figure in _figures(variants, arm)
         ]
     table = pd.DataFrame(
         [(*row[:4], _number(row[4].samples_seen), _number(row[4].seconds), row[5]) for row in rows],
