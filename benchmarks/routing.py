@@ -13,6 +13,9 @@ Three kinds of figures are printed for every rule, all in percent:
   random held-out caption and the 15 nearest to it (by the caption embedder), each with its image: whose is which?
 - `held-out retrieval`: mean of recall@1 both ways among all held-out pairs.
 
+Held-out pairs are those of every source that an expert is of; where these are several, held-out tasks are also shown by
+the source of their first caption: an expert that was added later has to be found for its own.
+
 The rule by which the default is chosen looks at the last two alone, see docs/results.md.
 """
 
@@ -44,6 +47,8 @@ from mode.evaluation import metrics
 from mode.evaluation.features import encode_tasks
 from mode.evaluation.tasks import Task
 from mode.params import Params, load_params
+from mode.stages.evaluation import evidence_of
+from mode.stages.project import Project as Stages
 
 #: Held-out tasks: how many, and captions in each.
 TASKS, CHOICES = 400, 16
@@ -64,6 +69,7 @@ class Problem:
         nearest: distances of the texts to the experts.
         owners: [texts], the image that a text belongs to, for retrieval; or
         labels: [images], the text (class) that is right.
+        source: of a small task, that of its first caption.
     """
 
     scores: Mapping[str, Array]
@@ -71,6 +77,7 @@ class Problem:
     nearest: rules.Nearest
     owners: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
+    source: str = ""
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -87,6 +94,8 @@ class Project:
     """A finished project: its tasks as problems, and its held-out pairs.
 
     Attributes:
+        router: by the calibrated rule.
+        by_evidence: that of the same experts by the rule `evidence`.
         tests: by task.
         held_out: retrieval among all held-out pairs.
         neighbourhoods: small tasks of held-out pairs.
@@ -97,6 +106,7 @@ class Project:
     """
 
     router: Router
+    by_evidence: Router
     tests: dict[str, Problem]
     held_out: Problem
     neighbourhoods: list[Problem]
@@ -153,6 +163,15 @@ def at(temperature: str) -> Weights:
 calibrated = at("router")
 
 
+def evidence(project: Project, problem: Problem) -> Array:
+    """Per text, the posterior by the experts' training captions."""
+    router = project.by_evidence
+    assert router.temperature is not None
+    found: Array = rules.evidence_posteriors(problem.vectors, router.evidence, router.temperature)
+    found[~problem.known] = 1 / found.shape[1]
+    return found
+
+
 def share(_: Project, problem: Problem) -> Array:
     """Per text, all weight on the nearest expert: the mean is the share of the texts that are nearest to it."""
     return posterior(problem, 1e-9)
@@ -203,6 +222,7 @@ RULES: dict[str, Rule] = {
     "calibrated": Rule(whole(calibrated)),
     "calibrated, temperature from held-out captions": Rule(whole(at("captions"))),
     "calibrated, temperature from held-out pairs": Rule(whole(at("pairs"))),
+    "evidence": Rule(whole(evidence)),
     "share of texts": Rule(whole(share)),
     "calibrated and share, half each": Rule(whole(half)),
     "calibrated, squared": Rule(squared),
@@ -221,6 +241,7 @@ RULES: dict[str, Rule] = {
     "calibrated by query, standardised scores": Rule(calibrated, "z", by_query=True),
     "calibrated by query, mean of calibrated probabilities": Rule(calibrated, "mixed", by_query=True),
     "calibrated by query, mean of the experts' probabilities": Rule(calibrated, "own", by_query=True),
+    "evidence by query": Rule(evidence, by_query=True),
     "share by query": Rule(share, by_query=True),
     "nearest expert per text": Rule(share),
     "nearest expert per text, standardised scores": Rule(share, "z"),
@@ -270,7 +291,11 @@ def all_figures(project: Project, scores: Scoring) -> Row:
             accuracies[task] = accuracy(problem, scores)
         else:
             others |= {f"{task} {name}": value for name, value in recalls(problem, scores).items()}
-    others["held-out tasks"] = statistics.fmean(accuracy(problem, scores) for problem in project.neighbourhoods)
+    held_out_tasks = [(problem.source, accuracy(problem, scores)) for problem in project.neighbourhoods]
+    others["held-out tasks"] = statistics.fmean(value for _, value in held_out_tasks)
+    sources = sorted({source for source, _ in held_out_tasks})
+    for source in sources if len(sources) > 1 else []:
+        others[f"held-out tasks of {source}"] = statistics.fmean(x for which, x in held_out_tasks if which == source)
     held_out = recalls(project.held_out, scores)
     others["held-out retrieval"] = (held_out["image recall@1"] + held_out["text recall@1"]) / 2
     return row_of(accuracies, others)
@@ -312,11 +337,13 @@ def open_project(root: Path, tasks: list[Task]) -> Project:
     clips = {folder.name: load_model(folder) for folder in folders if (folder / "card.json").is_file()}
     for clip in clips.values():
         clip.model.eval()
-    held_out, captions, owners = _held_out(root, params, router, clips)
-    neighbourhoods = _neighbourhoods(held_out, owners, params.random_seed)
-    assert router.temperature is not None, "the project's routing.kind must be calibrated"
+    held_out, captions, sources = _held_out(root, params, router, clips)
+    neighbourhoods = _neighbourhoods(held_out, sources, params.random_seed)
+    assert router.routing.kind == "calibrated", "the project's routing.kind must be calibrated"
+    assert router.temperature is not None
     project = Project(
         router=router,
+        by_evidence=_with_evidence(root, params, router),
         tests=_tests(tasks, router, clips),
         held_out=held_out,
         neighbourhoods=neighbourhoods,
@@ -333,6 +360,14 @@ def open_project(root: Path, tasks: list[Task]) -> Project:
     return project
 
 
+def _with_evidence(root: Path, params: Params, router: Router) -> Router:
+    """The router that the ensemble stage would make with `routing.kind: evidence`."""
+    project = Stages(root, params)
+    evidence = {name: evidence_of(project, name) for name in router.experts}
+    routing = params.routing.model_copy(update={"kind": "evidence"})
+    return Router.fit(router.conditions, router.embedder, routing, [], params.random_seed, evidence)
+
+
 def _tests(tasks: list[Task], router: Router, clips: Mapping[str, Clip]) -> dict[str, Problem]:
     problems = {}
     encode = partial(encode_prompts, batch_size=BATCH, device="cpu")
@@ -346,31 +381,40 @@ def _tests(tasks: list[Task], router: Router, clips: Mapping[str, Clip]) -> dict
 
 def _held_out(
     root: Path, params: Params, router: Router, clips: Mapping[str, Clip]
-) -> tuple[Problem, list[str], NDArray[np.int64]]:
-    """Retrieval among the held-out pairs, their captions, and the captions' images numbered from 0."""
-    index = PairIndex.load(root / "data" / "index" / params.training.source)
+) -> tuple[Problem, list[str], list[str]]:
+    """Retrieval among the held-out pairs of all sources that experts are of: the captions, and the source of each."""
     count = params.training.held_out
     if not count:
         sys.exit(f"error: {root}: training.held_out is 0: nothing was held out to compare rules on")
-    rows = np.flatnonzero(held_out_images(index.images, count, params.random_seed)[index.image])
-    # Of captions that several images have, one image's.
-    rows = rows[np.sort(np.unique(index.captions(rows), return_index=True)[1])]
-    captions, owners = index.captions(rows), np.unique(index.image[rows], return_inverse=True)[1]
-    first = rows[np.unique(owners, return_index=True)[1]]
     image = params.image.model_copy(update={"crop_scale": None})
-    pixels, _ = ImageStore(index, root, image, cache_mb=0, rows=first).load(first)
+    captions: list[str] = []
+    sources: list[str] = []
+    owners, pixels = [], []
+    for source in dict.fromkeys(expert.source for expert in params.experts.values()):
+        index = PairIndex.load(root / "data" / "index" / source)
+        rows = np.flatnonzero(held_out_images(index.images, count, params.random_seed)[index.image])
+        # Of captions that several images have, one image's.
+        rows = rows[np.sort(np.unique(index.captions(rows), return_index=True)[1])]
+        _, first, own = np.unique(index.image[rows], return_index=True, return_inverse=True)
+        captions += index.captions(rows)
+        owners.append(own + sum(map(len, pixels)))
+        sources += [source] * len(rows)
+        pixels.append(ImageStore(index, root, image, cache_mb=0, rows=rows[first]).load(rows[first])[0])
     scores = {}
     for name, clip in clips.items():
-        batches = [Preprocess(clip).normalise(batch) for batch in torch.split(pixels, BATCH)]
+        batches = [Preprocess(clip).normalise(batch) for batch in torch.split(torch.cat(pixels), BATCH)]
         images = torch.cat([unit_vectors(clip.model.encode_image, batch, name) for batch in batches])
         texts = encode_texts(clip, captions, batch_size=BATCH, device="cpu", name=name)
         scores[name] = (images @ texts.T).numpy()
     vectors = router.embedder.encode(captions)
-    return Problem(scores, vectors, rules.class_distances(vectors, router.conditions), owners=owners), captions, owners
+    nearest = rules.class_distances(vectors, router.conditions)
+    return Problem(scores, vectors, nearest, owners=np.concatenate(owners)), captions, sources
 
 
-def _neighbourhoods(held_out: Problem, owners: NDArray[np.int64], random_seed: int) -> list[Problem]:
+def _neighbourhoods(held_out: Problem, sources: list[str], random_seed: int) -> list[Problem]:
     """Small tasks: a held-out caption and those next to it, one of each image; the right answers are the diagonal."""
+    owners = held_out.owners
+    assert owners is not None
     random = np.random.default_rng(random_seed)
     anchors = random.permutation(np.flatnonzero(held_out.known))[:TASKS]
     tasks = []
@@ -380,7 +424,8 @@ def _neighbourhoods(held_out: Problem, owners: NDArray[np.int64], random_seed: i
         columns = order[nearest_of_image[:CHOICES]]
         scores = {name: table[np.ix_(owners[columns], columns)] for name, table in held_out.scores.items()}
         labels = np.arange(len(columns))
-        tasks.append(Problem(scores, held_out.vectors[columns], held_out.among(columns), labels=labels))
+        vectors, nearest = held_out.vectors[columns], held_out.among(columns)
+        tasks.append(Problem(scores, vectors, nearest, labels=labels, source=sources[anchor]))
     return tasks
 
 

@@ -517,30 +517,38 @@ class BaselineParams(Section):
 class RoutingParams(Section):
     """How a task's words become a weight per expert (see `mode.ensemble.rules`)."""
 
-    kind: Literal["calibrated", "published", "paper"] = "calibrated"
-    """`calibrated` (scale-free; its temperature comes from the training captions), `published` (the reference formula)
-    or `paper` (softmax of summed affinities)."""
+    kind: Literal["calibrated", "evidence", "published", "paper"] = "calibrated"
+    """`calibrated` (scale-free; its temperature comes from the training captions), `evidence` (how densely each
+    expert's training captions lie around the words), `published` (the reference formula) or `paper` (softmax of summed
+    affinities)."""
     divisor: PositiveFloat = 8.0
     """Of `published`: the softmax is taken of w / divisor."""
     bandwidth: PositiveFloat = 1.0
     """Lambda of `paper`."""
     calibration_captions: PositiveInt = 4_096
-    """Training captions that set the temperature of `calibrated`."""
+    """Training captions that set the temperature of `calibrated` and `evidence`."""
+    evidence_captions: PositiveInt = 16_384
+    """Of `evidence`: training captions whose vectors are kept with the ensemble, as many of each expert."""
     retrieval: Literal["together", "query", "paper"] | None = None
     """`together` (a retrieval task is routed by all its texts), `query` (every text and image by itself; needs
-    `calibrated`) or `paper` (a text that looks for images by itself, an image that looks for texts by all of them);
-    default `query` with `calibrated`, else `together`."""
+    `calibrated` or `evidence`) or `paper` (a text that looks for images by itself, an image that looks for texts by all
+    of them); default `query` with `calibrated` and `evidence`, else `together`."""
 
     @model_validator(mode="after")
     def _query_needs_probabilities(self) -> RoutingParams:
-        if self.retrieval == "query" and self.kind != "calibrated":
-            raise ValueError(f"retrieval 'query' needs kind 'calibrated', not '{self.kind}'")
+        if self.retrieval == "query" and not self.gives_probabilities:
+            raise ValueError(f"retrieval 'query' needs kind 'calibrated' or 'evidence', not '{self.kind}'")
         return self
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the rule knows p(expert | text) of a single text."""
+        return self.kind in ("calibrated", "evidence")
 
     @property
     def by_query(self) -> bool:
         """Whether every text and image of a retrieval task weighs the experts by itself."""
-        return self.kind == "calibrated" and self.retrieval in (None, "query")
+        return self.gives_probabilities and self.retrieval in (None, "query")
 
     @property
     def protocol(self) -> Literal["together", "query", "paper"]:

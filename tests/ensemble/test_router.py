@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mode.checksums import write_manifest
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.combine import combine
-from mode.ensemble.router import Router, class_vectors
+from mode.ensemble.router import Evidence, Router, class_vectors
 from mode.ensemble.rules import class_distances, published_weights
 from mode.errors import ModeError
 from mode.params import RoutingParams
 
 ANIMALS = ["dog", "cat", "horse", "cow", "sheep", "bird", "fish", "lion"]
 TOOLS = ["hammer", "saw", "drill", "pliers", "wrench", "file", "chisel", "screw"]
+KINDS = ["calibrated", "evidence", "published", "paper"]
 SHARED = ["red", "small", "old", "shiny"]
 
 
@@ -56,12 +58,29 @@ def router(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: l
     return Router.fit(conditions, embedder, RoutingParams(), captions, random_seed=0)
 
 
+@pytest.fixture(scope="module")
+def evidence(embedder: LsaEmbedder, captions: list[str]) -> dict[str, Evidence]:
+    """The captions of each expert's domain, and one that says nothing."""
+    parts = {"animals": [*captions[1::2], "zyxgfq"], "tools": captions[0::2]}
+    return {name: Evidence(each, embedder.encode(each)) for name, each in parts.items()}
+
+
+@pytest.fixture(scope="module")
+def by_evidence(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Evidence]) -> Router:
+    return Router.fit(conditions, embedder, RoutingParams(kind="evidence"), [], 0, evidence)
+
+
 class TestWeights:
-    @pytest.mark.parametrize("kind", ["calibrated", "published", "paper"])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_a_task_of_one_domain_goes_to_its_expert(
-        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str], kind: str
+        self,
+        conditions: dict[str, np.ndarray],
+        embedder: LsaEmbedder,
+        captions: list[str],
+        evidence: dict[str, Evidence],
+        kind: str,
     ) -> None:
-        router = Router.fit(conditions, embedder, RoutingParams(kind=kind), captions, random_seed=0)  # type: ignore[arg-type]
+        router = Router.fit(conditions, embedder, RoutingParams(kind=kind), captions, 0, evidence)  # type: ignore[arg-type]
         animals = router.weights([[f"a {name}", f"the small {name}"] for name in ANIMALS])
         tools = router.weights([[f"a {name}"] for name in TOOLS])
         assert animals["animals"] > 0.5 > tools["animals"]
@@ -157,12 +176,18 @@ def test_combine_by_hand() -> None:
 
 
 class TestFolder:
-    @pytest.mark.parametrize("kind", ["calibrated", "published", "paper"])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_round_trip(
-        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str], kind: str, tmp_path: Path
+        self,
+        conditions: dict[str, np.ndarray],
+        embedder: LsaEmbedder,
+        captions: list[str],
+        evidence: dict[str, Evidence],
+        kind: str,
+        tmp_path: Path,
     ) -> None:
         routing = RoutingParams(kind=kind, divisor=2.0, bandwidth=0.7)  # type: ignore[arg-type]
-        saved = Router.fit(conditions, embedder, routing, captions, random_seed=0)
+        saved = Router.fit(conditions, embedder, routing, captions, 0, evidence)
         saved.save(tmp_path / "ensemble")
         saved.save(tmp_path / "ensemble")  # replaces
         loaded = Router.load(tmp_path / "ensemble")
@@ -170,6 +195,34 @@ class TestFolder:
         assert loaded.weights(metadata) == pytest.approx(saved.weights(metadata))
         assert loaded.experts == saved.experts
         assert loaded.routing == routing
+        assert (tmp_path / "ensemble/evidence.safetensors").is_file() == (kind == "evidence")
+
+    def test_a_folder_from_before_evidence_is_read(self, router: Router, tmp_path: Path) -> None:
+        router.save(tmp_path / "e")
+        description = json.loads((tmp_path / "e/ensemble.json").read_text())
+        del description["routing"]["evidence_captions"]
+        (tmp_path / "e/ensemble.json").write_text(json.dumps(description))
+        write_manifest(tmp_path / "e")
+        assert Router.load(tmp_path / "e").weights([["dog"]]) == router.weights([["dog"]])
+
+    @pytest.mark.parametrize("wrong", ["missing", "an expert less", "dimensions", "empty", "no numbers", "too large"])
+    def test_evidence_that_save_never_writes(self, by_evidence: Router, wrong: str, tmp_path: Path) -> None:
+        by_evidence.save(tmp_path / "e")
+        tensors = {name: np.array(each) for name, each in by_evidence.evidence.items()}
+        if wrong == "an expert less":
+            del tensors["tools"]
+        elif wrong == "dimensions":
+            tensors["tools"] = tensors["tools"][:, :-1].copy()
+        elif wrong == "empty":
+            tensors["tools"] = tensors["tools"][:0]
+        else:
+            tensors["tools"][0, 0] = np.nan if wrong == "no numbers" else 7
+        (tmp_path / "e/evidence.safetensors").unlink()
+        if wrong != "missing":
+            save_file(tensors, tmp_path / "e/evidence.safetensors")
+        write_manifest(tmp_path / "e")
+        with pytest.raises(ModeError, match=r"evidence.safetensors is missing|damaged ensemble: .*tools"):
+            Router.load(tmp_path / "e")
 
     def test_the_order_of_experts_stays(self, embedder: LsaEmbedder, captions: list[str], tmp_path: Path) -> None:
         """Safetensors sorts its names; the list in ensemble.json has the order."""
@@ -200,6 +253,63 @@ class TestFolder:
         write_manifest(tmp_path / "e")
         with pytest.raises(ModeError, match="damaged ensemble"):
             Router.load(tmp_path / "e")
+
+
+class TestEvidence:
+    def test_words_that_both_know_go_where_most_captions_use_them(
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str]
+    ) -> None:
+        """An expert that comes later has no word of its own; the old ones know them all, but seldom use some."""
+        later = [f"{name} old" for name in ("lion", "fish") for _ in range(60)]
+        parts = {"animals": captions[1::2], "tools": captions[0::2], "zoo": later}
+        evidence = {name: Evidence(each, embedder.encode(each)) for name, each in parts.items()}
+        joined = {**conditions, "zoo": embedder.encode(["lion old"])}
+        task = [["a lion"], ["a fish"]]
+        weigh = {
+            kind: Router.fit(joined, embedder, RoutingParams(kind=kind), captions, 0, evidence).weights(task)["zoo"]  # type: ignore[arg-type]
+            for kind in ("calibrated", "evidence")
+        }
+        assert weigh["evidence"] > weigh["calibrated"]
+
+    def test_by_text(self, by_evidence: Router) -> None:
+        texts = ["dog", "hammer", "zyxgfq"]
+        found = by_evidence.text_weights(texts)
+        np.testing.assert_allclose(found["animals"] + found["tools"], 1)
+        assert found["animals"][0] > 0.5 > found["animals"][1]
+        assert found["animals"][2] == 0.5
+        assert by_evidence.weights([["dog"]]) == pytest.approx({name: each[0] for name, each in found.items()})
+        assert by_evidence.routing.by_query
+
+    def test_captions_that_say_nothing_are_not_kept(self, by_evidence: Router) -> None:
+        assert [len(each) for each in by_evidence.evidence.values()] == [300, 300]
+        assert {each.dtype.name for each in by_evidence.evidence.values()} == {"float16"}
+
+    def test_the_seed_decides(
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Evidence]
+    ) -> None:
+        routing = RoutingParams(kind="evidence", calibration_captions=100)
+        first, again, other = (
+            Router.fit(conditions, embedder, routing, [], seed, evidence).temperature for seed in (0, 0, 1)
+        )
+        assert first == again != other
+
+    def test_bad_evidence(
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Evidence]
+    ) -> None:
+        routing = RoutingParams(kind="evidence")
+        with pytest.raises(ModeError, match="no captions of expert 'animals'"):
+            Router.fit(conditions, embedder, routing, [], 0)
+        short = {**evidence, "tools": Evidence(["saw"], evidence["tools"].vectors)}
+        with pytest.raises(ModeError, match=r"evidence of expert 'tools': 1 captions, vectors \[300, 8\]"):
+            Router.fit(conditions, embedder, routing, [], 0, short)
+        for captions in (["zyxgfq"], []):
+            nothing = {**evidence, "tools": Evidence(captions, np.zeros((len(captions), 8)))}
+            with pytest.raises(ModeError, match=f"none of {len(captions)} training captions of expert 'tools'"):
+                Router.fit(conditions, embedder, routing, [], 0, nothing)
+
+    def test_a_router_that_was_not_fitted(self, by_evidence: Router) -> None:
+        with pytest.raises(ModeError, match="not calibrated"):
+            Router(by_evidence.conditions, by_evidence.embedder, by_evidence.routing, 0.1).weights([["dog"]])
 
 
 class TestBadInput:

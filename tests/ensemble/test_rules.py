@@ -1,4 +1,4 @@
-"""Routing: the three rules against numbers worked by hand, their properties, and the calibration of the temperature."""
+"""Routing: the rules against numbers worked by hand, their properties, and the calibration of the temperature."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from hypothesis.extra.numpy import arrays
 
 from mode.ensemble.rules import (
     Nearest,
+    calibrate_evidence,
     calibrate_temperature,
     calibrated_weights,
     class_distances,
+    evidence_posteriors,
     keep_share,
     keep_top,
     largest_first,
@@ -231,6 +233,118 @@ class TestKeep:
             keep_top(self.WEIGHTS, 0)
         with pytest.raises(ModeError, match="from 0 to 1"):
             keep_share(self.WEIGHTS, -0.1)
+
+
+def experts_captions(seed: int, counts: tuple[int, ...] = (40, 7, 1)) -> dict[str, np.ndarray]:
+    """Unit vectors of three experts' captions, float16, each around a direction of its own."""
+    random = np.random.default_rng(seed)
+    found = {}
+    for name, count in zip(NAMES, counts, strict=True):
+        captions = random.normal(size=(1, 5)) + random.normal(scale=0.7, size=(count, 5))
+        found[name] = (captions / np.linalg.norm(captions, axis=1, keepdims=True)).astype(np.float16)
+    return found
+
+
+def naive_posteriors(vectors: np.ndarray, evidence: dict[str, np.ndarray], temperature: float) -> list[list[float]]:
+    """The formula as it stands, pair by pair."""
+    rows = []
+    for vector in vectors.tolist():
+        densities = [
+            sum(math.exp(-(math.dist(vector, caption) ** 2) / temperature) for caption in captions) / len(captions)
+            for captions in ([[float(x) for x in row] for row in each] for each in evidence.values())
+        ]
+        rows.append([density / sum(densities) for density in densities])
+    return rows
+
+
+class TestEvidence:
+    def test_by_hand(self) -> None:
+        """One class at 0; captions at 0 and 1 against 1 and 2: means (1 + 1/e) / 2 and (1/e + e^-4) / 2."""
+        evidence = {"a": np.array([[0.0], [1.0]]), "b": np.array([[1.0], [2.0]])}
+        a, b = (1 + math.exp(-1)) / 2, (math.exp(-1) + math.exp(-4)) / 2
+        np.testing.assert_allclose(evidence_posteriors(np.zeros((1, 1)), evidence, 1.0), [[a / (a + b), b / (a + b)]])
+
+    def test_many_captions_near_a_class_outweigh_one(self) -> None:
+        """Both experts know the word, one of them as one of its hundred: the nearest centre sees no difference."""
+        word, other = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+        evidence = {"one": np.concatenate([word, np.repeat(other, 99, axis=0)]), "all": np.repeat(word, 10, axis=0)}
+        nearest_only = class_distances(word, evidence).distances
+        assert nearest_only[0, 0] == nearest_only[0, 1]
+        assert evidence_posteriors(word, evidence, 0.1)[0, 1] == pytest.approx(100 / 101)
+
+    @pytest.mark.parametrize("classes", [0, 1, 255, 256, 257])
+    def test_equals_the_formula(self, classes: int) -> None:
+        evidence, vectors = experts_captions(0), np.random.default_rng(1).normal(size=(classes, 5)).astype(np.float32)
+        found = evidence_posteriors(vectors, evidence, 0.3)
+        assert found.shape == (classes, 3)
+        np.testing.assert_allclose(found, np.reshape(naive_posteriors(vectors, evidence, 0.3), (-1, 3)), atol=1e-6)
+
+    @given(st.integers(0, 2**32 - 1), st.floats(1e-4, 1e4), st.permutations(range(3)))
+    def test_a_distribution_that_follows_the_names(self, seed: int, temperature: float, order: list[int]) -> None:
+        evidence, vectors = experts_captions(seed), np.random.default_rng(seed).normal(size=(4, 5))
+        found = evidence_posteriors(vectors, evidence, temperature)
+        np.testing.assert_allclose(found.sum(axis=1), 1)
+        assert found.min() >= 0
+        permuted = evidence_posteriors(vectors, {NAMES[i]: evidence[NAMES[i]] for i in order}, temperature)
+        np.testing.assert_allclose(permuted, found[:, order])
+
+    @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100.0), st.integers(2, 4))
+    def test_scale_and_a_larger_sample_change_nothing(self, seed: int, scale: float, times: int) -> None:
+        evidence, vectors = experts_captions(seed), np.random.default_rng(seed).normal(size=(4, 5))
+        plain = evidence_posteriors(vectors, evidence, 0.4)
+        scaled = {name: each.astype(np.float64) * scale for name, each in evidence.items()}
+        np.testing.assert_allclose(evidence_posteriors(vectors * scale, scaled, 0.4 * scale**2), plain, atol=1e-9)
+        larger = {**evidence, NAMES[1]: np.tile(evidence[NAMES[1]], (times, 1))}
+        np.testing.assert_allclose(evidence_posteriors(vectors, larger, 0.4), plain, atol=1e-9)
+
+    @given(st.integers(0, 2**32 - 1), st.integers(0, 2), st.floats(0.01, 3.0), st.floats(0.0, 1.0))
+    def test_a_caption_nearer_than_the_others_never_lowers_a_weight(
+        self, seed: int, expert: int, temperature: float, step: float
+    ) -> None:
+        evidence, vector = experts_captions(seed), np.random.default_rng(seed).normal(size=(1, 5))
+        captions = evidence[NAMES[expert]].astype(np.float64)
+        nearest = captions[np.linalg.norm(captions - vector, axis=1).argmin()]
+        joined = {**evidence, NAMES[expert]: np.concatenate([captions, nearest + step * (vector - nearest)])}
+        before, after = (evidence_posteriors(vector, each, temperature)[0, expert] for each in (evidence, joined))
+        assert after >= before - 1e-9
+
+
+class TestCalibratedEvidence:
+    def parts(self) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Captions with noise, as if words were missing."""
+        evidence = experts_captions(3, (60, 60, 60))
+        owners, rows = np.repeat(np.arange(3), 60), np.tile(np.arange(60), 3)
+        whole = np.concatenate([*evidence.values()]).astype(np.float64)
+        return whole + np.random.default_rng(4).normal(scale=0.3, size=whole.shape), evidence, owners, rows
+
+    def test_is_the_best_on_a_grid_with_each_caption_left_out(self) -> None:
+        partial, evidence, owners, rows = self.parts()
+
+        def likelihood(temperature: float) -> float:
+            total = 0.0
+            for vector, owner, row in zip(partial, owners, rows, strict=True):
+                others = {**evidence, NAMES[owner]: np.delete(evidence[NAMES[owner]], row, axis=0)}
+                total += math.log(evidence_posteriors(vector[None], others, temperature)[0, owner])
+            return total / len(partial)
+
+        found = calibrate_evidence(partial, evidence, owners, rows)
+        assert likelihood(found) >= max(likelihood(t) for t in np.geomspace(0.01, 10, 16)) - 1e-4
+
+    @given(st.floats(0.1, 10))
+    def test_scales_with_squared_distance(self, scale: float) -> None:
+        partial, evidence, owners, rows = self.parts()
+        scaled = {name: each.astype(np.float64) * scale for name, each in evidence.items()}
+        plain = calibrate_evidence(partial, evidence, owners, rows)
+        assert calibrate_evidence(partial * scale, scaled, owners, rows) == pytest.approx(plain * scale**2, rel=0.05)
+
+    @pytest.mark.parametrize("counts", [(1, 1, 1), (2, 1, 3)])
+    def test_few_captions_give_a_usable_temperature(self, counts: tuple[int, ...]) -> None:
+        evidence = experts_captions(5, counts)
+        whole = np.concatenate([*evidence.values()])
+        rows = np.concatenate([np.arange(count) for count in counts])
+        found = calibrate_evidence(whole, evidence, np.repeat(np.arange(3), counts), rows)
+        assert math.isfinite(found)
+        assert found > 0
 
 
 class TestTemperature:

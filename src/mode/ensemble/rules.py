@@ -4,26 +4,30 @@ A *class* here is one vector of the task's metadata: a class name in its prompt 
 task. An expert's *condition* is the set of fine centres of the cluster that it was trained on. Conditions are keyed by
 the expert's name, so that experts of several sources stand side by side, and weights come back under the same names.
 
-Three rules, all of them functions of distances alone: `published_weights` (of the published code of MoDE, Ma et al.,
-CVPR 2024), `paper_weights` (of the paper's text) and the default, `calibrated_weights`, whose one temperature
-`calibrate_temperature` sets from training captions.
+Three rules are functions of distances to the conditions alone: `published_weights` (of the published code of MoDE, Ma
+et al., CVPR 2024), `paper_weights` (of the paper's text) and the default, `calibrated_weights`, whose one temperature
+`calibrate_temperature` sets from training captions. `evidence_posteriors` asks instead how densely each expert's
+training captions lie around a class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax, logsumexp, softmax
 
 from mode.errors import ModeError
 
 #: Classes whose distances to all centres are held at once.
 _BLOCK = 4096
+
+#: Classes whose distances to all captions of an expert are held at once.
+_EVIDENCE_BLOCK = 256
 
 #: Share of a caption's words that `partial_captions` keeps: a task's words describe a pair about that incompletely.
 KEPT_WORDS = 0.5
@@ -228,14 +232,75 @@ def calibrate_temperature(distances: NDArray[np.floating], assigned: NDArray[np.
     """
     squared = distances.astype(np.float64) ** 2
     scale = float(squared.min(axis=1).mean()) or float(squared.mean()) or 1.0
+    return _likeliest(lambda temperature: -squared / temperature, assigned, scale, precision=1e-4)
 
-    def mean_surprise(log_temperature: float) -> float:
-        log_probabilities = log_softmax(-squared / (scale * np.exp(log_temperature)), axis=1)
-        return -float(log_probabilities[np.arange(len(squared)), assigned].mean())
 
-    bounds = tuple(np.log(_TEMPERATURE_RANGE))
-    found = minimize_scalar(mean_surprise, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return scale * float(np.exp(found.x))
+def evidence_posteriors(
+    vectors: NDArray[np.floating], evidence: Mapping[str, NDArray[np.floating]], temperature: float
+) -> NDArray[np.float64]:
+    """p(expert | class), [classes, experts], rows of sum 1, from the experts' training captions around each class.
+
+        p(c | l) = f(l, c) / sum over experts e of f(l, e),
+        f(l, c)  = mean over the captions i of expert c of exp(-|l - i|^2 / temperature)
+
+    It is the posterior of a kernel density (Parzen window) of each expert's captions, all experts equally likely
+    beforehand: they are trained for the same number of samples, so that what an expert has seen around a class is its
+    density there times a constant, however many captions its cluster has. In `posteriors` the nearest fine centre
+    stands for all of an expert's captions, and that one of them uses the words counts as much as that all do.
+
+    Rescaling all vectors by s and the temperature by s^2 changes nothing, and another size of an expert's sample
+    nothing but for chance. A caption that joins an expert nearer to a class than its others never lowers its weight.
+
+    Args:
+        vectors: of the classes [L, d], any float type.
+        evidence: expert's name -> vectors of its training captions [n, d], a random sample; n may differ, at least 1.
+        temperature: in squared units of distance, see `calibrate_evidence`.
+
+    Example:
+        >>> evidence_posteriors(np.zeros((1, 1)), {"a": np.array([[0.0], [9.0]]), "b": np.zeros((1, 1))}, 1.0)
+        array([[0.33333333, 0.66666667]])
+    """
+    densities = np.empty((len(vectors), len(evidence)))
+    for start in range(0, len(vectors), _EVIDENCE_BLOCK):
+        block = slice(start, start + _EVIDENCE_BLOCK)
+        for column, captions in enumerate(evidence.values()):
+            densities[block, column] = _log_density(_squared_distances(vectors[block], captions), temperature)
+    return np.asarray(softmax(densities, axis=1))
+
+
+def calibrate_evidence(
+    partial: NDArray[np.floating],
+    evidence: Mapping[str, NDArray[np.floating]],
+    owners: NDArray[np.integer],
+    rows: NDArray[np.integer],
+) -> float:
+    """The temperature of `evidence_posteriors` under which partial captions best predict which expert owns them.
+
+    As `calibrate_temperature`, with the experts' captions in place of their centres. Each whole caption is itself among
+    its expert's, and is left out of them when its part is weighed: leave one out.
+
+    Args:
+        partial: vectors of captions of the evidence, each with a part of its words missing, [n, d], n at least 1.
+        evidence: as in `evidence_posteriors`; an expert of a single caption keeps it.
+        owners, rows: [n]: whose evidence each caption is of (a column) and its row there.
+
+    Returns:
+        Temperature in squared units of distance.
+    """
+    squared = []
+    for column, captions in enumerate(evidence.values()):
+        distances = _squared_distances(partial, captions).astype(np.float32)  # n times all captions: half the memory
+        if len(captions) > 1:
+            own = np.flatnonzero(owners == column)
+            distances[own, rows[own]] = np.inf
+        squared.append(distances)
+    nearest = np.min([distances.min(axis=1) for distances in squared], axis=0)
+    scale = float(nearest.mean()) or 1.0
+
+    def densities(temperature: float) -> NDArray[np.float64]:
+        return np.stack([_log_density(distances, temperature) for distances in squared], axis=1)
+
+    return _likeliest(densities, owners, scale, precision=1e-2)
 
 
 def partial_captions(captions: Sequence[str], random_seed: int, kept: float = KEPT_WORDS) -> list[str]:
@@ -268,6 +333,29 @@ def _published_affinities(nearest: Nearest, classes: int) -> NDArray[np.float64]
     shift = np.exp(0.5 - np.sqrt(classes)) if classes < 10 else 0.0
     sharpness = 5 * np.log10(max(10, classes - 200))
     return np.asarray(np.exp((shift - nearest.distances.min(axis=1)) * sharpness))
+
+
+def _likeliest(
+    scores: Callable[[float], NDArray[np.float64]], right: NDArray[np.integer], scale: float, precision: float
+) -> float:
+    """The temperature whose scores [n, experts] make the right columns [n] likeliest, searched over its logarithm.
+
+    `scale` is the middle of the search, `precision` of the logarithm.
+    """
+
+    def mean_surprise(log_temperature: float) -> float:
+        log_probabilities = log_softmax(scores(scale * np.exp(log_temperature)), axis=1)
+        return -float(log_probabilities[np.arange(len(right)), right].mean())
+
+    bounds = tuple(np.log(_TEMPERATURE_RANGE))
+    found = minimize_scalar(mean_surprise, bounds=bounds, method="bounded", options={"xatol": precision})
+    return scale * float(np.exp(found.x))
+
+
+def _log_density(squared: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
+    """[n, captions] -> [n]: log of the mean of exp(-squared / temperature); captions at infinity do not count."""
+    counted = np.isfinite(squared).sum(axis=1)
+    return np.asarray(logsumexp(-squared / temperature, axis=1) - np.log(counted), np.float64)
 
 
 def _squared_distances(vectors: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.float64]:

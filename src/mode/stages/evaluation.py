@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mode.data.leakage import Leakage
+    from mode.data.shards.index import PairIndex
+    from mode.ensemble.router import Evidence
     from mode.evaluation.tasks import Task
     from mode.results import Cost, Results
 
@@ -46,7 +48,8 @@ def ensemble(project: Project) -> None:
         same_embedder(assignment, Assignment.origin(assignment), project.embedder, present)
     conditions = {name: clusters[params.source].condition(params.cluster) for name, params in experts.items()}
     routing, random_seed = project.params.routing, project.params.random_seed
-    router = Router.fit(conditions, embedder, routing, _calibration_captions(project), random_seed)
+    evidence = {name: evidence_of(project, name) for name in experts} if routing.kind == "evidence" else {}
+    router = Router.fit(conditions, embedder, routing, _calibration_captions(project), random_seed, evidence)
     images = {name: _kept_images(project, name) for name in experts}
     replace(router, images=images).save(project.ensemble)
     temperature = f", temperature {router.temperature:.4g}" if router.temperature is not None else ""
@@ -62,22 +65,54 @@ def _calibration_captions(project: Project) -> list[str]:
     ]
 
 
-def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
-    """Some training images of an expert's cluster, for the statistics of merged models."""
+def evidence_of(project: Project, expert: str) -> Evidence:
+    """Some training captions of an expert's cluster with their vectors, those of held-out images left out.
+
+    Raises:
+        ModeError: the vectors are missing, damaged, or of another index or embedder than the assignment.
+    """
     import numpy as np
 
-    from mode.clip.preprocess import image_of_folder
+    from mode.clustering.assignment import Assignment, same_embedder
+    from mode.clustering.rows import Rows
+    from mode.ensemble.router import Evidence
+    from mode.vectors import load_vectors, origin_of
+
+    source = project.expert(expert).source
+    path, assignment = project.vectors(source), project.assignment(source)
+    index, vectors = project.load_index(source), load_vectors(path)
+    same_embedder(path, origin_of(path), assignment, Assignment.origin(assignment))
+    if len(vectors) != len(index):
+        raise ModeError(f"{path}: {len(vectors)} vectors, {len(index)} pairs in the index", "embed again")
+    most = max(1, project.params.routing.evidence_captions // len(project.params.experts))
+    drawn = np.sort(_drawn_rows(project, expert, index, most))
+    return Evidence(index.captions(drawn), Rows(vectors, drawn).take(np.arange(len(drawn)))[:, :-1])
+
+
+def _drawn_rows(project: Project, expert: str, index: PairIndex, most: int) -> NDArray[np.int64]:
+    """So many training pairs of an expert's cluster, or all if there are fewer, in random order."""
+    import numpy as np
+
     from mode.clustering.assignment import Assignment
     from mode.data.loading.selection import without_held_out
+
+    params = project.expert(expert)
+    rows = np.flatnonzero(Assignment.load(project.assignment(params.source)).coarse == params.cluster)
+    rows = without_held_out(rows, index.image, project.params.training.held_out, project.params.random_seed)
+    random = np.random.default_rng([project.params.random_seed, params.cluster])
+    drawn: NDArray[np.int64] = random.choice(rows, size=min(len(rows), most), replace=False)
+    return drawn
+
+
+def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
+    """Some training images of an expert's cluster, for the statistics of merged models."""
+    from mode.clip.preprocess import image_of_folder
     from mode.data.loading.store import ImageStore
     from mode.ensemble.merge import images_to_keep
 
-    params, index = project.expert(expert), project.load_index(project.expert(expert).source)
+    index = project.load_index(project.expert(expert).source)
     image = image_of_folder(project.model(SEED.name), project.params.image.model_copy(update={"crop_scale": None}))
-    rows = np.flatnonzero(Assignment.load(project.assignment(params.source)).coarse == params.cluster)
-    rows = without_held_out(rows, index.image, project.params.training.held_out, project.params.random_seed)
-    count = min(len(rows), images_to_keep(len(project.params.experts), image.size))
-    drawn = np.random.default_rng([project.params.random_seed, params.cluster]).choice(rows, size=count, replace=False)
+    drawn = _drawn_rows(project, expert, index, images_to_keep(len(project.params.experts), image.size))
     pixels, good = ImageStore(index, project.root, image, cache_mb=0, rows=drawn).load(drawn)
     kept: NDArray[np.uint8] = pixels.numpy()[good]
     return kept
