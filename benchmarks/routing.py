@@ -55,6 +55,8 @@ TASKS, CHOICES = 400, 16
 #: Models that are no experts, and stand in the table for comparison.
 OTHERS = ("seed", "dense", "dense-long")
 BATCH = 256
+#: Of `own_prior`: many more than it takes.
+EM_STEPS = 200
 
 Array = NDArray[np.floating]
 
@@ -155,6 +157,26 @@ def whole(weigh: Weights) -> Weights:
     return weights
 
 
+def own_prior(weigh: Weights) -> Weights:
+    """The task's weights by maximum likelihood: those of which its texts' posteriors are a mixture.
+
+    A text that several experts could mean goes where the others go: a posterior under equal priors is corrected for the
+    priors of this task, which are estimated from it by expectation maximisation (Saerens et al., Neural Computation
+    2002). One text's worth of equal weights is added, or a single text would decide for a single expert.
+    """
+
+    def weights(project: Project, problem: Problem) -> Array:
+        rows = weigh(project, problem)[problem.known]
+        prior = np.full(rows.shape[1], 1 / rows.shape[1])
+        found = prior
+        for _ in range(EM_STEPS if len(rows) else 0):
+            mine = rows * found
+            found = ((mine / mine.sum(axis=1, keepdims=True)).sum(axis=0) + prior) / (len(rows) + 1)
+        return np.asarray(found)
+
+    return weights
+
+
 def at(temperature: str) -> Weights:
     """Per text, the posterior with one of the project's temperatures."""
     return lambda project, problem: posterior(problem, project.temperatures[temperature])
@@ -222,7 +244,9 @@ RULES: dict[str, Rule] = {
     "calibrated": Rule(whole(calibrated)),
     "calibrated, temperature from held-out captions": Rule(whole(at("captions"))),
     "calibrated, temperature from held-out pairs": Rule(whole(at("pairs"))),
+    "calibrated, the task's own prior": Rule(own_prior(calibrated)),
     "evidence": Rule(whole(evidence)),
+    "evidence, the task's own prior": Rule(own_prior(evidence)),
     "share of texts": Rule(whole(share)),
     "calibrated and share, half each": Rule(whole(half)),
     "calibrated, squared": Rule(squared),

@@ -1,0 +1,76 @@
+"""What the ensemble stage keeps of the training captions for `routing.kind: evidence`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mode.clustering.assignment import Assignment
+from mode.data.glyphs.dataset import write_glyph_shards
+from mode.data.loading.selection import held_out_images
+from mode.data.shards.index import build_index
+from mode.data.shards.manifest import build_manifest
+from mode.embedding.lsa import LsaEmbedder
+from mode.errors import ModeError
+from mode.params import GlyphParams, IndexParams, SourceParams, parse_params
+from mode.stages.evaluation import evidence_of
+from mode.stages.project import Project
+
+PARAMS: Mapping[str, object] = {
+    "random_seed": 3,
+    "sources": {"base": {"shards": "glyphs"}},
+    "experts": {"expert-0": {"cluster": 0}, "expert-1": {"cluster": 1}},
+    "model": {"name": "ViT-B-32"},
+}
+
+
+def project_at(root: Path, held_out: int = 0, evidence_captions: int = 1000) -> Project:
+    changes = {"training": {"held_out": held_out}, "routing": {"evidence_captions": evidence_captions}}
+    return Project(root, parse_params({**PARAMS, **changes}))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project of 60 pairs with vectors; every third is of cluster 1."""
+    write_glyph_shards(GlyphParams(pairs=60, shard_pairs=60), tmp_path / "shards", random_seed=0, workers=1)
+    manifest = build_manifest(SourceParams(shards="shards"), tmp_path)
+    project = project_at(tmp_path)
+    build_index(manifest, tmp_path, project.index("base"), IndexParams(), 1)
+    captions = project.load_index("base").captions(np.arange(60))
+    for path in (project.vectors("base"), project.assignment("base")):
+        path.parent.mkdir(parents=True)
+    np.save(project.vectors("base"), LsaEmbedder.fit(captions, 4, 0).encode(captions).astype(np.float16))
+    coarse = (np.arange(60) % 3 == 1).astype(np.int32)
+    Assignment(coarse, coarse, np.zeros(60, np.float32)).save(project.assignment("base"))
+    return tmp_path
+
+
+def test_an_experts_captions_with_their_vectors(root: Path) -> None:
+    project = project_at(root)
+    captions, vectors = evidence_of(project, "expert-1")
+    rows = np.arange(1, 60, 3)
+    assert captions == project.load_index("base").captions(rows)
+    np.testing.assert_array_equal(vectors, np.load(project.vectors("base"))[rows])
+
+
+def test_as_many_of_each_expert_and_none_that_is_held_out(root: Path) -> None:
+    assert [len(evidence_of(project_at(root, 0, 12), name).captions) for name in ("expert-0", "expert-1")] == [6, 6]
+    project = project_at(root, held_out=30)
+    index = project.load_index("base")
+    left = np.flatnonzero(~held_out_images(index.images, 30, 3)[index.image])
+    kept = [*evidence_of(project, "expert-0").captions, *evidence_of(project, "expert-1").captions]
+    assert sorted(kept) == sorted(index.captions(left))
+
+
+def test_vectors_that_are_missing_or_of_another_index(root: Path) -> None:
+    project = project_at(root)
+    path = project.vectors("base")
+    np.save(path, np.load(path)[:59])
+    with pytest.raises(ModeError, match=r"base.npy: 59 vectors, 60 pairs in the index"):
+        evidence_of(project, "expert-0")
+    path.unlink()
+    with pytest.raises(ModeError, match=r"base.npy: no such file"):
+        evidence_of(project, "expert-0")
