@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,18 @@ class Runner:
     def rows_of(self, run: PlannedRun) -> Path:
         return self.folder(run) / "rows.parquet"
 
+    def kept(self, key: str, model: str) -> Path:
+        """Where a run leaves a model that another one starts from."""
+        return kept_model(self.paths, key, model)
+
     def is_done(self, run: PlannedRun) -> bool:
-        return self.rows_of(run).is_file()
+        """Whether its figures are there, and its models that other runs start from."""
+        return self.rows_of(run).is_file() and all(
+            self.kept(run.key, model).is_dir() for model in self.models_to_keep(run)
+        )
+
+    def models_to_keep(self, run: PlannedRun) -> set[str]:
+        return {other.needs[1] for other in self.runs if other.needs and other.needs[0] == run.key}
 
     def rate(self) -> float | None:
         """Samples per second of one training, the median of what finished runs of this project took; None: of none."""
@@ -113,6 +124,9 @@ class Runner:
             for each in [each for each in active if each.process.poll() is not None]:
                 active.remove(each)
                 self._finish(each)
+            if not active and not self._stopping and waiting and self._next(waiting, active) is None:
+                self.failed |= {run.name: "the run that it starts from has failed" for run in waiting}
+                waiting.clear()
             if self._stopping:
                 waiting.clear()
                 for each in active:
@@ -157,9 +171,13 @@ class Runner:
             active.process.terminate()
 
     def _next(self, waiting: Sequence[PlannedRun], active: Sequence[Active]) -> PlannedRun | None:
-        """The first run whose seed no run is training just now: one that shares it takes it from the cache."""
+        """The first run whose seed no run is training just now: one that shares it takes it from the cache.
+
+        One that starts from another's model waits for that.
+        """
         busy = {each.run.trunk for each in active}
-        return next((run for run in waiting if run.trunk not in busy), None)
+        ready = (run for run in waiting if not run.needs or self.kept(*run.needs).is_dir())
+        return next((run for run in ready if run.trunk not in busy), None)
 
     def _start(self, run: PlannedRun, places: Sequence[Place]) -> Active | None:
         """Start a run where there is room; None: all places are taken."""
@@ -248,13 +266,12 @@ class Runner:
         rows = tidy(results, variants, experiment=run.experiment, run=run.run, random_seed=run.seed).assign(
             commit=(self.folder(run) / "commit").read_text(encoding="utf-8")
         )
-        pushed = [sys.executable, "-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", run.name]
-        done = subprocess.run(
-            pushed, cwd=clone, env=_environment(clone, self.root, ""), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            self._say(run, f"not among `dvc exp show`: {done.stderr.strip().splitlines()[-1:]}")
+        _command(clone, self.root, "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", run.name)
         _log(self.paths.runs, run, results, variants)
+        for model in self.models_to_keep(run):
+            shutil.rmtree(self.kept(run.key, model), ignore_errors=True)
+            self.kept(run.key, model).parent.mkdir(exist_ok=True)
+            _command(clone, self.root, "mode.cli", "export-model", model, str(self.kept(run.key, model)))
         save_table(rows, self.rows_of(run))
         if not self.keep:
             shutil.rmtree(clone)
@@ -336,6 +353,26 @@ def _cache_of(root: Path) -> Path:
     return (root / said.stdout.strip()).resolve()
 
 
+def _command(clone: Path, root: Path, *arguments: str) -> None:
+    """Run `python -m ARGUMENTS` in a clone. Raises `ModeError` with its last line if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=clone,
+        env=_environment(clone, root, ""),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise ModeError(f"{' '.join(arguments[:3])}: {lines[-1] if lines else f'exit code {done.returncode}'}")
+
+
+def kept_model(paths: Paths, key: str, model: str) -> Path:
+    """Where a run of this key leaves a model that another run starts from."""
+    return paths.experiment_runs / key / "kept" / model
+
+
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -408,7 +445,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ModeError(f"{options.name}: no run is called '{unknown[0]}'", ", ".join(experiment.runs))
         seeds = options.seeds or (experiment.seeds[:1] if options.quick else None)
         content = yaml.safe_load(paths.params_file.read_text(encoding="utf-8"))
-        runs = plan_runs(options.name, experiment, content, folders(options.data), seeds, options.quick)
+        runs = plan_runs(
+            options.name,
+            experiment,
+            content,
+            folders(options.data),
+            seeds,
+            options.quick,
+            partial(kept_model, paths),
+        )
         runner = Runner(root, options.name, experiment, runs, options.quick, options.keep)
         chosen = [run for run in runs if not options.runs or run.run in options.runs]
         places = places_for("auto", options.jobs or cores(), 1, root)[: options.jobs]

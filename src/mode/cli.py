@@ -299,14 +299,21 @@ def export_expert(
 
 @app.command("export-model")
 def export_one_model(
-    name: Annotated[str, typer.Argument(help="A trained model, such as `expert-0`.")],
+    name: Annotated[str, typer.Argument(help="A trained model, such as `expert-0`; `merged`: the experts' mean.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
     models: Annotated[Path, typer.Option(help="The folder of trained models.")] = Path("models"),
 ) -> None:
-    """Write a model as an ordinary open_clip folder; an adapter is folded into the weights of its seed."""
-    from mode.clip.export import export_model
+    """Write a model as an ordinary open_clip folder; an adapter is folded into the weights of its seed.
 
-    export_model(models, name, folder)
+    `merged` is one model with the mean of all experts' parameters, to go on from by `seed: {from: pretrained}`.
+    """
+    from mode.clip.export import export_model
+    from mode.ensemble.export import MERGED, export_merged
+
+    if name == MERGED and not (models / name).exists():
+        export_merged(models, folder)
+    else:
+        export_model(models, name, folder)
     typer.echo(f"{name}: open_clip.create_model_and_transforms('local-dir:{folder}') opens it")
 
 

@@ -58,8 +58,16 @@ class Run(Section):
     """So many experts of the source `base`, one per coarse cluster."""
     only: list[Annotated[str, Field(pattern=r"^expert-\d+$")]] | None = None
     """Train and route to these experts alone."""
+    starts_from: Of | None = None
+    """`[RUN, MODEL]`: this run's seed is that model of another run with the same random seed; `merged` is the mean of
+    its experts' parameters. Then `training.epochs` counts from there."""
     set: dict[str, Any] = Field(default={})
     """Parameters as `clustering.strategy: random`."""
+
+    @field_validator("starts_from", mode="before")
+    @classmethod
+    def _starts_from_a_pair(cls, of: object) -> object:
+        return Of(*of) if isinstance(of, list) and len(of) == 2 else of
 
 
 class Quick(Section):
@@ -123,9 +131,14 @@ class Experiment(Section):
             for label in (compared.row, compared.than):
                 if label not in self.rows:
                     raise ValueError(f"compare.{number}: no row is called '{label}'")
-        for run in self.figure.x if self.figure else ():
-            if run not in self.runs:
-                raise ValueError(f"figure.x: no run is called '{run}'")
+        known: set[str] = set()
+        for name, run in self.runs.items():
+            if run.starts_from and run.starts_from.run not in known:
+                raise ValueError(f"runs.{name}: starts from '{run.starts_from.run}', which is no run above it")
+            known.add(name)
+        for place in self.figure.x if self.figure else ():
+            if place not in self.runs:
+                raise ValueError(f"figure.x: no run is called '{place}'")
         used = {
             name
             for value in _texts([self.set, *(run.set for run in self.runs.values())])
@@ -137,7 +150,9 @@ class Experiment(Section):
             raise ValueError("seeds: one is there twice")
         return self
 
-    def overrides(self, run: str, seed: int, data: Mapping[str, Path], quick: bool = False) -> dict[str, Any]:
+    def overrides(
+        self, run: str, seed: int, data: Mapping[str, Path], quick: bool = False, seed_model: Path | None = None
+    ) -> dict[str, Any]:
         """Parameters that make a run what it is, by dotted key; `experts` is the whole section.
 
         Args:
@@ -145,6 +160,7 @@ class Experiment(Section):
             seed: the random seed.
             data: folders by name.
             quick: with the changes of `--quick`.
+            seed_model: folder of the model that the run starts from, if it starts from one.
         """
         own = self.runs[run]
         values: dict[str, Any] = {"random_seed": seed}
@@ -159,6 +175,9 @@ class Experiment(Section):
             values["experts"] = {name: every[name] for name in own.only}
         if self.variants:
             values["variants.arms"] = self.variants
+        if seed_model is not None:
+            values |= {"seed": {"from": "pretrained", "name": f"local-dir:{seed_model}"}, "model": {}, "image": {}}
+            values |= {"training.seed_epochs": 0}
         values |= self.set | own.set | (self.quick.set if quick else {})
         return {key: _filled(value, data) for key, value in values.items()}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ class PlannedRun:
         key: 12 hexadecimal digits that tell it from every other run; the same run in another experiment has the same.
         trunk: tells runs that share a seed from those that do not.
         work: its trainings.
+        needs: (key of another run, its model) that this one starts from.
     """
 
     experiment: str
@@ -54,6 +55,7 @@ class PlannedRun:
     key: str
     trunk: str
     work: tuple[Work, ...]
+    needs: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +70,7 @@ def plan_runs(
     data: Mapping[str, Path],
     seeds: Sequence[int] | None = None,
     quick: bool = False,
+    kept: Callable[[str, str], Path] = lambda key, model: Path(key) / model,
 ) -> list[PlannedRun]:
     """All runs of an experiment: the first random seed of every run comes first, then the next.
 
@@ -78,6 +81,7 @@ def plan_runs(
         data: folders by name.
         seeds: in place of the definition's.
         quick: with the changes of `--quick`.
+        kept: (key of a run, model) -> the folder where that model is kept for runs that start from it.
 
     Raises:
         ModeError: a folder is not given, or the parameters of a run are not valid.
@@ -88,11 +92,16 @@ def plan_runs(
         raise ModeError(
             f"--data {unknown[0]}: {name} has no data of that name", ", ".join(experiment.data) or "it needs none"
         )
-    return [
-        planned(name, run, seed, experiment.overrides(run, seed, data, quick), content)
-        for seed in (seeds if seeds is not None else experiment.seeds)
-        for run in experiment.runs
-    ]
+    runs = []
+    for seed in seeds if seeds is not None else experiment.seeds:
+        of_seed: dict[str, PlannedRun] = {}
+        for run, own in experiment.runs.items():
+            needs = (of_seed[own.starts_from.run].key, own.starts_from.arm) if own.starts_from else None
+            start = kept(*needs) if needs else None
+            overrides = experiment.overrides(run, seed, data, quick, start)
+            of_seed[run] = replace(planned(name, run, seed, overrides, content), needs=needs)
+        runs += of_seed.values()
+    return runs
 
 
 def planned(name: str, run: str, seed: int, overrides: Mapping[str, Any], content: Mapping[str, Any]) -> PlannedRun:

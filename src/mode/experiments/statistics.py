@@ -65,7 +65,7 @@ class Difference:
 
     @property
     def word(self) -> Word:
-        """`better` if the interval lies above 0, `worse` if below it, else `undecided`; nothing may be there to judge."""
+        """`better` if the interval lies above 0, `worse` if below, else `undecided`; nothing may be there to judge."""
         if not self.pairs:
             return "not measured"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "undecided"
