@@ -398,8 +398,14 @@ def _tests(tasks: list[Task], router: Router, clips: Mapping[str, Clip]) -> dict
     for task, images in encode_tasks(tasks, clips, batch_size=BATCH, workers=1, device="cpu"):
         scores = {name: (images[name] @ encode(clip, task.prompts).T).numpy() for name, clip in clips.items()}
         vectors = class_vectors(router.embedder, task.prompts)
-        right = {"owners": task.owners} if task.kind == "retrieval" else {"labels": task.labels}
-        problems[task.name] = Problem(scores, vectors, rules.class_distances(vectors, router.conditions), **right)
+        nearest, of_images = rules.class_distances(vectors, router.conditions), task.kind == "retrieval"
+        problems[task.name] = Problem(
+            scores,
+            vectors,
+            nearest,
+            owners=task.owners if of_images else None,
+            labels=None if of_images else task.labels,
+        )
     return problems
 
 
@@ -413,7 +419,8 @@ def _held_out(
     image = params.image.model_copy(update={"crop_scale": None})
     captions: list[str] = []
     sources: list[str] = []
-    owners, pixels = [], []
+    owners: list[NDArray[np.int64]] = []
+    pixels: list[torch.Tensor] = []
     for source in dict.fromkeys(expert.source for expert in params.experts.values()):
         index = PairIndex.load(root / "data" / "index" / source)
         rows = np.flatnonzero(held_out_images(index.images, count, params.random_seed)[index.image])

@@ -19,7 +19,7 @@ from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.growth import steps
 from mode.evaluation.tasks import Task
-from mode.params import Arm, parse_arm
+from mode.params import Arm, View, parse_arm
 
 #: The oracle: of each task the expert that does best on it.
 BEST_BY_LABEL = "best-by-label"
@@ -242,6 +242,10 @@ class _Remembering:
     @property
     def dimensions(self) -> int:
         return self._embedder.dimensions
+
+    @property
+    def view(self) -> View:
+        return self._embedder.view
 
     @property
     def fingerprint(self) -> str:

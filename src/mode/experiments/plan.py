@@ -92,7 +92,7 @@ def plan_runs(
         raise ModeError(
             f"--data {unknown[0]}: {name} has no data of that name", ", ".join(experiment.data) or "it needs none"
         )
-    runs = []
+    runs: list[PlannedRun] = []
     for seed in seeds if seeds is not None else experiment.seeds:
         of_seed: dict[str, PlannedRun] = {}
         for run, own in experiment.runs.items():
