@@ -250,12 +250,18 @@ def compare(
 @app.command()
 def results(
     metrics: Annotated[Path, typer.Argument(help="A metrics file.")] = Path("reports/metrics.json"),
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Other ways to use the same models, from variants.json beside it.")
+    ] = False,
 ) -> None:
     """Print the table of the last evaluation."""
-    from mode.reporting.tables import print_results
+    from mode.reporting.tables import print_results, print_variants
     from mode.results import Results
 
-    print_results(Results.load(metrics))
+    if variants:
+        print_variants(Results.load(metrics.with_name("variants.json")), Results.load(metrics))
+    else:
+        print_results(Results.load(metrics))
 
 
 @app.command()

@@ -584,6 +584,7 @@ ARMS = (
     "by-class",
     "by-range",
     "best-by-label",
+    "probe",
 )
 _NUMBERS = {"N": r"([1-9][0-9]{0,8})", "X": r"(0(?:\.[0-9]{1,9})?|1(?:\.0)?)"}
 
@@ -612,7 +613,7 @@ class VariantParams(Section):
 
     arms: list[str] = []
     """Any of `top-1` (`top-2` ...), `share-0.9`, `merged`, `merged-2`, `merged-uniform`, `merged-seed-0.3`,
-    `published`, `paper`, `coarse`, `by-class`, `by-range`, `best-by-label`; docs/guide.md says what each is."""
+    `published`, `paper`, `coarse`, `by-class`, `by-range`, `best-by-label`, `probe`: see docs/guide.md."""
 
     @field_validator("arms")
     @classmethod

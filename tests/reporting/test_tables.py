@@ -16,8 +16,10 @@ from mode.reporting.tables import (
     print_index_report,
     print_predictions,
     print_results,
+    print_variants,
+    variant_cells,
 )
-from mode.results import Results, ZeroShot
+from mode.results import Cost, Results, ZeroShot
 from mode.roles import EXPERT
 from mode.tracking.runs import Comparison
 
@@ -136,3 +138,34 @@ def test_predictions_are_the_most_probable_classes(console: Console) -> None:
     assert shown[1] == ["a.png", "dog", "90.0", "cat", "5.0", "owl", "5.0"]
     assert shown[2] == ["[b].png", "cat", "60.0", "owl", "30.0", "dog", "10.0"]
     assert shown[3] == ["weights:", "e-0", "1.00"]
+
+
+class TestVariants:
+    @pytest.fixture
+    def variants(self, results: Results) -> Results:
+        whole = results.costs["ensemble"]
+        return Results(
+            zeroshot=ZeroShot(mean={"top-1": 0.6, "best-by-label": 0.63}),
+            encoders={"top-1": 1.0, "best-by-label": 1.0, "by-range-1": 1.5},
+            cost={"top-1": whole, "by-range-1": Cost()},
+        )
+
+    def test_a_row_each_below_what_they_are_compared_with(self, variants: Results, results: Results) -> None:
+        cells = variant_cells(variants, results)
+        compared = ["dense", "dense-long", "uniform", "ensemble"]
+        assert list(cells.index) == [*compared, "top-1", "best-by-label", "by-range-1"]
+        assert (
+            cells.loc[compared, "zero-shot %"].tolist()
+            == comparison_cells(results).loc[compared, "zero-shot %"].str.lstrip("*").tolist()
+        )
+        assert cells["encoders per image"].tolist() == ["1", "1", "4", "4", "1", "1", "1.5"]
+        assert cells.loc["top-1", "cost"] == cells.loc["ensemble", "cost"]
+        assert cells.loc["by-range-1"].tolist()[0] == cells.loc["by-range-1", "cost"] == "–"
+
+    def test_the_oracle_is_called_one(self, variants: Results, results: Results, console: Console) -> None:
+        print_variants(variants, results, console)
+        assert "best-by-label (an oracle: the test labels choose)" in text_of(console)
+
+    def test_without_arms_it_says_how_to_have_some(self, results: Results, console: Console) -> None:
+        print_variants(Results(provenance={"arms": []}), results, console)
+        assert "variants.arms" in text_of(console)

@@ -18,6 +18,7 @@ from mode.ensemble.router import STAND_IN, Router
 from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.growth import steps
+from mode.evaluation.probes import dense_models, probe_rows
 from mode.evaluation.tasks import Task
 from mode.params import Arm, View, parse_arm
 
@@ -107,10 +108,11 @@ class Arms:
     def __init__(
         self, names: Sequence[str], router: Router, available: Sequence[str], captions: Sequence[str], random_seed: int
     ) -> None:
-        self.arms = {name: parse_arm(name) for name in names}
+        self.arms: dict[str, Arm] = {name: parse_arm(name) for name in names}
         self.router = replace(router, embedder=_Remembering(router.embedder))
         self.members = router.members(available)
         self.order = range_order(router.conditions)
+        self._available = available
         self._others = self._other_routers(captions, random_seed)
         for name, arm in self.arms.items():
             if arm.kind in ("by-range", "merged-seed-X") and STAND_IN not in available:
@@ -124,22 +126,33 @@ class Arms:
             raise ModeError(f"a model is called '{taken.pop()}', which names a variant in the results", "rename it")
 
     @property
-    def variants(self) -> list[str]:
-        """Their rows in the results."""
-        return [name for arm in self.arms for name in (self._by_range() if arm == "by-range" else [arm])]
+    def variants(self) -> dict[str, list[list[str]]]:
+        """Their rows in the results, and which models' training each takes; with several sets it is their mean."""
+        rows: dict[str, list[list[str]]] = {}
+        for name, arm in self.arms.items():
+            if arm.kind == "by-range":
+                rows |= {
+                    row: [[*dict.fromkeys([STAND_IN, *self._first(count).values()])]]
+                    for row, count in self._by_range().items()
+                }
+            elif arm.kind == "probe":
+                rows |= probe_rows(self._available, self.experts)
+            else:
+                rows[name] = [self.experts]
+        return rows
+
+    @property
+    def experts(self) -> list[str]:
+        """The models that answer for the experts, each once."""
+        return [*dict.fromkeys(self.members.values())]
 
     @property
     def models(self) -> list[str]:
         """Models that they need."""
         kinds = {arm.kind for arm in self.arms.values()}
         seed = [STAND_IN] if kinds & {"by-range", "merged-seed-X"} else []
-        return [*dict.fromkeys([*seed, *self.members.values()])]
-
-    def trained(self, variant: str) -> list[str]:
-        """Models whose training a variant takes."""
-        if variant in self._by_range():
-            return [STAND_IN, *self.order[: int(variant.rpartition("-")[2])]]
-        return [STAND_IN, *self.members.values()]
+        dense = dense_models(self._available) if "probe" in kinds else []
+        return [*dict.fromkeys([*seed, *dense, *self.experts])]
 
     def mixtures(self, task: Task, clips: Mapping[str, Clip]) -> dict[str, Mixture]:
         """Of the arms that are one, in a task."""
@@ -167,8 +180,8 @@ class Arms:
         parts = {model: clips[model] for model in shares}
         return merge_on_kept(parts, shares, self.router.images, routed, MERGE_BATCH)
 
-    def _by_range(self) -> list[str]:
-        return [f"by-range-{count}" for count in steps(len(self.order))[1:]]
+    def _by_range(self) -> dict[str, int]:
+        return {f"by-range-{count}": count for count in steps(len(self.order))[1:]}
 
     def _other_routers(self, captions: Sequence[str], random_seed: int) -> dict[str, Router]:
         """Kind of an arm -> its router."""
@@ -199,10 +212,7 @@ class Arms:
                 by_class = by_model(self.members, self.router.class_weights(task.prompts))
                 return {name: Mixture(by_model(self.members, routed.weights), TextWeights(by_class))}
             case "by-range":
-                return {
-                    variant: routed.mixture(self._first(int(variant.rpartition("-")[2])), clips)
-                    for variant in self._by_range()
-                }
+                return {row: routed.mixture(self._first(count), clips) for row, count in self._by_range().items()}
             case _:
                 return {}
         return {name: chosen.mixture(self.members, clips)}

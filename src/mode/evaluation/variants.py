@@ -17,11 +17,12 @@ from torch import Tensor
 from mode.clip.device import pick_device
 from mode.clip.encode import encode_prompts
 from mode.clip.model import Clip
-from mode.ensemble.combine import TextWeights
-from mode.ensemble.router import Router
+from mode.ensemble.combine import TextWeights, by_model
+from mode.ensemble.router import STAND_IN, Router
 from mode.evaluation.arms import BEST_BY_LABEL, Arms, Mixture
 from mode.evaluation.evaluate import ready_models
 from mode.evaluation.features import encode_metadata, encode_tasks
+from mode.evaluation.probes import PREFIX, probe
 from mode.evaluation.scores import Mixing, classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.params import MachineParams
@@ -59,6 +60,8 @@ def evaluate_variants(
       seed in place of the others (the paper's Figure 7): `by-range-1`, `by-range-2` ... up to all of them.
     - `best-by-label`: for each task the one expert that does best on it. The test labels choose it: no rule that could
       be used, but what choosing well is worth.
+    - `probe`: linear probes on the models' image features (`mode.evaluation.probes.probe`), several rows; their means
+      are over the tasks that have enough images of each class.
 
     Args:
         models: name -> model folder, or a model that is loaded already; those that no arm needs are not opened.
@@ -79,7 +82,8 @@ def evaluate_variants(
     opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)])
     planned = Arms(arms, router, [*models], captions, random_seed)
     device, batch = str(pick_device(machine.device)), machine.inference_batch
-    found = _Collected(planned.variants)
+    found = _Collected([*planned.variants])
+    probed = {row: len(sets[0]) for row, sets in planned.variants.items() if row.startswith(f"{PREFIX} ")}
     total = sum(len(task.images) for task in opened)
     needed = {name: models[name] for name in planned.models}
     with ready_models(needed, device) as trained, Progress("variants", total=total, unit="images") as bar:
@@ -96,13 +100,16 @@ def evaluate_variants(
                 metadata[name] = encode_prompts(clip, task.prompts, batch_size=batch, device=device, name=name)
             mixtures = planned.mixtures(task, trained)
             figures = _figures(task, images, metadata, mixtures)
-            best = max(planned.members.values(), key=lambda name: primary(task, figures[name]))
-            encoders = {name: mixture.encoders for name, mixture in mixtures.items()}
+            if "probe" in arms and task.kind == "classification":
+                weights = by_model(planned.members, planned.router.weights(task.prompts))
+                figures |= probe(task, images, metadata, weights, clips)
+            best = max(planned.experts, key=lambda name: primary(task, figures[name]))
+            encoders = probed | {name: mixture.encoders for name, mixture in mixtures.items()}
             found.add(task, figures | {BEST_BY_LABEL: figures[best]}, encoders)
             bar.update(len(task.images))
     results = found.results(opened)
     if costs is not None:
-        results.cost = {name: _together(costs, planned.trained(name)) for name in planned.variants}
+        results.cost = {name: _cost_of(costs, sets) for name, sets in planned.variants.items()}
     return results
 
 
@@ -120,9 +127,20 @@ def _figures(
     return classify(task, images, texts, {**weights, **by_class})
 
 
+def _cost_of(costs: Mapping[str, Cost], sets: Sequence[Sequence[str]]) -> Cost:
+    """The mean over sets of models of what their trainings cost together, that of the seed counted once."""
+    each = [_together(costs, models) for models in sets]
+    if len(each) == 1:
+        return each[0]
+    parts = {kind: [getattr(cost, kind) for cost in each] for kind in Cost.model_fields}
+    return Cost(**{kind: None if None in values else fmean(values) for kind, values in parts.items()})
+
+
 def _together(costs: Mapping[str, Cost], models: Sequence[str]) -> Cost:
-    """What the trainings of several models cost, that of their seed once."""
-    return Results(cost={name: costs[name] for name in models if name in costs}).costs[ENSEMBLE.name]
+    if len(models) == 1:
+        return costs.get(models[0], Cost())
+    known = {name: costs[name] for name in (STAND_IN, *models) if name in costs}
+    return Results(cost=known).costs[ENSEMBLE.name]
 
 
 @dataclass

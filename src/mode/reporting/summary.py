@@ -104,7 +104,7 @@ def comparison(results: Results) -> pd.DataFrame:
     if recalls:
         table = table.join(pd.concat(recalls).groupby(level=0).mean())
     table = table.join(costs)
-    table["multiple"] = _multiples(costs).reindex(models)
+    table["multiple"] = multiples(costs).reindex(models)
     table.insert(0, "role", pd.Series([role_of(model) for model in models], index=models, dtype=object))
     table.insert(1, "mean", False)
     return _ordered(_with_means(table))
@@ -248,7 +248,7 @@ def _frame(rows: Mapping[str, Mapping[str, float | None]], columns: list[str] | 
     return pd.DataFrame([*rows.values()], [*rows], columns, dtype=float)
 
 
-def _multiples(costs: pd.DataFrame) -> pd.Series[float]:
+def multiples(costs: pd.DataFrame) -> pd.Series[float]:
     """Costs as multiples of the dense model's: by FLOPs, else by samples (the same model sees them)."""
     if DENSE.name not in costs.index:
         return pd.Series(index=costs.index, dtype=float)

@@ -12,9 +12,11 @@ from rich.table import Table
 
 from mode.errors import printable
 from mode.reporting.summary import (
+    baselines,
     best,
     comparison,
     duration,
+    multiples,
     percent,
     quantity,
     recall_names,
@@ -23,7 +25,7 @@ from mode.reporting.summary import (
     times,
 )
 from mode.results import Results
-from mode.roles import ENSEMBLE
+from mode.roles import ENSEMBLE, UNIFORM
 
 if TYPE_CHECKING:
     from mode.data.leakage import Leakage
@@ -72,6 +74,50 @@ def comparison_table(results: Results) -> Table:
         shown.add_row(escape(row.model), *marked, style="bold" if row.role == ENSEMBLE else "dim" if row.single else "")
         previous = row.role.kind
     return shown
+
+
+def variant_cells(variants: Results, beside: Results) -> pd.DataFrame:
+    """Other ways to use the models, a row each, below the models that they are to be compared with.
+
+    Args:
+        variants: of `mode.evaluation.variants`.
+        beside: of the evaluation itself.
+    """
+    known = comparison(beside)
+    own = pd.DataFrame({"zeroshot": pd.Series(variants.zeroshot.mean, dtype=float)}, [*variants.encoders])
+    recalls = [pd.DataFrame(figures).T for figures in variants.retrieval.tasks.values()]
+    if recalls:
+        own = own.join(pd.concat(recalls).astype(float).groupby(level=0).mean())
+    costs = pd.DataFrame({name: cost.model_dump() for name, cost in {**beside.cost, **variants.cost}.items()}).T
+    own["multiple"] = multiples(costs.astype(float))
+    own["encoders"] = pd.Series(variants.encoders)
+    shown = known[[role in (*baselines(), UNIFORM, ENSEMBLE) for role in known["role"]]].copy()
+    shown["encoders"] = [len(beside.experts) if role.kind == "ensemble" else 1 for role in shown["role"]]
+    names = ["zeroshot", *recall_names(shown)]
+    table = pd.concat([shown[[*names, "encoders", "multiple"]], own.reindex(columns=[*names, "encoders", "multiple"])])
+    heads = {name: f"{'zero-shot' if name == 'zeroshot' else name.replace('_', ' ')} %" for name in names}
+    cells = {head: table[name].map(percent) for name, head in heads.items() if table[name].notna().any()}
+    encoders = table["encoders"].map(lambda count: f"{count:.2f}".rstrip("0").rstrip("."))
+    return pd.DataFrame({**cells, "encoders per image": encoders, "cost": table["multiple"].map(times)})
+
+
+def print_variants(variants: Results, beside: Results, console: Console | None = None) -> None:
+    """Print the variants, below the models that they are to be compared with."""
+    console = console or wide_console()
+    if not variants.encoders:
+        console.print("no variants: name some under `variants.arms` in params.yaml, then `dvc repro variants`")
+        return
+    shown = Table(header_style="bold", box=None)
+    shown.add_column("variant", no_wrap=True)
+    cells = variant_cells(variants, beside)
+    for head in cells.columns:
+        shown.add_column(head, justify="right")
+    for name, line in zip(cells.index, cells.to_numpy(), strict=True):
+        label = f"{name} (an oracle: the test labels choose)" if name == "best-by-label" else str(name)
+        if name == next(iter(variants.encoders)):
+            shown.add_section()
+        shown.add_row(escape(label), *line)
+    console.print(shown)
 
 
 def task_table(results: Results) -> Table:
