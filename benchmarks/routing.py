@@ -69,6 +69,7 @@ class Problem:
         scores: model -> cosines float32 [images, texts].
         vectors: of the texts (or classes), by the caption embedder, [texts, d]; zero where it knows no word.
         nearest: distances of the texts to the experts.
+        prompts: of each text or class.
         owners: [texts], the image that a text belongs to, for retrieval; or
         labels: [images], the text (class) that is right.
         source: of a small task, that of its first caption.
@@ -77,6 +78,7 @@ class Problem:
     scores: Mapping[str, Array]
     vectors: Array
     nearest: rules.Nearest
+    prompts: Sequence[Sequence[str]]
     owners: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
     source: str = ""
@@ -186,11 +188,10 @@ calibrated = at("router")
 
 
 def evidence(project: Project, problem: Problem) -> Array:
-    """Per text, the posterior by the experts' training captions."""
-    router = project.by_evidence
-    assert router.temperature is not None
-    found: Array = rules.evidence_posteriors(problem.vectors, router.evidence, router.temperature)
-    found[~problem.known] = 1 / found.shape[1]
+    """Per text, the posterior by the experts' training captions; uniform where nothing is known of it."""
+    assert project.by_evidence.evidence is not None
+    found, known = project.by_evidence.evidence.posteriors(problem.prompts, problem.vectors)
+    found[~known] = 1 / found.shape[1]
     return found
 
 
@@ -398,14 +399,9 @@ def _tests(tasks: list[Task], router: Router, clips: Mapping[str, Clip]) -> dict
     for task, images in encode_tasks(tasks, clips, batch_size=BATCH, workers=1, device="cpu"):
         scores = {name: (images[name] @ encode(clip, task.prompts).T).numpy() for name, clip in clips.items()}
         vectors = class_vectors(router.embedder, task.prompts)
-        nearest, of_images = rules.class_distances(vectors, router.conditions), task.kind == "retrieval"
-        problems[task.name] = Problem(
-            scores,
-            vectors,
-            nearest,
-            owners=task.owners if of_images else None,
-            labels=None if of_images else task.labels,
-        )
+        owners, labels = (task.owners, None) if task.kind == "retrieval" else (None, task.labels)
+        nearest = rules.class_distances(vectors, router.conditions)
+        problems[task.name] = Problem(scores, vectors, nearest, task.prompts, owners, labels)
     return problems
 
 
@@ -428,7 +424,7 @@ def _held_out(
         rows = rows[np.sort(np.unique(index.captions(rows), return_index=True)[1])]
         _, first, own = np.unique(index.image[rows], return_index=True, return_inverse=True)
         captions += index.captions(rows)
-        owners.append(own + sum(map(len, pixels)))
+        owners.append(own + sum(len(each) for each in pixels))
         sources += [source] * len(rows)
         pixels.append(ImageStore(index, root, image, cache_mb=0, rows=rows[first]).load(rows[first])[0])
     scores = {}
@@ -439,7 +435,8 @@ def _held_out(
         scores[name] = (images @ texts.T).numpy()
     vectors = router.embedder.encode(captions)
     nearest = rules.class_distances(vectors, router.conditions)
-    return Problem(scores, vectors, nearest, owners=np.concatenate(owners)), captions, sources
+    prompts = [[caption] for caption in captions]
+    return Problem(scores, vectors, nearest, prompts, owners=np.concatenate(owners)), captions, sources
 
 
 def _neighbourhoods(held_out: Problem, sources: list[str], random_seed: int) -> list[Problem]:
@@ -456,7 +453,8 @@ def _neighbourhoods(held_out: Problem, sources: list[str], random_seed: int) -> 
         scores = {name: table[np.ix_(owners[columns], columns)] for name, table in held_out.scores.items()}
         labels = np.arange(len(columns))
         vectors, nearest = held_out.vectors[columns], held_out.among(columns)
-        tasks.append(Problem(scores, vectors, nearest, labels=labels, source=sources[anchor]))
+        prompts = [held_out.prompts[column] for column in columns]
+        tasks.append(Problem(scores, vectors, nearest, prompts, labels=labels, source=sources[anchor]))
     return tasks
 
 

@@ -518,9 +518,9 @@ class RoutingParams(Section):
     """How a task's words become a weight per expert (see `mode.ensemble.rules`)."""
 
     kind: Literal["calibrated", "evidence", "published", "paper"] = "calibrated"
-    """`calibrated` (scale-free; its temperature comes from the training captions), `evidence` (how densely each
-    expert's training captions lie around the words), `published` (the reference formula) or `paper` (softmax of summed
-    affinities)."""
+    """`calibrated` (scale-free; its temperature comes from the training captions), `evidence` (how densely
+    each expert's training captions lie around the words, and how often they use them), `published` (the reference
+    formula) or `paper` (softmax of summed affinities)."""
     divisor: PositiveFloat = 8.0
     """Of `published`: the softmax is taken of w / divisor."""
     bandwidth: PositiveFloat = 1.0
@@ -528,7 +528,7 @@ class RoutingParams(Section):
     calibration_captions: PositiveInt = 4_096
     """Training captions that set the temperature of `calibrated` and `evidence`."""
     evidence_captions: PositiveInt = 16_384
-    """Of `evidence`: training captions whose vectors are kept with the ensemble, as many of each expert."""
+    """Of `evidence`: training captions whose vectors and words are kept with the ensemble, as many of each expert."""
     retrieval: Literal["together", "query", "paper"] | None = None
     """`together` (a retrieval task is routed by all its texts), `query` (every text and image by itself; needs
     `calibrated` or `evidence`) or `paper` (a text that looks for images by itself, an image that looks for texts by all

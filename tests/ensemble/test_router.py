@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from mode.checksums import write_manifest
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.combine import combine
-from mode.ensemble.router import Evidence, Router, class_vectors
+from mode.ensemble.evidence import Captions
+from mode.ensemble.router import Router, class_vectors
 from mode.ensemble.rules import class_distances, published_weights
 from mode.errors import ModeError
 from mode.params import RoutingParams
@@ -59,14 +60,14 @@ def router(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: l
 
 
 @pytest.fixture(scope="module")
-def evidence(embedder: LsaEmbedder, captions: list[str]) -> dict[str, Evidence]:
+def evidence(embedder: LsaEmbedder, captions: list[str]) -> dict[str, Captions]:
     """The captions of each expert's domain, and one that says nothing."""
     parts = {"animals": [*captions[1::2], "zyxgfq"], "tools": captions[0::2]}
-    return {name: Evidence(each, embedder.encode(each)) for name, each in parts.items()}
+    return {name: Captions(each, embedder.encode(each)) for name, each in parts.items()}
 
 
 @pytest.fixture(scope="module")
-def by_evidence(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Evidence]) -> Router:
+def by_evidence(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Captions]) -> Router:
     return Router.fit(conditions, embedder, RoutingParams(kind="evidence"), [], 0, evidence)
 
 
@@ -77,7 +78,7 @@ class TestWeights:
         conditions: dict[str, np.ndarray],
         embedder: LsaEmbedder,
         captions: list[str],
-        evidence: dict[str, Evidence],
+        evidence: dict[str, Captions],
         kind: str,
     ) -> None:
         router = Router.fit(conditions, embedder, RoutingParams(kind=kind), captions, 0, evidence)  # type: ignore[arg-type]
@@ -182,7 +183,7 @@ class TestFolder:
         conditions: dict[str, np.ndarray],
         embedder: LsaEmbedder,
         captions: list[str],
-        evidence: dict[str, Evidence],
+        evidence: dict[str, Captions],
         kind: str,
         tmp_path: Path,
     ) -> None:
@@ -205,10 +206,18 @@ class TestFolder:
         write_manifest(tmp_path / "e")
         assert Router.load(tmp_path / "e").weights([["dog"]]) == router.weights([["dog"]])
 
-    @pytest.mark.parametrize("wrong", ["missing", "an expert less", "dimensions", "empty", "no numbers", "too large"])
-    def test_evidence_that_save_never_writes(self, by_evidence: Router, wrong: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["evidence.safetensors", "evidence.json"])
+    def test_evidence_that_is_missing(self, by_evidence: Router, name: str, tmp_path: Path) -> None:
         by_evidence.save(tmp_path / "e")
-        tensors = {name: np.array(each) for name, each in by_evidence.evidence.items()}
+        (tmp_path / "e" / name).unlink()
+        with pytest.raises(ModeError, match=rf"no saved ensemble: {name} is missing"):
+            Router.load(tmp_path / "e")
+
+    @pytest.mark.parametrize("wrong", ["an expert less", "dimensions", "empty", "no numbers", "too large"])
+    def test_vectors_that_save_never_writes(self, by_evidence: Router, wrong: str, tmp_path: Path) -> None:
+        assert by_evidence.evidence is not None
+        by_evidence.save(tmp_path / "e")
+        tensors = {name: np.array(each) for name, each in by_evidence.evidence.vectors.items()}
         if wrong == "an expert less":
             del tensors["tools"]
         elif wrong == "dimensions":
@@ -217,11 +226,34 @@ class TestFolder:
             tensors["tools"] = tensors["tools"][:0]
         else:
             tensors["tools"][0, 0] = np.nan if wrong == "no numbers" else 7
-        (tmp_path / "e/evidence.safetensors").unlink()
-        if wrong != "missing":
-            save_file(tensors, tmp_path / "e/evidence.safetensors")
+        save_file(tensors, tmp_path / "e/evidence.safetensors")
         write_manifest(tmp_path / "e")
-        with pytest.raises(ModeError, match=r"evidence.safetensors is missing|damaged ensemble: .*tools"):
+        with pytest.raises(ModeError, match=r"damaged ensemble: .*tools"):
+            Router.load(tmp_path / "e")
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"words": ["dog", "dog"], "counts": [[1, 1], [1, 1]]},
+            {"words": [3], "counts": [[1], [1]]},
+            {"counts": [[1]]},
+            {"words": ["dog"], "counts": [[1], [10_000]]},
+            {"words": ["dog"], "counts": [[-1], [0]]},
+            {"sizes": [0, 300]},
+            {"sizes": [300]},
+            {"temperature": 0},
+            {"temperature": "warm"},
+            {"factors": [1]},
+            {"factors": [1, -1]},
+            {"factors": [1, float("nan")]},
+        ],
+    )
+    def test_words_that_save_never_writes(self, by_evidence: Router, wrong: dict[str, object], tmp_path: Path) -> None:
+        by_evidence.save(tmp_path / "e")
+        path = tmp_path / "e/evidence.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+        write_manifest(tmp_path / "e")
+        with pytest.raises(ModeError, match=r"damaged ensemble: "):
             Router.load(tmp_path / "e")
 
     def test_the_order_of_experts_stays(self, embedder: LsaEmbedder, captions: list[str], tmp_path: Path) -> None:
@@ -262,7 +294,7 @@ class TestEvidence:
         """An expert that comes later has no word of its own; the old ones know them all, but seldom use some."""
         later = [f"{name} old" for name in ("lion", "fish") for _ in range(60)]
         parts = {"animals": captions[1::2], "tools": captions[0::2], "zoo": later}
-        evidence = {name: Evidence(each, embedder.encode(each)) for name, each in parts.items()}
+        evidence = {name: Captions(each, embedder.encode(each)) for name, each in parts.items()}
         joined = {**conditions, "zoo": embedder.encode(["lion old"])}
         task = [["a lion"], ["a fish"]]
         weigh = {
@@ -281,35 +313,52 @@ class TestEvidence:
         assert by_evidence.routing.by_query
 
     def test_captions_that_say_nothing_are_not_kept(self, by_evidence: Router) -> None:
-        assert [len(each) for each in by_evidence.evidence.values()] == [300, 300]
-        assert {each.dtype.name for each in by_evidence.evidence.values()} == {"float16"}
+        assert by_evidence.evidence is not None
+        assert by_evidence.evidence.sizes.tolist() == [300, 300]
+        kept = by_evidence.evidence.vectors.values()
+        assert [(len(each), each.dtype.name) for each in kept] == [(300, "float16"), (300, "float16")]
+
+    def test_a_domain_whose_words_the_embedder_never_saw(
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str]
+    ) -> None:
+        """To the vectors its classes are their template; its expert's captions use the words."""
+        names = ["avocado", "leek", "mango"]
+        later = [f"{names[number % 3]} old" for number in range(60)]
+        parts = {"animals": captions[1::2], "tools": captions[0::2], "grocery": later}
+        evidence = {name: Captions(each, embedder.encode(each)) for name, each in parts.items()}
+        joined = {**conditions, "grocery": embedder.encode(["small old"])}
+        router = Router.fit(joined, embedder, RoutingParams(kind="evidence"), [], 0, evidence)
+        task = [[name, f"a red {name}"] for name in names]
+        blind = Router.fit(joined, embedder, RoutingParams(), captions, 0)
+        assert router.weights(task)["grocery"] > 0.7 > blind.weights(task)["grocery"]
+        assert router.weights([["mango"]])["grocery"] > 0.7  # no word that the embedder knows
+        assert router.text_weights(["mango"])["grocery"][0] == pytest.approx(router.weights([["mango"]])["grocery"])
 
     def test_the_seed_decides(
-        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Evidence]
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Captions]
     ) -> None:
         routing = RoutingParams(kind="evidence", calibration_captions=100)
-        first, again, other = (
-            Router.fit(conditions, embedder, routing, [], seed, evidence).temperature for seed in (0, 0, 1)
-        )
+        fitted = [Router.fit(conditions, embedder, routing, [], seed, evidence).evidence for seed in (0, 0, 1)]
+        first, again, other = ((each.temperature, each.factors) for each in fitted if each is not None)
         assert first == again != other
 
     def test_bad_evidence(
-        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Evidence]
+        self, conditions: dict[str, np.ndarray], embedder: LsaEmbedder, evidence: dict[str, Captions]
     ) -> None:
         routing = RoutingParams(kind="evidence")
         with pytest.raises(ModeError, match="no captions of expert 'animals'"):
             Router.fit(conditions, embedder, routing, [], 0)
-        short = {**evidence, "tools": Evidence(["saw"], evidence["tools"].vectors)}
+        short = {**evidence, "tools": Captions(["saw"], evidence["tools"].vectors)}
         with pytest.raises(ModeError, match=r"evidence of expert 'tools': 1 captions, vectors \[300, 8\]"):
             Router.fit(conditions, embedder, routing, [], 0, short)
         for captions in (["zyxgfq"], []):
-            nothing = {**evidence, "tools": Evidence(captions, np.zeros((len(captions), 8)))}
+            nothing = {**evidence, "tools": Captions(captions, np.zeros((len(captions), 8)))}
             with pytest.raises(ModeError, match=f"none of {len(captions)} training captions of expert 'tools'"):
                 Router.fit(conditions, embedder, routing, [], 0, nothing)
 
     def test_a_router_that_was_not_fitted(self, by_evidence: Router) -> None:
         with pytest.raises(ModeError, match="not calibrated"):
-            Router(by_evidence.conditions, by_evidence.embedder, by_evidence.routing, 0.1).weights([["dog"]])
+            Router(by_evidence.conditions, by_evidence.embedder, by_evidence.routing).weights([["dog"]])
 
 
 class TestBadInput:

@@ -9,23 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.sparse import csr_matrix
+from scipy.special import softmax
 
 from mode.ensemble.rules import (
     Nearest,
     calibrate_evidence,
+    calibrate_factors,
     calibrate_temperature,
     calibrated_weights,
     class_distances,
-    evidence_posteriors,
     keep_share,
     keep_top,
     largest_first,
+    log_densities,
     paper_posteriors,
     paper_weights,
     partial_captions,
     published_posteriors,
     published_weights,
     uniform_weights,
+    word_scores,
 )
 from mode.errors import ModeError
 
@@ -245,6 +249,11 @@ def experts_captions(seed: int, counts: tuple[int, ...] = (40, 7, 1)) -> dict[st
     return found
 
 
+def evidence_posteriors(vectors: np.ndarray, evidence: dict[str, np.ndarray], temperature: float) -> np.ndarray:
+    """p(expert | class), the experts equally likely beforehand."""
+    return np.asarray(softmax(log_densities(vectors, evidence, temperature), axis=1))
+
+
 def naive_posteriors(vectors: np.ndarray, evidence: dict[str, np.ndarray], temperature: float) -> list[list[float]]:
     """The formula as it stands, pair by pair."""
     rows = []
@@ -327,24 +336,58 @@ class TestCalibratedEvidence:
                 total += math.log(evidence_posteriors(vector[None], others, temperature)[0, owner])
             return total / len(partial)
 
-        found = calibrate_evidence(partial, evidence, owners, rows)
+        found, densities = calibrate_evidence(partial, evidence, owners, rows)
+        posteriors = softmax(densities, axis=1)[np.arange(len(owners)), owners]
+        assert np.log(posteriors).mean() == pytest.approx(likelihood(found), abs=1e-4)
         assert likelihood(found) >= max(likelihood(t) for t in np.geomspace(0.01, 10, 16)) - 1e-4
 
     @given(st.floats(0.1, 10))
     def test_scales_with_squared_distance(self, scale: float) -> None:
         partial, evidence, owners, rows = self.parts()
         scaled = {name: each.astype(np.float64) * scale for name, each in evidence.items()}
-        plain = calibrate_evidence(partial, evidence, owners, rows)
-        assert calibrate_evidence(partial * scale, scaled, owners, rows) == pytest.approx(plain * scale**2, rel=0.05)
+        plain, _ = calibrate_evidence(partial, evidence, owners, rows)
+        assert calibrate_evidence(partial * scale, scaled, owners, rows)[0] == pytest.approx(plain * scale**2, rel=0.05)
 
     @pytest.mark.parametrize("counts", [(1, 1, 1), (2, 1, 3)])
     def test_few_captions_give_a_usable_temperature(self, counts: tuple[int, ...]) -> None:
         evidence = experts_captions(5, counts)
         whole = np.concatenate([*evidence.values()])
         rows = np.concatenate([np.arange(count) for count in counts])
-        found = calibrate_evidence(whole, evidence, np.repeat(np.arange(3), counts), rows)
+        found, _ = calibrate_evidence(whole, evidence, np.repeat(np.arange(3), counts), rows)
         assert math.isfinite(found)
         assert found > 0
+
+
+class TestWords:
+    COUNTS, SIZES = np.array([[50, 0], [10, 30]]), np.array([100, 100])
+
+    def test_by_hand(self) -> None:
+        """Rates 0.5 and 0.1, mean 0.3: the first word has (50 + 30) / 200 and (10 + 30) / 200; the second 15, 45."""
+        found = word_scores(csr_matrix([[1, 0], [1, 1], [0, 0]]), self.COUNTS, self.SIZES)
+        one, two = np.log([0.4, 0.2]), np.log([15 / 200, 45 / 200])
+        np.testing.assert_allclose(found, [one, one + two, [0, 0]])
+
+    def test_a_caption_is_left_out_of_its_own_experts_counts(self) -> None:
+        found = word_scores(csr_matrix([[1, 0]]), self.COUNTS, self.SIZES, owners=np.array([0]))
+        np.testing.assert_allclose(found, [[math.log((49 + 30) / 199), math.log(40 / 200)]])
+
+    @given(st.integers(0, 2**32 - 1))
+    def test_more_captions_with_a_word_never_lower_its_experts_weight(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        sizes = random.integers(2, 500, 3)
+        counts = random.integers(0, sizes[:, None], (3, 4))
+        used = csr_matrix([[1.0, 0, 0, 0]])
+        more = counts + np.array([[1, 0, 0, 0], [0] * 4, [0] * 4])
+        before, after = (softmax(word_scores(used, each, sizes), axis=1)[0, 0] for each in (counts + 1, more + 1))
+        assert after >= before - 1e-12
+
+    def test_factors_that_made_the_owners_are_found(self) -> None:
+        random = np.random.default_rng(0)
+        densities, words = random.normal(size=(2, 20_000, 3)) * 2
+        odds = softmax(0.8 * densities + 0.3 * words, axis=1)
+        owners = (random.random((20_000, 1)) > odds.cumsum(axis=1)).sum(axis=1)
+        assert calibrate_factors(densities, words, owners) == pytest.approx((0.8, 0.3), abs=0.05)
+        assert calibrate_factors(densities, -words, owners)[1] == pytest.approx(0, abs=1e-6)  # never against them
 
 
 class TestTemperature:

@@ -50,18 +50,18 @@ def root(tmp_path: Path) -> Path:
 
 def test_an_experts_captions_with_their_vectors(root: Path) -> None:
     project = project_at(root)
-    captions, vectors = evidence_of(project, "expert-1")
+    texts, vectors = evidence_of(project, "expert-1")
     rows = np.arange(1, 60, 3)
-    assert captions == project.load_index("base").captions(rows)
+    assert texts == project.load_index("base").captions(rows)
     np.testing.assert_array_equal(vectors, np.load(project.vectors("base"))[rows])
 
 
 def test_as_many_of_each_expert_and_none_that_is_held_out(root: Path) -> None:
-    assert [len(evidence_of(project_at(root, 0, 12), name).captions) for name in ("expert-0", "expert-1")] == [6, 6]
+    assert [len(evidence_of(project_at(root, 0, 12), name).texts) for name in ("expert-0", "expert-1")] == [6, 6]
     project = project_at(root, held_out=30)
     index = project.load_index("base")
     left = np.flatnonzero(~held_out_images(index.images, 30, 3)[index.image])
-    kept = [*evidence_of(project, "expert-0").captions, *evidence_of(project, "expert-1").captions]
+    kept = [*evidence_of(project, "expert-0").texts, *evidence_of(project, "expert-1").texts]
     assert sorted(kept) == sorted(index.captions(left))
 
 

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 from mode.checksums import check_manifest, write_manifest
 from mode.embedding.base import Embedder, load_embedder
+from mode.ensemble.evidence import VECTORS, WORDS, Captions, Evidence
 from mode.ensemble.rules import (
-    calibrate_evidence,
     calibrate_temperature,
+    calibrated_weights,
     class_distances,
-    evidence_posteriors,
     paper_posteriors,
     paper_weights,
     partial_captions,
@@ -37,29 +36,16 @@ from mode.errors import ModeError
 from mode.files import is_there, write_aside
 from mode.params import RoutingParams
 from mode.roles import SEED
-from mode.vectors import LARGEST, within
 
 #: The model that stands in for an expert that is not trained yet: the one it branches from.
 STAND_IN = SEED.name
 #: The file by which a router's folder is known, and what lies beside it.
 DESCRIPTION, _EMBEDDER = "ensemble.json", "embedder"
-_CONDITIONS, _IMAGES, _EVIDENCE = "conditions.safetensors", "images.safetensors", "evidence.safetensors"
+_CONDITIONS, _IMAGES = "conditions.safetensors", "images.safetensors"
 #: Of the saved folder; one of another format is refused instead of read wrongly.
 _FORMAT = 1
 #: Texts embedded at once.
 _BLOCK = 4096
-
-
-class Evidence(NamedTuple):
-    """Some training captions of an expert, each with its vector.
-
-    Attributes:
-        captions: texts, at least one.
-        vectors: by the router's embedder, [captions, d], any float type.
-    """
-
-    captions: Sequence[str]
-    vectors: NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -71,10 +57,10 @@ class Router:
             experts' order everywhere.
         embedder: the one that the captions were clustered with; d is its number of dimensions.
         routing: which rule, and its numbers.
-        temperature: of the `calibrated` and the `evidence` rule, in squared units of distance; `None` for the others.
+        temperature: of the `calibrated` rule, in squared units of distance; `None` for the other rules.
         images: expert -> uint8 [k, 3, size, size], training images of its cluster in random order, that the
             normalisation statistics of merged experts are estimated on (`mode.ensemble.merge`); may be empty.
-        evidence: of the `evidence` rule, expert -> float16 [n, d], vectors of some of its training captions.
+        evidence: of the `evidence` rule, what it knows of the training captions; `None` for the other rules.
     """
 
     conditions: Mapping[str, NDArray[np.float32]]
@@ -82,7 +68,7 @@ class Router:
     routing: RoutingParams
     temperature: float | None = None
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    evidence: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    evidence: Evidence | None = None
 
     @classmethod
     def fit(
@@ -92,7 +78,7 @@ class Router:
         routing: RoutingParams,
         captions: Sequence[str],
         random_seed: int,
-        evidence: Mapping[str, Evidence] | None = None,
+        evidence: Mapping[str, Captions] | None = None,
     ) -> Router:
         """A router whose temperature, if its rule has one, is set from training captions.
 
@@ -119,7 +105,7 @@ class Router:
                 )
         router = cls(conditions, embedder, routing)
         if routing.kind == "evidence":
-            return router._with_evidence(evidence or {}, random_seed)
+            return replace(router, evidence=router._fitted_evidence(evidence or {}, random_seed))
         if routing.kind != "calibrated":
             return router
         return replace(router, temperature=router._fitted_temperature(captions, random_seed))
@@ -132,46 +118,20 @@ class Router:
         partial = self.embedder.encode(partial_captions(whole, random_seed))
         known = vectors.any(axis=1) & partial.any(axis=1)
         if not known.any():
-            raise self._nothing_known(len(whole))
+            raise ModeError(
+                f"routing: none of {len(whole)} training captions has words that embedder '{self.embedder.name}' knows",
+                "give captions of the experts' sources, or set routing.kind to `published` or `paper`",
+            )
         assigned = class_distances(vectors[known], self.conditions).distances.argmin(axis=1)
         return calibrate_temperature(class_distances(partial[known], self.conditions).distances, assigned)
 
-    def _with_evidence(self, evidence: Mapping[str, Evidence], random_seed: int) -> Router:
-        """The router that keeps this evidence, with its temperature; see `calibrate_evidence`."""
-        known: dict[str, NDArray[np.float16]] = {}
-        drawn: list[str] = []
-        rows: list[NDArray[np.int64]] = []
-        random = np.random.default_rng(random_seed)
+    def _fitted_evidence(self, captions: Mapping[str, Captions], random_seed: int) -> Evidence:
+        """See `Evidence.fit`."""
         for name in self.experts:
-            if name not in evidence:
+            if name not in captions:
                 raise ModeError(f"routing: no captions of expert '{name}'", "give some of every expert as evidence")
-            captions, vectors = evidence[name]
-            if vectors.shape != (len(captions), self.embedder.dimensions):
-                raise ModeError(
-                    f"evidence of expert '{name}': {len(captions)} captions, vectors {list(vectors.shape)}; embedder"
-                    f" '{self.embedder.name}' has {self.embedder.dimensions} dimensions",
-                    "embed again with this embedder",
-                )
-            said = np.flatnonzero(vectors.any(axis=1))
-            if not len(said):
-                raise self._nothing_known(len(captions), f" of expert '{name}'")
-            known[name] = vectors[said].astype(np.float16)
-            rows.append(random.permutation(len(said))[: max(1, self.routing.calibration_captions // len(self.experts))])
-            drawn += [captions[said[row]] for row in rows[-1]]
-        partial = self.embedder.encode(partial_captions(drawn, random_seed))
-        useful = partial.any(axis=1)
-        if not useful.any():
-            raise self._nothing_known(len(drawn), " with half their words")
-        owners = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-        temperature = calibrate_evidence(partial[useful], known, owners[useful], np.concatenate(rows)[useful])
-        return replace(self, temperature=temperature, evidence=known)
-
-    def _nothing_known(self, captions: int, which: str = "") -> ModeError:
-        return ModeError(
-            f"routing: none of {captions} training captions{which} has words that embedder"
-            f" '{self.embedder.name}' knows",
-            "give captions of the experts' sources, or set routing.kind to `published` or `paper`",
-        )
+        ordered = {name: captions[name] for name in self.experts}
+        return Evidence.fit(ordered, self.embedder, self.routing.calibration_captions, random_seed)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -181,8 +141,8 @@ class Router:
     def weights(self, metadata: Sequence[Sequence[str]]) -> dict[str, float]:
         """p(expert | task), from the task's words alone.
 
-        A class none of whose words the embedder knows says nothing and is left out; if none is left the weights are
-        uniform.
+        A class none of whose words the embedder (with `evidence`, or any expert's captions) knows says nothing and is
+        left out; if none is left the weights are uniform.
 
         Args:
             metadata: the prompts of each class; for retrieval each text is a class of one prompt.
@@ -191,17 +151,24 @@ class Router:
             Weight per expert, all positive or 0, of sum 1.
         """
         vectors = class_vectors(self.embedder, metadata)
+        if self.routing.kind == "evidence":
+            found, known = self._by_evidence(metadata, vectors)
+            mean = found[known].mean(axis=0).tolist() if known.any() else [*uniform_weights(self.experts).values()]
+            return dict(zip(self.experts, mean, strict=True))
         vectors = vectors[vectors.any(axis=1)]
         if not len(vectors):
             return uniform_weights(self.experts)
         if self.routing.kind == "paper":
             return paper_weights(vectors, self.conditions, self.routing.bandwidth)
+        nearest = class_distances(vectors, self.conditions)
         if self.routing.kind == "published":
-            return published_weights(class_distances(vectors, self.conditions), self.routing.divisor)
-        return dict(zip(self.experts, self._posteriors(vectors).mean(axis=0).tolist(), strict=True))
+            return published_weights(nearest, self.routing.divisor)
+        if self.temperature is None:
+            raise self._not_calibrated()
+        return calibrated_weights(nearest, self.temperature)
 
     def text_weights(self, texts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """p(expert | text) of every text by itself, expert -> [texts]; all alike where the embedder knows no word.
+        """p(expert | text) of every text by itself, expert -> [texts]; all alike where no word of it is known.
 
         It is `weights([[text]])` of each text, computed at once.
         """
@@ -210,22 +177,31 @@ class Router:
     def class_weights(self, metadata: Sequence[Sequence[str]]) -> dict[str, NDArray[np.float64]]:
         """The same of every class by its prompts, expert -> [classes]; `metadata` as of `weights`."""
         vectors = class_vectors(self.embedder, metadata)
-        if self.routing.kind == "paper":
+        known = vectors.any(axis=1)
+        if self.routing.kind == "evidence":
+            weights, known = self._by_evidence(metadata, vectors)
+        elif self.routing.kind == "paper":
             weights = paper_posteriors(vectors, self.conditions, self.routing.bandwidth)
         elif self.routing.kind == "published":
             weights = published_posteriors(class_distances(vectors, self.conditions), self.routing.divisor)
+        elif self.temperature is None:
+            raise self._not_calibrated()
         else:
-            weights = self._posteriors(vectors)
-        weights[~vectors.any(axis=1)] = 1 / len(self.experts)
+            weights = posteriors(class_distances(vectors, self.conditions), self.temperature)
+        weights[~known] = 1 / len(self.experts)
         return dict(zip(self.experts, weights.T, strict=True))
 
-    def _posteriors(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """p(expert | class), [classes, experts], by the rule that knows it."""
-        if self.temperature is None or (self.routing.kind == "evidence" and not self.evidence):
-            raise ModeError("the router is not calibrated", "make it with Router.fit, or load a saved one")
-        if self.routing.kind == "evidence":
-            return evidence_posteriors(vectors, self.evidence, self.temperature)
-        return posteriors(class_distances(vectors, self.conditions), self.temperature)
+    def _by_evidence(
+        self, metadata: Sequence[Sequence[str]], vectors: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """See `Evidence.posteriors`."""
+        if self.evidence is None:
+            raise self._not_calibrated()
+        return self.evidence.posteriors(metadata, vectors)
+
+    @staticmethod
+    def _not_calibrated() -> ModeError:
+        return ModeError("the router is not calibrated", "make it with Router.fit, or load a saved one")
 
     def members(self, available: Collection[str]) -> dict[str, str]:
         """Expert -> the model that answers for it: its own, or the seed where it is not trained yet.
@@ -243,7 +219,7 @@ class Router:
 
     def save(self, folder: Path) -> None:
         """Write `folder` (replaced as a whole): ensemble.json, conditions.safetensors, embedder/, images.safetensors
-        and evidence.safetensors if there are any, and the checksums of all of these. No pickles.
+        and evidence.safetensors and .json if there are any, and the checksums of all of these. No pickles.
         """
         with write_aside(folder) as temporary:
             temporary.mkdir()
@@ -260,9 +236,8 @@ class Router:
             if self.images:
                 images = {name: np.ascontiguousarray(each) for name, each in self.images.items()}
                 save_file(images, temporary / _IMAGES)
-            if self.evidence:
-                captions = {name: np.ascontiguousarray(each, np.float16) for name, each in self.evidence.items()}
-                save_file(captions, temporary / _EVIDENCE)
+            if self.evidence is not None:
+                self.evidence.save(temporary)
             self.embedder.save(temporary / _EMBEDDER)
             write_manifest(temporary)
 
@@ -274,7 +249,7 @@ class Router:
             ModeError: not such a folder, or one that is damaged or of another format.
         """
         is_there(folder)
-        present = [name for name in (DESCRIPTION, _CONDITIONS, _IMAGES, _EVIDENCE) if (folder / name).is_file()]
+        present = [name for name in (DESCRIPTION, _CONDITIONS, _IMAGES, VECTORS, WORDS) if (folder / name).is_file()]
         check_manifest(folder, present)  # the embedder's folder has one of its own
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -285,26 +260,13 @@ class Router:
             routing = RoutingParams.model_validate(description["routing"])
             temperature = description["temperature"]
             images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
-            evidence = {}
-            if routing.kind == "evidence":
-                evidence = _checked_evidence(load_file(folder / _EVIDENCE), conditions)
+            evidence = Evidence.load(folder, conditions) if routing.kind == "evidence" else None
         except FileNotFoundError:
-            missing = next(name for name in (DESCRIPTION, _CONDITIONS, _EVIDENCE) if name not in present)
+            missing = next(name for name in (DESCRIPTION, _CONDITIONS, VECTORS, WORDS) if name not in present)
             raise ModeError(f"{folder}: no saved ensemble: {missing} is missing") from None
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}") from None
         return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images, evidence)
-
-
-def _checked_evidence(
-    evidence: Mapping[str, NDArray[np.float16]], conditions: Mapping[str, NDArray[np.float32]]
-) -> dict[str, NDArray[np.float16]]:
-    """Of every expert in their order; `ValueError` if it is not what `save` writes."""
-    for name, centres in conditions.items():
-        shape = evidence[name].shape
-        if len(shape) != 2 or not shape[0] or shape[1] != centres.shape[1] or not within(evidence[name], LARGEST):
-            raise ValueError(f"evidence of expert '{name}': {list(shape)}")
-    return {name: evidence[name] for name in conditions}
 
 
 def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDArray[np.float32]:

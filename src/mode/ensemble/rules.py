@@ -6,8 +6,8 @@ the expert's name, so that experts of several sources stand side by side, and we
 
 Three rules are functions of distances to the conditions alone: `published_weights` (of the published code of MoDE, Ma
 et al., CVPR 2024), `paper_weights` (of the paper's text) and the default, `calibrated_weights`, whose one temperature
-`calibrate_temperature` sets from training captions. `evidence_posteriors` asks instead how densely each expert's
-training captions lie around a class.
+`calibrate_temperature` sets from training captions. `evidence` asks the experts' training captions instead:
+`log_densities` how densely they lie around a class, `word_scores` how often they use its words.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
+from scipy.sparse import csr_matrix
 from scipy.special import log_softmax, logsumexp, softmax
 
 from mode.errors import ModeError
@@ -28,6 +29,12 @@ _BLOCK = 4096
 
 #: Classes whose distances to all captions of an expert are held at once.
 _EVIDENCE_BLOCK = 256
+
+#: Captions of each expert that are made up, with the mean rate of every word: no word is proof.
+_PSEUDO_CAPTIONS = 100.0
+
+#: Where captions leave no doubt, `calibrate_factors` would go on for ever.
+_LARGEST_FACTOR = 10.0
 
 #: Share of a caption's words that `partial_captions` keeps: a task's words describe a pair about that incompletely.
 KEPT_WORDS = 0.5
@@ -235,21 +242,20 @@ def calibrate_temperature(distances: NDArray[np.floating], assigned: NDArray[np.
     return _likeliest(lambda temperature: -squared / temperature, assigned, scale, precision=1e-4)
 
 
-def evidence_posteriors(
+def log_densities(
     vectors: NDArray[np.floating], evidence: Mapping[str, NDArray[np.floating]], temperature: float
 ) -> NDArray[np.float64]:
-    """p(expert | class), [classes, experts], rows of sum 1, from the experts' training captions around each class.
+    """How densely each expert's training captions lie around each class, [classes, experts].
 
-        p(c | l) = f(l, c) / sum over experts e of f(l, e),
-        f(l, c)  = mean over the captions i of expert c of exp(-|l - i|^2 / temperature)
+        f(l, c) = log of the mean over the captions i of expert c of exp(-|l - i|^2 / temperature)
 
-    It is the posterior of a kernel density (Parzen window) of each expert's captions, all experts equally likely
+    A kernel density (Parzen window). Its softmax over experts is the posterior with all experts equally likely
     beforehand: they are trained for the same number of samples, so that what an expert has seen around a class is its
     density there times a constant, however many captions its cluster has. In `posteriors` the nearest fine centre
     stands for all of an expert's captions, and that one of them uses the words counts as much as that all do.
 
     Rescaling all vectors by s and the temperature by s^2 changes nothing, and another size of an expert's sample
-    nothing but for chance. A caption that joins an expert nearer to a class than its others never lowers its weight.
+    nothing but for chance. A caption that joins an expert nearer to a class than its others never lowers its density.
 
     Args:
         vectors: of the classes [L, d], any float type.
@@ -257,15 +263,65 @@ def evidence_posteriors(
         temperature: in squared units of distance, see `calibrate_evidence`.
 
     Example:
-        >>> evidence_posteriors(np.zeros((1, 1)), {"a": np.array([[0.0], [9.0]]), "b": np.zeros((1, 1))}, 1.0)
-        array([[0.33333333, 0.66666667]])
+        >>> log_densities(np.zeros((1, 1)), {"a": np.array([[0.0], [9.0]]), "b": np.zeros((1, 1))}, 1.0)
+        array([[-0.69314718,  0.        ]])
     """
     densities = np.empty((len(vectors), len(evidence)))
     for start in range(0, len(vectors), _EVIDENCE_BLOCK):
         block = slice(start, start + _EVIDENCE_BLOCK)
         for column, captions in enumerate(evidence.values()):
             densities[block, column] = _log_density(_squared_distances(vectors[block], captions), temperature)
-    return np.asarray(softmax(densities, axis=1))
+    return densities
+
+
+def word_scores(
+    used: csr_matrix,
+    counts: NDArray[np.integer],
+    sizes: NDArray[np.integer],
+    owners: NDArray[np.integer] | None = None,
+) -> NDArray[np.float64]:
+    """How well the words of texts suit each expert, [texts, experts]: naive Bayes.
+
+        score(t, c) = sum over the words w of t of log p(w | c),
+        p(w | c)    = (captions of c with w + 100 q(w)) / (captions of c + 100),    q(w) the mean rate of the experts
+
+    A text without a word has 0 for every expert.
+
+    Args:
+        used: [texts, words], 1 where the text has the word.
+        counts: [experts, words], captions of each expert with the word.
+        sizes: [experts], captions of each expert.
+        owners: the texts are parts of captions that are counted, of these experts, and are to be left out of them.
+    """
+    rates = counts / sizes[:, None]
+    pseudo = _PSEUDO_CAPTIONS * rates.mean(axis=0)
+    scores = np.asarray(used @ np.log((counts + pseudo) / (sizes[:, None] + _PSEUDO_CAPTIONS)).T)
+    if owners is not None:
+        fewer, smaller = np.maximum(counts - 1, 0), np.maximum(sizes - 1, 0)
+        without = np.asarray(used @ np.log((fewer + pseudo) / (smaller[:, None] + _PSEUDO_CAPTIONS)).T)
+        scores[np.arange(len(owners)), owners] = without[np.arange(len(owners)), owners]
+    return scores
+
+
+def calibrate_factors(
+    densities: NDArray[np.floating], words: NDArray[np.floating], owners: NDArray[np.integer]
+) -> tuple[float, float]:
+    """The factors a, b >= 0 under which softmax(a densities + b words) makes the right columns likeliest.
+
+    Words of a caption go together, and so do densities and words: taken as independent they would be far too sure. The
+    likelihood is concave in both factors.
+
+    Args:
+        densities, words: [n, experts] each, of partial captions that are left out of the evidence.
+        owners: [n], columns.
+    """
+
+    def mean_surprise(factors: NDArray[np.float64]) -> float:
+        log_probabilities = log_softmax(factors[0] * densities + factors[1] * words, axis=1)
+        return -float(log_probabilities[np.arange(len(owners)), owners].mean())
+
+    found = minimize(mean_surprise, np.array([0.5, 0.5]), bounds=[(0.0, _LARGEST_FACTOR)] * 2, method="L-BFGS-B")
+    return float(found.x[0]), float(found.x[1])
 
 
 def calibrate_evidence(
@@ -273,19 +329,19 @@ def calibrate_evidence(
     evidence: Mapping[str, NDArray[np.floating]],
     owners: NDArray[np.integer],
     rows: NDArray[np.integer],
-) -> float:
-    """The temperature of `evidence_posteriors` under which partial captions best predict which expert owns them.
+) -> tuple[float, NDArray[np.float64]]:
+    """The temperature of `log_densities` under which partial captions best predict which expert owns them.
 
     As `calibrate_temperature`, with the experts' captions in place of their centres. Each whole caption is itself among
     its expert's, and is left out of them when its part is weighed: leave one out.
 
     Args:
         partial: vectors of captions of the evidence, each with a part of its words missing, [n, d], n at least 1.
-        evidence: as in `evidence_posteriors`; an expert of a single caption keeps it.
+        evidence: as in `log_densities`; an expert of a single caption keeps it.
         owners, rows: [n]: whose evidence each caption is of (a column) and its row there.
 
     Returns:
-        Temperature in squared units of distance.
+        Temperature in squared units of distance, and the log densities with it, [n, experts].
     """
     squared = []
     for column, captions in enumerate(evidence.values()):
@@ -300,7 +356,8 @@ def calibrate_evidence(
     def densities(temperature: float) -> NDArray[np.float64]:
         return np.stack([_log_density(distances, temperature) for distances in squared], axis=1)
 
-    return _likeliest(densities, owners, scale, precision=1e-2)
+    temperature = _likeliest(densities, owners, scale, precision=1e-2)
+    return temperature, densities(temperature)
 
 
 def partial_captions(captions: Sequence[str], random_seed: int, kept: float = KEPT_WORDS) -> list[str]:

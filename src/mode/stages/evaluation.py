@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mode.data.leakage import Leakage
     from mode.data.shards.index import PairIndex
-    from mode.ensemble.router import Evidence
+    from mode.ensemble.evidence import Captions
     from mode.evaluation.tasks import Task
     from mode.results import Cost, Results
 
@@ -65,7 +65,7 @@ def _calibration_captions(project: Project) -> list[str]:
     ]
 
 
-def evidence_of(project: Project, expert: str) -> Evidence:
+def evidence_of(project: Project, expert: str) -> Captions:
     """Some training captions of an expert's cluster with their vectors, those of held-out images left out.
 
     Raises:
@@ -75,7 +75,7 @@ def evidence_of(project: Project, expert: str) -> Evidence:
 
     from mode.clustering.assignment import Assignment, same_embedder
     from mode.clustering.rows import Rows
-    from mode.ensemble.router import Evidence
+    from mode.ensemble.evidence import Captions
     from mode.vectors import load_vectors, origin_of
 
     source = project.expert(expert).source
@@ -86,7 +86,7 @@ def evidence_of(project: Project, expert: str) -> Evidence:
         raise ModeError(f"{path}: {len(vectors)} vectors, {len(index)} pairs in the index", "embed again")
     most = max(1, project.params.routing.evidence_captions // len(project.params.experts))
     drawn = np.sort(_drawn_rows(project, expert, index, most))
-    return Evidence(index.captions(drawn), Rows(vectors, drawn).take(np.arange(len(drawn)))[:, :-1])
+    return Captions(index.captions(drawn), Rows(vectors, drawn).take(np.arange(len(drawn)))[:, :-1])
 
 
 def _drawn_rows(project: Project, expert: str, index: PairIndex, most: int) -> NDArray[np.int64]:
