@@ -70,9 +70,13 @@ def old_results(root: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in kept.values() for out in stage.get("outs", [])}
 
 
-def grow(root: Path, base: Path, later: Path, tasks: list[Path], random_seed: int) -> dict[str, Row]:
+def grow(root: Path, base: Path, later: Path, tasks: list[Path], random_seed: int, held_out: int = 0) -> dict[str, Row]:
     """Figures before and after the new source, and the weights of its expert."""
-    places = {"sources.base.shards": str(base), "evaluation.tasks": [str(task) for task in tasks]}
+    places = {
+        "sources.base.shards": str(base),
+        "evaluation.tasks": [str(task) for task in tasks],
+        "training.held_out": held_out,
+    }
     dvc(root, "exp", "run", *set_params(CHANGES | places | {"random_seed": random_seed}), "evaluate")
     before, old = Results.load(root / "reports/metrics.json"), old_results(root)
     command = [sys.executable, "-m", "mode.cli", "add-source", "later", str(later), "--fine", "32"]
@@ -113,6 +117,7 @@ def main() -> None:
     parser.add_argument("--later", required=True, help="regular expression of the keys that come later")
     parser.add_argument("--tasks", type=Path, nargs="+", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--held-out", type=int, default=0, help="images of each source, to compare routing rules on")
     parser.add_argument("--folder", type=Path, required=True, help="for the clones and the split shards")
     options = parser.parse_args()
     folder = options.folder.resolve()
@@ -121,7 +126,7 @@ def main() -> None:
         split(options.shards.resolve(), options.later, (base, later))
     tasks = [task.resolve() for task in options.tasks]
     for random_seed in options.seeds:
-        content = grow(clone(folder / f"seed-{random_seed}"), base, later, tasks, random_seed)
+        content = grow(clone(folder / f"seed-{random_seed}"), base, later, tasks, random_seed, options.held_out)
         (folder / f"seed-{random_seed}.json").write_text(json.dumps(content, indent=2) + "\n")
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
     print(f"{len(runs)} seeds\n\n{table(runs)}")
