@@ -264,6 +264,16 @@ def results(
         print_results(Results.load(metrics))
 
 
+@app.command("book")
+def write_the_book() -> None:
+    """Write docs/paper.md, its figures and reports/paper.html: all experiments with intervals, from their results."""
+    from mode.experiments.book import write_book
+    from mode.paths import Paths
+
+    for path in write_book(Paths(Path.cwd())):
+        typer.echo(f"wrote {path.relative_to(Path.cwd().resolve())}")
+
+
 @app.command()
 def order(
     task: Annotated[str, typer.Argument(help="A task of the project, or a task folder.")],

