@@ -141,7 +141,7 @@ class Experiment(Section):
                 raise ValueError(f"figure.x: no run is called '{place}'")
         used = {
             name
-            for value in _texts([self.set, *(run.set for run in self.runs.values())])
+            for value in _texts([self.set, self.quick.set, *(run.set for run in self.runs.values())])
             for name in _PLACE.findall(value)
         }
         if unknown := sorted(used - set(self.data)):
@@ -220,8 +220,8 @@ def _filled(value: Any, data: Mapping[str, Path]) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts in a value."""
+    """All texts in a value, keys too."""
     if isinstance(value, str):
         return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for part in parts for text in _texts(part)]
