@@ -56,7 +56,9 @@ class Run(Section):
 
     experts: PositiveInt | None = None
     """So many experts of the source `base`, one per coarse cluster."""
-    only: list[Annotated[str, Field(pattern=r"^expert-\d+$")]] | None = None
+    expert: dict[str, Any] = Field(default={})
+    """What each of its experts has beside its cluster, such as `epochs: 10`."""
+    only: Annotated[list[Annotated[str, Field(pattern=r"^expert-[0-9]{1,6}$")]], Field(min_length=1)] | None = None
     """Train and route to these experts alone."""
     starts_from: Of | None = None
     """`[RUN, MODEL]`: this run's seed is that model of another run with the same random seed; `merged` is the mean of
@@ -132,9 +134,11 @@ class Experiment(Section):
                 if label not in self.rows:
                     raise ValueError(f"compare.{number}: no row is called '{label}'")
         known: set[str] = set()
-        for name, run in self.runs.items():
-            if run.starts_from and run.starts_from.run not in known:
-                raise ValueError(f"runs.{name}: starts from '{run.starts_from.run}', which is no run above it")
+        for name, own in self.runs.items():
+            if own.expert and not (own.only or own.experts or self.experts):
+                raise ValueError(f"runs.{name}.expert: of which experts? give `experts`, how many, or `only`")
+            if own.starts_from and own.starts_from.run not in known:
+                raise ValueError(f"runs.{name}: starts from '{own.starts_from.run}', which is no run above it")
             known.add(name)
         for place in self.figure.x if self.figure else ():
             if place not in self.runs:
@@ -167,12 +171,9 @@ class Experiment(Section):
         experts = own.experts or self.experts
         if experts:
             values["clustering.coarse"] = experts
-            values["experts"] = {f"expert-{cluster}": _expert(cluster) for cluster in range(experts)}
-        if own.only is not None:
-            every = values.get("experts") or {
-                name: {"source": "base", "cluster": int(name.rpartition("-")[2])} for name in own.only
-            }
-            values["experts"] = {name: every[name] for name in own.only}
+        names = own.only or [f"expert-{cluster}" for cluster in range(experts or 0)]
+        if names:
+            values["experts"] = {name: _expert(name) | own.expert for name in names}
         if self.variants:
             values["variants.arms"] = self.variants
         if seed_model is not None:
@@ -204,8 +205,9 @@ def load_experiment(path: Path) -> Experiment:
         raise ModeError(f"{path}: {f'{where}: ' if where else ''}{message}") from None
 
 
-def _expert(cluster: int) -> dict[str, Any]:
-    return {"source": "base", "cluster": cluster}
+def _expert(name: str) -> dict[str, Any]:
+    """`expert-2` of the source `base` has its cluster 2."""
+    return {"source": "base", "cluster": int(name.rpartition("-")[2])}
 
 
 def _filled(value: Any, data: Mapping[str, Path]) -> Any:
