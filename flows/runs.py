@@ -283,23 +283,45 @@ class Runner:
 def set_params(overrides: Mapping[str, Any]) -> list[str]:
     """Arguments of `dvc exp run` in Hydra's grammar; a section is replaced, not merged.
 
+    Raises:
+        ModeError: a value that cannot be passed on.
+
     >>> set_params({"clustering.coarse": 2, "full": ["expert-0"]})
     ['-S', '++clustering.coarse=2', '-S', '++full=["expert-0"]']
     """
     arguments = []
     for key, value in overrides.items():
+        try:
+            written = _hydra(value)
+        except ValueError as error:
+            raise ModeError(f"{key}: {error}") from None
         if isinstance(value, dict):
-            arguments += ["-S", f"~{key}"]
-        arguments += ["-S", f"++{key}={_hydra(value)}"]
+            arguments += ["-S", f"++{key}=null"]  # whatever is there goes
+        arguments += ["-S", f"++{key}={written}"]
     return arguments
 
 
 def _hydra(value: Any) -> str:
+    """A value in Hydra's grammar, https://hydra.cc/docs/advanced/override_grammar/basic. `ValueError`: it has none."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_hydra(each)}" for key, each in value.items()) + "}"
+        return "{" + ",".join(f"{_hydra_key(str(key))}:{_hydra(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_hydra, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        if "${" in value:
+            raise ValueError(f"'{value}': `${{` cannot be passed on to DVC")
+        # A backslash is itself there, but before a quote.
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), value) + '"'
+    if isinstance(value, float) and "." not in repr(value):
+        # DVC writes 1e-06, which is a text in YAML.
+        raise ValueError(f"{value!r} cannot be passed on to DVC: write it in params.yaml")
+    return json.dumps(value)
+
+
+def _hydra_key(key: str) -> str:
+    if not re.fullmatch(r"[\w/\-+.$%*@?|\\()\[\]{}:=, \t]+", key, re.ASCII):
+        raise ValueError(f"'{key}' cannot be passed on to DVC as a key: letters, digits and /-+.%*@?|()[]{{}}:=, can")
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key)
 
 
 def _variants(paths: Paths) -> Results | None:
@@ -445,15 +467,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ModeError(f"{options.name}: no run is called '{unknown[0]}'", ", ".join(experiment.runs))
         seeds = options.seeds or (experiment.seeds[:1] if options.quick else None)
         content = yaml.safe_load(paths.params_file.read_text(encoding="utf-8"))
-        runs = plan_runs(
-            options.name,
-            experiment,
-            content,
-            folders(options.data),
-            seeds,
-            options.quick,
-            partial(kept_model, paths),
-        )
+        kept = partial(kept_model, paths)
+        runs = plan_runs(options.name, experiment, content, folders(options.data), seeds, options.quick, kept)
+        for run in runs:
+            set_params(run.overrides)  # here, and not when the run's turn has come
         runner = Runner(root, options.name, experiment, runs, options.quick, options.keep)
         chosen = [run for run in runs if not options.runs or run.run in options.runs]
         places = places_for("auto", options.jobs or cores(), 1, root)[: options.jobs]
