@@ -176,10 +176,11 @@ class Experiment(Section):
             values["experts"] = {name: _expert(name) | own.expert for name in names}
         if self.variants:
             values["variants.arms"] = self.variants
-        if seed_model is not None:
+        values |= self.set
+        if seed_model is not None:  # which brings its architecture, and has no schedule to go on with
             values |= {"seed": {"from": "pretrained", "name": f"local-dir:{seed_model}"}, "model": {}, "image": {}}
             values |= {"training.seed_epochs": 0}
-        values |= self.set | own.set | (self.quick.set if quick else {})
+        values |= own.set | (self.quick.set if quick else {})
         return {key: _filled(value, data) for key, value in values.items()}
 
 
