@@ -14,7 +14,7 @@ TRAININGS = frozenset(role.name for role in roles.TRAINED)
 #: Failing stages of these groups do not stop what comes after them.
 DISPENSABLE = frozenset(role.name for role in roles.ROLES if role.dispensable)
 #: Groups that compute with torch: each takes a device. The others only need a core or two.
-ON_DEVICE = TRAININGS | {roles.ENSEMBLE.name, "embedder", "embed", "evaluate"}
+ON_DEVICE = TRAININGS | {roles.ENSEMBLE.name, "embedder", "embed", "evaluate", "variants"}
 
 
 @dataclass

@@ -94,7 +94,7 @@ def test_a_changed_expert_reruns_that_expert_and_what_follows(finished_project: 
     changed["experts"]["expert-1"]["lr"] = 0.001
     finished_project.set_params(changed)
     try:
-        assert finished_project.stages_to_run() == {"expert@expert-1", "ensemble", "evaluate", "report"}
+        assert finished_project.stages_to_run() == {"expert@expert-1", "ensemble", "evaluate", "variants", "report"}
     finally:
         finished_project.set_params(before)
     assert finished_project.stages_to_run() == set()

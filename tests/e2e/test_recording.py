@@ -108,6 +108,22 @@ def test_every_stage_declares_all_that_it_reads(finished_project: SmallProject) 
     assert "models/seed/open_clip_model.safetensors" in seen["dense"]["files"]
 
 
+def test_variants_declare_all_that_they_read(finished_project: SmallProject, tmp_path: Path) -> None:
+    """By default the stage has nothing to do."""
+    project = SmallProject(tmp_path / "project")
+    shutil.copytree(finished_project.root, project.root, symlinks=True)
+    content = project.params()
+    content["variants"]["arms"] = ["top-1", "merged-seed-0.3", "published", "coarse", "by-class", "by-range", "probe"]
+    project.set_params(content)
+    assert project.stages_to_run() == {"variants"}
+    seen = record(project, "variants")["variants"]
+    assert undeclared(seen, declarations(project.root)["variants"]) == []
+    assert "src/mode/evaluation/arms.py" in seen["code"]
+    assert "top-1" in project.run("mode", "results", "--variants").stdout
+    figures = json.loads((project.root / "reports/variants.json").read_text())
+    assert list(figures["zeroshot"]["mean"])[:3] == ["top-1", "merged-seed-0.3", "published"]
+
+
 #: `index`, and beside it what dvc.yaml does not name for it.
 PLANTED = """
 import sys

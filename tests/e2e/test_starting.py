@@ -33,7 +33,7 @@ STAGES = {
         "seed",
         "dense",
     ),
-    *("dense-long", "expert@expert-0", "expert@expert-1", "ensemble", "evaluate", "report"),
+    *("dense-long", "expert@expert-0", "expert@expert-1", "ensemble", "evaluate", "variants", "report"),
 }
 
 
@@ -106,7 +106,7 @@ def test_an_upgrade_runs_what_other_code_computes(installed: Path, started: Smal
         assert "this project is of another mode 0.1.0 than the one installed (other code: ensemble)" in line
         assert "other code: ensemble\n" in started.run("mode", "init", "--upgrade", ".").stdout
         # The built-in tasks take moments, and depend on the file as a whole.
-        changed = {"tasks", "ensemble", "evaluate", "report"}
+        changed = {"tasks", "ensemble", "evaluate", "variants", "report"}
         assert json.loads(started.run("dvc", "status", "--json").stdout).keys() == changed | {"names"}
         assert started.stages_to_run() == changed
     finally:
