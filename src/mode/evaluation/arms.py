@@ -20,7 +20,7 @@ from mode.errors import ModeError
 from mode.evaluation.growth import steps
 from mode.evaluation.probes import dense_models, probe_rows
 from mode.evaluation.tasks import Task
-from mode.params import Arm, View, parse_arm
+from mode.params import Arm, RoutingParams, View, parse_arm
 
 #: The oracle: of each task the expert that does best on it.
 BEST_BY_LABEL = "best-by-label"
@@ -188,7 +188,9 @@ class Arms:
         kinds = {arm.kind for arm in self.arms.values()}
         router, routing = self.router, self.router.routing
         others: dict[str, Router] = {
-            kind: replace(router, routing=routing.model_copy(update={"kind": kind, "retrieval": None}))
+            kind: replace(
+                router, routing=RoutingParams(kind=kind, divisor=routing.divisor, bandwidth=routing.bandwidth)
+            )
             for kind in ("published", "paper")
             if kind in kinds
         }
