@@ -128,8 +128,9 @@ def provenance(chapter: Chapter) -> list[tuple[str, str]]:
 
 
 def sentences(chapter: Chapter) -> list[str]:
-    """What each comparison says of the ordering that was expected."""
-    return [_sentence(claim, bool(chapter.definition.item)) for claim in chapter.claims]
+    """Whether each ordering that was expected is found."""
+    of_paper = bool(chapter.definition.item)
+    return [_sentence(claim, of_paper) for claim in chapter.claims if claim.compared.expect]
 
 
 def warnings(chapter: Chapter) -> list[str]:
@@ -207,8 +208,6 @@ def _sentence(claim: Claim, of_paper: bool) -> str:
         return f"{claimed(claim)}: not measured."
     extent = f"95% interval {interval(found)}" if not math.isnan(found.low) else "no interval"
     figures = f"{signed(found.mean)} points, {extent}; {measured_on(found)}"
-    if not claim.compared.expect:
-        return f"{claimed(claim)}: {judged(found)} ({figures})."
     whose = "the paper's ordering" if of_paper else "the expected ordering"
     undecided = f"whether {whose} holds here is undecided"
     verdict = undecided if claim.ordering == "undecided" else f"{whose} {claim.ordering} here"
