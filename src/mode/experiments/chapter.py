@@ -82,6 +82,16 @@ class Chapter:
         return next((line for line in self.lines if line.of.arm == DENSE.name), None)
 
     @property
+    def measured_lines(self) -> list[Line]:
+        """Rows that there is a figure of."""
+        return [line for line in self.lines if line.seeds]
+
+    @property
+    def measured_claims(self) -> list[Claim]:
+        """Comparisons of which both rows have figures."""
+        return [claim for claim in self.claims if claim.difference.pairs]
+
+    @property
     def seeds(self) -> list[int]:
         """Random seeds that there are results of."""
         return sorted({int(seed) for seed in self.table.frame["random_seed"]})

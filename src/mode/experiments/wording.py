@@ -33,7 +33,7 @@ class Sheet(NamedTuple):
 
 
 def overview(chapters: Sequence[Chapter]) -> Sheet:
-    """Every claim of every experiment, with the word on it."""
+    """Every claim of every experiment that was measured, with the word on it."""
     return Sheet(
         ["experiment", "of the paper", "claim", "difference, points", "word", "expected ordering"],
         [
@@ -46,7 +46,7 @@ def overview(chapters: Sequence[Chapter]) -> Sheet:
                 Cell(claim.ordering or DASH),
             ]
             for chapter in chapters
-            for claim in chapter.claims
+            for claim in chapter.measured_claims
         ],
     )
 
@@ -74,7 +74,7 @@ def rows_sheet(chapter: Chapter) -> Sheet:
                 Cell(DASH if math.isnan(line.models) else f"{line.models:.3g}"),
                 Cell(str(line.seeds)),
             ]
-            for line in chapter.lines
+            for line in chapter.measured_lines
         ],
     )
 
@@ -106,7 +106,7 @@ def claims_sheet(chapter: Chapter) -> Sheet:
                 Cell(plain(claim.difference.sd)),
                 Cell(measured_on(claim.difference)),
             ]
-            for claim in chapter.claims
+            for claim in chapter.measured_claims
         ],
     )
 
@@ -130,7 +130,7 @@ def provenance(chapter: Chapter) -> list[tuple[str, str]]:
 def sentences(chapter: Chapter) -> list[str]:
     """Whether each ordering that was expected is found."""
     of_paper = bool(chapter.definition.item)
-    return [_sentence(claim, of_paper) for claim in chapter.claims if claim.compared.expect]
+    return [_sentence(claim, of_paper) for claim in chapter.measured_claims if claim.compared.expect]
 
 
 def warnings(chapter: Chapter) -> list[str]:
@@ -144,7 +144,8 @@ def warnings(chapter: Chapter) -> list[str]:
             for metric, figures in line.figures.items()
             if figures.left_out
         ]
-        said += [f"{line.label}: not measured."] if not line.seeds else []
+    if waiting := [line.label for line in chapter.lines if not line.seeds]:
+        said.append(f"Not measured yet: {', '.join(waiting)}.")
     return said
 
 
@@ -204,8 +205,6 @@ def plain(points: float) -> str:
 
 def _sentence(claim: Claim, of_paper: bool) -> str:
     found = claim.difference
-    if not found.pairs:
-        return f"{claimed(claim)}: not measured."
     extent = f"95% interval {interval(found)}" if not math.isnan(found.low) else "no interval"
     figures = f"{signed(found.mean)} points, {extent}; {measured_on(found)}"
     whose = "the paper's ordering" if of_paper else "the expected ordering"
