@@ -10,6 +10,7 @@ from mode.errors import ModeError
 from mode.experiments.chapter import Chapter, work_out
 from mode.experiments.definition import load_experiment
 from mode.experiments.findings import read_findings
+from mode.experiments.wording import warnings
 from mode.paths import Paths
 
 
@@ -51,6 +52,9 @@ def test_a_row_that_is_not_there_yet_is_not_measured(project: Paths) -> None:
     assert found.lines[3].seeds == 0
     assert math.isnan(found.lines[3].samples)
     assert [claim.ordering for claim in found.claims] == ["does not hold", "not measured", ""]
+    assert [line.label for line in found.measured_lines] == [line.label for line in found.lines if line.seeds]
+    assert len(found.measured_claims) == 2
+    assert warnings(found) == ["Not measured yet: MoDE 8x."]
 
 
 def test_an_experiment_without_metrics_is_refused(project: Paths) -> None:
