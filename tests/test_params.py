@@ -13,6 +13,10 @@ MINIMAL = {
 }
 
 
+#: Embedding with this project's seed.
+SEEING = {"kind": "seed", "made_from": "models/seed"}
+
+
 def changed(**sections: object) -> dict[str, object]:
     return {**MINIMAL, **sections}
 
@@ -74,6 +78,13 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(embedding={"fit_on": "base"}), "embedding.fit_on: is now embedding.made_from"),
         (changed(embedding={"view": "image"}), "view 'image' needs kind 'seed': `lsa` embeds captions alone"),
         (changed(embedding={"kind": "open_clip", "name": "a:b", "view": "both"}), "view 'both' needs kind 'seed'"),
+        (
+            changed(embedding={**SEEING, "view": "image"}, routing={"kind": "paper"}),
+            "'image' weighs the experts by each image: it needs routing.kind 'calibrated' and",
+        ),
+        (changed(embedding={**SEEING, "view": "image"}, routing={"kind": "evidence"}), "not 'evidence' and 'query'"),
+        (changed(embedding={**SEEING, "view": "image"}, routing={"retrieval": "together"}), "and 'together'"),
+        (changed(embedding={**SEEING, "view": "image"}, routing={"retrieval": "paper"}), "'calibrated' and 'paper'"),
         (changed(embedding={"view": "sound"}), "embedding.view: Input should be 'text', 'image' or 'both'"),
         (changed(training={"threads": 1}), "training.threads: is now machine.threads"),
         (

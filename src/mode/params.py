@@ -685,6 +685,11 @@ class Params(Section):
         if not self.sources:
             raise ValueError("sources: at least one is needed")
         self._seed_and_model_agree()
+        if self.embedding.view == "image" and (self.routing.kind, self.routing.protocol) != ("calibrated", "query"):
+            raise ValueError(
+                "embedding.view: 'image' weighs the experts by each image: it needs routing.kind 'calibrated' and"
+                f" routing.retrieval 'query', not '{self.routing.kind}' and '{self.routing.protocol}'"
+            )
         for key, source in (("embedding.made_from", self.embedding.fit_on), ("training.source", self.training.source)):
             if source is not None and source not in self.sources:
                 raise ValueError(f"{key}: no source is called '{source}'")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from mode.clip.model import Clip, save_model
 from mode.embedding.lsa import LsaEmbedder
+from mode.embedding.open_clip import OpenClipEmbedder
 from mode.ensemble.combine import QueryWeights
 from mode.ensemble.router import Router
 from mode.errors import ModeError
@@ -27,6 +28,7 @@ from mode.evaluation.scores import classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_task
 from mode.params import MachineParams, RoutingParams
 from mode.results import Results
+from tests.evaluation.conftest import COLOURS, draw
 
 CPU = MachineParams(device="cpu", inference_batch=16)
 
@@ -301,6 +303,44 @@ class TestEvaluate:
         folder = folders.classification("colours", [i % 6 for i in range(12)])
         figures = evaluate_tasks({"seed": clips["seed"]}, router, [folder], CPU).details["colours"]
         assert figures["uniform"] == figures["ensemble"] == figures["seed"]
+
+    def test_every_image_is_routed_by_itself_if_the_clusters_are_of_images(
+        self, folders: Any, clips: dict[str, Clip]
+    ) -> None:
+        """Against loops: weights of each image from the router's own model, for classes and both ways of retrieval."""
+        eyes = OpenClipEmbedder(clips["seed"], "seed", view="image", device="cpu")
+        seen = [torch.stack([eyes.preprocess.pixels(draw(COLOURS[c], n)) for n in range(8)]) for c in range(6)]
+        centres = [eyes.encode_images(pixels).mean(axis=0) for pixels in seen]
+        conditions = {"expert-0": np.stack(centres[:2]), "expert-1": np.stack(centres[2:])}
+        router = Router(conditions, eyes, RoutingParams(), temperature=0.02)
+        tasks = [folders.classification("colours", [i % 6 for i in range(24)]), folders.retrieval("captions", 12)]
+        found = evaluate_tasks(clips, router, tasks, CPU)
+        for folder in tasks:
+            task = open_task(folder)
+            cosines = {name: by_hand(clip, task) for name, clip in clips.items()}
+            weights = []
+            for image in task.images:
+                vector = eyes.encode_images(eyes.preprocess.pixels(Image.open(io.BytesIO(image.read())))[None])[0]
+                nearest = [min(((vector - c) ** 2).sum() for c in each) for each in conditions.values()]
+                odds = np.exp(-np.array(nearest) / 0.02)
+                weights.append(odds / odds.sum())
+            by_image = np.array(weights)
+            assert by_image.std(axis=0).min() > 0.02
+            assert list(found.routing[task.name].values()) == pytest.approx(by_image.mean(axis=0), abs=1e-4)
+            matrix = by_image[:, :1] * cosines["expert-0"] + by_image[:, 1:] * cosines["expert-1"]
+            if task.kind == "classification":
+                expected = (matrix.argmax(axis=1) == task.labels).mean()
+                assert found.zeroshot.tasks["colours"]["ensemble"] == pytest.approx(expected)
+            else:
+                figures = found.retrieval.tasks["captions"]["ensemble"]
+                hits = [(task.owners[np.argsort(-row)[:5]] == i).any() for i, row in enumerate(matrix)]
+                assert figures["text_recall@5"] == pytest.approx(np.mean(hits))
+                hits = [task.owners[text] in np.argsort(-column)[:5] for text, column in enumerate(matrix.T)]
+                assert figures["image_recall@5"] == pytest.approx(np.mean(hits))
+        grown = found.growth.tasks["colours"]
+        figures = found.zeroshot.tasks["colours"]
+        assert (grown.by_task[0], grown.by_task[2]) == (figures["seed"], figures["ensemble"])
+        assert set(figures) == {*clips, "uniform", "ensemble"}
 
     def test_growth_begins_with_the_seed_and_ends_with_the_ensemble(
         self, folders: Any, clips: dict[str, Clip], router: Router

@@ -12,19 +12,20 @@ import pytest
 
 from mode.clip.model import Clip
 from mode.embedding.lsa import LsaEmbedder
+from mode.embedding.open_clip import OpenClipEmbedder
 from mode.ensemble.model import Ensemble
 from mode.ensemble.router import Router
 from mode.ensemble.rules import largest_first
 from mode.errors import ModeError
 from mode.evaluation import features
-from mode.evaluation.arms import Routed, range_order
+from mode.evaluation.arms import OF_IMAGES, Routed, range_order
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.features import encode_metadata, encode_tasks
 from mode.evaluation.tasks import Task, open_task
 from mode.evaluation.variants import evaluate_variants
-from mode.params import MachineParams, RoutingParams, parse_params
+from mode.params import MachineParams, RoutingParams, parse_arm, parse_params
 from mode.results import Cost, Results
-from tests.evaluation.conftest import TaskFolders
+from tests.evaluation.conftest import COLOURS, TaskFolders, draw
 
 CPU = MachineParams(device="cpu", inference_batch=16)
 CAPTIONS = ["a red spot", "yellow paper", "white photo", "red yellow white", "dark grey photo", "blue spot",
@@ -234,6 +235,37 @@ def test_an_untrained_expert_is_stood_in_for(clips: dict[str, Clip], router: Rou
     plain = evaluate_tasks(there, router, tasks, CPU)
     assert same(figures(found, "top-2"), figures(plain, "ensemble"))
     assert same(figures(found, "by-range-2"), figures(plain, "ensemble"))
+
+
+class TestARouterOfImages:
+    @pytest.fixture
+    def by_image(self, clips: dict[str, Clip]) -> Router:
+        eyes = OpenClipEmbedder(clips["seed"], "seed", view="image", device="cpu")
+        seen = [eyes.encode_images(eyes.preprocess.pixels(draw(COLOURS[c], 0))[None]) for c in range(6)]
+        conditions = {"expert-0": np.concatenate(seen[:2]), "expert-1": np.concatenate(seen[2:])}
+        return Router(conditions, eyes, RoutingParams(), temperature=0.02)
+
+    def test_weighs_by_image_and_knows_the_best(
+        self, clips: dict[str, Clip], by_image: Router, tasks: list[Task]
+    ) -> None:
+        widest = range_order(by_image.conditions)[0]
+        plain = evaluate_tasks(clips, by_image, tasks, CPU)
+        fewer = evaluate_tasks({name: clips[name] for name in ("seed", widest)}, by_image, tasks, CPU)
+        found = evaluate_variants(clips, by_image, tasks, CPU, ["by-range", "best-by-label", "probe"])
+        assert same(figures(found, "by-range-1"), figures(fewer, "ensemble"))
+        assert same(figures(found, "by-range-2"), figures(plain, "ensemble"))
+        for task, models in plain.zeroshot.tasks.items():
+            assert found.zeroshot.tasks[task]["best-by-label"] == max(models["expert-0"], models["expert-1"])
+        # The router looks at an image as well.
+        assert [found.encoders[row] for row in ("by-range-1", "by-range-2", "best-by-label")] == [3, 3, 1]
+        assert "probe zero-shot concatenated" in found.zeroshot.mean
+
+    @pytest.mark.parametrize("arm", [arm for arm in ARMS if parse_arm(arm).kind not in OF_IMAGES])
+    def test_has_no_words_for_other_arms(
+        self, clips: dict[str, Clip], by_image: Router, tasks: list[Task], arm: str
+    ) -> None:
+        with pytest.raises(ModeError, match=f"arms: {arm}: experts weighed by each image have no words"):
+            evaluate_variants(clips, by_image, tasks, CPU, ["by-range", arm])
 
 
 class TestBadInput:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mode.clip.model import build_model, save_model
+import mode
+from mode.clip.model import build_model, load_model, save_model
 from mode.clustering.assignment import Assignment
 from mode.clustering.hierarchy import Clusters
-from mode.params import View, parse_params
+from mode.data.glyphs.dataset import write_glyph_tasks
+from mode.ensemble.router import Router
+from mode.errors import ModeError
+from mode.params import RoutingParams, View, parse_params
+from mode.results import Results
 from mode.stages import preparation as stages
+from mode.stages.evaluation import ensemble, evaluate, variants
 from mode.stages.project import Project
 from mode.vectors import load_vectors
+from tests.evaluation.conftest import TaskFolders
 
 PARAMS = {
     "sources": {"base": {"shards": "glyphs"}},
@@ -29,8 +37,11 @@ PARAMS = {
     },
     "image": {"size": 16},
     "clustering": {"fine": 6, "coarse": 2},
+    "variants": {"arms": ["top-1", "by-range", "best-by-label"]},
     "machine": {"device": "cpu", "inference_batch": 16},
 }
+#: Of an untrained model, as its card has it.
+COST = {"samples_seen": 0, "flops": 0.0, "seconds": 0.0}
 
 
 def prepared(root: Path, view: View, captions: list[str]) -> Project:
@@ -38,7 +49,7 @@ def prepared(root: Path, view: View, captions: list[str]) -> Project:
     embedding = {"kind": "seed", "made_from": "models/seed", "view": view}
     project = Project(root, parse_params({**PARAMS, "embedding": embedding}))
     seed = build_model(project.params.model, project.params.image, captions, 0)
-    save_model(project.model("seed"), seed, {"own": {}, "total": {}})
+    save_model(project.model("seed"), seed, {"own": COST, "total": COST})
     stages.data(project, "base")
     stages.index(project, "base")
     stages.embedder(project)
@@ -60,3 +71,42 @@ def test_clusters_of_what_the_view_asks_for(
     found = Assignment.load(project.assignment("base"))
     distances = np.linalg.norm(vectors[:, None].astype(np.float64) - clusters.fine_centres[None], axis=2)
     np.testing.assert_allclose(found.distance, distances.min(axis=1), atol=1e-5)
+
+    for number in range(2):
+        save_model(project.model(f"expert-{number}"), load_model(project.model("seed")), {"own": COST, "total": COST})
+    ensemble(project)
+    by_image = view == "image"
+    assert ("calibrated routing by image, temperature" in capsys.readouterr().out) == by_image
+    router = Router.load(project.ensemble)
+    assert router.by_image == by_image
+    assert router.temperature is not None
+    folders = tmp_path / "tasks"
+    write_glyph_tasks(project.params.glyphs, folders, 0, workers=1)
+    some = [*sorted(folders.iterdir())[:2], TaskFolders(folders).retrieval("captions", 6)]
+    project.task_list.parent.mkdir(parents=True, exist_ok=True)
+    project.task_list.write_text(json.dumps([str(folder.relative_to(tmp_path)) for folder in some]))
+    evaluate(project)
+    results = Results.load(project.metrics)
+    assert results.provenance["retrieval_protocol"] == ("image" if by_image else "query")
+    for task in results.routing.values():
+        assert sum(task.values()) == pytest.approx(1)
+    assert results.zeroshot.mean["ensemble"] == results.zeroshot.mean["seed"]  # the experts are copies of it
+    capsys.readouterr()
+    variants(project)
+    needing_words = "variants: left out top-1: they need words, and embedding.view is 'image'\n"
+    assert (needing_words in capsys.readouterr().out) == by_image
+    found = Results.load(project.variants).zeroshot
+    assert list(found.mean) == [*([] if by_image else ["top-1"]), "by-range-1", "by-range-2", "best-by-label"]
+    assert set(found.mean.values()) == {results.zeroshot.mean["seed"]}
+    if by_image:
+        with pytest.raises(ModeError, match="weighed by each image"):
+            mode.load(tmp_path / "models").adapt(["white chess king"])
+    else:
+        assert set(mode.load(tmp_path / "models").adapt(["white chess king"]).weights) == {"expert-0", "expert-1"}
+        by_evidence = project.params.model_copy(update={"routing": RoutingParams(kind="evidence")})
+        ensemble(Project(tmp_path, by_evidence))
+        evidence = Router.load(project.ensemble).evidence
+        assert evidence is not None
+        kept = evidence.vectors
+        assert [each.shape[1] for each in kept.values()] == [16, 16]
+        np.testing.assert_allclose(np.linalg.norm(kept["expert-0"].astype(float), axis=1), 1, atol=0.01)

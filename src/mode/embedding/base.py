@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Captions that are embedded, written and recorded as done together.
 BLOCK = 65_536
+#: What each half of a vector of view `both` is scaled by: two halves of length 1 then make a whole of length 1.
+HALF = 0.5**0.5
 
 #: Kind, which is also the module, and its class.
 _CLASSES = {"lsa": "LsaEmbedder", "transformers": "TransformersEmbedder", "open_clip": "OpenClipEmbedder"}
@@ -63,6 +65,15 @@ class Embedder(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the folder that `load_embedder` opens; it replaces an older one when it is complete."""
+
+
+def text_part(vectors: np.ndarray, view: View) -> np.ndarray:
+    """What can be compared with vectors of texts: of view `text` all, of `both` the texts' halves.
+
+    A half is scaled by 1 / `HALF`, so that a centre's is the mean of its captions' unit vectors, as a centre of
+    captions alone is.
+    """
+    return vectors[:, : vectors.shape[1] // 2] / np.float32(HALF) if view == "both" else vectors
 
 
 def build_embedder(

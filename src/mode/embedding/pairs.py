@@ -20,7 +20,7 @@ from mode.checksums import identity_of
 from mode.data.images import decode
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ImageFiles
-from mode.embedding.base import StoredEmbedder
+from mode.embedding.base import HALF, StoredEmbedder
 from mode.errors import ModeError
 from mode.parallel import in_order
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Pairs that are embedded, written and recorded as done together: minutes of work, where a block of captions is one.
 BLOCK = 8_192
-#: What each half of a vector of `both` is scaled by: two halves of length 1 then make a whole of length 1.
-HALF = 0.5**0.5
 
 
 @dataclass(frozen=True)

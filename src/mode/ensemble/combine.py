@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,7 @@ class QueryWeights:
 
     def of_texts(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
         """The ensemble's scores, texts from number `first` on looking for images; model -> cosines [rows, images]."""
-        rows = slice(first, first + len(next(iter(scores.values()))))
-        return self._combine(scores, lambda weights: weights[rows])
+        return _combine_rows(scores, self._in_use(), first)
 
     def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:  # noqa: ARG002
         """The ensemble's scores, images looking for texts; `scores`: model -> cosines [rows, texts]."""
@@ -87,17 +86,11 @@ class QueryWeights:
         if self.factor is None:
             return by_task
         guess = softmax(self.factor * by_task, axis=1)
-        return self._combine(scores, lambda weights: guess @ weights)
+        return _combine(scores, {name: (guess @ weights)[:, None] for name, weights in self._in_use().items()})
 
-    def _combine(
-        self,
-        scores: Mapping[str, NDArray[np.floating]],
-        of_rows: Callable[[NDArray[np.floating]], NDArray[np.floating]],
-    ) -> NDArray[np.floating]:
-        """`combine`, but with a weight for each row, made from those for each text."""
-        names = [name for name, weights in self.texts.items() if weights.any()]
-        total = weighted_sum((of_rows(self.texts[name])[:, None], scores[name]) for name in names)
-        return np.asarray(total, next(iter(scores.values())).dtype)
+    def _in_use(self) -> dict[str, NDArray[np.floating]]:
+        """`texts` of the models that have a weight in any."""
+        return {name: weights for name, weights in self.texts.items() if weights.any()}
 
 
 @dataclass(frozen=True)
@@ -112,18 +105,50 @@ class TextWeights:
 
     def of_texts(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
         """The ensemble's scores, texts from number `first` on looking for images; model -> cosines [rows, images]."""
-        rows = slice(first, first + len(next(iter(scores.values()))))
-        return self._combine({name: weights[rows, None] for name, weights in self.texts.items()}, scores)
+        return _combine_rows(scores, self.texts, first)
 
     def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:  # noqa: ARG002
         """The ensemble's scores, images looking for texts or classes; `scores`: model -> cosines [rows, texts]."""
-        return self._combine(self.texts, scores)
+        return _combine(scores, self.texts)
 
-    def _combine(
-        self, weights: Mapping[str, NDArray[np.floating]], scores: Mapping[str, NDArray[np.floating]]
-    ) -> NDArray[np.floating]:
-        total = weighted_sum((each, scores[name]) for name, each in weights.items())
-        return np.asarray(total, next(iter(scores.values())).dtype)
+
+@dataclass(frozen=True)
+class ImageWeights:
+    """Weights of every image of a task by itself, which its own vector gives; the texts have none.
+
+    Attributes:
+        images: model -> weight in each image, [images].
+    """
+
+    images: Mapping[str, NDArray[np.floating]]
+
+    def of_texts(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:  # noqa: ARG002
+        """The ensemble's scores, texts looking for images; `scores`: model -> cosines [rows, images]."""
+        return _combine(scores, self.images)
+
+    def of_images(self, first: int, scores: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floating]:
+        """The ensemble's scores of images from number `first` on; `scores`: model -> cosines [rows, texts]."""
+        return _combine_rows(scores, self.images, first)
+
+
+#: Weights of single texts, queries or images of a task.
+OneByOne: TypeAlias = QueryWeights | TextWeights | ImageWeights
+
+
+def _combine_rows(
+    scores: Mapping[str, NDArray[np.floating]], weights: Mapping[str, NDArray[np.floating]], first: int
+) -> NDArray[np.floating]:
+    """`combine` of rows from number `first` on, with a weight for each; `weights`: model -> those of all rows."""
+    rows = slice(first, first + len(next(iter(scores.values()))))
+    return _combine(scores, {name: each[rows, None] for name, each in weights.items()})
+
+
+def _combine(
+    scores: Mapping[str, NDArray[np.floating]], weights: Mapping[str, NDArray[np.floating]]
+) -> NDArray[np.floating]:
+    """`combine`, but with weights for single rows or columns, in the scores' type."""
+    total = weighted_sum((each, scores[name]) for name, each in weights.items())
+    return np.asarray(total, next(iter(scores.values())).dtype)
 
 
 def logit_factor(clips: Mapping[str, Clip], weights: Mapping[str, float]) -> float:

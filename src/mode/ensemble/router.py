@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mode.checksums import check_manifest, write_manifest
-from mode.embedding.base import Embedder, load_embedder
+from mode.embedding.base import Embedder, load_embedder, text_part
 from mode.ensemble.evidence import VECTORS, WORDS, Captions, Evidence
 from mode.ensemble.rules import (
     calibrate_temperature,
@@ -37,6 +38,9 @@ from mode.files import is_there, write_aside
 from mode.params import RoutingParams
 from mode.roles import SEED
 
+if TYPE_CHECKING:
+    from mode.embedding.open_clip import OpenClipEmbedder
+
 #: The model that stands in for an expert that is not trained yet: the one it branches from.
 STAND_IN = SEED.name
 #: The file by which a router's folder is known, and what lies beside it.
@@ -44,6 +48,8 @@ DESCRIPTION, _EMBEDDER = "ensemble.json", "embedder"
 _CONDITIONS, _IMAGES = "conditions.safetensors", "images.safetensors"
 #: Of the saved folder; one of another format is refused instead of read wrongly.
 _FORMAT = 1
+#: Of one whose conditions are of images: an older program would compare words with them.
+_FORMAT_OF_IMAGES = 2
 #: Texts embedded at once.
 _BLOCK = 4096
 
@@ -55,7 +61,8 @@ class Router:
     Attributes:
         conditions: expert's name -> fine centres float32 [k, d] of the cluster that it is trained on. The order is the
             experts' order everywhere.
-        embedder: the one that the captions were clustered with; d is its number of dimensions.
+        embedder: the one that the pairs were clustered with; d is its number of dimensions. If its view is `image`,
+            each image of a task is routed by itself (`image_weights`), and a task's words say nothing.
         routing: which rule, and its numbers.
         temperature: of the `calibrated` rule, in squared units of distance; `None` for the other rules.
         images: expert -> uint8 [k, 3, size, size], training images of its cluster in random order, that the
@@ -82,8 +89,11 @@ class Router:
     ) -> Router:
         """A router whose temperature, if its rule has one, is set from training captions.
 
+        Of centres and evidence of captions and images together (view `both`) the router keeps the captions' halves
+        (`text_part`), for a task's words can be compared with no other.
+
         Args:
-            conditions, embedder, routing: as in the class.
+            conditions, embedder, routing: as in the class; the embedder's view is not `image` (`fit_to_images`).
             captions: training captions of the sources that the experts stand for; of those,
                 `routing.calibration_captions` are drawn. Other rules than `calibrated` need none.
             random_seed: of that draw and of the words that are left out.
@@ -94,21 +104,44 @@ class Router:
             ModeError: no expert; a condition without centres or of another dimension than the embedder's; no caption
                 that the embedder knows a word of; or `evidence` that is not of these experts and this embedder.
         """
-        if not conditions:
-            raise ModeError("the ensemble has no expert", "name at least one under `experts`")
-        for name, centres in conditions.items():
-            if centres.ndim != 2 or not len(centres) or centres.shape[1] != embedder.dimensions:
-                raise ModeError(
-                    f"condition of expert '{name}': shape {centres.shape}, not [centres, {embedder.dimensions}]"
-                    f" of embedder '{embedder.name}'",
-                    "cluster again with this embedder",
-                )
+        _check_conditions(conditions, embedder)
+        evidence = evidence or {}
+        if embedder.view == "both":
+            conditions = {name: text_part(centres, "both") for name, centres in conditions.items()}
+            evidence = {name: Captions(texts, text_part(both, "both")) for name, (texts, both) in evidence.items()}
+            embedder = cast("OpenClipEmbedder", embedder).of_texts()
         router = cls(conditions, embedder, routing)
         if routing.kind == "evidence":
-            return replace(router, evidence=router._fitted_evidence(evidence or {}, random_seed))
+            return replace(router, evidence=router._fitted_evidence(evidence, random_seed))
         if routing.kind != "calibrated":
             return router
         return replace(router, temperature=router._fitted_temperature(captions, random_seed))
+
+    @classmethod
+    def fit_to_images(
+        cls,
+        conditions: Mapping[str, NDArray[np.float32]],
+        embedder: Embedder,
+        routing: RoutingParams,
+        whole: NDArray[np.float32],
+        partial: NDArray[np.float32],
+    ) -> Router:
+        """A router of images, whose temperature is set from training images as `fit` sets it from captions.
+
+        The temperature is that under which parts of images best predict which expert the whole images belong to.
+
+        Args:
+            conditions, embedder, routing: as in the class; the embedder's view is `image`, the rule `calibrated`.
+            whole: vectors of training images of the experts' sources, [n, d], n at least 1.
+            partial: vectors of a part of each of them, [n, d] (`mode.ensemble.views`).
+
+        Raises:
+            ModeError: no expert, or a condition without centres or of another dimension than the embedder's.
+        """
+        _check_conditions(conditions, embedder)
+        assigned = class_distances(whole, conditions).distances.argmin(axis=1)
+        temperature = calibrate_temperature(class_distances(partial, conditions).distances, assigned)
+        return cls(conditions, embedder, routing, temperature)
 
     def _fitted_temperature(self, captions: Sequence[str], random_seed: int) -> float:
         """See `calibrate_temperature`."""
@@ -138,6 +171,11 @@ class Router:
         """Names of the experts."""
         return tuple(self.conditions)
 
+    @property
+    def by_image(self) -> bool:
+        """Whether each image weighs the experts by itself, and words say nothing."""
+        return self.embedder.view == "image"
+
     def weights(self, metadata: Sequence[Sequence[str]]) -> dict[str, float]:
         """p(expert | task), from the task's words alone.
 
@@ -149,8 +187,11 @@ class Router:
 
         Returns:
             Weight per expert, all positive or 0, of sum 1.
+
+        Raises:
+            ModeError: the clusters are of images, with which words cannot be compared.
         """
-        vectors = class_vectors(self.embedder, metadata)
+        vectors = self._class_vectors(metadata)
         if self.routing.kind == "evidence":
             found, known = self._by_evidence(metadata, vectors)
             mean = found[known].mean(axis=0).tolist() if known.any() else [*uniform_weights(self.experts).values()]
@@ -176,7 +217,7 @@ class Router:
 
     def class_weights(self, metadata: Sequence[Sequence[str]]) -> dict[str, NDArray[np.float64]]:
         """The same of every class by its prompts, expert -> [classes]; `metadata` as of `weights`."""
-        vectors = class_vectors(self.embedder, metadata)
+        vectors = self._class_vectors(metadata)
         known = vectors.any(axis=1)
         if self.routing.kind == "evidence":
             weights, known = self._by_evidence(metadata, vectors)
@@ -191,6 +232,13 @@ class Router:
         weights[~known] = 1 / len(self.experts)
         return dict(zip(self.experts, weights.T, strict=True))
 
+    def _class_vectors(self, metadata: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """See `class_vectors`; a router of images refuses words."""
+        if self.by_image:
+            advice = "`mode evaluate` weighs by image; to be routed by words, cluster with embedding.view text or both"
+            raise ModeError("these experts are weighed by each image, not by words", advice)
+        return class_vectors(self.embedder, metadata)
+
     def _by_evidence(
         self, metadata: Sequence[Sequence[str]], vectors: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -202,6 +250,13 @@ class Router:
     @staticmethod
     def _not_calibrated() -> ModeError:
         return ModeError("the router is not calibrated", "make it with Router.fit, or load a saved one")
+
+    def image_weights(self, vectors: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
+        """p(expert | image) of every image by itself, expert -> [n]; `vectors`: of view `image`, [n, d]."""
+        if not self.by_image or self.temperature is None:
+            raise ModeError("these experts are weighed by words, not by images", "see embedding.view")
+        weights = posteriors(class_distances(vectors, self.conditions), self.temperature)
+        return dict(zip(self.experts, weights.T, strict=True))
 
     def members(self, available: Collection[str]) -> dict[str, str]:
         """Expert -> the model that answers for it: its own, or the seed where it is not trained yet.
@@ -224,7 +279,7 @@ class Router:
         with write_aside(folder) as temporary:
             temporary.mkdir()
             description = {
-                "format": _FORMAT,
+                "format": _FORMAT_OF_IMAGES if self.by_image else _FORMAT,
                 "experts": list(self.experts),
                 "routing": self.routing.model_dump(),
                 "temperature": self.temperature,
@@ -253,8 +308,8 @@ class Router:
         check_manifest(folder, present)  # the embedder's folder has one of its own
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-            if description["format"] != _FORMAT:
-                raise ModeError(f"{folder}: format {description['format']}, this program reads {_FORMAT}")
+            if description["format"] not in (_FORMAT, _FORMAT_OF_IMAGES):
+                raise ModeError(f"{folder}: format {description['format']}, this program reads {_FORMAT_OF_IMAGES}")
             tensors = load_file(folder / _CONDITIONS)
             conditions = {name: tensors[name] for name in description["experts"]}
             routing = RoutingParams.model_validate(description["routing"])
@@ -267,6 +322,18 @@ class Router:
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}") from None
         return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images, evidence)
+
+
+def _check_conditions(conditions: Mapping[str, NDArray[np.float32]], embedder: Embedder) -> None:
+    if not conditions:
+        raise ModeError("the ensemble has no expert", "name at least one under `experts`")
+    for name, centres in conditions.items():
+        if centres.ndim != 2 or not len(centres) or centres.shape[1] != embedder.dimensions:
+            raise ModeError(
+                f"condition of expert '{name}': shape {centres.shape}, not [centres, {embedder.dimensions}]"
+                f" of embedder '{embedder.name}'",
+                "cluster again with this embedder",
+            )
 
 
 def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDArray[np.float32]:

@@ -176,6 +176,11 @@ def uniform_weights(experts: Sequence[str]) -> dict[str, float]:
     return {expert: 1 / len(experts) for expert in experts}
 
 
+def mean_weights(weights: Mapping[str, NDArray[np.floating]]) -> dict[str, float]:
+    """Expert -> the mean of its weights in single classes, texts or images, [n]."""
+    return {expert: float(each.mean()) for expert, each in weights.items()}
+
+
 def largest_first(weights: Mapping[str, float]) -> list[str]:
     """Experts by weight; equal ones stay in the given order.
 

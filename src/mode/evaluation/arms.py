@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from mode.clip.model import Clip
 from mode.embedding.base import Embedder
-from mode.ensemble.combine import QueryWeights, TextWeights, by_model, logit_factor
+from mode.ensemble.combine import ImageWeights, OneByOne, QueryWeights, TextWeights, by_model, logit_factor
 from mode.ensemble.merge import merge_on_kept
 from mode.ensemble.router import STAND_IN, Router
-from mode.ensemble.rules import keep_share, keep_top, uniform_weights
+from mode.ensemble.rules import keep_share, keep_top, mean_weights, uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.growth import steps
 from mode.evaluation.probes import dense_models, probe_rows
@@ -24,6 +24,8 @@ from mode.params import Arm, RoutingParams, View, parse_arm
 
 #: The oracle: of each task the expert that does best on it.
 BEST_BY_LABEL = "best-by-label"
+#: Kinds of arms that need no words: those of a router of images.
+OF_IMAGES = ("by-range", BEST_BY_LABEL, "probe")
 #: Images in a batch that BatchNorm statistics of a merged model are estimated on, whatever `machine` says: the mean
 #: over other batches is another mean. As `mode.load` has it on a CPU.
 MERGE_BATCH = 64
@@ -35,42 +37,50 @@ class Mixture:
 
     Attributes:
         weights: model -> weight in the task as a whole.
-        by_text: weights of its classes, texts or queries by themselves, in place of these.
+        one_by_one: weights of its classes, texts, queries or images by themselves, in place of these.
     """
 
     weights: Mapping[str, float]
-    by_text: QueryWeights | TextWeights | None = None
+    one_by_one: OneByOne | None = None
 
     @property
     def encoders(self) -> int:
-        """Image encoders that run for an image."""
-        if isinstance(self.by_text, TextWeights):
-            return sum(bool((weights > 0).any()) for weights in self.by_text.texts.values())
+        """Image encoders that run for an image, that of a router of images among them."""
+        match self.one_by_one:
+            case TextWeights(texts):
+                return sum(bool((weights > 0).any()) for weights in texts.values())
+            case ImageWeights(images):
+                return 1 + sum(bool((weights > 0).any()) for weights in images.values())
         return sum(weight > 0 for weight in self.weights.values())
 
 
 @dataclass(frozen=True)
 class Routed:
-    """What a router makes of a task's words.
+    """What a router makes of a task.
 
     Attributes:
         weights: expert -> weight in the task.
         texts: expert -> weight in each text of a retrieval task, [texts]; None: one weight for all of them.
+        images: expert -> weight in each image, [images]; None: the router is one of words.
     """
 
     weights: dict[str, float]
-    texts: dict[str, NDArray[np.float64]] | None
+    texts: dict[str, NDArray[np.float64]] | None = None
+    images: dict[str, NDArray[np.float64]] | None = None
 
     @classmethod
-    def by(cls, router: Router, task: Task) -> Routed:
-        """As the router's rule has it for such a task."""
+    def by(cls, router: Router, task: Task, images: NDArray[np.floating] | None = None) -> Routed:
+        """As the router's rule has it for such a task; `images`: of a router of images, the task's vectors [n, d]."""
+        if images is not None:
+            by_image = router.image_weights(images)
+            return cls(mean_weights(by_image), images=by_image)
         by_query = task.kind == "retrieval" and router.routing.by_query
         return cls(router.weights(task.prompts), router.text_weights(task.texts) if by_query else None)
 
     def among(self, weights: dict[str, float]) -> Routed:
         """With these weights in the task, and in each text with the experts alone that have one there."""
         if self.texts is None:
-            return Routed(weights, None)
+            return Routed(weights)
         kept = [expert for expert, weight in weights.items() if weight > 0]
         total = np.sum([self.texts[expert] for expert in kept], axis=0)
         texts = {
@@ -85,6 +95,8 @@ class Routed:
     def mixture(self, members: Mapping[str, str], clips: Mapping[str, Clip]) -> Mixture:
         """Of models; `members` is expert -> the model that answers for it."""
         weights = by_model(members, self.weights)
+        if self.images is not None:
+            return Mixture(weights, ImageWeights(by_model(members, self.images)))
         if self.texts is None:
             return Mixture(weights)
         return Mixture(weights, QueryWeights(weights, by_model(members, self.texts), logit_factor(clips, weights)))
@@ -100,8 +112,8 @@ class Arms:
         captions, random_seed: as of `Router.fit`, which `coarse` calls.
 
     Raises:
-        ModeError: an arm that needs the seed where there is none; `by-class` with a rule that gives no class weights; a
-            model with the name of a variant.
+        ModeError: an arm that needs the seed where there is none, or words where the router is one of images;
+            `by-class` with a rule that gives no class weights; a model with the name of a variant.
         ValueError: no such arm.
     """
 
@@ -109,6 +121,9 @@ class Arms:
         self, names: Sequence[str], router: Router, available: Sequence[str], captions: Sequence[str], random_seed: int
     ) -> None:
         self.arms: dict[str, Arm] = {name: parse_arm(name) for name in names}
+        if unfit := without_words(names, router):
+            advice = f"leave them out; without words there are {', '.join(OF_IMAGES)}"
+            raise ModeError(f"variants.arms: {', '.join(unfit)}: experts weighed by each image have no words", advice)
         self.router = replace(router, embedder=_Remembering(router.embedder))
         self.members = router.members(available)
         self.order = range_order(router.conditions)
@@ -154,9 +169,8 @@ class Arms:
         dense = dense_models(self._available) if "probe" in kinds else []
         return [*dict.fromkeys([*seed, *dense, *self.experts])]
 
-    def mixtures(self, task: Task, clips: Mapping[str, Clip]) -> dict[str, Mixture]:
-        """Of the arms that are one, in a task."""
-        routed = Routed.by(self.router, task)
+    def mixtures(self, task: Task, routed: Routed, clips: Mapping[str, Clip]) -> dict[str, Mixture]:
+        """Of the arms that are one, in a task; `routed`: what `router` makes of it."""
         found: dict[str, Mixture] = {}
         for name, arm in self.arms.items():
             found |= self._mixtures(name, arm, task, routed, clips)
@@ -164,11 +178,12 @@ class Arms:
 
     def merged(self, clips: Mapping[str, Clip], task: Task | None = None) -> dict[str, Clip]:
         """Models that a task merges by its weights; without a task those that are the same for all."""
-        if task is None:
-            routed, kinds = uniform_weights(self.router.experts), {"merged-uniform"}
-        else:
-            routed, kinds = self.router.weights(task.prompts), {"merged", "merged-N", "merged-seed-X"}
-        return {name: self._merge(arm, routed, clips) for name, arm in self.arms.items() if arm.kind in kinds}
+        kinds = {"merged-uniform"} if task is None else {"merged", "merged-N", "merged-seed-X"}
+        arms = {name: arm for name, arm in self.arms.items() if arm.kind in kinds}
+        if not arms:
+            return {}
+        routed = uniform_weights(self.router.experts) if task is None else self.router.weights(task.prompts)
+        return {name: self._merge(arm, routed, clips) for name, arm in arms.items()}
 
     def _merge(self, arm: Arm, routed: dict[str, float], clips: Mapping[str, Clip]) -> Clip:
         if arm.kind == "merged-N":
@@ -223,6 +238,11 @@ class Arms:
         """Expert -> the model that answers for it, with the `count` of largest range alone."""
         there = self.order[:count]
         return {expert: model if expert in there else STAND_IN for expert, model in self.members.items()}
+
+
+def without_words(names: Sequence[str], router: Router) -> list[str]:
+    """Those of some arms that this router has no words for; none of a router of words."""
+    return [name for name in names if router.by_image and parse_arm(name).kind not in OF_IMAGES]
 
 
 def range_order(conditions: Mapping[str, NDArray[np.floating]]) -> list[str]:

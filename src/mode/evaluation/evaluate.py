@@ -6,26 +6,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from mode.clip.device import pick_device
 from mode.clip.model import Clip, load_models
-from mode.ensemble.combine import by_model, query_weights
+from mode.ensemble.combine import ImageWeights, OneByOne, by_model, query_weights
 from mode.ensemble.router import STAND_IN, Router
-from mode.ensemble.rules import uniform_weights
+from mode.ensemble.rules import mean_weights, uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import encode_metadata, encode_tasks
-from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles
+from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles, partial_members
 from mode.evaluation.scores import classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.params import MachineParams
 from mode.results import Figures, Growth, GrowthCurve, Results, Retrieval, ZeroShot
 from mode.roles import DERIVED, ENSEMBLE, FULL, UNIFORM, UNIFORM_FULL, role_of
 
+if TYPE_CHECKING:
+    from mode.embedding.open_clip import OpenClipEmbedder
+
 #: Coordinates of unit vectors that differ by less are the same but for rounding.
 SAME = 1e-6
+#: The model whose image vectors a router of images compares; no model folder has such a name.
+ROUTER = "the router"
 
 
 def evaluate_tasks(
@@ -42,15 +48,16 @@ def evaluate_tasks(
 
     Args:
         models: name -> model folder, or a model that is loaded already (its mode and device stay as they were).
-        router: weighs the experts for each task; `None` evaluates the models alone.
+        router: weighs the experts for each task, or for each image of it; `None` evaluates the models alone.
         tasks: folders in CLIP_benchmark's layout, or tasks of different names that are open already.
         machine: batch size, decoding threads, device.
         metrics: task name -> its metric, in place of what the folder says.
 
     Returns:
         All figures in 0..1; with copies of experts on all pairs also those of `uniform-full`, with a router those of
-        `uniform` and `ensemble`, and with a seed too the growth: of a
-        retrieval task, that of the mean of image and text recall@10. Cost and provenance are the caller's to add.
+        `uniform` and `ensemble`, and with a seed too the growth: of a retrieval task, that of the mean of image and
+        text recall@10. Where images are routed by themselves, the routing of a task is the mean over its images. Cost
+        and provenance are the caller's to add.
 
     Raises:
         ModeError: no model or no task; a folder that cannot be read; a model with the name of an ensemble; an expert
@@ -65,21 +72,31 @@ def evaluate_tasks(
     opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)], metrics)
     members = router.members(models) if router else {}
     full = [name for name in models if role_of(name) is FULL]
-    routing = {task.name: router.weights(task.prompts) for task in opened} if router else {}
+    by_words = router if router and not router.by_image else None
+    routing = {task.name: by_words.weights(task.prompts) for task in opened} if by_words else {}
 
     zeroshot: dict[str, dict[str, float]] = {}
     retrieval: dict[str, Mapping[str, Figures]] = {}
     details: dict[str, Mapping[str, Figures]] = {}
     growth: dict[str, GrowthCurve] = {}
     device = str(pick_device(machine.device))
-    with ready_models(models, device) as clips:
+    with ready_models({**models, **looking(router)}, device) as ready:
+        clips = {name: ready[name] for name in models}
         batch, workers = machine.inference_batch, machine.decode_threads
         columns = encode_metadata(opened, clips, batch_size=batch, device=device)
         _refuse_dead(columns, "text")
         seen: dict[str, list[Tensor]] = {name: [] for name in clips}
-        encoded = encode_tasks(opened, clips, batch_size=batch, workers=workers, device=device)
+        encoded = encode_tasks(opened, ready, batch_size=batch, workers=workers, device=device)
         for number, (task, images) in enumerate(encoded):
             metadata = {name: parts[number] for name, parts in columns.items()}
+            by_image: dict[str, ImageWeights] = {}
+            if router and router.by_image:
+                weights_of = router.image_weights(images.pop(ROUTER).cpu().numpy())
+                routing[task.name] = mean_weights(weights_of)
+                mixtures = {ENSEMBLE.name: members}
+                if STAND_IN in clips:
+                    mixtures |= partial_members(members, routing[task.name])
+                by_image = {name: ImageWeights(by_model(each, weights_of)) for name, each in mixtures.items()}
             for name, rows in images.items():
                 seen[name].append(_ends(rows))
             ensembles = {UNIFORM_FULL.name: uniform_weights(full)} if full else {}
@@ -88,13 +105,14 @@ def evaluate_tasks(
                 ensembles |= {name: by_model(members, each) for name, each in weights.items()}
             partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in clips else {}
             if task.kind == "retrieval":
-                by_query = {}
-                if router and router.routing.protocol != "together":
-                    routed, guess = ensembles[ENSEMBLE.name], router.routing.protocol == "query"
-                    by_query = {ENSEMBLE.name: query_weights(router, members, task.texts, routed, clips, guess)}
+                by_query: dict[str, OneByOne] = {**by_image}
+                if by_words and by_words.routing.protocol != "together":
+                    routed, guess = ensembles[ENSEMBLE.name], by_words.routing.protocol == "query"
+                    by_query[ENSEMBLE.name] = query_weights(by_words, members, task.texts, routed, clips, guess)
                 figures = retrieve(task, images, metadata, ensembles | partial, by_query=by_query)
             else:
-                figures = classify(task, images, metadata, ensembles | partial)
+                one_by_one = {name: weights.of_images for name, weights in by_image.items()}
+                figures = classify(task, images, metadata, {**ensembles, **partial, **one_by_one})
             if partial:
                 grown = {name: primary(task, figures.pop(name)) for name in partial}
                 growth[task.name] = growth_of(routing[task.name], grown)
@@ -115,6 +133,13 @@ def evaluate_tasks(
     if growth:
         results.growth = Growth(tasks=growth, mean=mean_growth([growth[name] for name in zeroshot]))
     return results
+
+
+def looking(router: Router | None) -> dict[str, Clip]:
+    """The model that looks at every image for a router of images, called `ROUTER`; none for a router of words."""
+    if router is None or not router.by_image:
+        return {}
+    return {ROUTER: cast("OpenClipEmbedder", router.embedder).clip}
 
 
 def _ends(vectors: Tensor) -> Tensor:

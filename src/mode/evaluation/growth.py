@@ -32,18 +32,23 @@ def steps(experts: int) -> list[int]:
     return [0, *(2**power for power in range(experts.bit_length()) if 2**power < experts), experts]
 
 
-def partial_ensembles(members: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The ensemble with only its first experts: `by_task 0`, `by_task 1`, ..., `reversed n` -> model -> weight.
+def partial_members(members: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, dict[str, str]]:
+    """The ensemble with only its first experts: `by_task 0`, `by_task 1`, ..., `reversed n` -> expert -> model.
 
     `members` is expert -> the model that answers for it, `weights` expert -> its weight for the task.
     """
     order = largest_first(weights)
-    ensembles = {}
-    for kind, ordered in zip(ORDERS, (order, order[::-1]), strict=True):
-        for count in steps(len(order)):
-            models = {expert: members[expert] if expert in ordered[:count] else STAND_IN for expert in order}
-            ensembles[f"{kind} {count}"] = {STAND_IN: 0.0} | by_model(models, weights)
-    return ensembles
+    return {
+        f"{kind} {count}": {expert: members[expert] if expert in ordered[:count] else STAND_IN for expert in order}
+        for kind, ordered in zip(ORDERS, (order, order[::-1]), strict=True)
+        for count in steps(len(order))
+    }
+
+
+def partial_ensembles(members: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """`partial_members` -> model -> weight."""
+    partial = partial_members(members, weights)
+    return {name: {STAND_IN: 0.0} | by_model(models, weights) for name, models in partial.items()}
 
 
 def growth_of(weights: Mapping[str, float], figures: Mapping[str, float]) -> GrowthCurve:

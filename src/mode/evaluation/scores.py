@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mode.ensemble.combine import QueryWeights, TextWeights, combine
+from mode.ensemble.combine import OneByOne, combine
 from mode.evaluation import metrics
 from mode.evaluation.tasks import Task
 
@@ -105,7 +105,7 @@ def retrieve(
     texts: Mapping[str, Tensor],
     ensembles: Mapping[str, Mapping[str, float]],
     block: int = BLOCK,
-    by_query: Mapping[str, QueryWeights | TextWeights] | None = None,
+    by_query: Mapping[str, OneByOne] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Retrieval both ways by every model and ensemble.
 
@@ -119,7 +119,7 @@ def retrieve(
         texts: model -> unit vectors [texts, d], in the order of `task.texts`.
         ensembles: name -> weight per model.
         block: similarities of one model held at once.
-        by_query: name of an ensemble -> weights of its queries, in place of those in `ensembles`.
+        by_query: name of an ensemble -> weights of its queries, or of its images, in place of those in `ensembles`.
 
     Returns:
         Model or ensemble -> `image_recall@1`, `@5`, `@10`, `text_recall@1`, `@5`, `@10`, in 0..1.

@@ -17,10 +17,10 @@ from torch import Tensor
 from mode.clip.device import pick_device
 from mode.clip.encode import encode_prompts
 from mode.clip.model import Clip
-from mode.ensemble.combine import TextWeights, by_model
+from mode.ensemble.combine import ImageWeights, TextWeights, by_model
 from mode.ensemble.router import STAND_IN, Router
-from mode.evaluation.arms import BEST_BY_LABEL, Arms, Mixture
-from mode.evaluation.evaluate import ready_models
+from mode.evaluation.arms import BEST_BY_LABEL, Arms, Mixture, Routed
+from mode.evaluation.evaluate import ROUTER, looking, ready_models
 from mode.evaluation.features import encode_metadata, encode_tasks
 from mode.evaluation.probes import PREFIX, probe
 from mode.evaluation.scores import Mixing, classify, primary, retrieve
@@ -47,7 +47,9 @@ def evaluate_variants(
     """Evaluate variants of an ensemble on task folders.
 
     With w the routing weights of a task's words, the arms are as follows. Where the ensemble weighs each query of a
-    retrieval task by itself, so does a variant, among its own experts.
+    retrieval task by itself, so does a variant, among its own experts. Where it weighs by each image there are no
+    words, and no arms but `by-range`, which weighs by each image as well, `best-by-label` and `probe`, for which an
+    expert's weight in a task is the mean over its images.
 
     - `top-N`, `share-X`: the N experts of most weight; the fewest that make X of it; weights scaled to sum 1.
     - `merged`: one model, the experts' parameters averaged by w; `merged-N`: of the N of most weight; `merged-uniform`:
@@ -86,22 +88,27 @@ def evaluate_variants(
     probed = {row: len(sets[0]) for row, sets in planned.variants.items() if row.startswith(f"{PREFIX} ")}
     total = sum(len(task.images) for task in opened)
     needed = {name: models[name] for name in planned.models}
-    with ready_models(needed, device) as trained, Progress("variants", total=total, unit="images") as bar:
+    looks = looking(router)
+    with ready_models({**needed, **looks}, device) as ready, Progress("variants", total=total, unit="images") as bar:
+        trained = {name: ready[name] for name in needed}
         clips = trained | planned.merged(trained)
         texts = encode_metadata(opened, clips, batch_size=batch, device=device)
         for number, task in enumerate(opened):
             merged = planned.merged(trained, task)
+            seeing = clips | merged | {name: ready[name] for name in looks}
             encoded = encode_tasks(
-                [task], clips | merged, batch_size=batch, workers=machine.decode_threads, device=device, silent=True
+                [task], seeing, batch_size=batch, workers=machine.decode_threads, device=device, silent=True
             )
             [(_, images)] = encoded
+            looked = images.pop(ROUTER).cpu().numpy() if looks else None
             metadata = {name: parts[number] for name, parts in texts.items()}
             for name, clip in merged.items():
                 metadata[name] = encode_prompts(clip, task.prompts, batch_size=batch, device=device, name=name)
-            mixtures = planned.mixtures(task, trained)
+            routed = Routed.by(planned.router, task, looked)
+            mixtures = planned.mixtures(task, routed, trained)
             figures = _figures(task, images, metadata, mixtures)
             if "probe" in arms and task.kind == "classification":
-                weights = by_model(planned.members, planned.router.weights(task.prompts))
+                weights = by_model(planned.members, routed.weights)
                 figures |= probe(task, images, metadata, weights, clips)
             best = max(planned.experts, key=lambda name: primary(task, figures[name]))
             encoders = probed | {name: mixture.encoders for name, mixture in mixtures.items()}
@@ -118,13 +125,13 @@ def _figures(
 ) -> ByVariant:
     """Of every model and every mixture."""
     weights = {name: mixture.weights for name, mixture in mixtures.items()}
-    by_text = {name: mixture.by_text for name, mixture in mixtures.items() if mixture.by_text is not None}
+    one_by_one = {name: mixture.one_by_one for name, mixture in mixtures.items() if mixture.one_by_one is not None}
     if task.kind == "retrieval":
-        return retrieve(task, images, texts, weights, by_query=by_text)
-    by_class: dict[str, Mixing] = {
-        name: each.of_images for name, each in by_text.items() if isinstance(each, TextWeights)
+        return retrieve(task, images, texts, weights, by_query=one_by_one)
+    of_images: dict[str, Mixing] = {
+        name: each.of_images for name, each in one_by_one.items() if isinstance(each, TextWeights | ImageWeights)
     }
-    return classify(task, images, texts, {**weights, **by_class})
+    return classify(task, images, texts, {**weights, **of_images})
 
 
 def _cost_of(costs: Mapping[str, Cost], sets: Sequence[Sequence[str]]) -> Cost:

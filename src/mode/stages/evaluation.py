@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mode.data.leakage import Leakage
     from mode.data.shards.index import PairIndex
+    from mode.embedding.base import Embedder
     from mode.ensemble.evidence import Captions
     from mode.evaluation.tasks import Task
     from mode.results import Cost, Results
@@ -48,12 +49,34 @@ def ensemble(project: Project) -> None:
         same_embedder(assignment, Assignment.origin(assignment), project.embedder, present)
     conditions = {name: clusters[params.source].condition(params.cluster) for name, params in experts.items()}
     routing, random_seed = project.params.routing, project.params.random_seed
-    evidence = {name: evidence_of(project, name) for name in experts} if routing.kind == "evidence" else {}
-    router = Router.fit(conditions, embedder, routing, _calibration_captions(project), random_seed, evidence)
+    if embedder.view == "image":
+        router = Router.fit_to_images(conditions, embedder, routing, *_image_views(project, sources, embedder))
+    else:
+        evidence = {name: evidence_of(project, name) for name in experts} if routing.kind == "evidence" else {}
+        router = Router.fit(conditions, embedder, routing, _calibration_captions(project), random_seed, evidence)
     images = {name: _kept_images(project, name) for name in experts}
     replace(router, images=images).save(project.ensemble)
     temperature = f", temperature {router.temperature:.4g}" if router.temperature is not None else ""
-    print(f"{len(experts)} experts, {routing.kind} routing{temperature}")
+    print(f"{len(experts)} experts, {routing.kind} routing{' by image' if router.by_image else ''}{temperature}")
+
+
+def _image_views(
+    project: Project, sources: Sequence[str], embedder: Embedder
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Vectors of training images of all sources alike, as a whole and in part."""
+    import numpy as np
+
+    from mode.embedding.open_clip import OpenClipEmbedder
+    from mode.ensemble.views import image_views
+
+    assert isinstance(embedder, OpenClipEmbedder)  # no other has a view of images
+    count = -(-project.params.routing.calibration_captions // len(sources))
+    views = [
+        image_views(embedder, project.load_index(source), project.root, count, project.params.random_seed)
+        for source in sources
+    ]
+    whole, partial = (np.concatenate(each) for each in zip(*views, strict=True))
+    return whole, partial
 
 
 def _calibration_captions(project: Project) -> list[str]:
@@ -138,13 +161,21 @@ def variants(project: Project) -> None:
 
 
 def _variants(project: Project, arms: list[str], known: Results) -> Results:
+    """Arms that need words, where the experts are weighed by each image, are left out in one line: the run goes on."""
     from mode.ensemble.router import Router
+    from mode.evaluation.arms import without_words
     from mode.evaluation.variants import evaluate_variants
 
+    router = Router.load(project.ensemble)
+    if left_out := without_words(arms, router):
+        print(f"variants: left out {', '.join(left_out)}: they need words, and embedding.view is 'image'")
+        arms = [arm for arm in arms if arm not in left_out]
+    if not arms:
+        return Results()
     trained = {name: project.model(name) for name in trained_models(project)}
     return evaluate_variants(
         trained,
-        Router.load(project.ensemble),
+        router,
         _task_folders(project),
         project.params.machine,
         arms,
@@ -282,7 +313,7 @@ def _evaluate(
         results.cost |= {name: _total(cards, members) for name, members in together.items()}
     results.provenance = _provenance(project)
     if router is not None and results.retrieval.tasks:
-        results.provenance["retrieval_protocol"] = router.routing.protocol
+        results.provenance["retrieval_protocol"] = "image" if router.by_image else router.routing.protocol
     return results
 
 
