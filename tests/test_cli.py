@@ -243,6 +243,13 @@ def test_experts_are_ordered_by_a_tasks_words(project: Path, capsys: pytest.Capt
         assert sum(order.values()) == pytest.approx(1)
         assert capsys.readouterr().out.startswith(f"{first}\t")
     assert "no task is called 'cats' (a task folder, or one of: chess, dice)" in fails(capsys, "order", "cats")
+    with pytest.raises(SystemExit) as ended:
+        main(["targets", "chess", "data/tasks/dice", "chess"])
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    classes = [name for task in ("chess", "dice") for name in (tasks / task / "classnames.txt").read_text().split("\n")]
+    assert printed == {"targets": [name for name in classes if name]}
+    assert "no task is called 'cats'" in fails(capsys, "targets", "chess", "cats")
 
 
 def test_check_names_what_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

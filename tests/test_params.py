@@ -76,6 +76,24 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(embedding={"made_from": "models/seed"}), "lsa is fitted on captions"),
         (changed(embedding={"kind": "open_clip", "name": "models/seed"}), "`made_from: models/seed` says so to DVC"),
         (changed(embedding={"fit_on": "base"}), "embedding.fit_on: is now embedding.made_from"),
+        (changed(clustering={"strategy": "targets", "coarse": 2}), "`strategy: targets` and `targets` go together"),
+        (changed(clustering={"targets": ["dog"]}), "`strategy: targets` and `targets` go together"),
+        (
+            changed(clustering={"strategy": "targets", "targets": ["dog"]}),
+            "clustering: source 'base' has 4 coarse clusters, but strategy 'targets' makes two",
+        ),
+        (
+            changed(clustering={"strategy": "targets", "targets": ["dog", " "], "coarse": 2}),
+            "clustering.targets.1: String should match pattern",
+        ),
+        (
+            changed(
+                clustering={"strategy": "targets", "targets": ["dog"], "coarse": 2},
+                embedding={**SEEING, "view": "image"},
+                experts={"expert-0": {"cluster": 0}},
+            ),
+            "clustering.targets are words, which no image is compared with",
+        ),
         (changed(embedding={"view": "image"}), "view 'image' needs kind 'seed': `lsa` embeds captions alone"),
         (changed(embedding={"kind": "open_clip", "name": "a:b", "view": "both"}), "view 'both' needs kind 'seed'"),
         (

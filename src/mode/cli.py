@@ -294,6 +294,24 @@ def order(
         write_json(output, weights)
 
 
+@app.command()
+def targets(
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks of the project, or task folders.")],
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Print the class names of tasks as `targets`, to be copied into `clustering` of params.yaml.
+
+    With `strategy: targets` one expert is trained on the fine clusters nearest to them. The pipeline itself never
+    looks at a task to make clusters.
+    """
+    import yaml
+
+    from mode.stages.evaluation import class_names
+
+    names = class_names(Path.cwd(), params, tasks)
+    typer.echo(yaml.safe_dump({"targets": names}, allow_unicode=True, width=120, default_flow_style=None), nl=False)
+
+
 @app.command("export-shards")
 def export_expert(
     expert: Annotated[str, typer.Argument(help="The expert, such as `expert-0`.")],

@@ -239,8 +239,9 @@ class EmbeddingParams(Section):
 class ClusteringParams(Section):
     """Two levels of balanced k-means (paper, section 3.2)."""
 
-    strategy: Literal["two-level", "one-step", "random"] = "two-level"
-    """`two-level`; `one-step` (k-means straight into `coarse` clusters) and `random` are for comparison."""
+    strategy: Literal["two-level", "one-step", "random", "targets"] = "two-level"
+    """`two-level`; `one-step` (k-means straight into `coarse` clusters) and `random` are for comparison; `targets`
+    (coarse cluster 0 is the fine clusters nearest to `targets`, 1 all others) makes one expert for a purpose."""
     fine: PositiveInt = 64
     """Fine clusters of a source: m."""
     coarse: PositiveInt = 4
@@ -251,11 +252,17 @@ class ClusteringParams(Section):
     """Vectors used for the fit, at most."""
     iterations: PositiveInt = 20
     """Iterations of Lloyd's algorithm, at most."""
+    targets: list[Annotated[str, Field(pattern=r"\S")]] = []
+    """Of `targets`: words or phrases such as the class names of a task, which `mode targets TASK` prints."""
+    targets_nearest: PositiveInt = 1
+    """Of `targets`: so many fine clusters nearest to each of them."""
 
     @model_validator(mode="after")
     def _coarse_fits_fine(self) -> ClusteringParams:
         if self.coarse > self.fine:
             raise ValueError(f"coarse ({self.coarse}) exceeds fine ({self.fine}): a coarse cluster needs a fine centre")
+        if (self.strategy == "targets") != bool(self.targets):
+            raise ValueError("`strategy: targets` and `targets` go together: words or phrases to train an expert for")
         return self
 
 
@@ -690,6 +697,10 @@ class Params(Section):
                 "embedding.view: 'image' weighs the experts by each image: it needs routing.kind 'calibrated' and"
                 f" routing.retrieval 'query', not '{self.routing.kind}' and '{self.routing.protocol}'"
             )
+        if self.embedding.view == "image" and self.clustering.strategy == "targets":
+            raise ValueError(
+                "clustering.targets are words, which no image is compared with: embedding.view text or both"
+            )
         for key, source in (("embedding.made_from", self.embedding.fit_on), ("training.source", self.training.source)):
             if source is not None and source not in self.sources:
                 raise ValueError(f"{key}: no source is called '{source}'")
@@ -697,6 +708,11 @@ class Params(Section):
             fine, coarse = self.clusters_of(name)
             if coarse > fine:
                 raise ValueError(f"sources.{name}: coarse ({coarse}) exceeds fine ({fine}) of {each.shards}")
+            if self.clustering.strategy == "targets" and coarse != 2:
+                raise ValueError(
+                    f"clustering: source '{name}' has {coarse} coarse clusters, but strategy 'targets' makes two, the"
+                    " targets' and the rest: `coarse: 2`"
+                )
         for name in self.full:
             if name not in self.experts:
                 raise ValueError(f"full: no expert is called '{name}'")

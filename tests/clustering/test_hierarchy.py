@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from mode.clustering.assignment import assign
-from mode.clustering.hierarchy import Clusters, fit_clusters
+from mode.clustering.hierarchy import Clusters, fit_clusters, nearest_centres
+from mode.clustering.targets import near_phrases
+from mode.embedding.lsa import LsaEmbedder
 from mode.errors import ModeError
 from mode.params import ClusteringParams
 
@@ -64,6 +68,53 @@ def test_random_centres_are_the_means_of_the_assigned():
     for c in range(3):
         means = vectors[found.coarse == c].astype(np.float64).mean(axis=0)
         np.testing.assert_allclose(clusters.condition(c)[0], means, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_targets_and_the_rest(count):
+    """Cluster 0 is the fine clusters nearest to any target, even if it is the smaller one; against a loop."""
+    vectors, _ = topics()
+    points = vectors[[0, 3, 299]].astype(np.float32)
+    params = ClusteringParams(strategy="targets", targets=["a"], coarse=2)
+    near = partial(nearest_centres, points, count=count)
+    clusters = fit_clusters(vectors, params, fine=12, coarse=2, random_seed=0, near_targets=near)
+    plain = fit_clusters(vectors, ClusteringParams(), fine=12, coarse=3, random_seed=0)
+    assert sorted(map(tuple, clusters.fine_centres)) == sorted(map(tuple, plain.fine_centres))
+    wanted = set()
+    for point in points:
+        order = sorted(range(12), key=lambda c: np.linalg.norm(point - clusters.fine_centres[c]))
+        wanted |= set(order[:count])
+    assert set(np.flatnonzero(clusters.coarse_of_fine == 0)) == wanted
+    assert clusters.coarse == 2
+    assert clusters.coarse_sizes.tolist() == [
+        clusters.fine_sizes[list(wanted)].sum(),
+        300 - clusters.fine_sizes[list(wanted)].sum(),
+    ]
+    assert clusters.condition(0).shape == (len(wanted), 16)
+    found = assign(vectors, clusters)
+    assert np.array_equal(found.coarse == 0, np.isin(found.fine, list(wanted)))
+
+
+def test_targets_that_are_near_everything():
+    vectors, _ = topics()
+    params = ClusteringParams(strategy="targets", targets=["a"], coarse=2)
+    near = partial(nearest_centres, vectors[:1], count=12)
+    with pytest.raises(ModeError, match="all 12 fine clusters are near a target"):
+        fit_clusters(vectors, params, fine=12, coarse=2, random_seed=0, near_targets=near)
+
+
+@pytest.mark.parametrize("view", ["text", "both"])
+def test_phrases_are_compared_with_the_texts_part_of_the_centres(view, capsys):
+    captions = ["a red dog", "a blue dog", "red shoes", "blue shoes", "a red saw", "a blue saw"]
+    embedder = LsaEmbedder.fit(captions, 5, 0)
+    embedder.view = view  # of LSA there is no other, but what follows asks for no more than this
+    texts = embedder.encode(captions)
+    centres = texts if view == "text" else np.hstack([texts, texts[::-1]]) / np.float32(np.sqrt(2))
+    near = near_phrases(embedder, ["blue saw", "blue shoes", "zyxgfq"], 1)
+    assert near(centres).tolist() == [3, 5]
+    assert capsys.readouterr().out == "1 of 3 targets have no known word: zyxgfq\n"
+    with pytest.raises(ModeError, match=r"clustering.targets: embedder 'lsa' knows no word of zyxgfq, qqq"):
+        near_phrases(embedder, ["zyxgfq", "qqq"], 1)
 
 
 @pytest.mark.parametrize("strategy", ["two-level", "one-step", "random"])

@@ -13,6 +13,7 @@ from mode.clip.model import build_model, load_model, save_model
 from mode.clustering.assignment import Assignment
 from mode.clustering.hierarchy import Clusters
 from mode.data.glyphs.dataset import write_glyph_tasks
+from mode.embedding.base import load_embedder
 from mode.ensemble.router import Router
 from mode.errors import ModeError
 from mode.params import RoutingParams, View, parse_params
@@ -44,10 +45,10 @@ PARAMS = {
 COST = {"samples_seen": 0, "flops": 0.0, "seconds": 0.0}
 
 
-def prepared(root: Path, view: View, captions: list[str]) -> Project:
+def prepared(root: Path, view: View, captions: list[str], **changed: object) -> Project:
     """A project with an untrained seed, as far as the assignment."""
     embedding = {"kind": "seed", "made_from": "models/seed", "view": view}
-    project = Project(root, parse_params({**PARAMS, "embedding": embedding}))
+    project = Project(root, parse_params({**PARAMS, "embedding": embedding, **changed}))
     seed = build_model(project.params.model, project.params.image, captions, 0)
     save_model(project.model("seed"), seed, {"own": COST, "total": COST})
     stages.data(project, "base")
@@ -110,3 +111,20 @@ def test_clusters_of_what_the_view_asks_for(
         kept = evidence.vectors
         assert [each.shape[1] for each in kept.values()] == [16, 16]
         np.testing.assert_allclose(np.linalg.norm(kept["expert-0"].astype(float), axis=1), 1, atol=0.01)
+
+
+def test_one_expert_for_a_purpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is all that the ensemble needs: the rest of the pairs is for later."""
+    monkeypatch.chdir(tmp_path)
+    wanted = ["white chess king", "black chess queen"]
+    clustering = {"strategy": "targets", "targets": wanted, "fine": 6, "coarse": 2}
+    project = prepared(tmp_path, "both", wanted, clustering=clustering, experts={"chess": {"cluster": 0}})
+    clusters = Clusters.load(project.clusters("base"))
+    assert (clusters.strategy, clusters.coarse) == ("targets", 2)
+    embedder = load_embedder(project.embedder, "cpu")
+    for words in embedder.encode(wanted):
+        distances = np.linalg.norm(words - np.sqrt(2) * clusters.fine_centres[:, :16], axis=1)
+        assert clusters.coarse_of_fine[distances.argmin()] == 0
+    assert 1 <= (clusters.coarse_of_fine == 0).sum() <= 2
+    ensemble(project)
+    assert Router.load(project.ensemble).weights([["a die"]]) == {"chess": 1.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ _ARRAYS = ("fine_centres", "coarse_of_fine", "coarse_centres", "fine_sizes", "co
 class Clusters:
     """m fine and n coarse clusters.
 
-    Coarse clusters are numbered by size, the largest first, and fine ones by coarse cluster, then by size.
+    Coarse clusters are numbered by size, the largest first, and fine ones by coarse cluster, then by size. Of `targets`
+    coarse cluster 0 is the targets', 1 the rest.
 
     Attributes:
         fine_centres: float32 [m, d].
@@ -40,8 +42,8 @@ class Clusters:
         coarse_centres: float32 [n, d], means of the fine centres.
         fine_sizes: int64 [m], fitted vectors in each.
         coarse_sizes: int64 [n].
-        strategy: `two-level`, `one-step` (m = n, each fine cluster is a coarse one) or `random` (as one-step, but the
-            cluster of a pair is a hash of its row).
+        strategy: `two-level`, `one-step` (m = n, each fine cluster is a coarse one), `random` (as one-step, but the
+            cluster of a pair is a hash of its row) or `targets`.
         random_seed: of the fit, and of the hash.
         fine_words, coarse_words: the most telling words of each cluster; empty until `name_clusters`.
         statistics: of the fit: `points` used of `points_given`; `imbalance` (largest fine cluster over the mean),
@@ -108,19 +110,28 @@ class Clusters:
         return clusters
 
 
-def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coarse: int, random_seed: int) -> Clusters:
+def fit_clusters(
+    vectors: np.ndarray,
+    params: ClusteringParams,
+    fine: int,
+    coarse: int,
+    random_seed: int,
+    near_targets: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Clusters:
     """Cluster vectors into `fine` clusters and these into `coarse` ones, both balanced.
 
-    Fine clusters are balanced by the vectors fitted on, coarse ones by their number of fine centres (as in the paper).
+    Fine clusters are balanced by the vectors fitted on, coarse ones by their number of fine centres (as in the paper);
+    of strategy `targets` nothing balances the two coarse ones.
 
     Args:
         vectors: float16 or float32 [N, d], in memory or memory-mapped.
         params: strategy, balance, sample, iterations.
         fine, coarse: m and n.
         random_seed: of the sample and of initial centres.
+        near_targets: of strategy `targets`: fine centres [m, d] -> numbers of those that targets are nearest to.
 
     Raises:
-        ModeError: n > m, or fewer vectors than clusters.
+        ModeError: n > m, fewer vectors than clusters, or no fine cluster that is not near a target.
 
     Example:
         >>> points = np.repeat(np.eye(4, dtype=np.float32), 8, axis=0)
@@ -129,7 +140,7 @@ def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coars
     """
     if coarse > fine:
         raise ModeError(f"clustering: {coarse} coarse clusters of {fine} fine ones", "lower coarse, or raise fine")
-    wanted = fine if params.strategy == "two-level" else coarse
+    wanted = fine if params.strategy in ("two-level", "targets") else coarse
     if len(vectors) < wanted:
         raise ModeError(
             f"clustering: {wanted} clusters of {len(vectors)} pairs: each needs at least one",
@@ -145,6 +156,14 @@ def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coars
         centres, iterations = Rows(fit.centres), 4 * params.iterations
         upper = balanced_kmeans(centres, coarse, params.balance, iterations, random_seed, COARSE_RESTARTS)
         coarse_of_fine = upper.labels
+    elif near_targets:
+        coarse_of_fine = np.ones(fine, dtype=np.int32)
+        coarse_of_fine[near_targets(fit.centres)] = 0
+        if not coarse_of_fine.any():
+            raise ModeError(
+                f"clustering: all {fine} fine clusters are near a target, and none is left for another expert",
+                "more fine clusters, fewer targets, or a smaller clustering.targets_nearest",
+            )
     else:
         coarse_of_fine = np.arange(coarse, dtype=np.int32)
     clusters = _numbered(fit, coarse_of_fine, params.strategy, random_seed)
@@ -159,6 +178,22 @@ def fit_clusters(vectors: np.ndarray, params: ClusteringParams, fine: int, coars
         "duplicate_centres": clusters.fine - len(np.unique(clusters.fine_centres, axis=0)),
     }
     return replace(clusters, statistics=statistics)
+
+
+def nearest_centres(points: np.ndarray, centres: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of the centres that are among the `count` nearest of any point, ascending, int64.
+
+    Args:
+        points: [t, d], at least one.
+        centres: [m, d].
+        count: of each point; all where there are no more.
+
+    Example:
+        >>> nearest_centres(np.array([[0.0], [9.0]]), np.array([[1.0], [5.0], [8.0], [2.0]]), 1)
+        array([0, 2])
+    """
+    squared = np.square(centres, dtype=np.float64).sum(axis=1) - 2 * points.astype(np.float64) @ centres.T
+    return np.unique(np.argsort(squared, axis=1, kind="stable")[:, :count])
 
 
 def random_clusters(rows: np.ndarray, clusters: int, random_seed: int) -> np.ndarray:
@@ -192,10 +227,13 @@ def _random_fit(rows: Rows, numbers: np.ndarray, clusters: int, random_seed: int
 
 
 def _numbered(fit: KMeansFit, coarse_of_fine: np.ndarray, strategy: str, random_seed: int) -> Clusters:
-    """Clusters in an order that does not depend on the initial centres. Random ones keep the number of their hash."""
+    """Clusters in an order that does not depend on the initial centres.
+
+    Random ones keep the number of their hash, the targets' is 0.
+    """
     coarse = int(coarse_of_fine.max()) + 1
     coarse_sizes = np.bincount(coarse_of_fine, weights=fit.sizes, minlength=coarse).astype(np.int64)
-    by_size = np.arange(coarse) if strategy == "random" else np.argsort(-coarse_sizes, kind="stable")
+    by_size = np.arange(coarse) if strategy in ("random", "targets") else np.argsort(-coarse_sizes, kind="stable")
     rank = np.argsort(by_size).astype(np.int32)[coarse_of_fine]
     order = np.lexsort((-fit.sizes, rank))
     centres, coarse_of_fine = fit.centres[order], rank[order]

@@ -273,13 +273,38 @@ def order_experts(root: Path, params: Path, task: str) -> dict[str, float]:
     from mode.evaluation.tasks import open_task
 
     project = Project(root, load_params(params))
+    folder = _task_folder(project, task)
+    weights = Router.load(project.ensemble).weights(open_task(folder).prompts)
+    return {expert: weights[expert] for expert in largest_first(weights)}
+
+
+def class_names(root: Path, params: Path, tasks: Sequence[str]) -> list[str]:
+    """Class names of tasks, each once, in the order of the tasks.
+
+    `tasks` are names of the project's tasks, or task folders.
+
+    Raises:
+        ModeError: no such task, or one that has no classes.
+    """
+    from mode.evaluation.tasks import open_task
+
+    project, names = Project(root, load_params(params)), dict[str, None]()
+    for task in tasks:
+        opened = open_task(_task_folder(project, task))
+        if opened.kind != "classification":
+            raise ModeError(f"{task}: a task of {opened.kind} has no class names", "give tasks of classification")
+        names |= dict.fromkeys(opened.classes)
+    return [*names]
+
+
+def _task_folder(project: Project, task: str) -> Path:
+    """The folder of a task of the project by its name, or any task folder."""
     folders = {folder.name: folder for folder in (_task_folders(project) if project.task_list.is_file() else [])}
     folder = folders.get(task, project.root / task)
     if not folder.is_dir():
         some = ", ".join([*folders][:8]) + (", ..." if len(folders) > 8 else "")
         raise ModeError(f"no task is called '{task}'", f"a task folder, or one of: {some}" if some else "a task folder")
-    weights = Router.load(project.ensemble).weights(open_task(folder).prompts)
-    return {expert: weights[expert] for expert in largest_first(weights)}
+    return folder
 
 
 def _task_folders(project: Project) -> list[Path]:

@@ -146,12 +146,18 @@ def cluster(project: Project, source: str) -> None:
     """Fine and coarse clusters of a source, with the words that name them."""
     from mode.clustering.assignment import assign
     from mode.clustering.hierarchy import fit_clusters
+    from mode.clustering.targets import near_phrases
     from mode.clustering.words import name_clusters
     from mode.vectors import load_vectors, origin_of
 
     vectors = load_vectors(project.vectors(source))
     fine, coarse = project.params.clusters_of(source)
-    clusters = fit_clusters(vectors, project.params.clustering, fine, coarse, project.params.random_seed)
+    params, near_targets = project.params.clustering, None
+    if params.targets:
+        from mode.embedding.base import load_embedder
+
+        near_targets = near_phrases(load_embedder(project.embedder), params.targets, params.targets_nearest)
+    clusters = fit_clusters(vectors, params, fine, coarse, project.params.random_seed, near_targets)
     clusters = name_clusters(clusters, project.load_index(source), assign(vectors, clusters))
     replace(clusters, origin=origin_of(project.vectors(source))).save(project.clusters(source))
     for number, (size, words) in enumerate(zip(clusters.coarse_sizes, clusters.coarse_words, strict=True)):
