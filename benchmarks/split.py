@@ -31,9 +31,9 @@ def split(shards: Path, patterns: dict[str, str], folder: Path) -> dict[str, int
             }
             for member in source:
                 key = Path(member.name).name
-                if name := next((name for name, pattern in patterns.items() if re.match(pattern, key)), None):
-                    tars[name].addfile(member, source.extractfile(member))
-                    counts[name] += 1
+                if found := next((name for name, pattern in patterns.items() if re.match(pattern, key)), None):
+                    tars[found].addfile(member, source.extractfile(member))
+                    counts[found] += 1
         for name in patterns:
             with tarfile.open(folder / name / path.name) as written:
                 empty = written.next() is None
