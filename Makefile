@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test test-fast lint format lock audit ui bench clean
+.PHONY: help install demo paper paper-quick test test-fast lint format lock audit ui bench clean
 
 help:  ## Show these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,16 @@ $(BIN)/.installed: requirements.lock requirements-uv.lock pyproject.toml
 demo: install  ## Run the whole pipeline on the built-in data and print the results.
 	dvc repro
 	@mode results
+
+# Definitions that need no data of their own.
+BUILT_IN = $(basename $(notdir $(shell grep -L '^data:' experiments/*.yaml)))
+
+paper: install  ## Run all experiments on the built-in data (some 15 hours; again: what is missing), and write docs/paper.md.
+	@for name in $(BUILT_IN); do mode experiment $$name || exit; done
+	mode book
+
+paper-quick: install  ## See within the hour that all of these experiments work; their figures mean nothing.
+	@for name in $(BUILT_IN); do mode experiment $$name --quick || exit; done
 
 test: install  ## Run all tests: fast ones first, then those with the real DVC, MLflow and browser.
 	pytest -m "not e2e" --numprocesses 2

@@ -22,7 +22,7 @@ USES = {
     "flows": """
 import sys
 sys.stdin.isatty = sys.stdout.isatty = sys.stderr.isatty = lambda: True
-import flows.pipeline, flows.add_expert, flows.evaluate, flows.train_expert, flows.ui
+import flows.pipeline, flows.add_expert, flows.evaluate, flows.experiment, flows.train_expert, flows.ui
 """,
     "app": """
 from unittest.mock import MagicMock

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from flows.add_expert import add_expert, adding, is_known, part_for
 from flows.devices import Machine
 from flows.evaluate import evaluate
+from flows.experiment import experiment, running
 from flows.graph import in_order, make_pipeline
 from flows.pipeline import pipeline
+from flows.runs import parser
 from flows.train_expert import part_for as part_for_experts
 from flows.train_expert import train_expert
 from mode.cli import main
@@ -33,6 +35,12 @@ def test_every_field_of_a_form_says_what_it_is(flow: Any) -> None:
     machine = schema["definitions"]["Machine"]
     fields = {**schema["properties"], "machine": machine, **machine["properties"]}
     assert [name for name, field in fields.items() if not field.get("description")] == []
+
+
+def test_every_field_of_an_experiment_s_form_says_what_it_is() -> None:
+    fields = parameter_schema(experiment.fn).model_dump()["properties"]
+    assert {*fields} == {"name", "quick", "seeds", "jobs", "data"}
+    assert all(field["description"] for field in fields.values())
 
 
 @pytest.mark.parametrize("flow", [pipeline, evaluate], ids=lambda flow: flow.name)
@@ -66,11 +74,26 @@ def test_wrong_machine_is_refused(wrong: dict[str, Any]) -> None:
         (add_expert, {"name": "New Source", "shards": "x"}),
         (add_expert, {"name": "new", "shards": ""}),
         (add_expert, {"name": "new", "shards": "x", "experts": 0}),
+        (experiment, {"name": "../length"}),
+        (experiment, {"name": "--plan"}),
+        (experiment, {"name": "length", "seeds": [-1]}),
+        (experiment, {"name": "length", "jobs": 0}),
+        (experiment, {"name": "length", "data": {"--keep": "x"}}),
+        (experiment, {"name": "length", "data": {"photos": ""}}),
     ],
 )
 def test_wrong_parameters_are_refused(flow: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(ParameterTypeError):
         flow.validate_parameters(wrong)
+
+
+def test_an_experiment_is_the_command_of_the_shell() -> None:
+    module, *arguments = running("variety", True, [0, 2], 3, {"photos": "--keep", "wide": "/a b=c"})
+    assert module == "flows.runs"
+    options = parser().parse_args(arguments)
+    assert (options.name, options.quick, options.seeds, options.jobs) == ("variety", True, [0, 2], 3)
+    assert (options.data, options.keep) == (["photos=--keep", "wide=/a b=c"], False)
+    assert running("length", False, [], None, {}) == ["flows.runs", "length"]
 
 
 GRAPH = make_pipeline(
@@ -111,7 +134,7 @@ def test_known_source_is_gone_on_with_and_another_refused() -> None:
 def test_deployments_name_the_flows() -> None:
     content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text(encoding="utf-8"))
     named = {entry["name"]: entry["entrypoint"] for entry in content["deployments"]}
-    for flow in FLOWS:
+    for flow in [*FLOWS, experiment]:
         path, _, function = named[flow.name].partition(":")
         assert function == flow.fn.__name__
         assert path == f"flows/{Path(str(flow.fn.__code__.co_filename)).name}"

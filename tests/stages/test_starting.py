@@ -99,11 +99,21 @@ def test_the_demo_is_this_repository_s(here: Path) -> None:
         assert (root / name).read_bytes() == (REPOSITORY / name).read_bytes(), name
     flows = {path.name: path.read_bytes() for path in (REPOSITORY / "flows").glob("*.py")}
     assert {path.name: path.read_bytes() for path in (root / "flows").iterdir()} == flows
+    assert {"runs.py", "experiment.py"} <= set(flows)
     watch = yaml.safe_load((root / "watch.yaml").read_text())
     assert watch == {
         **{"generated": ["base"], "watched": [], "watched_tasks": [], "tasks_from": "mode-version.yaml"},
         **{"watched_seed": [], "seed_from": "data/names.txt"},
     }
+
+
+def test_the_demo_brings_the_experiments_that_need_no_other_data(here: Path) -> None:
+    ours = {path.name: path for path in (REPOSITORY / "experiments").glob("*.yaml")}
+    built_in = {name for name, path in ours.items() if "data" not in yaml.safe_load(path.read_text())}
+    assert {"length.yaml", "table5.yaml"} <= built_in < set(ours)
+    brought = {path.name: path.read_bytes() for path in (start() / "experiments").iterdir()}
+    assert brought == {name: ours[name].read_bytes() for name in built_in}
+    assert not (on_data("paper-b16", "other") / "experiments").exists()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +356,7 @@ def test_force_replaces_nothing(here: Path, capsys: pytest.CaptureFixture[str]) 
     root = start(force=True)
     assert (root / "mine/mine.py").read_text() == "mine"
     assert load_params(root / "params.yaml")
-    assert "new: not empty: .dvc, .dvcignore, .gitignore and 9 more" in refusal(capsys, "new")
+    assert "new: not empty: .dvc, .dvcignore, .gitignore and 10 more" in refusal(capsys, "new")
     assert "there already" in refusal(capsys, "new", "--force")
 
 

@@ -24,6 +24,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from mode import edit
 from mode.errors import ModeError
+from mode.experiments.definition import load_experiment
 from mode.files import recover, write_aside
 from mode.params import Params, SourceParams, load_params, parse_params
 from mode.paths import Paths
@@ -38,7 +39,9 @@ UPGRADED = ("dvc.yaml", "prefect.yaml", "flows")
 #: What a folder may hold in which a project is started.
 WELCOME = frozenset({".git", ".venv", "venv"})
 #: All that is written, as a folder lists it; git's is one of these where there was none.
-PARTS = frozenset(name.partition("/")[0] for name in (*OWN, *UPGRADED, "params.yaml", "mode-version.yaml"))
+PARTS = frozenset(
+    name.partition("/")[0] for name in (*OWN, *UPGRADED, "experiments", "params.yaml", "mode-version.yaml")
+)
 #: Folders that stages make. DVC empties what is an output before its stage runs: nobody else's files may lie there.
 MADE = frozenset({"data", "models", "reports", "checkpoints"})
 #: Where a project is put together in a folder that is there already.
@@ -64,16 +67,18 @@ class Preset:
         file: in `mode/presets`; `params.yaml`: this repository's own.
         changes: key -> value that differs from the file.
         needs: what has to be given: `shards`, `tasks`, `seed_model`.
+        experiments: whether this repository's experiments on the built-in data come along.
     """
 
     about: str
     file: str
     changes: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ("shards", "tasks")
+    experiments: bool = False
 
 
 PRESETS = {
-    "demo": Preset("a tiny CLIP on the built-in data: minutes on a CPU", "params.yaml", needs=()),
+    "demo": Preset("a tiny CLIP on the built-in data: minutes on a CPU", "params.yaml", needs=(), experiments=True),
     "finetune": Preset("experts from a pretrained CLIP", "finetune.yaml", needs=("seed_model", "shards", "tasks")),
     "paper-b16": Preset("the paper's numbers, ViT-B/16", "paper.yaml", {"model.name": "ViT-B-16-quickgelu"}),
     "paper-b32": Preset("the paper's numbers, ViT-B/32", "paper.yaml", {"model.name": "ViT-B-32-quickgelu"}),
@@ -175,6 +180,8 @@ def start_project(
         open_tasks([folder / task for task in params.evaluation.tasks])
     with new_project(folder, force) as new:
         _write_project(new, text, params)
+        if chosen.experiments:
+            _write_experiments(new)
         _put_under_git(new, folder)
 
 
@@ -355,6 +362,15 @@ def _write_project(root: Path, text: str, params: Params) -> None:
         keep_watch(project, name, generated=source.shards == BUILT_IN)
     keep_tasks_watch(project)
     keep_seed_watch(project)
+
+
+def _write_experiments(root: Path) -> None:
+    """Those of this repository's experiments that need no data of their own; they are the project's then."""
+    folder = Paths(root).experiments
+    folder.mkdir()
+    for path in sorted(_template(folder.name).glob("*.yaml")):
+        if not load_experiment(path).data:
+            shutil.copyfile(path, folder / path.name)
 
 
 def _put_under_git(new: Path, folder: Path) -> None:
