@@ -434,7 +434,7 @@ def folders(given: Sequence[str]) -> dict[str, Path]:
     found = {}
     for text in given:
         name, equals, folder = text.partition("=")
-        if not equals or not Path(folder).is_dir():
+        if not equals or not folder or not Path(folder).is_dir():
             raise ModeError(f"--data {text}: no folder", "--data NAME=FOLDER")
         found[name] = Path(folder).resolve()
     return found
