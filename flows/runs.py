@@ -154,7 +154,7 @@ class Runner:
         about = {
             "command": f"mode experiment {self.name}",
             "commit": sorted({commit for table in tables for commit in table["commit"].unique()}),
-            "runs": {run.run: _without_paths(run.overrides) for run in self.runs if run.seed == self.runs[0].seed},
+            "runs": {name: own_parameters(self.experiment, name, self.quick) for name in self.experiment.runs},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         }
         write_json(folder / f"{self.name}.json", about)
@@ -402,17 +402,11 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _without_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides as they may be committed: of absolute paths only the last part."""
-
-    def shown(value: Any) -> Any:
-        if isinstance(value, str) and value.startswith("/"):
-            return Path(value).name
-        if isinstance(value, list):
-            return [shown(each) for each in value]
-        return {shown(key): shown(each) for key, each in value.items()} if isinstance(value, dict) else value
-
-    return {key: shown(value) for key, value in overrides.items()}
+def own_parameters(experiment: Experiment, run: str, quick: bool = False) -> dict[str, Any]:
+    """What makes a run what it is, as it may be committed: folders and models by name, not by where they lie here."""
+    start = experiment.runs[run].starts_from
+    values = experiment.overrides(run, experiment.seeds[0], {}, quick, Path(start.run, start.arm) if start else None)
+    return {key: value for key, value in values.items() if key != "random_seed"}
 
 
 def show_plan(runs: Sequence[PlannedRun], done: Iterable[str], rate: float | None, jobs: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from flows.runs import _without_paths, folders, set_params, show_plan
+from flows.runs import folders, own_parameters, set_params, show_plan
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.experiments.plan import overridden, plan_runs
@@ -54,9 +54,22 @@ def test_folders(tmp_path: Path) -> None:
             folders([wrong])
 
 
-def test_committed_parameters_have_no_absolute_path() -> None:
-    given = {"shards": {"/home/me/photos": 1.0}, "tasks": ["/home/me/tasks/chess", "glyphs"], "n": 4}
-    assert _without_paths(given) == {"shards": {"photos": 1.0}, "tasks": ["chess", "glyphs"], "n": 4}
+def test_committed_parameters_name_folders_and_models_and_not_where_they_lie() -> None:
+    runs = {
+        "first": {"set": {"sources.base.shards": {"{photos}/train": 1.0}}},
+        "second": {"starts_from": ["first", "dense"], "set": {"training.epochs": 4}},
+    }
+    made = Experiment.model_validate(
+        {"title": "t", "question": "q", "data": {"photos": "photographs"}, "runs": runs, "rows": {}}
+    )
+    assert own_parameters(made, "first") == {"sources.base.shards": {"{photos}/train": 1.0}}
+    assert own_parameters(made, "second") == {
+        "seed": {"from": "pretrained", "name": "local-dir:first/dense"},
+        "model": {},
+        "image": {},
+        "training.seed_epochs": 0,
+        "training.epochs": 4,
+    }
 
 
 def test_the_plan_as_text() -> None:
