@@ -107,7 +107,9 @@ def plan_runs(
 def planned(name: str, run: str, seed: int, overrides: Mapping[str, Any], content: Mapping[str, Any]) -> PlannedRun:
     """A run with its parameters checked; see `plan_runs`."""
     params = parse_params(overridden(content, overrides), f"experiments/{name}.yaml: {run}")
-    values = params.model_dump(mode="json", exclude={"machine": True, "training": set(params.training.BESIDE)})
+    # Without defaults: a parameter that a later version adds must not make finished runs look like other ones.
+    beside = {"machine": True, "training": set(params.training.BESIDE)}
+    values = params.model_dump(mode="json", exclude=beside, exclude_defaults=True)
     return PlannedRun(
         experiment=name,
         run=run,
@@ -115,7 +117,7 @@ def planned(name: str, run: str, seed: int, overrides: Mapping[str, Any], conten
         overrides=overrides,
         params=params,
         key=_digest(values),
-        trunk=_digest({section: values[section] for section in _OF_SEED}),
+        trunk=_digest({section: values.get(section) for section in _OF_SEED}),
         work=tuple(_work(params, values)),
     )
 
@@ -191,7 +193,7 @@ def plan_table(runs: Sequence[PlannedRun], done: Iterable[str], rate: float | No
 
 def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
     """The trainings of a run."""
-    seed_key = {section: values[section] for section in _OF_SEED}
+    seed_key = {section: values.get(section) for section in _OF_SEED}
     rows, images = np.zeros(1, np.int64), params.training.epoch_samples or 0
     parent = Path("seed")
 
@@ -217,7 +219,7 @@ def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
                 yield of(role, key, {"key": key, "expert": values["experts"][key]})
         elif role.many:
             for key in params.experts:
-                own = {section: values[section] for section in _OF_EXPERT}
+                own = {section: values.get(section) for section in _OF_EXPERT}
                 yield of(role, key, {"key": key, "expert": values["experts"][key], **own})
         else:
             yield of(role, None, {})
