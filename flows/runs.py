@@ -189,7 +189,7 @@ class Runner:
         clone = self._prepared(run)
         command = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
         targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
-        command += ["--name", run.name, "--force", *set_params(run.overrides), *targets]
+        command += ["--name", run.name, *set_params(run.overrides), *targets]
         process = subprocess.Popen(
             command,
             cwd=clone,
