@@ -110,6 +110,11 @@ class Runner:
             rates += (arms["samples"] / arms["seconds"]).dropna().tolist()
         return statistics.median(rates) if rates else None
 
+    def made(self) -> set[str]:
+        """Keys of the trainings that finished runs of any experiment have left in the cache."""
+        files = self.paths.experiment_runs.glob("*/trainings.json")
+        return {key for file in files for key in json.loads(file.read_text(encoding="utf-8"))}
+
     def make(self, places: Sequence[Place]) -> int:
         """Make all that are not done, as many side by side as there are places; returns the exit code."""
         waiting = [run for run in self.runs if not self.is_done(run)]
@@ -272,6 +277,7 @@ class Runner:
             shutil.rmtree(self.kept(run.key, model), ignore_errors=True)
             self.kept(run.key, model).parent.mkdir(exist_ok=True)
             _command(clone, self.root, "mode.cli", "export-model", model, str(self.kept(run.key, model)))
+        write_json(self.folder(run) / "trainings.json", [work.key for work in run.work])
         save_table(rows, self.rows_of(run))
         if not self.keep:
             shutil.rmtree(clone)
@@ -409,9 +415,11 @@ def own_parameters(experiment: Experiment, run: str, quick: bool = False) -> dic
     return {key: value for key, value in values.items() if key != "random_seed"}
 
 
-def show_plan(runs: Sequence[PlannedRun], done: Iterable[str], rate: float | None, jobs: int) -> str:
-    """The plan as text."""
-    table = plan_table(runs, done, rate, jobs)
+def show_plan(
+    runs: Sequence[PlannedRun], done: Iterable[str], rate: float | None, jobs: int, made: Iterable[str] = ()
+) -> str:
+    """The plan as text; arguments as of `plan_table`."""
+    table = plan_table(runs, done, rate, jobs, made)
     shown = table.assign(
         samples=table["samples"].map(quantity), hours=table["hours"].map(lambda hours: duration(3600 * hours))
     ).rename(columns={"hours": "time"})
@@ -469,7 +477,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [run for run in runs if not options.runs or run.run in options.runs]
         places = places_for("auto", options.jobs or cores(), 1, root)[: options.jobs]
         print(f"{options.name}: {experiment.title}")
-        print(show_plan(chosen, [run.name for run in chosen if runner.is_done(run)], runner.rate(), len(places)))
+        done = [run.name for run in chosen if runner.is_done(run)]
+        print(show_plan(chosen, done, runner.rate(), len(places), runner.made()))
         if options.plan:
             return 0
         if _git(root, "status", "--porcelain", "--untracked-files=no", "src", "dvc.yaml", "params.yaml"):

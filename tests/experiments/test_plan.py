@@ -35,6 +35,8 @@ def test_trainings_in_common_are_counted_once() -> None:
     assert table["samples"].tolist() == [72 * unit, 20 * unit, 92 * unit]  # 27 + 5 + 20 + 4 x 5, and 4 x 5 again
     assert table["hours"].tolist() == pytest.approx([0.06144, 0.0170667, 0.0392533], rel=1e-4)
     assert plan_table(runs, ["x-a-0"], None, 1)["trainings"].tolist() == [0, 4, 4]
+    elsewhere = [work.key for work in left["x-a-0"][:3]]  # seed and dense models, of another experiment's run
+    assert plan_table(runs, [], None, 1, elsewhere)["trainings"].tolist() == [4, 4, 8]
 
 
 def test_other_random_seeds_share_nothing_and_routing_alone_shares_all() -> None:

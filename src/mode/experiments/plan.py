@@ -108,7 +108,7 @@ def planned(name: str, run: str, seed: int, overrides: Mapping[str, Any], conten
     """A run with its parameters checked; see `plan_runs`."""
     params = parse_params(overridden(content, overrides), f"experiments/{name}.yaml: {run}")
     # Without defaults: a parameter that a later version adds must not make finished runs look like other ones.
-    beside = {"machine": True, "training": set(params.training.BESIDE)}
+    beside: dict[str, Any] = {"machine": True, "training": set(params.training.BESIDE)}
     values = params.model_dump(mode="json", exclude=beside, exclude_defaults=True)
     return PlannedRun(
         experiment=name,
@@ -140,9 +140,14 @@ def overridden(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict
     return result
 
 
-def new_work(runs: Iterable[PlannedRun]) -> dict[str, list[Work]]:
-    """Run -> the trainings that no run before it has: what is left to do if they are done in this order."""
-    seen: set[str] = set()
+def new_work(runs: Iterable[PlannedRun], made: Iterable[str] = ()) -> dict[str, list[Work]]:
+    """Run -> the trainings that no run before it has: what is left to do if they are done in this order.
+
+    Args:
+        runs: in that order.
+        made: keys of trainings that other experiments have made.
+    """
+    seen = set(made)
     left = {}
     for run in runs:
         left[run.name] = [work for work in run.work if work.key not in seen]
@@ -150,7 +155,9 @@ def new_work(runs: Iterable[PlannedRun]) -> dict[str, list[Work]]:
     return left
 
 
-def plan_table(runs: Sequence[PlannedRun], done: Iterable[str], rate: float | None, jobs: int) -> pd.DataFrame:
+def plan_table(
+    runs: Sequence[PlannedRun], done: Iterable[str], rate: float | None, jobs: int, made: Iterable[str] = ()
+) -> pd.DataFrame:
     """What is printed before anything starts.
 
     Args:
@@ -158,13 +165,14 @@ def plan_table(runs: Sequence[PlannedRun], done: Iterable[str], rate: float | No
         done: names of those that are finished.
         rate: samples per second of one training; None: not known.
         jobs: runs side by side.
+        made: keys of trainings that other experiments have made.
 
     Returns:
         A row per run and one for all: `random_seed`, `trainings` (those that no earlier run has), `samples`, `hours`
         (of one training after another; in the last row with `jobs` side by side), `state`.
     """
     finished = set(done)
-    left = new_work(sorted(runs, key=lambda run: run.name not in finished))
+    left = new_work(sorted(runs, key=lambda run: run.name not in finished), made)
     rows: list[dict[str, Any]] = []
     for run in runs:
         work = [] if run.name in finished else left[run.name]
