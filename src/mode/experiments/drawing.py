@@ -89,7 +89,8 @@ def _lines(chapter: Chapter, asked: FigureOf) -> Figure | None:
         )
     if asked.log:
         axes.set_xscale("log")
-    axes.set_xticks([place for _, place in places], [f"{place:g}" for _, place in places])
+    measured = sorted({place for points in lines.values() for place, figures in points if not math.isnan(figures.mean)})
+    axes.set_xticks(measured, [f"{place:g}" for place in measured])
     axes.minorticks_off()
     label_axes(axes, _text(asked.label), _metric_label(metric))
     axes.legend(fontsize=9)
