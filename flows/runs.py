@@ -4,7 +4,7 @@ A run is `dvc exp run` in a clone of the project, with the project's cache: stag
 once and taken from DVC's run cache by the other. What is committed decides; what a run made comes back as an experiment
 of the project (`dvc exp show --all-commits`), as a run in MLflow, and as rows of experiments/results/NAME.parquet.
 
-Two runs that share a seed do not start side by side: the second would train what the first is about to leave in the
+Two runs that share a training do not start side by side: the second would make what the first is about to leave in the
 cache. A run that was interrupted goes on in its clone, from its checkpoints; one that is done is not made again.
 """
 
@@ -176,13 +176,14 @@ class Runner:
             active.process.terminate()
 
     def _next(self, waiting: Sequence[PlannedRun], active: Sequence[Active]) -> PlannedRun | None:
-        """The first run whose seed no run is training just now: one that shares it takes it from the cache.
+        """The first run of which nothing is being trained just now that it could take from the cache afterwards.
 
         One that starts from another's model waits for that.
         """
-        busy = {each.run.trunk for each in active}
+        under_way = {key for each in active for key in each.run.trainings} - self.made()
+        same = {each.run.key for each in active}
         ready = (run for run in waiting if not run.needs or self.kept(*run.needs).is_dir())
-        return next((run for run in ready if run.trunk not in busy), None)
+        return next((run for run in ready if run.key not in same and not run.trainings & under_way), None)
 
     def _start(self, run: PlannedRun, places: Sequence[Place]) -> Active | None:
         """Start a run where there is room; None: all places are taken."""
@@ -277,7 +278,7 @@ class Runner:
             shutil.rmtree(self.kept(run.key, model), ignore_errors=True)
             self.kept(run.key, model).parent.mkdir(exist_ok=True)
             _command(clone, self.root, "mode.cli", "export-model", model, str(self.kept(run.key, model)))
-        write_json(self.folder(run) / "trainings.json", [work.key for work in run.work])
+        write_json(self.folder(run) / "trainings.json", sorted(run.trainings))
         save_table(rows, self.rows_of(run))
         if not self.keep:
             shutil.rmtree(clone)

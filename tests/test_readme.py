@@ -17,9 +17,8 @@ REPOSITORY = Path(__file__).parent.parent
 
 def test_the_first_claim_is_what_the_experiment_of_length_found() -> None:
     paths = Paths(REPOSITORY)
-    chapter = work_out(
-        "length", load_experiment(paths.experiments / "length.yaml"), read_findings(paths.experiment_results / "length.parquet")
-    )
+    findings = read_findings(paths.experiment_results / "length.parquet")
+    chapter = work_out("length", load_experiment(paths.experiments / "length.yaml"), findings)
     rows = {line.label: line.figures["zero-shot"].mean for line in chapter.lines}
     claims = {(claim.compared.row, claim.compared.than): claim.difference for claim in chapter.claims}
     longer, top, short = (

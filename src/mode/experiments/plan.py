@@ -42,7 +42,6 @@ class PlannedRun:
         overrides: parameters by dotted key; `experts` is the whole section.
         params: all of them, checked.
         key: 12 hexadecimal digits that tell it from every other run; the same run in another experiment has the same.
-        trunk: tells runs that share a seed from those that do not.
         work: its trainings.
         needs: (key of another run, its model) that this one starts from.
     """
@@ -53,9 +52,13 @@ class PlannedRun:
     overrides: Mapping[str, Any]
     params: Params
     key: str
-    trunk: str
     work: tuple[Work, ...]
     needs: tuple[str, str] | None = None
+
+    @property
+    def trainings(self) -> set[str]:
+        """Keys of its trainings."""
+        return {work.key for work in self.work}
 
     @property
     def name(self) -> str:
@@ -117,7 +120,6 @@ def planned(name: str, run: str, seed: int, overrides: Mapping[str, Any], conten
         overrides=overrides,
         params=params,
         key=_digest(values),
-        trunk=_digest({section: values.get(section) for section in _OF_SEED}),
         work=tuple(_work(params, values)),
     )
 
@@ -151,7 +153,7 @@ def new_work(runs: Iterable[PlannedRun], made: Iterable[str] = ()) -> dict[str, 
     left = {}
     for run in runs:
         left[run.name] = [work for work in run.work if work.key not in seen]
-        seen |= {work.key for work in run.work}
+        seen |= run.trainings
     return left
 
 
