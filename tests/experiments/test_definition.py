@@ -73,6 +73,17 @@ def test_only_some_experts_of_many() -> None:
         ({"runs": {"a": {"expert": {"epochs": 3}}, "b": {}}}, "runs.a.expert: of which experts?"),
         ({"runs": {"a": {"only": []}, "b": {}}}, "runs.a.only: "),
         ({"runs": {"a": {"only": ["../expert-0"]}, "b": {}}}, "runs.a.only.0: "),
+        (
+            {"runs": {"a": {"starts_from": ["a", "dense"]}, "b": {}}},
+            "runs.a: starts from 'a', which is no run above it",
+        ),
+        ({"runs": {"a": {}, "b": {"starts_from": ["a", "../../.."]}}}, "runs.b.starts_from: "),
+        ({"runs": {"a": {"experts": 10**9}, "b": {}}}, "runs.a.experts: "),
+        ({"runs": {"a": {}, "b": {}, "a..b": {}}}, "runs.a..b"),
+        ({"runs": {"a": {}, "b": {"set": {"random_seed": 1}}}}, "runs.b.set.random_seed: `seeds` says"),
+        ({"set": {"random_seed": 1}}, "set.random_seed: `seeds` says"),
+        ({"seeds": [2**32]}, "seeds.0: "),
+        ({"data": {"my-photos": "photographs"}}, "data.my-photos"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -84,7 +95,12 @@ def test_bad_input_is_one_line(tmp_path: Path, change: dict[str, Any], message: 
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"[1]", b""])
+BOMB = b"a: &a [1, 1]\n" + b"".join(b"%c: &%c [%s]\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 9)) for n in b"bcdefgh")
+
+
+@pytest.mark.parametrize(
+    "content", [b"a: [", b"\xff\xfe", b"[1]", b"", b"a: 2026-02-31", 5000 * b"[", b"&a [*a]", BOMB]
+)
 def test_what_is_no_definition_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
@@ -92,6 +108,15 @@ def test_what_is_no_definition_is_one_line(tmp_path: Path, content: bytes) -> No
         load_experiment(path)
     assert str(refused.value).startswith(f"{path}: ")
     assert "\n" not in str(refused.value)
+
+
+def test_a_folder_and_a_name_that_is_none_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(ModeError, match=r"mine\.yaml: cannot be read: Is a directory$"):
+        load_experiment(tmp_path / "mine.yaml")
+    for name in ("a..b", "-a", ".a", "a.", "A b", 65 * "a"):
+        with pytest.raises(ModeError, match=r"yaml: no name for an experiment"):
+            load_experiment(tmp_path / f"{name}.yaml")
 
 
 def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
 from mode.errors import ModeError
 from mode.experiments import wording
 from mode.experiments.chapter import Chapter, work_out
@@ -18,7 +16,6 @@ from mode.experiments.drawing import differences_figure, experiment_figure
 from mode.experiments.findings import read_findings
 from mode.experiments.wording import Cell, Sheet
 from mode.files import write_aside
-from mode.params import Name
 from mode.paths import Paths
 from mode.reporting.plots import svg, theme
 from mode.reporting.rendering import data_url, render
@@ -49,7 +46,7 @@ def open_book(paths: Paths) -> Book:
     Raises:
         ModeError: there is no definition, or a file is damaged, not what it should be, or left over.
     """
-    definitions = {_name(path): load_experiment(path) for path in sorted(paths.experiments.glob("*.yaml"))}
+    definitions = {path.stem: load_experiment(path) for path in sorted(paths.experiments.glob("*.yaml"))}
     if not definitions:
         raise ModeError(f"{paths.experiments}: no experiment is defined there", "docs/experiments.md says how")
     results = {path.stem: path for path in sorted(paths.experiment_results.glob("*.parquet"))}
@@ -129,14 +126,6 @@ def _drawn(chapters: Sequence[Chapter], dark: bool, background: str = "none") ->
             for end, figure in (("", experiment_figure(chapter)), ("-differences", differences_figure(chapter.claims)))
         }
         return {name: svg(figure, background) for name, figure in figures.items() if figure is not None}
-
-
-def _name(path: Path) -> str:
-    """Of an experiment, by its file; it becomes names of figures and anchors."""
-    try:
-        return TypeAdapter(Name).validate_python(path.stem)
-    except ValidationError:
-        raise ModeError(f"{path}: no name for an experiment", "a-z, 0-9, '.', '_' and '-'") from None
 
 
 def _place(name: str, definition: Experiment) -> tuple[bool, list[tuple[int, int | str]]]:

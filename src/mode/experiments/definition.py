@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from mode.errors import ModeError
-from mode.params import Name, NonNegativeInt, PositiveInt, Section
+from mode.params import Name, Section
 
 #: The word for the mean of a run's experts, each evaluated alone.
 EXPERT_MEAN = "experts, mean"
 _PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+#: Of an experiment or a run: names of files, of experiments of DVC (which has no `..` in them), and of anchors.
+RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*$", max_length=64)]
+#: Of a folder, as `{NAME}` stands for it.
+DataName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+#: How many experts a run may have: a bound on what a definition can ask for by a single number.
+Experts = Annotated[int, Field(ge=1, le=1024)]
+#: Values in a definition, anchors filled in: some lines of them can stand for more than any memory holds.
+MOST_VALUES = 100_000
+RandomSeed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class Of(NamedTuple):
@@ -54,7 +64,7 @@ class FigureOf(Section):
 class Run(Section):
     """One run: what it has for itself, beside `set` of the experiment."""
 
-    experts: PositiveInt | None = None
+    experts: Experts | None = None
     """So many experts of the source `base`, one per coarse cluster."""
     expert: dict[str, Any] = Field(default={})
     """What each of its experts has beside its cluster, such as `epochs: 10`."""
@@ -70,6 +80,13 @@ class Run(Section):
     @classmethod
     def _starts_from_a_pair(cls, of: object) -> object:
         return Of(*of) if isinstance(of, list) and len(of) == 2 else of
+
+    @field_validator("starts_from")
+    @classmethod
+    def _starts_from_a_model(cls, of: Of | None) -> Of | None:
+        if of is not None:
+            TypeAdapter(Name).validate_python(of.arm)  # it names the folder that the model is kept in
+        return of
 
 
 class Quick(Section):
@@ -90,17 +107,17 @@ class Experiment(Section):
     """Of the paper, such as `Table 5`."""
     note: str = ""
     """What a reader has to know, and no figure of its own."""
-    seeds: list[NonNegativeInt] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[RandomSeed] = Field(default=[0, 1, 2], min_length=1, max_length=1024)
     """Random seeds: each run is made with each."""
-    data: dict[Name, str] = Field(default={})
+    data: dict[DataName, str] = Field(default={})
     """Folders that `--data NAME=FOLDER` has to give -> what they are; `{NAME}` stands for one in values of `set`."""
-    experts: PositiveInt | None = None
+    experts: Experts | None = None
     """As of a run, for all that do not say."""
     set: dict[str, Any] = Field(default={})
     """Parameters of every run."""
     variants: list[str] = Field(default=[])
     """Arms of `variants.arms`: other ways to use the same models."""
-    runs: Annotated[dict[Name, Run], Field(min_length=1)]
+    runs: Annotated[dict[RunName, Run], Field(min_length=1)]
     """The runs."""
     rows: dict[str, Of]
     """Label -> `[RUN, ARM]`: the rows of the table."""
@@ -152,6 +169,13 @@ class Experiment(Section):
             raise ValueError(f"set: {{{unknown[0]}}} stands for a folder, but `data` has no '{unknown[0]}'")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one is there twice")
+        for where, values in [
+            ("set", self.set),
+            *((f"runs.{name}.set", own.set) for name, own in self.runs.items()),
+            ("quick.set", self.quick.set),
+        ]:
+            if "random_seed" in values:
+                raise ValueError(f"{where}.random_seed: `seeds` says with which each run is made")
         return self
 
     def overrides(
@@ -185,18 +209,27 @@ class Experiment(Section):
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read and check a definition.
+    """Read and check a definition, `NAME.yaml`.
 
     Raises:
-        ModeError: no such file, no YAML, or a key that is unknown, missing or of the wrong type.
+        ModeError: no such file, a name that is none for an experiment, no YAML, or a key that is unknown, missing or of
+            the wrong type.
     """
+    try:
+        TypeAdapter(RunName).validate_python(path.stem)
+    except ValidationError:
+        raise ModeError(f"{path}: no name for an experiment", "a-z, 0-9, '.', '_' and '-'") from None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         there = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
         raise ModeError(f"no experiment is called '{path.stem}'", f"there are: {there}" if there else "") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that there is not
         raise ModeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ModeError(f"{path}: cannot be read: {error.strerror}") from None
+    if _is_larger(content, MOST_VALUES):
+        raise ModeError(f"{path}: more than {MOST_VALUES:,} values", "anchors in anchors?")
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
@@ -204,6 +237,16 @@ def load_experiment(path: Path) -> Experiment:
         where = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         raise ModeError(f"{path}: {f'{where}: ' if where else ''}{message}") from None
+
+
+def _is_larger(content: object, most: int) -> bool:
+    """Whether parsed YAML has more values than that, one that is there by an alias counted each time."""
+    left, count = [content], 0
+    while left and count <= most:
+        value = left.pop()
+        count += 1
+        left += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return count > most
 
 
 def _expert(name: str) -> dict[str, Any]:
