@@ -17,12 +17,11 @@ import platform
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,13 +31,15 @@ import pandas as pd
 import yaml
 
 from flows.devices import Place, places_for
-from flows.locks import Lock, holder, take
+from flows.locks import Lock, holder, is_held, take
 from flows.supervise import STOPPED
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment, load_experiment
 from mode.experiments.plan import PlannedRun, plan_runs, plan_table
 from mode.experiments.table import load_table, save_table, tidy
+from mode.files import write_aside
 from mode.parallel import cores
+from mode.params import load_params
 from mode.paths import Paths
 from mode.reporting.summary import duration, quantity
 from mode.results import Results
@@ -57,8 +58,9 @@ class Active:
 
     run: PlannedRun
     process: subprocess.Popen[str]
-    lock: Lock
+    locks: tuple[Lock, Lock]
     began: float
+    follower: threading.Thread | None = None
     tail: list[str] = field(default_factory=list)
     told: bool = False
 
@@ -67,17 +69,25 @@ class Runner:
     """Makes the runs of one experiment.
 
     Args:
-        root: of the project, whose commit all runs are of.
+        root: of the project, whose last commit all runs are of.
         name, experiment: the definition.
-        runs: as planned.
+        runs: all that are planned: those that are done make the table.
+        chosen: those of them to make.
         quick: figures mean nothing: they stay out of experiments/results.
         keep: leave the clones, for a look at models and pages.
     """
 
     def __init__(
-        self, root: Path, name: str, experiment: Experiment, runs: Sequence[PlannedRun], quick: bool, keep: bool
+        self,
+        root: Path,
+        name: str,
+        experiment: Experiment,
+        runs: Sequence[PlannedRun],
+        chosen: Sequence[PlannedRun],
+        quick: bool,
+        keep: bool,
     ) -> None:
-        self.root, self.name, self.experiment, self.runs = root, name, experiment, list(runs)
+        self.root, self.name, self.experiment, self.runs, self.chosen = root, name, experiment, runs, chosen
         self.quick, self.keep, self.paths = quick, keep, Paths(root)
         self.failed: dict[str, str] = {}
         self._began = time.monotonic()
@@ -85,6 +95,10 @@ class Runner:
 
     def folder(self, run: PlannedRun) -> Path:
         return self.paths.experiment_runs / run.key
+
+    def lock_of(self, run: PlannedRun) -> Path:
+        """Held while the run is made: another experiment may have the same run, and be made at the same time."""
+        return self.folder(run) / "lock"
 
     def rows_of(self, run: PlannedRun) -> Path:
         return self.folder(run) / "rows.parquet"
@@ -103,33 +117,39 @@ class Runner:
         return {other.needs[1] for other in self.runs if other.needs and other.needs[0] == run.key}
 
     def rate(self) -> float | None:
-        """Samples per second of one training, the median of what finished runs of this project took; None: of none."""
-        rates: list[float] = []
+        """Samples per second of one training, over all that finished runs of this project took; None: of none.
+
+        Long trainings decide: those of `--quick` are mostly a start.
+        """
+        samples = seconds = 0.0
         for file in self.paths.experiment_runs.glob("*/rows.parquet"):
-            arms = load_table(file).drop_duplicates("arm").query("models == 1 and seconds > 0")
-            rates += (arms["samples"] / arms["seconds"]).dropna().tolist()
-        return statistics.median(rates) if rates else None
+            arms = load_table(file).drop_duplicates("arm").query("models == 1 and seconds > 0 and samples > 0")
+            samples, seconds = samples + arms["samples"].sum(), seconds + arms["seconds"].sum()
+        return samples / seconds if seconds else None
 
     def made(self) -> set[str]:
         """Keys of the trainings that finished runs of any experiment have left in the cache."""
-        files = self.paths.experiment_runs.glob("*/trainings.json")
-        return {key for file in files for key in json.loads(file.read_text(encoding="utf-8"))}
+        return {key for file in self.paths.experiment_runs.glob("*/trainings.json") for key in _read_keys(file)}
 
     def make(self, places: Sequence[Place]) -> int:
-        """Make all that are not done, as many side by side as there are places; returns the exit code."""
-        waiting = [run for run in self.runs if not self.is_done(run)]
+        """Make the chosen that are not done, as many side by side as there are places; returns the exit code."""
+        waiting = [run for run in self.chosen if not self.is_done(run)]
         active: list[Active] = []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._told)
         while waiting or active:
             waiting = [run for run in waiting if not self.is_done(run)]  # one like it may have been made by now
-            while not self._stopping and (run := self._next(waiting, active)) and (started := self._start(run, places)):
+            while not self._stopping and (run := self._next(waiting, active)) and (room := self._room(run, places)):
                 waiting.remove(run)
-                active.append(started)
+                try:
+                    active.append(self._start(run, *room))
+                except (ModeError, OSError) as error:
+                    _let_go(room[1])
+                    self._fail(run, error)
             for each in [each for each in active if each.process.poll() is not None]:
                 active.remove(each)
                 self._finish(each)
-            if not active and not self._stopping and waiting and self._next(waiting, active) is None:
+            if waiting and not active and not self._stopping and not any(map(self._has_its_start, waiting)):
                 self.failed |= {run.name: "the run that it starts from has failed" for run in waiting}
                 waiting.clear()
             if self._stopping:
@@ -181,17 +201,24 @@ class Runner:
         One that starts from another's model waits for that.
         """
         under_way = {key for each in active for key in each.run.trainings} - self.made()
-        same = {each.run.key for each in active}
-        ready = (run for run in waiting if not run.needs or self.kept(*run.needs).is_dir())
-        return next((run for run in ready if run.key not in same and not run.trainings & under_way), None)
+        ready = filter(self._has_its_start, waiting)
+        return next((run for run in ready if not run.trainings & under_way and not is_held(self.lock_of(run))), None)
 
-    def _start(self, run: PlannedRun, places: Sequence[Place]) -> Active | None:
-        """Start a run where there is room; None: all places are taken."""
-        for place in places:
-            if lock := take(place.lock, f"{run.name}, process {os.getpid()}"):
-                break
-        else:
-            return None
+    def _has_its_start(self, run: PlannedRun) -> bool:
+        return not run.needs or self.kept(*run.needs).is_dir()
+
+    def _room(self, run: PlannedRun, places: Sequence[Place]) -> tuple[Place, tuple[Lock, Lock]] | None:
+        """A free place, locked, and the run's own lock; None: all places are taken, or it is being made."""
+        who = f"{run.name}, process {os.getpid()}"
+        if own := take(self.lock_of(run), who):
+            for place in places:
+                if lock := take(place.lock, who):
+                    return place, (own, lock)
+            own.close()
+        return None
+
+    def _start(self, run: PlannedRun, place: Place, locks: tuple[Lock, Lock]) -> Active:
+        """Start a run in its place, with its locks, which its last process frees."""
         clone = self._prepared(run)
         command = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
         targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
@@ -205,27 +232,31 @@ class Runner:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            pass_fds=(lock.fileno(),),
+            pass_fds=[lock.fileno() for lock in locks],
             start_new_session=True,  # Ctrl-C reaches this process alone, which tells the others
         )
-        active = Active(run, process, lock, time.monotonic())
-        threading.Thread(target=self._follow, args=(active,), daemon=True).start()
+        active = Active(run, process, locks, time.monotonic())
+        active.follower = threading.Thread(target=self._follow, args=(active,), daemon=True)
+        active.follower.start()
         self._say(run, f"started on {place.device}")
         return active
 
     def _prepared(self, run: PlannedRun) -> Path:
         """The run's clone of the project: a new one, or that of the interrupted run."""
-        folder = self.folder(run)
-        clone, commit = folder / "project", _git(self.root, "rev-parse", "HEAD")
-        if clone.is_dir() and (folder / "commit").read_text(encoding="utf-8") != commit:
+        clone, of, commit = self.folder(run) / "project", self.folder(run) / "commit", head_of(self.root)
+        if clone.is_dir() and not (of.is_file() and of.read_text(encoding="utf-8") == commit):
             shutil.rmtree(clone)  # of another commit; what is the same comes out of the cache
-        if not clone.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "commit").write_text(commit, encoding="utf-8")
-            _git(self.root, "clone", "--quiet", "--shared", "--no-tags", str(self.root), str(clone))
+        if clone.is_dir():
+            # What is left of a run whose figures were not taken over: DVC makes no second experiment of one name.
+            for ref in _git(clone, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{run.name}").split():
+                _git(clone, "update-ref", "-d", ref)
+            return clone
+        of.write_text(commit, encoding="utf-8")
+        with write_aside(clone) as new:
+            _git(self.root, "clone", "--quiet", "--shared", "--no-tags", str(self.root), str(new))
             config = ["[cache]", f"    dir = {_cache_of(self.root)}", "    type = reflink,copy"]
-            (clone / ".dvc" / "config.local").write_text("\n".join(config) + "\n", encoding="utf-8")
-            project = Project(clone, run.params)
+            (new / ".dvc" / "config.local").write_text("\n".join(config) + "\n", encoding="utf-8")
+            project = Project(new, run.params)
             for source, params in run.params.sources.items():
                 keep_watch(project, source, generated=params.shards == BUILT_IN)
             keep_tasks_watch(project)
@@ -246,22 +277,30 @@ class Runner:
 
     def _finish(self, active: Active) -> None:
         """Take over what a run has made, or note why there is nothing."""
-        active.lock.close()
         run, code = active.run, active.process.returncode
-        if code in _TOLD or self._stopping:
-            return
+        assert active.follower is not None
+        active.follower.join()  # its last line may be the one that says why
         try:
+            if self._stopping:
+                return
+            if code in _TOLD:
+                raise ModeError("stopped from outside", "the same command goes on from here")
             if code:
                 errors = [line for line in active.tail if "rror" in line] or active.tail
                 raise ModeError(f"{errors[-1] if errors else f'exit code {code}'} (see {self.folder(run) / 'log'})")
             self._take(run)
-        except ModeError as error:
-            self.failed[run.name] = str(error)
-            self._say(run, f"failed: {error}")
+        except (ModeError, OSError) as error:
+            self._fail(run, error)
             return
-        left = sum(not self.is_done(each) for each in self.runs)
-        self._say(run, f"done in {duration(time.monotonic() - active.began)}; {left} of {len(self.runs)} runs left")
+        finally:
+            _let_go(active.locks)
+        left = sum(not self.is_done(each) for each in self.chosen)
+        self._say(run, f"done in {duration(time.monotonic() - active.began)}; {left} of {len(self.chosen)} runs left")
         self.collect()
+
+    def _fail(self, run: PlannedRun, error: Exception) -> None:
+        self.failed[run.name] = str(error)
+        self._say(run, f"failed: {error}")
 
     def _take(self, run: PlannedRun) -> None:
         """The rows of a run, its experiment of DVC, its run in MLflow; its clone goes."""
@@ -281,7 +320,7 @@ class Runner:
         write_json(self.folder(run) / "trainings.json", sorted(run.trainings))
         save_table(rows, self.rows_of(run))
         if not self.keep:
-            shutil.rmtree(clone)
+            shutil.rmtree(clone, ignore_errors=True)
 
     def _say(self, run: PlannedRun, what: str) -> None:
         print(f"{duration(time.monotonic() - self._began):>12}  {run.run} seed {run.seed}: {what}", flush=True)
@@ -391,6 +430,7 @@ def _command(clone: Path, root: Path, *arguments: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        start_new_session=True,  # Ctrl-C lets what a run has made be taken over
     )
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
@@ -402,8 +442,44 @@ def kept_model(paths: Paths, key: str, model: str) -> Path:
     return paths.experiment_runs / key / "kept" / model
 
 
+def head_of(root: Path) -> str:
+    """The last commit of a project, which runs are of.
+
+    Raises:
+        ModeError: the project is no git repository of its own, or has no commit.
+    """
+    top = Path(_git(root, "rev-parse", "--show-toplevel"))
+    if not top.samefile(root):
+        raise ModeError(f"{root}: is a part of the git repository {top}", "runs are clones: give the project its own")
+    try:
+        return _git(root, "rev-parse", "--verify", "HEAD")
+    except ModeError:
+        raise ModeError(f"{root}: no commit yet", "commit the project: runs are of a commit") from None
+
+
+def _let_go(locks: Iterable[Lock]) -> None:
+    for lock in locks:
+        lock.close()
+
+
+def _read_keys(path: Path) -> list[str]:
+    """Keys of trainings that a finished run has left."""
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        keys = None
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ModeError(f"{path}: damaged", f"remove {path.parent}: its run is made again, out of the cache")
+    return keys
+
+
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False, start_new_session=True
+        )
+    except FileNotFoundError:
+        raise ModeError("git is not installed", "experiments are runs of commits, in clones") from None
     if done.returncode:
         raise ModeError(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())[:200]}")
     return done.stdout.strip()
@@ -448,13 +524,33 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="mode experiment", description="Make the runs of experiments/NAME.yaml.")
     made.add_argument("name", help="of the experiment")
     made.add_argument("--quick", action="store_true", help="see in minutes that everything works; figures mean nothing")
-    made.add_argument("--seeds", type=int, nargs="+", help="random seeds, in place of the definition's")
-    made.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone")
-    made.add_argument("--jobs", type=int, help="runs side by side; default: one per core, or per GPU")
+    made.add_argument("--seeds", type=_whole(0, 2**32 - 1), nargs="+", help="these random seeds alone")
+    made.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone, and those that they start from")
+    made.add_argument("--jobs", type=_whole(1, 1024), help="runs side by side; default: one per core, or per GPU")
     made.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="a folder that it needs")
     made.add_argument("--plan", action="store_true", help="print what would run, and stop")
     made.add_argument("--keep", action="store_true", help="leave the clones, with models and pages")
     return made
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """A whole number of a range, for argparse."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,12}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} to {most}")
+        return int(text)
+
+    return number
+
+
+def with_starts(experiment: Experiment, names: Iterable[str]) -> set[str]:
+    """Names of runs, and of those that they start from."""
+    wanted = set(names)
+    for name, run in reversed(experiment.runs.items()):  # a run starts from one above it
+        if name in wanted and run.starts_from:
+            wanted.add(run.starts_from.run)
+    return wanted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -465,23 +561,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not paths.dvc_file.is_file():
             raise ModeError(f"{root}: no dvc.yaml", "run it in the project's folder")
+        if Path(options.name).name != options.name:
+            raise ModeError(f"{options.name}: no name for an experiment", "of experiments/NAME.yaml")
         experiment = load_experiment(paths.experiments / f"{options.name}.yaml")
         if unknown := [run for run in options.runs or () if run not in experiment.runs]:
             raise ModeError(f"{options.name}: no run is called '{unknown[0]}'", ", ".join(experiment.runs))
-        seeds = options.seeds or (experiment.seeds[:1] if options.quick else None)
+        seeds = options.seeds or (experiment.seeds[:1] if options.quick else experiment.seeds)
+        # What is done of the others stays in the table.
+        every = [*dict.fromkeys([*([] if options.quick else experiment.seeds), *seeds])]
+        load_params(paths.params_file)
         content = yaml.safe_load(paths.params_file.read_text(encoding="utf-8"))
         kept = partial(kept_model, paths)
-        runs = plan_runs(options.name, experiment, content, folders(options.data), seeds, options.quick, kept)
-        for run in runs:
+        runs = plan_runs(options.name, experiment, content, folders(options.data), every, options.quick, kept)
+        wanted = with_starts(experiment, options.runs or experiment.runs)
+        chosen = [run for run in runs if run.run in wanted and run.seed in seeds]
+        for run in chosen:
             set_params(run.overrides)  # here, and not when the run's turn has come
-        runner = Runner(root, options.name, experiment, runs, options.quick, options.keep)
-        chosen = [run for run in runs if not options.runs or run.run in options.runs]
+        runner = Runner(root, options.name, experiment, runs, chosen, options.quick, options.keep)
         places = places_for("auto", options.jobs or cores(), 1, root)[: options.jobs]
         print(f"{options.name}: {experiment.title}")
         done = [run.name for run in chosen if runner.is_done(run)]
         print(show_plan(chosen, done, runner.rate(), len(places), runner.made()))
         if options.plan:
             return 0
+        head_of(root)
         if _git(root, "status", "--porcelain", "--untracked-files=no", "src", "dvc.yaml", "params.yaml"):
             raise ModeError("uncommitted changes in src, dvc.yaml or params.yaml", "commit them: runs are of a commit")
         lock = take(paths.experiment_runs / f"{options.name}.lock", f"process {os.getpid()}")
@@ -489,14 +592,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             who = holder(paths.experiment_runs / f"{options.name}.lock")
             raise ModeError(f"experiment {options.name} is being run by {who}", "wait for it or stop it")
         with lock:
-            everything, runner.runs = runner.runs, chosen
-            code = runner.make(places)
-            runner.runs = everything
-            runner.collect()
-            return code
+            return runner.make(places)
     except ModeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before anything has started
+        return 130
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from flows.runs import folders, own_parameters, set_params, show_plan
+from flows.locks import take
+from flows.runs import Runner, folders, head_of, main, own_parameters, parser, set_params, show_plan, with_starts
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.experiments.plan import overridden, plan_runs
+from mode.experiments.table import SCHEMA, save_table
 
 REPOSITORY = Path(__file__).parents[2]
 CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
@@ -78,3 +82,94 @@ def test_the_plan_as_text() -> None:
     assert "all, 2 side by side" in shown
     assert "0 of 2 done" in shown
     assert shown.endswith("the first finished run will tell how long; stages in common are made once")
+
+
+def made_of(**runs: Any) -> Experiment:
+    return Experiment.model_validate({"title": "t", "question": "q", "runs": runs, "rows": {}})
+
+
+def test_what_is_chosen_has_what_it_starts_from() -> None:
+    made = made_of(a={}, b={"starts_from": ["a", "dense"]}, c={"starts_from": ["b", "dense"]}, d={})
+    assert with_starts(made, ["c"]) == {"a", "b", "c"}
+    assert with_starts(made, ["d"]) == {"d"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--seeds", "-1"], ["--seeds", "x"], ["--seeds", "4294967296"], ["--jobs", "0"], ["--jobs", "-1"]]
+)
+def test_numbers_that_are_none_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["table5", *arguments])
+    assert f"{arguments[1]} is no whole number from" in capsys.readouterr().err
+
+
+def test_a_name_is_no_path(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for name in ("../params", "results/../table5", "/etc/passwd", "..", "nothing"):
+        assert main([name, "--plan"]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+
+
+def git(root: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=x", "-c", "user.email=x@localhost")
+    return subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def test_runs_are_of_a_commit_of_the_project_itself(tmp_path: Path) -> None:
+    with pytest.raises(ModeError, match=r"^git rev-parse failed in [^\n]*not a git repository"):
+        head_of(tmp_path)
+    git(tmp_path, "init", "--quiet")
+    with pytest.raises(ModeError, match="no commit yet"):
+        head_of(tmp_path)
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message=x")
+    assert head_of(tmp_path) == git(tmp_path, "rev-parse", "HEAD").strip()
+    (tmp_path / "part").mkdir()
+    with pytest.raises(ModeError, match=r"part: is a part of the git repository"):
+        head_of(tmp_path / "part")
+
+
+def test_damaged_records_of_runs_are_one_line(tmp_path: Path) -> None:
+    made = made_of(a={})
+    [run] = runs = plan_runs("x", made, CONTENT, {}, [0])
+    runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False)
+    assert (runner.made(), runner.rate(), runner.is_done(run)) == (set(), None, False)
+    runner.folder(run).mkdir(parents=True)
+    for content in (b"", b"{}", b"[1]", b"\xff", 5000 * b"["):
+        (runner.folder(run) / "trainings.json").write_bytes(content)
+        with pytest.raises(ModeError, match=r"trainings\.json: damaged \(remove [^\n]*$"):
+            runner.made()
+    runner.rows_of(run).write_bytes(b"PAR1")
+    with pytest.raises(ModeError, match=r"rows\.parquet: no table of results: [^\n]*$"):
+        runner.rate()
+
+
+def test_long_trainings_say_how_fast_it_is_and_variants_are_none(tmp_path: Path) -> None:
+    made = made_of(a={})
+    [run] = runs = plan_runs("x", made, CONTENT, {}, [0])
+    runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False)
+    rows = [
+        ("x", "a", 0, arm, task, "acc1", 0.5, samples, seconds, models, "c0ffee")
+        for arm, samples, seconds, models in (
+            ("seed", 900.0, 1.0, 1.0),
+            ("dense", 100.0, 9.0, 1.0),
+            ("ensemble", 9e9, 1.0, 2.0),
+            ("given", math.nan, math.nan, 1.0),
+        )
+        for task in ("one", "two")
+    ]
+    save_table(pd.DataFrame(rows, columns=SCHEMA.names), runner.rows_of(run))
+    assert runner.rate() == 100.0
+
+
+def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
+    made = made_of(a={})
+    [run] = runs = plan_runs("x", made, CONTENT, {}, [0])
+    runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False)
+    assert runner._next(runs, []) is run
+    lock = take(runner.lock_of(run), "another experiment")
+    assert lock is not None
+    assert runner._next(runs, []) is None
+    lock.close()
+    assert runner._next(runs, []) is run
