@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mode.errors import ModeError
-from mode.experiments.table import SCHEMA, load_table, save_table
+from mode.experiments.table import SCHEMA, load_table, save_table, tidy
+from mode.results import Results
 
 ROW = ("x", "a", 0, "dense", "chess", "acc1", 0.5, 128.0, float("nan"), 1.0, "c0ffee")
 
@@ -34,3 +36,80 @@ def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
     pq.write_table(pa.table({"run": ["a"]}), path)
     with pytest.raises(ModeError, match="not the columns of a table of results: run"):
         load_table(path)
+
+
+def cost(samples: float, seconds: float | None) -> dict[str, float | None]:
+    return {"samples_seen": samples, "flops": None, "seconds": seconds}
+
+
+def test_rows_worked_out_by_hand(tmp_path: Path) -> None:
+    facts = {"images": 8, "classes": 2, "templates": 1, "texts": 0, "hash": "0"}
+    results = Results.model_validate(
+        {
+            "zeroshot": {
+                "mean": {"seed": 0.1},
+                "tasks": {
+                    # One that no facts are known of is scored by acc1; `dense` has no figure there.
+                    "chess": {"seed": 0.1, "dense": None, "expert-0": 0.2, "expert-1": 0.4, "ensemble": 0.5},
+                    "pets": {"full-expert-0": 0.3, "uniform-full": 0.35, "expert-0": 0.6, "uniform": 0.7},
+                },
+            },
+            "retrieval": {"tasks": {"coco": {"dense": {"image_recall@1": 0.25, "text_recall@1": None}}}},
+            "routing": {"chess": {"expert-0": 0.75, "expert-1": 0.25}},
+            "tasks": {"pets": {"kind": "classification", "metric": "mean_per_class_recall", **facts}},
+            "cost": {
+                "seed": cost(100.0, 10.0),
+                "dense": cost(150.0, None),
+                "full-expert-0": cost(130.0, 13.0),
+                "expert-0": cost(120.0, 12.0),
+                "expert-1": cost(125.0, 13.0),
+                "uniform-full": cost(130.0, 13.0),
+            },
+            "provenance": {"commit": "c0ffee"},
+        }
+    )
+    variants = Results.model_validate(
+        {
+            "zeroshot": {"tasks": {"chess": {"top-1": 0.45, "by-range-1": 0.3}}},
+            "encoders": {"top-1": 1.0},
+            "cost": {"by-range-1": cost(120.0, 12.0)},
+        }
+    )
+    found = tidy(results, variants, experiment="x", run="a", random_seed=7)
+    together = (145.0, 15.0)  # the seed once: 100 + 20 + 25
+    nan = float("nan")
+    expected = [
+        ("seed", "chess", "acc1", 0.1, 100.0, 10.0, 1.0),
+        ("expert-0", "chess", "acc1", 0.2, 120.0, 12.0, 1.0),
+        ("expert-0", "pets", "mean_per_class_recall", 0.6, 120.0, 12.0, 1.0),
+        ("expert-1", "chess", "acc1", 0.4, 125.0, 13.0, 1.0),
+        ("ensemble", "chess", "acc1", 0.5, *together, 2.0),
+        ("full-expert-0", "pets", "mean_per_class_recall", 0.3, 130.0, 13.0, 1.0),
+        ("uniform-full", "pets", "mean_per_class_recall", 0.35, 130.0, 13.0, 1.0),
+        ("uniform", "pets", "mean_per_class_recall", 0.7, *together, 2.0),
+        ("dense", "coco", "image_recall@1", 0.25, 150.0, nan, 1.0),
+        # Of the task that both experts have; the cost of one.
+        ("experts, mean", "chess", "acc1", 0.3, 120.0, 12.0, 1.0),
+        ("top-1", "chess", "acc1", 0.45, *together, 1.0),
+        ("by-range-1", "chess", "acc1", 0.3, 120.0, 12.0, nan),
+    ]
+    columns = ["arm", "task", "metric", "value", "samples", "seconds", "models"]
+    key = ["arm", "task", "metric"]
+    assert found.columns.tolist() == SCHEMA.names
+    pd.testing.assert_frame_equal(
+        found[columns].sort_values(key, ignore_index=True),
+        pd.DataFrame(expected, columns=columns).sort_values(key, ignore_index=True),
+    )
+    assert found[["experiment", "run", "random_seed", "commit"]].drop_duplicates().to_numpy().tolist() == [
+        ["x", "a", 7, "c0ffee"]
+    ]
+    save_table(found, tmp_path / "x.parquet")
+    pd.testing.assert_frame_equal(load_table(tmp_path / "x.parquet"), found)
+
+
+def test_results_of_dense_models_alone_have_neither_experts_nor_variants() -> None:
+    results = Results.model_validate({"zeroshot": {"tasks": {"chess": {"dense": 0.5}}}})
+    found = tidy(results, None, experiment="x", run="a", random_seed=0)
+    assert found[["arm", "value", "models", "commit"]].to_numpy().tolist() == [["dense", 0.5, 1.0, ""]]
+    assert np.isnan(found[["samples", "seconds"]]).all(axis=None)
+    assert tidy(Results(), None, experiment="x", run="a", random_seed=0).columns.tolist() == SCHEMA.names
