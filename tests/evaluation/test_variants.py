@@ -18,7 +18,7 @@ from mode.ensemble.router import Router
 from mode.ensemble.rules import largest_first
 from mode.errors import ModeError
 from mode.evaluation import features
-from mode.evaluation.arms import OF_IMAGES, Routed, range_order
+from mode.evaluation.arms import OF_IMAGES, Arms, Routed, range_order
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.features import encode_metadata, encode_tasks
 from mode.evaluation.tasks import Task, open_task
@@ -288,8 +288,14 @@ class TestBadInput:
 
     def test_a_rule_without_class_weights(self, clips: dict[str, Clip], router: Router, tasks: list[Task]) -> None:
         published = replace(router, routing=RoutingParams(kind="published"), temperature=None)
-        with pytest.raises(ModeError, match=r"'by-class' needs routing\.kind 'calibrated', not 'published'"):
+        with pytest.raises(ModeError, match=r"'by-class' needs routing\.kind 'calibrated' or 'evidence', not 'publ"):
             evaluate_variants(clips, published, tasks, CPU, ["by-class"])
+
+    def test_evidence_weighs_classes_and_has_no_centres(self, router: Router) -> None:
+        evidence = replace(router, routing=RoutingParams(kind="evidence"), temperature=None)
+        assert Arms(["by-class"], evidence, router.experts, (), 0).variants == {"by-class": [[*router.experts]]}
+        with pytest.raises(ModeError, match=r"^variants\.arms: 'coarse' needs [^\n]*, not 'evidence' \(leave"):
+            Arms(["coarse"], evidence, router.experts, (), 0)
 
     def test_a_model_with_the_name_of_a_variant(
         self, clips: dict[str, Clip], router: Router, tasks: list[Task]

@@ -113,7 +113,8 @@ class Arms:
 
     Raises:
         ModeError: an arm that needs the seed where there is none, or words where the router is one of images;
-            `by-class` with a rule that gives no class weights; a model with the name of a variant.
+            `by-class` with a rule that gives no class weights, or `coarse` with one that looks at no centres; a model
+            with the name of a variant.
         ValueError: no such arm.
     """
 
@@ -128,15 +129,20 @@ class Arms:
         self.members = router.members(available)
         self.order = range_order(router.conditions)
         self._available = available
-        self._others = self._other_routers(captions, random_seed)
         for name, arm in self.arms.items():
             if arm.kind in ("by-range", "merged-seed-X") and STAND_IN not in available:
                 raise ModeError(f"variants.arms: '{name}' needs the seed, which is not there", "`dvc repro seed`")
-            if arm.kind == "by-class" and router.temperature is None:
+            if arm.kind == "by-class" and not router.routing.gives_probabilities:
                 raise ModeError(
-                    f"variants.arms: 'by-class' needs routing.kind 'calibrated', not '{router.routing.kind}'",
+                    "variants.arms: 'by-class' needs routing.kind 'calibrated' or 'evidence', not"
+                    f" '{router.routing.kind}'",
                     "leave it out",
                 )
+            if arm.kind == "coarse" and router.routing.kind == "evidence":
+                raise ModeError(
+                    "variants.arms: 'coarse' needs a routing.kind that looks at centres, not 'evidence'", "leave it out"
+                )
+        self._others = self._other_routers(captions, random_seed)
         if taken := set(available) & set(self.variants):
             raise ModeError(f"a model is called '{taken.pop()}', which names a variant in the results", "rename it")
 
