@@ -337,6 +337,8 @@ def set_params(overrides: Mapping[str, Any]) -> list[str]:
     """
     arguments = []
     for key, value in overrides.items():
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key, re.ASCII):
+            raise ModeError(f"{key}: cannot be passed on to DVC as a key", "write it in params.yaml")
         try:
             written = _hydra(value)
         except ValueError as error:
@@ -361,6 +363,8 @@ def _hydra(value: Any) -> str:
     if isinstance(value, float) and "." not in repr(value):
         # DVC writes 1e-06, which is a text in YAML.
         raise ValueError(f"{value!r} cannot be passed on to DVC: write it in params.yaml")
+    if value is not None and not isinstance(value, int | float):  # a date, say, which YAML knows
+        raise ValueError(f"{value!r} cannot be passed on to DVC")
     return json.dumps(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,16 @@ def test_dvc_reads_back_what_it_is_told(tmp_path: Path, overrides: dict[str, Any
     assert yaml.safe_load(path.read_text()) == overridden(CONTENT, overrides)
 
 
-@pytest.mark.parametrize("value", ["${x}", 1e-06, math.inf, {"é": 1}, {"~a": 1}, [{"a": 1e-7}]])
+@pytest.mark.parametrize("value", ["${x}", 1e-06, math.inf, {"é": 1}, {"~a": 1}, [{"a": 1e-7}], date(2026, 1, 1), b"x"])
 def test_what_dvc_cannot_be_told_is_one_line(value: object) -> None:
     with pytest.raises(ModeError, match=r"^a\.b: [^\n]* cannot be passed on to DVC"):
         set_params({"a.b": value})
+
+
+@pytest.mark.parametrize("key", ["", "a..b", "a=1,b", "a b", "a.[0]", "~a", "a\nb"])
+def test_keys_that_dvc_cannot_be_told_are_refused(key: str) -> None:
+    with pytest.raises(ModeError, match="cannot be passed on to DVC as a key"):
+        set_params({key: 1})
 
 
 def test_folders(tmp_path: Path) -> None:
