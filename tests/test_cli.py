@@ -252,6 +252,10 @@ def test_experts_are_ordered_by_a_tasks_words(project: Path, capsys: pytest.Capt
     assert "no task is called 'cats'" in fails(capsys, "targets", "chess", "cats")
 
 
+def test_experiments_are_of_a_project(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails(capsys, "experiment", "table5", "--plan").startswith(f"error: {project}: no flows/runs.py (run it in")
+
+
 def test_check_names_what_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["check"])

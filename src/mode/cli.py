@@ -120,6 +120,9 @@ def stage(
 def run_experiment(context: typer.Context) -> None:
     """Make the runs of experiments/NAME.yaml, side by side and resumable: `mode experiment NAME --plan` says what."""
     # Runs are DVC's, which the library does not know: the project's own flows drive it.
+    if not Path("flows", "runs.py").is_file():
+        advice = "run it in a project's folder; an older project gets it by `mode init --upgrade .`"
+        raise ModeError(f"{Path.cwd()}: no flows/runs.py", advice)
     os.execv(sys.executable, [sys.executable, "-m", "flows.runs", *context.args])
 
 
