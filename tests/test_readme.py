@@ -26,7 +26,7 @@ def test_the_first_claim_is_what_the_experiment_of_length_found() -> None:
         for arm, length in (("", "2x"), (" top-1", "2x"), ("", "1x"))
     )
     text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
-    said = re.search(r"\*\*What it gives, and at which cost\.\*\*(.*?)\[docs/paper\.md\]", text)
+    said = re.search(r"\*\*What it gives, and at what cost\.\*\*(.*?)\[docs/paper\.md\]", text)
     assert said is not None
     figures = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", said[1])]
     found = [
