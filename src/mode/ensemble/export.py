@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from mode.clip.model import load_models, save_sealed
-from mode.ensemble.merge import merge_on_kept
+from mode.ensemble.merge import MERGE_BATCH, merge_on_kept
 from mode.ensemble.router import Router
 from mode.ensemble.rules import uniform_weights
 from mode.errors import ModeError
 
 #: What `mode export-model` calls it.
 MERGED = "merged"
-#: Images in a batch that BatchNorm statistics are estimated on.
-_BATCH = 64
 
 
 def export_merged(models: Path, folder: Path) -> None:
@@ -35,5 +33,5 @@ def export_merged(models: Path, folder: Path) -> None:
     for clip in clips.values():
         clip.model.eval()
     weights = uniform_weights(router.experts)
-    clip = merge_on_kept(clips, weights, router.images, weights, _BATCH)
+    clip = merge_on_kept(clips, weights, router.images, weights, MERGE_BATCH)
     save_sealed(folder, clip, {"merged": list(router.experts)})

@@ -37,6 +37,9 @@ _STATISTICS = (".running_mean", ".running_var")
 
 #: Images in a batch that statistics are estimated on, at least, if there are as many.
 SMALLEST_BATCH = 32
+#: Images in a batch that statistics are estimated on for results and exports, whatever `machine` says: the mean over
+#: other batches is another mean. As `mode.load` has it on a CPU.
+MERGE_BATCH = 64
 
 #: Computes a change of one weight.
 Delta = Callable[[], Tensor]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mode.clip.model import Clip
 from mode.embedding.base import Embedder
 from mode.ensemble.combine import ImageWeights, OneByOne, QueryWeights, TextWeights, by_model, logit_factor
-from mode.ensemble.merge import merge_on_kept
+from mode.ensemble.merge import MERGE_BATCH, merge_on_kept
 from mode.ensemble.router import STAND_IN, Router
 from mode.ensemble.rules import keep_share, keep_top, mean_weights, uniform_weights
 from mode.errors import ModeError
@@ -26,9 +26,6 @@ from mode.params import Arm, RoutingParams, View, parse_arm
 BEST_BY_LABEL = "best-by-label"
 #: Kinds of arms that need no words: those of a router of images.
 OF_IMAGES = ("by-range", BEST_BY_LABEL, "probe")
-#: Images in a batch that BatchNorm statistics of a merged model are estimated on, whatever `machine` says: the mean
-#: over other batches is another mean. As `mode.load` has it on a CPU.
-MERGE_BATCH = 64
 
 
 @dataclass(frozen=True)

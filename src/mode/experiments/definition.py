@@ -13,8 +13,6 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from mode.errors import ModeError
 from mode.params import Name, Section
 
-#: The word for the mean of a run's experts, each evaluated alone.
-EXPERT_MEAN = "experts, mean"
 _PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 #: Of an experiment or a run: names of files, of experiments of DVC (which has no `..` in them), and of anchors.

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mode.errors import ModeError
-from mode.experiments.definition import EXPERT_MEAN
 from mode.files import write_aside
 from mode.results import Cost, Results
 from mode.roles import EXPERT, FULL, UNIFORM_FULL, role_of
@@ -59,8 +58,8 @@ def tidy(
     figures = {model: list(_figures(results, model)) for model in results.models}
     own = [model for model in results.models if role_of(model) is EXPERT]
     if own:
-        figures[EXPERT_MEAN] = _mean([figures[model] for model in own])
-        costs[EXPERT_MEAN] = costs.get(own[0], Cost())
+        figures[EXPERT.mean] = _mean([figures[model] for model in own])
+        costs[EXPERT.mean] = costs.get(own[0], Cost())
     for arm, found in figures.items():
         many = copies if arm == UNIFORM_FULL.name else experts if role_of(arm).kind == "ensemble" else 1
         rows += [(arm, *figure, costs.get(arm, Cost()), float(many)) for figure in found]
