@@ -15,9 +15,9 @@ from flows.devices import Name
 from flows.locks import mark_alive
 from flows.stage import run_step
 from mode.errors import ModeError
+from mode.experiments.definition import RandomSeed
 from mode.paths import Paths
 
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Folder = Annotated[str, Field(min_length=1)]
 
 
@@ -25,7 +25,7 @@ Folder = Annotated[str, Field(min_length=1)]
 def experiment(
     name: Name,
     quick: bool = False,
-    seeds: list[Seed] | None = None,
+    seeds: list[RandomSeed] | None = None,
     jobs: Annotated[int, Field(ge=1, le=1024)] | None = None,
     data: dict[Name, Folder] | None = None,
 ) -> State[Any]:
@@ -36,7 +36,7 @@ def experiment(
     Args:
         name: Of the experiment, such as length.
         quick: See in minutes that everything works; its figures mean nothing.
-        seeds: Random seeds in place of the definition's, such as [0].
+        seeds: These random seeds alone, such as [0]; empty: those of the definition.
         jobs: Runs side by side; empty: one per core, or per GPU.
         data: Folders that the experiment needs, by name, on the worker's machine.
     """
