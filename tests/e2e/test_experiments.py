@@ -104,6 +104,18 @@ def test_a_run_that_fails_stops_no_other_and_what_is_done_is_not_made_again(proj
     assert (project.root / "experiments/results/tiny.parquet").read_bytes() == before
 
 
+def test_a_run_whose_figures_were_not_taken_over_is_taken_over_the_next_time(project: SmallProject) -> None:
+    before = (project.root / "experiments/results/tiny.parquet").read_bytes()
+    runs = project.root / ".mode/experiments"
+    [rows] = [path for path in runs.glob("*/rows.parquet") if set(load_table(path)["run"]) == {"mode"}]
+    for _ in range(2):  # out of the cache, with a clone that stays; then in that clone, where DVC has the experiment
+        rows.unlink()
+        done = experiment(project, "--runs", "mode", "--keep")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (rows.parent / "project/reports/metrics.json").is_file()
+    assert (project.root / "experiments/results/tiny.parquet").read_bytes() == before
+
+
 def test_runs_are_of_a_commit(project: SmallProject, tmp_path: Path) -> None:
     params = (project.root / "params.yaml").read_text()
     try:
