@@ -535,7 +535,7 @@ class RoutingParams(Section):
     calibration_captions: PositiveInt = 4_096
     """Training captions that set the temperature of `calibrated` and `evidence`."""
     evidence_captions: PositiveInt = 16_384
-    """Of `evidence`: training captions whose vectors and words are kept with the ensemble, as many of each expert."""
+    """Of `evidence`: training captions whose vectors and words are kept with the ensemble, equally many per expert."""
     retrieval: Literal["together", "query", "paper"] | None = None
     """`together` (a retrieval task is routed by all its texts), `query` (every text and image by itself; needs
     `calibrated` or `evidence`) or `paper` (a text that looks for images by itself, an image that looks for texts by all
