@@ -17,6 +17,8 @@ from mode.tracking.store import database_uri
 from tests.e2e.conftest import REPOSITORY, SmallProject, make_project
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.e2e
+
 #: `random` shares data, seed and dense models with `mode`; `broken` has fewer pairs than fine clusters.
 TINY = {
     "title": "Experts and random quarters",
