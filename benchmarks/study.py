@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from flows import clones
 from mode.evaluation.tasks import Task, open_tasks
 from mode.results import Results
 
@@ -34,16 +34,13 @@ Result = TypeVar("Result")
 
 def clone(folder: Path) -> Path:
     """A fresh clone of what is committed here; it uses this environment's tools and its own sources."""
-    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(folder)], check=True)
+    clones.git(REPOSITORY, "clone", "--quiet", str(REPOSITORY), str(folder.absolute()))
     return folder
 
 
 def environment(root: Path) -> dict[str, str]:
     """Settings of commands in a clone, or in a project of `mode init`, which has no sources of its own."""
-    home = root if (root / "src").is_dir() else REPOSITORY
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MODE_", "OMP_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return kept | {"PATH": path, "PYTHONPATH": f"{home / 'src'}{os.pathsep}{home}", "DVC_NO_ANALYTICS": "true"}
+    return clones.environment(root, REPOSITORY) | {"DVC_NO_ANALYTICS": "true"}
 
 
 def dvc(root: Path, *arguments: str) -> dict[str, float]:

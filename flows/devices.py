@@ -126,3 +126,21 @@ def visible_gpus() -> list[str]:
         return []
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
     return [str(number) for number, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def stage_settings(device: str, threads: int, engine: str) -> dict[str, str]:
+    """What a stage's environment says of the machine.
+
+    The share of threads is OpenMP's word, which torch takes as its default: a number in params.yaml decides the bits of
+    a training, and has to win.
+
+    Args:
+        device: where it computes, as torch names it; empty: as params.yaml says.
+        threads: CPU threads for a training where params.yaml leaves them open; 0: as many as it takes.
+        engine: where it spreads blocks of captions, if it does; empty: as params.yaml says.
+    """
+    settings = {"MODE_DEVICE": device, "OMP_NUM_THREADS": str(threads or ""), "MODE_ENGINE": engine}
+    if device == "cpu":
+        # Threads that spin while they wait bring two computations on the same cores nearly to a stop.
+        settings |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    return {name: value for name, value in settings.items() if value}

@@ -41,7 +41,7 @@ def experiment(
         data: Folders that the experiment needs, by name, on the worker's machine.
     """
     root = Path.cwd()
-    if not (Paths(root).experiments / f"{name}.yaml").is_file():
+    if not Paths(root).experiment(name).is_file():
         raise ModeError(f"no experiment is called '{name}'", f"{Paths(root).experiments} has none of that name")
     mark_alive(root)
     run_step(f"experiment {name}", running(name, quick, seeds or [], jobs, data or {}))

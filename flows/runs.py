@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from flows.devices import Place, places_for
+from flows.clones import cache_of, command, environment, git, head_of
+from flows.devices import Place, places_for, stage_settings
 from flows.locks import Lock, holder, is_held, take
+from flows.overrides import set_params
 from flows.supervise import STOPPED
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment, load_experiment
@@ -40,11 +42,12 @@ from mode.experiments.table import load_table, save_table, tidy
 from mode.files import write_aside
 from mode.parallel import cores
 from mode.params import load_params
-from mode.paths import Paths
+from mode.paths import Paths, RunPaths
 from mode.reporting.summary import duration, quantity
 from mode.results import Results
 from mode.stages.project import BUILT_IN, Project, write_json
 from mode.stages.sources import keep_seed_watch, keep_tasks_watch, keep_watch
+from mode.tracking.runs import Tracker
 
 _STARTED = re.compile(r"^Running stage '(.+)':")
 #: A run that ended so was told to stop, and goes on the next time.
@@ -93,25 +96,13 @@ class Runner:
         self._began = time.monotonic()
         self._stopping = False
 
-    def folder(self, run: PlannedRun) -> Path:
-        return self.paths.experiment_runs / run.key
-
-    def lock_of(self, run: PlannedRun) -> Path:
-        """Held while the run is made: another experiment may have the same run, and be made at the same time."""
-        return self.folder(run) / "lock"
-
-    def rows_of(self, run: PlannedRun) -> Path:
-        return self.folder(run) / "rows.parquet"
-
-    def kept(self, key: str, model: str) -> Path:
-        """Where a run leaves a model that another one starts from."""
-        return kept_model(self.paths, key, model)
+    def files(self, run: PlannedRun) -> RunPaths:
+        return self.paths.experiment_run(run.key)
 
     def is_done(self, run: PlannedRun) -> bool:
         """Whether its figures are there, and its models that other runs start from."""
-        return self.rows_of(run).is_file() and all(
-            self.kept(run.key, model).is_dir() for model in self.models_to_keep(run)
-        )
+        files = self.files(run)
+        return files.rows.is_file() and all(files.kept(model).is_dir() for model in self.models_to_keep(run))
 
     def models_to_keep(self, run: PlannedRun) -> set[str]:
         return {other.needs[1] for other in self.runs if other.needs and other.needs[0] == run.key}
@@ -122,14 +113,17 @@ class Runner:
         Long trainings decide: those of `--quick` are mostly a start.
         """
         samples = seconds = 0.0
-        for file in self.paths.experiment_runs.glob("*/rows.parquet"):
-            arms = load_table(file).drop_duplicates("arm").query("models == 1 and seconds > 0 and samples > 0")
+        for files in self.paths.all_runs():
+            if not files.rows.is_file():
+                continue
+            arms = load_table(files.rows).drop_duplicates("arm").query("models == 1 and seconds > 0 and samples > 0")
             samples, seconds = samples + arms["samples"].sum(), seconds + arms["seconds"].sum()
         return samples / seconds if seconds else None
 
     def made(self) -> set[str]:
         """Keys of the trainings that finished runs of any experiment have left in the cache."""
-        return {key for file in self.paths.experiment_runs.glob("*/trainings.json") for key in _read_keys(file)}
+        found = [files.trainings for files in self.paths.all_runs() if files.trainings.is_file()]
+        return {key for file in found for key in _read_keys(file)}
 
     def make(self, places: Sequence[Place]) -> int:
         """Make the chosen that are not done, as many side by side as there are places; returns the exit code."""
@@ -170,19 +164,19 @@ class Runner:
         tables = []
         for run in self.runs:
             if self.is_done(run):
-                rows = load_table(self.rows_of(run))
+                rows = load_table(self.files(run).rows)
                 tables.append(rows.assign(experiment=self.name, run=run.run, random_seed=run.seed))
         if not tables:
             return
-        folder = self.paths.experiment_runs / "quick" if self.quick else self.paths.experiment_results
-        save_table(pd.concat(tables, ignore_index=True), folder / f"{self.name}.parquet")
+        path = self.paths.experiment_table(self.name, self.quick)
+        save_table(pd.concat(tables, ignore_index=True), path)
         about = {
             "command": f"mode experiment {self.name}",
             "commit": sorted({commit for table in tables for commit in table["commit"].unique()}),
             "runs": {name: own_parameters(self.experiment, name, self.quick) for name in self.experiment.runs},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         }
-        write_json(folder / f"{self.name}.json", about)
+        write_json(path.with_suffix(".json"), about)
 
     def _told(self, _number: int, _frame: object) -> None:
         if not self._stopping:
@@ -202,15 +196,18 @@ class Runner:
         """
         under_way = {key for each in active for key in each.run.trainings} - self.made()
         ready = filter(self._has_its_start, waiting)
-        return next((run for run in ready if not run.trainings & under_way and not is_held(self.lock_of(run))), None)
+        return next((run for run in ready if not run.trainings & under_way and not is_held(self.files(run).lock)), None)
 
     def _has_its_start(self, run: PlannedRun) -> bool:
-        return not run.needs or self.kept(*run.needs).is_dir()
+        return not run.needs or kept_model(self.paths, *run.needs).is_dir()
 
     def _room(self, run: PlannedRun, places: Sequence[Place]) -> tuple[Place, tuple[Lock, Lock]] | None:
-        """A free place, locked, and the run's own lock; None: all places are taken, or it is being made."""
+        """A free place, locked, and the run's own lock; None: all places are taken, or it is being made.
+
+        Another experiment may have the same run, and be made at the same time.
+        """
         who = f"{run.name}, process {os.getpid()}"
-        if own := take(self.lock_of(run), who):
+        if own := take(self.files(run).lock, who):
             for place in places:
                 if lock := take(place.lock, who):
                     return place, (own, lock)
@@ -220,13 +217,14 @@ class Runner:
     def _start(self, run: PlannedRun, place: Place, locks: tuple[Lock, Lock]) -> Active:
         """Start a run in its place, with its locks, which its last process frees."""
         clone = self._prepared(run)
-        command = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
+        running = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
         targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
-        command += ["--name", run.name, *set_params(run.overrides), *targets]
+        running += ["--name", run.name, *set_params(run.overrides), *targets]
         process = subprocess.Popen(
-            command,
+            running,
             cwd=clone,
-            env=_environment(clone, self.root, place.device),
+            # One thread where the CPU is shared with other runs.
+            env=environment(clone, self.root) | stage_settings(place.device, int(place.device == "cpu"), ""),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -243,18 +241,19 @@ class Runner:
 
     def _prepared(self, run: PlannedRun) -> Path:
         """The run's clone of the project: a new one, or that of the interrupted run."""
-        clone, of, commit = self.folder(run) / "project", self.folder(run) / "commit", head_of(self.root)
+        files, commit = self.files(run), head_of(self.root)
+        clone, of = files.clone, files.commit
         if clone.is_dir() and not (of.is_file() and of.read_text(encoding="utf-8") == commit):
             shutil.rmtree(clone)  # of another commit; what is the same comes out of the cache
         if clone.is_dir():
             # What is left of a run whose figures were not taken over: DVC makes no second experiment of one name.
-            for ref in _git(clone, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{run.name}").split():
-                _git(clone, "update-ref", "-d", ref)
+            for ref in git(clone, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{run.name}").split():
+                git(clone, "update-ref", "-d", ref)
             return clone
         of.write_text(commit, encoding="utf-8")
         with write_aside(clone) as new:
-            _git(self.root, "clone", "--quiet", "--shared", "--no-tags", str(self.root), str(new))
-            config = ["[cache]", f"    dir = {_cache_of(self.root)}", "    type = reflink,copy"]
+            git(self.root, "clone", "--quiet", "--shared", "--no-tags", str(self.root), str(new))
+            config = ["[cache]", f"    dir = {cache_of(self.root)}", "    type = reflink,copy"]
             (new / ".dvc" / "config.local").write_text("\n".join(config) + "\n", encoding="utf-8")
             project = Project(new, run.params)
             for source, params in run.params.sources.items():
@@ -266,7 +265,7 @@ class Runner:
     def _follow(self, active: Active) -> None:
         """Keep a run's output in its log, and say which stage it has come to."""
         assert active.process.stdout is not None
-        with (self.folder(active.run) / "log").open("a", encoding="utf-8") as log:
+        with self.files(active.run).log.open("a", encoding="utf-8") as log:
             for raw in active.process.stdout:
                 log.write(raw)
                 log.flush()
@@ -287,7 +286,7 @@ class Runner:
                 raise ModeError("stopped from outside", "the same command goes on from here")
             if code:
                 errors = [line for line in active.tail if "rror" in line] or active.tail
-                raise ModeError(f"{errors[-1] if errors else f'exit code {code}'} (see {self.folder(run) / 'log'})")
+                raise ModeError(f"{errors[-1] if errors else f'exit code {code}'} (see {self.files(run).log})")
             self._take(run)
         except (ModeError, OSError) as error:
             self._fail(run, error)
@@ -304,161 +303,39 @@ class Runner:
 
     def _take(self, run: PlannedRun) -> None:
         """The rows of a run, its experiment of DVC, its run in MLflow; its clone goes."""
-        clone = self.folder(run) / "project"
-        paths = Paths(clone)
+        files = self.files(run)
+        paths = Paths(files.clone)
         results = Results.load(paths.metrics)
-        variants = _variants(paths)
-        rows = tidy(results, variants, experiment=run.experiment, run=run.run, random_seed=run.seed).assign(
-            commit=(self.folder(run) / "commit").read_text(encoding="utf-8")
+        variants = Results.load(paths.variants) if paths.variants.is_file() else None
+        rows = tidy(
+            results,
+            variants,
+            experiment=run.experiment,
+            run=run.run,
+            random_seed=run.seed,
+            commit=files.commit.read_text(encoding="utf-8"),
         )
-        _command(clone, self.root, "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", run.name)
-        _log(self.paths.runs, run, results, variants)
+        command(files.clone, self.root, "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", run.name)
+        tags = {"experiment": run.experiment, "run": run.run, "random_seed": str(run.seed)}
+        Tracker(self.paths.runs, experiment="experiments").log_arms(
+            run.name, [results, *([variants] if variants else [])], params=run.overrides, tags=tags
+        )
         for model in self.models_to_keep(run):
-            shutil.rmtree(self.kept(run.key, model), ignore_errors=True)
-            self.kept(run.key, model).parent.mkdir(exist_ok=True)
-            _command(clone, self.root, "mode.cli", "export-model", model, str(self.kept(run.key, model)))
-        write_json(self.folder(run) / "trainings.json", sorted(run.trainings))
-        save_table(rows, self.rows_of(run))
+            shutil.rmtree(files.kept(model), ignore_errors=True)
+            files.kept(model).parent.mkdir(exist_ok=True)
+            command(files.clone, self.root, "mode.cli", "export-model", model, str(files.kept(model)))
+        write_json(files.trainings, sorted(run.trainings))
+        save_table(rows, files.rows)
         if not self.keep:
-            shutil.rmtree(clone, ignore_errors=True)
+            shutil.rmtree(files.clone, ignore_errors=True)
 
     def _say(self, run: PlannedRun, what: str) -> None:
         print(f"{duration(time.monotonic() - self._began):>12}  {run.run} seed {run.seed}: {what}", flush=True)
 
 
-def set_params(overrides: Mapping[str, Any]) -> list[str]:
-    """Arguments of `dvc exp run` in Hydra's grammar; a section is replaced, not merged.
-
-    Raises:
-        ModeError: a value that cannot be passed on.
-
-    >>> set_params({"clustering.coarse": 2, "full": ["expert-0"]})
-    ['-S', '++clustering.coarse=2', '-S', '++full=["expert-0"]']
-    """
-    arguments = []
-    for key, value in overrides.items():
-        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key, re.ASCII):
-            raise ModeError(f"{key}: cannot be passed on to DVC as a key", "write it in params.yaml")
-        try:
-            written = _hydra(value)
-        except ValueError as error:
-            raise ModeError(f"{key}: {error}") from None
-        if isinstance(value, dict):
-            arguments += ["-S", f"++{key}=null"]  # whatever is there goes
-        arguments += ["-S", f"++{key}={written}"]
-    return arguments
-
-
-def _hydra(value: Any) -> str:
-    """A value in Hydra's grammar, https://hydra.cc/docs/advanced/override_grammar/basic. `ValueError`: it has none."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_hydra_key(str(key))}:{_hydra(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_hydra, value)) + "]"
-    if isinstance(value, str):
-        if "${" in value:
-            raise ValueError(f"'{value}': `${{` cannot be passed on to DVC")
-        # A backslash is itself there, but before a quote.
-        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), value) + '"'
-    if isinstance(value, float) and "." not in repr(value):
-        # DVC writes 1e-06, which is a text in YAML.
-        raise ValueError(f"{value!r} cannot be passed on to DVC: write it in params.yaml")
-    if value is not None and not isinstance(value, int | float):  # a date, say, which YAML knows
-        raise ValueError(f"{value!r} cannot be passed on to DVC")
-    return json.dumps(value)
-
-
-def _hydra_key(key: str) -> str:
-    if not re.fullmatch(r"[\w/\-+.$%*@?|\\()\[\]{}:=, \t]+", key, re.ASCII):
-        raise ValueError(f"'{key}' cannot be passed on to DVC as a key: letters, digits and /-+.%*@?|()[]{{}}:=, can")
-    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key)
-
-
-def _variants(paths: Paths) -> Results | None:
-    """Figures of other ways to use the models, where there are any."""
-    if not paths.variants.is_file():
-        return None
-    return Results.load(paths.variants)
-
-
-def _log(folder: Path, run: PlannedRun, results: Results, variants: Results | None) -> None:
-    """A run in MLflow, under the name that `dvc exp show` has for it."""
-    from mode.tracking.runs import Tracker, metrics_of
-
-    tags = {"experiment": run.experiment, "run": run.run, "random_seed": str(run.seed)}
-    with Tracker(folder, experiment="experiments").run(run.name, "ensemble", params=run.overrides, tags=tags) as logged:
-        for found in filter(None, (results, variants)):
-            means = {arm: metrics_of(found, arm) for arm in found.models}
-            logged.log(0, {f"{arm}/{name}": value for arm, flat in means.items() for name, value in _means(flat)})
-
-
-def _means(flat: Mapping[str, float]) -> Iterable[tuple[str, float]]:
-    return (
-        (name, value)
-        for name, value in flat.items()
-        if name == "zeroshot/mean" or name.startswith(("retrieval/", "cost/"))
-    )
-
-
-def _environment(clone: Path, root: Path, device: str) -> dict[str, str]:
-    """Of commands in a clone: its own sources, this environment's tools, one thread where the CPU is shared."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MODE_", "OMP_"))}
-    home = clone if (clone / "src").is_dir() else root
-    sources = [str(home / "src"), str(home)] if (home / "src").is_dir() else [str(clone)]
-    settings = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}",
-        "PYTHONPATH": os.pathsep.join(sources),
-        "MODE_DEVICE": device,
-    }
-    if device == "cpu":
-        settings |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    return kept | {key: value for key, value in settings.items() if value}
-
-
-def _cache_of(root: Path) -> Path:
-    """The project's DVC cache, which all runs share."""
-    said = subprocess.run(
-        [sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, capture_output=True, text=True, check=False
-    )
-    if said.returncode:
-        raise ModeError(f"{root}: no DVC project: {said.stderr.strip().splitlines()[-1] if said.stderr else ''}")
-    return (root / said.stdout.strip()).resolve()
-
-
-def _command(clone: Path, root: Path, *arguments: str) -> None:
-    """Run `python -m ARGUMENTS` in a clone. Raises `ModeError` with its last line if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=clone,
-        env=_environment(clone, root, ""),
-        capture_output=True,
-        text=True,
-        check=False,
-        start_new_session=True,  # Ctrl-C lets what a run has made be taken over
-    )
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise ModeError(f"{' '.join(arguments[:3])}: {lines[-1] if lines else f'exit code {done.returncode}'}")
-
-
 def kept_model(paths: Paths, key: str, model: str) -> Path:
-    """Where a run of this key leaves a model that another run starts from."""
-    return paths.experiment_runs / key / "kept" / model
-
-
-def head_of(root: Path) -> str:
-    """The last commit of a project, which runs are of.
-
-    Raises:
-        ModeError: the project is no git repository of its own, or has no commit.
-    """
-    top = Path(_git(root, "rev-parse", "--show-toplevel"))
-    if not top.samefile(root):
-        raise ModeError(f"{root}: is a part of the git repository {top}", "runs are clones: give the project its own")
-    try:
-        return _git(root, "rev-parse", "--verify", "HEAD")
-    except ModeError:
-        raise ModeError(f"{root}: no commit yet", "commit the project: runs are of a commit") from None
+    """Where the run of this key leaves a model that another run starts from."""
+    return paths.experiment_run(key).kept(model)
 
 
 def _let_go(locks: Iterable[Lock]) -> None:
@@ -475,18 +352,6 @@ def _read_keys(path: Path) -> list[str]:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ModeError(f"{path}: damaged", f"remove {path.parent}: its run is made again, out of the cache")
     return keys
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False, start_new_session=True
-        )
-    except FileNotFoundError:
-        raise ModeError("git is not installed", "experiments are runs of commits, in clones") from None
-    if done.returncode:
-        raise ModeError(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())[:200]}")
-    return done.stdout.strip()
 
 
 def own_parameters(experiment: Experiment, run: str, quick: bool = False) -> dict[str, Any]:
@@ -567,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ModeError(f"{root}: no dvc.yaml", "run it in the project's folder")
         if Path(options.name).name != options.name:
             raise ModeError(f"{options.name}: no name for an experiment", "of experiments/NAME.yaml")
-        experiment = load_experiment(paths.experiments / f"{options.name}.yaml")
+        experiment = load_experiment(paths.experiment(options.name))
         if unknown := [run for run in options.runs or () if run not in experiment.runs]:
             raise ModeError(f"{options.name}: no run is called '{unknown[0]}'", ", ".join(experiment.runs))
         seeds = options.seeds or (experiment.seeds[:1] if options.quick else experiment.seeds)
@@ -589,11 +454,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.plan:
             return 0
         head_of(root)
-        if _git(root, "status", "--porcelain", "--untracked-files=no", "src", "dvc.yaml", "params.yaml"):
+        if git(root, "status", "--porcelain", "--untracked-files=no", "src", "dvc.yaml", "params.yaml"):
             raise ModeError("uncommitted changes in src, dvc.yaml or params.yaml", "commit them: runs are of a commit")
-        lock = take(paths.experiment_runs / f"{options.name}.lock", f"process {os.getpid()}")
+        lock = take(paths.experiment_lock(options.name), f"process {os.getpid()}")
         if lock is None:
-            who = holder(paths.experiment_runs / f"{options.name}.lock")
+            who = holder(paths.experiment_lock(options.name))
             raise ModeError(f"experiment {options.name} is being run by {who}", "wait for it or stop it")
         with lock:
             return runner.make(places)

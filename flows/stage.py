@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed
 
+from flows.devices import stage_settings
 from flows.supervise import GRACE
 
 #: DVC's words for "nothing had to run".
@@ -69,19 +70,6 @@ def run_stage(
     if up_to_date or any(SKIPPED.match(line) for line in lines):
         return Completed(name="Cached", message=f"{stage} is up to date")
     return Completed(message=f"{stage} is done")
-
-
-def stage_settings(device: str, threads: int, engine: str) -> dict[str, str]:
-    """What a stage's environment says of the machine; see `run_stage` for the arguments.
-
-    The share of threads is OpenMP's word, which torch takes as its default: a number in params.yaml decides the bits of
-    a training, and has to win.
-    """
-    settings = {"MODE_DEVICE": device, "OMP_NUM_THREADS": str(threads or ""), "MODE_ENGINE": engine}
-    if device == "cpu":
-        # Threads that spin while they wait bring two computations on the same cores nearly to a stop.
-        settings |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    return {name: value for name, value in settings.items() if value}
 
 
 @task(name="command", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)

@@ -5,6 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 
+class RunPaths:
+    """The names of all files of a run of an experiment, of which a project keeps a folder each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clone = folder / "project"
+        self.commit = folder / "commit"
+        self.lock = folder / "lock"
+        self.log = folder / "log"
+        # What stays of a run that is done.
+        self.rows = folder / "rows.parquet"
+        self.trainings = folder / "trainings.json"
+
+    def kept(self, model: str) -> Path:
+        """A model that another run starts from."""
+        return self.folder / "kept" / model
+
+
 class Paths:
     """The names of all files in a project's folder.
 
@@ -79,3 +97,20 @@ class Paths:
 
     def training_lock(self, name: str) -> Path:
         return self.state / "trainings" / f"{name}.lock"
+
+    def experiment(self, name: str) -> Path:
+        return self.experiments / f"{name}.yaml"
+
+    def experiment_table(self, name: str, quick: bool = False) -> Path:
+        """What its runs found, with a record beside it; that of a quick try means nothing, and lies elsewhere."""
+        return (self.experiment_runs / "quick" if quick else self.experiment_results) / f"{name}.parquet"
+
+    def experiment_lock(self, name: str) -> Path:
+        return self.experiment_runs / f"{name}.lock"
+
+    def experiment_run(self, key: str) -> RunPaths:
+        return RunPaths(self.experiment_runs / key)
+
+    def all_runs(self) -> list[RunPaths]:
+        """Runs of all experiments, done or not."""
+        return [RunPaths(folder) for folder in sorted(self.experiment_runs.glob("*/"))]

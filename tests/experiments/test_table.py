@@ -65,7 +65,6 @@ def test_rows_worked_out_by_hand(tmp_path: Path) -> None:
                 "expert-1": cost(125.0, 13.0),
                 "uniform-full": cost(130.0, 13.0),
             },
-            "provenance": {"commit": "c0ffee"},
         }
     )
     variants = Results.model_validate(
@@ -75,7 +74,7 @@ def test_rows_worked_out_by_hand(tmp_path: Path) -> None:
             "cost": {"by-range-1": cost(120.0, 12.0)},
         }
     )
-    found = tidy(results, variants, experiment="x", run="a", random_seed=7)
+    found = tidy(results, variants, experiment="x", run="a", random_seed=7, commit="c0ffee")
     together = (145.0, 15.0)  # the seed once: 100 + 20 + 25
     nan = float("nan")
     expected = [
@@ -109,7 +108,7 @@ def test_rows_worked_out_by_hand(tmp_path: Path) -> None:
 
 def test_results_of_dense_models_alone_have_neither_experts_nor_variants() -> None:
     results = Results.model_validate({"zeroshot": {"tasks": {"chess": {"dense": 0.5}}}})
-    found = tidy(results, None, experiment="x", run="a", random_seed=0)
+    found = tidy(results, None, experiment="x", run="a", random_seed=0, commit="")
     assert found[["arm", "value", "models", "commit"]].to_numpy().tolist() == [["dense", 0.5, 1.0, ""]]
     assert np.isnan(found[["samples", "seconds"]]).all(axis=None)
-    assert tidy(Results(), None, experiment="x", run="a", random_seed=0).columns.tolist() == SCHEMA.names
+    assert tidy(Results(), None, experiment="x", run="a", random_seed=0, commit="").columns.tolist() == SCHEMA.names

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
+from flows.clones import head_of
 from flows.locks import take
-from flows.runs import Runner, folders, head_of, main, own_parameters, parser, set_params, show_plan, with_starts
+from flows.overrides import set_params
+from flows.runs import Runner, folders, main, own_parameters, parser, show_plan, with_starts
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.experiments.plan import overridden, plan_runs
@@ -142,12 +144,12 @@ def test_damaged_records_of_runs_are_one_line(tmp_path: Path) -> None:
     [run] = runs = plan_runs("x", made, CONTENT, {}, [0])
     runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False)
     assert (runner.made(), runner.rate(), runner.is_done(run)) == (set(), None, False)
-    runner.folder(run).mkdir(parents=True)
+    runner.files(run).folder.mkdir(parents=True)
     for content in (b"", b"{}", b"[1]", b"\xff", 5000 * b"["):
-        (runner.folder(run) / "trainings.json").write_bytes(content)
+        runner.files(run).trainings.write_bytes(content)
         with pytest.raises(ModeError, match=r"trainings\.json: damaged \(remove [^\n]*$"):
             runner.made()
-    runner.rows_of(run).write_bytes(b"PAR1")
+    runner.files(run).rows.write_bytes(b"PAR1")
     with pytest.raises(ModeError, match=r"rows\.parquet: no table of results: [^\n]*$"):
         runner.rate()
 
@@ -166,7 +168,7 @@ def test_long_trainings_say_how_fast_it_is_and_variants_are_none(tmp_path: Path)
         )
         for task in ("one", "two")
     ]
-    save_table(pd.DataFrame(rows, columns=SCHEMA.names), runner.rows_of(run))
+    save_table(pd.DataFrame(rows, columns=SCHEMA.names), runner.files(run).rows)
     assert runner.rate() == 100.0
 
 
@@ -175,7 +177,7 @@ def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
     [run] = runs = plan_runs("x", made, CONTENT, {}, [0])
     runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False)
     assert runner._next(runs, []) is run
-    lock = take(runner.lock_of(run), "another experiment")
+    lock = take(runner.files(run).lock, "another experiment")
     assert lock is not None
     assert runner._next(runs, []) is None
     lock.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.stage import stage_settings
+from flows.devices import stage_settings
 
 
 def test_a_training_gets_its_share_of_threads_but_params_yaml_decides() -> None:

@@ -371,6 +371,20 @@ def test_results_go_to_the_runs_of_their_models(tracker: Tracker, tmp_path: Path
     assert other["ensemble"] != ids["ensemble"]
 
 
+def test_all_arms_of_a_run_of_an_experiment_are_one_run(tracker: Tracker) -> None:
+    variants = Results.model_validate({"zeroshot": {"mean": {"top-1": 0.6}, "tasks": {"chess": {"top-1": 0.6}}}})
+    tags = {"experiment": "length", "run": "2x", "random_seed": "1"}
+    tracker.log_arms("length-2x-1", [RESULTS, variants], params={"training.epochs": 2}, tags=tags)
+    wait_until(lambda: latest(tracker, "length-2x-1") and latest(tracker, "length-2x-1").info.status == "FINISHED")
+    data = latest(tracker, "length-2x-1").data
+    assert data.metrics["dense/zeroshot/mean"] == metrics_of(RESULTS, "dense")["zeroshot/mean"]
+    assert data.metrics["top-1/zeroshot/mean"] == 0.6
+    assert not [name for name in data.metrics if "zeroshot" in name and not name.endswith("/mean")]
+    assert data.params == {"training.epochs": "2"}
+    assert data.tags.items() >= tags.items()
+    assert data.tags["mlflow.note.content"].startswith("All arms of a run of the experiment length")
+
+
 def test_compare_shows_only_parameters_that_differ(tracker: Tracker) -> None:
     with tracker.run("dense", "dense", params={"lr": 1, "same": "x", "gone": 0}) as first:
         first.log(0, {"train/loss": 2.0})

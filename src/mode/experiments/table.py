@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.results import Cost, Results
-from mode.roles import EXPERT, FULL, UNIFORM_FULL, role_of
+from mode.roles import ENSEMBLE, EXPERT, FULL, UNIFORM_FULL, role_of
 
 #: Columns and their types; `samples` and `seconds` are those of training, from nothing; `models` the image encoders
 #: that run per image.
@@ -34,6 +35,8 @@ SCHEMA = pa.schema(
 )
 _FIGURES = ("task", "metric", "value")
 Figure = tuple[str, str, float]
+#: Its name, figures, what its training cost, image encoders per image.
+Arm = tuple[str, list[Figure], Cost, float]
 
 
 def tidy(
@@ -43,37 +46,22 @@ def tidy(
     experiment: str,
     run: str,
     random_seed: int,
+    commit: str,
 ) -> pd.DataFrame:
     """The rows of one run.
 
     Args:
         results: of the evaluation.
         variants: of other ways to use the same models, whose names are arms as well.
-        experiment, run, random_seed: what they are of.
+        experiment, run, random_seed, commit: what they are of. (The results may be of an earlier commit: stages that
+            are up to date are not made again.)
     """
-    experts, copies = len(results.experts), sum(role_of(model) is FULL for model in results.models)
-    costs = results.costs
-    together = costs.get("ensemble", Cost())
-    rows = []
-    figures = {model: list(_figures(results, model)) for model in results.models}
-    own = [model for model in results.models if role_of(model) is EXPERT]
-    if own:
-        figures[EXPERT.mean] = _mean([figures[model] for model in own])
-        costs[EXPERT.mean] = costs.get(own[0], Cost())
-    for arm, found in figures.items():
-        many = copies if arm == UNIFORM_FULL.name else experts if role_of(arm).kind == "ensemble" else 1
-        rows += [(arm, *figure, costs.get(arm, Cost()), float(many)) for figure in found]
-    for arm in variants.models if variants else ():
-        assert variants is not None
-        own_cost = variants.costs.get(arm) or together
-        rows += [
-            (arm, *figure, own_cost, variants.encoders.get(arm, float("nan"))) for figure in _figures(variants, arm)
-        ]
-    table = pd.DataFrame(
-        [(*row[:4], _number(row[4].samples_seen), _number(row[4].seconds), row[5]) for row in rows],
-        columns=["arm", *_FIGURES, "samples", "seconds", "models"],
-    )
-    commit = str(results.provenance.get("commit") or "")
+    rows = [
+        (arm, *figure, _number(cost.samples_seen), _number(cost.seconds), encoders)
+        for arm, figures, cost, encoders in chain(_models(results), _variants(variants, results))
+        for figure in figures
+    ]
+    table = pd.DataFrame(rows, columns=["arm", *_FIGURES, "samples", "seconds", "models"])
     named = table.assign(experiment=experiment, run=run, random_seed=random_seed, commit=commit)
     return named.reindex(columns=SCHEMA.names)
 
@@ -102,6 +90,28 @@ def load_table(path: Path) -> pd.DataFrame:
         raise ModeError(f"{path}: not the columns of a table of results: {', '.join(table.schema.names)[:200]}")
     frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def _models(results: Results) -> Iterator[Arm]:
+    """Every model and average, and the mean of the experts."""
+    costs, experts = results.costs, [model for model in results.models if role_of(model) is EXPERT]
+    together = {UNIFORM_FULL.name: sum(role_of(model) is FULL for model in results.models)}
+    for model in results.models:
+        encoders = together.get(model, len(results.experts)) if role_of(model).kind == "ensemble" else 1
+        yield model, list(_figures(results, model)), costs.get(model, Cost()), float(encoders)
+    if experts:
+        mean = _mean([list(_figures(results, model)) for model in experts])
+        yield EXPERT.mean, mean, costs.get(experts[0], Cost()), 1.0
+
+
+def _variants(variants: Results | None, results: Results) -> Iterator[Arm]:
+    """Other ways to use the same models; what the ensemble cost, where a variant does not say."""
+    if variants is None:
+        return
+    costs, together = variants.costs, results.costs.get(ENSEMBLE.name, Cost())
+    for name in variants.models:
+        encoders = variants.encoders.get(name, float("nan"))
+        yield name, list(_figures(variants, name)), costs.get(name) or together, encoders
 
 
 def _figures(results: Results, model: str) -> Iterator[Figure]:

@@ -100,6 +100,7 @@ class Tracker:
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
+        description: str | None = None,
     ) -> Run:
         """A run, to be used as a context.
 
@@ -113,13 +114,14 @@ class Tracker:
             tags: more of them.
             run_id: continue this run: steps that it has already are dropped, and a parameter that differs from what
                 it was is noted in a tag. A run that is no longer there is replaced by a new one.
+            description: Markdown for its page; default: what a model of that name is to the method.
         """
         own = {"role": role, "model": name, "expert": expert, "source": source, **(tags or {})}
         header = Header(
             name=name,
             tags={key: value for key, value in own.items() if value},
             params={key: str(value)[:PARAM_LENGTH] for key, value in flatten(params or {}).items()},
-            description=role_of(name).note,
+            description=role_of(name).note if description is None else description,
             run_id=run_id,
         )
         return Run(self, header)
@@ -170,6 +172,23 @@ class Tracker:
         if run_of_ensemble := ids.get(ENSEMBLE.name):
             self.log_artifacts(run_of_ensemble, artifacts)
         return ids
+
+    def log_arms(
+        self, name: str, found: Iterable[Results], *, params: Mapping[str, object], tags: Mapping[str, str]
+    ) -> None:
+        """A run for all models of an evaluation together: `ARM/zeroshot/mean`, `ARM/retrieval/...`, `ARM/cost/...`.
+
+        Args:
+            name: of the run.
+            found: results of its evaluations, of models of different names.
+            params, tags: what made them what they are.
+        """
+        note = f"All arms of a run of the experiment {tags['experiment']}, see docs/paper.md."
+        with self.run(name, ENSEMBLE.kind, params=params, tags=tags, description=note) as run:
+            for results in found:
+                for arm in results.models:
+                    figures = metrics_of(results, arm).items()
+                    run.log(0, {f"{arm}/{kind}": value for kind, value in figures if _is_of_all_tasks(kind)})
 
     def log_artifacts(self, run_id: str, paths: Iterable[Path]) -> None:
         """Copy files and folders to a run. Raises `ModeError` as `prepare` does."""
@@ -375,6 +394,11 @@ def metrics_of(results: Results, model: str) -> dict[str, float]:
     flat |= {f"routing/{task}": weights.get(model) for task, weights in results.routing.items()}
     flat |= {f"cost/{kind}": value for kind, value in results.cost.get(model, Cost())}
     return {metric_name(name): float(value) for name, value in flat.items() if value is not None}
+
+
+def _is_of_all_tasks(metric: str) -> bool:
+    """Whether it is one of the few of a model, and not the accuracy or the weight in one of many tasks."""
+    return metric == "zeroshot/mean" or metric.startswith(("retrieval/", "cost/"))
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:

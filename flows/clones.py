@@ -1,0 +1,70 @@
+"""Clones of a project, in which runs of an experiment are made: git, and commands there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mode.errors import ModeError
+
+
+def head_of(root: Path) -> str:
+    """The last commit of a project, which runs are of.
+
+    Raises:
+        ModeError: the project is no git repository of its own, or has no commit.
+    """
+    top = Path(git(root, "rev-parse", "--show-toplevel"))
+    if not top.samefile(root):
+        raise ModeError(f"{root}: is a part of the git repository {top}", "runs are clones: give the project its own")
+    try:
+        return git(root, "rev-parse", "--verify", "HEAD")
+    except ModeError:
+        raise ModeError(f"{root}: no commit yet", "commit the project: runs are of a commit") from None
+
+
+def git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False, start_new_session=True
+        )
+    except FileNotFoundError:
+        raise ModeError("git is not installed", "experiments are runs of commits, in clones") from None
+    if done.returncode:
+        raise ModeError(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())[:200]}")
+    return done.stdout.strip()
+
+
+def environment(clone: Path, home: Path) -> dict[str, str]:
+    """Of commands in a clone: its own sources, or `home`'s where it is a project without code, and this environment's
+    tools; no setting of a flow or of the machine.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MODE_", "OMP_"))}
+    code = next((folder for folder in (clone, home) if (folder / "src").is_dir()), None)
+    sources = [code / "src", code] if code else [clone]
+    path = [Path(sys.executable).parent, kept.get("PATH", os.defpath)]
+    return kept | {"PATH": os.pathsep.join(map(str, path)), "PYTHONPATH": os.pathsep.join(map(str, sources))}
+
+
+def command(clone: Path, home: Path, *arguments: str) -> str:
+    """What `python -m ARGUMENTS` prints in a clone. Raises `ModeError` with its last line if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=clone,
+        env=environment(clone, home),
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # Ctrl-C lets what a run has made be taken over
+    )
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise ModeError(f"{' '.join(arguments[:3])}: {lines[-1] if lines else f'exit code {done.returncode}'}")
+    return done.stdout.strip()
+
+
+def cache_of(root: Path) -> Path:
+    """A project's DVC cache."""
+    return (root / command(root, root, "dvc", "cache", "dir")).resolve()
