@@ -29,23 +29,16 @@ import mode
 from mode.clip.model import build_model, save_model
 from mode.embedding.base import build_embedder
 from mode.ensemble.router import Router
-from mode.params import EmbeddingParams, ImageParams, ModelParams, RoutingParams
+from mode.params import EmbeddingParams, ImageParams, RoutingParams
 from mode.tracking.runs import Tracker
 from tests.e2e.intruder import intrude
+from tests.small import VIT
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
 CAPTIONS = ["white chess king", "black chess rook", "red queen", "ace of hearts", "two of spades", "ten of clubs"] * 3
 CLASSES = ["white king", "ace of hearts", "black rook"]
-MODEL = ModelParams(
-    config={
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
-    },
-    tokenizer="words",
-)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two untrained experts, registered as the champion."""
     root = tmp_path_factory.mktemp("served")
     for number, name in enumerate(("expert-0", "expert-1")):
-        save_model(root / "models" / name, build_model(MODEL, ImageParams(size=16), CAPTIONS, number), {})
+        save_model(root / "models" / name, build_model(VIT, ImageParams(size=16), CAPTIONS, number), {})
     embedder = build_embedder(EmbeddingParams(dimensions=4), CAPTIONS, 0)
     conditions = {"expert-0": embedder.encode(CAPTIONS[:3]), "expert-1": embedder.encode(CAPTIONS[3:6])}
     Router.fit(conditions, embedder, RoutingParams(), CAPTIONS, 0).save(root / "models/ensemble")

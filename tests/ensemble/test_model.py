@@ -22,19 +22,12 @@ from mode.embedding.base import build_embedder
 from mode.ensemble.model import Ensemble, find_folders
 from mode.ensemble.router import Router
 from mode.errors import ModeError
-from mode.params import EmbeddingParams, ImageParams, ModelParams, RoutingParams
+from mode.params import EmbeddingParams, ImageParams, RoutingParams
 from mode.tracking.runs import Tracker
+from tests.small import VIT
 
 CAPTIONS = [f"{colour} chess {piece}" for colour in ("white", "black", "red") for piece in ("king", "queen", "rook")]
 CAPTIONS += [f"playing card {rank} of {suit}" for rank in ("ace", "two", "ten") for suit in ("hearts", "spades")]
-MODEL = ModelParams(
-    config={
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
-    },
-    tokenizer="words",
-)
 CLASSES = ("white chess king", "ace of hearts", "black rook")
 
 
@@ -43,7 +36,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two experts, a seed and their router, untrained."""
     root = tmp_path_factory.mktemp("project")
     for number, name in enumerate(("seed", "expert-0", "expert-1")):
-        save_model(root / name, build_model(MODEL, ImageParams(size=16), CAPTIONS, number), {})
+        save_model(root / name, build_model(VIT, ImageParams(size=16), CAPTIONS, number), {})
     embedder = build_embedder(EmbeddingParams(dimensions=4), CAPTIONS, 0)
     vectors = embedder.encode(CAPTIONS)
     conditions = {"expert-0": vectors[:9], "expert-1": vectors[9:]}
@@ -261,7 +254,7 @@ class TestAsOpenClip:
         assert scale.item() == pytest.approx(scale_of(project, half), rel=1e-5)
 
     def test_experts_of_another_size_answer_but_are_no_single_encoder(self, project: Path, tmp_path: Path) -> None:
-        save_model(tmp_path / "large", build_model(MODEL, ImageParams(size=24), CAPTIONS, 5), {})
+        save_model(tmp_path / "large", build_model(VIT, ImageParams(size=24), CAPTIONS, 5), {})
         folders = {"expert-0": project / "expert-0", "expert-1": tmp_path / "large"}
         ensemble = Ensemble.load(project / "ensemble", folders, "cpu")
         assert ensemble.adapt(CLASSES)([png(0)]).shape == (1, 3)

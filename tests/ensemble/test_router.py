@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,17 +72,21 @@ def by_evidence(conditions: dict[str, np.ndarray], embedder: LsaEmbedder, eviden
     return Router.fit(conditions, embedder, RoutingParams(kind="evidence"), [], 0, evidence)
 
 
+RouterOf = Callable[[RoutingParams], Router]
+
+
+@pytest.fixture(scope="module")
+def router_of(
+    conditions: dict[str, np.ndarray], embedder: LsaEmbedder, captions: list[str], evidence: dict[str, Captions]
+) -> RouterOf:
+    """A router by any rule."""
+    return lambda routing: Router.fit(conditions, embedder, routing, captions, 0, evidence)
+
+
 class TestWeights:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_task_of_one_domain_goes_to_its_expert(
-        self,
-        conditions: dict[str, np.ndarray],
-        embedder: LsaEmbedder,
-        captions: list[str],
-        evidence: dict[str, Captions],
-        kind: str,
-    ) -> None:
-        router = Router.fit(conditions, embedder, RoutingParams(kind=kind), captions, 0, evidence)  # type: ignore[arg-type]
+    def test_a_task_of_one_domain_goes_to_its_expert(self, router_of: RouterOf, kind: str) -> None:
+        router = router_of(RoutingParams(kind=kind))  # type: ignore[arg-type]
         animals = router.weights([[f"a {name}", f"the small {name}"] for name in ANIMALS])
         tools = router.weights([[f"a {name}"] for name in TOOLS])
         assert animals["animals"] > 0.5 > tools["animals"]
@@ -178,17 +183,9 @@ def test_combine_by_hand() -> None:
 
 class TestFolder:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_round_trip(
-        self,
-        conditions: dict[str, np.ndarray],
-        embedder: LsaEmbedder,
-        captions: list[str],
-        evidence: dict[str, Captions],
-        kind: str,
-        tmp_path: Path,
-    ) -> None:
+    def test_round_trip(self, router_of: RouterOf, kind: str, tmp_path: Path) -> None:
         routing = RoutingParams(kind=kind, divisor=2.0, bandwidth=0.7)  # type: ignore[arg-type]
-        saved = Router.fit(conditions, embedder, routing, captions, 0, evidence)
+        saved = router_of(routing)
         saved.save(tmp_path / "ensemble")
         saved.save(tmp_path / "ensemble")  # replaces
         loaded = Router.load(tmp_path / "ensemble")

@@ -17,17 +17,10 @@ from mode.ensemble.evidence import Captions
 from mode.ensemble.router import Router
 from mode.ensemble.views import part_of
 from mode.errors import ModeError
-from mode.params import ImageParams, ModelParams, RoutingParams, View
+from mode.params import ImageParams, RoutingParams, View
+from tests.small import VIT
 
 WORDS = ["a dog", "a cat", "one hammer", "a saw", "red dog", "old saw"]
-MODEL = ModelParams(
-    config={
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
-    },
-    tokenizer="words",
-)
 
 
 EmbedderOf = Callable[[View], OpenClipEmbedder]
@@ -37,7 +30,7 @@ EmbedderOf = Callable[[View], OpenClipEmbedder]
 def embedder_of(tmp_path_factory: pytest.TempPathFactory) -> EmbedderOf:
     """Embedders of an untrained seed, by view."""
     folder = tmp_path_factory.mktemp("models") / "seed"
-    save_model(folder, build_model(MODEL, ImageParams(size=16), WORDS, 0), {})
+    save_model(folder, build_model(VIT, ImageParams(size=16), WORDS, 0), {})
     return lambda view: OpenClipEmbedder.open(str(folder), view=view, device="cpu")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -92,6 +92,16 @@ def same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
 def test_all_experts_are_the_ensemble(found: Results, plain: Results, arm: str) -> None:
     assert same(figures(found, arm), figures(plain, "ensemble"))
     assert found.encoders[arm] == 2
+
+
+@pytest.mark.parametrize("protocol", ["together", "query", "paper"])
+def test_all_experts_are_the_ensemble_by_every_protocol_of_retrieval(
+    clips: dict[str, Clip], router: Router, tasks: list[Task], protocol: Literal["together", "query", "paper"]
+) -> None:
+    routing = router.routing.model_copy(update={"retrieval": protocol})
+    routed, captions = replace(router, routing=routing), [task for task in tasks if task.kind == "retrieval"]
+    found = evaluate_variants(clips, routed, captions, CPU, ["top-2"], CAPTIONS, 0)
+    assert same(figures(found, "top-2"), figures(evaluate_tasks(clips, routed, captions, CPU), "ensemble"))
 
 
 @pytest.mark.parametrize("arm", ["top-1", "share-0", "merged-1"])

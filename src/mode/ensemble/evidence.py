@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
 from mode.embedding.base import Embedder
@@ -87,8 +88,7 @@ class Evidence:
         texts = [text for each in known.values() for text in each.texts]
         sizes = np.array([len(each.texts) for each in known.values()])
         vocabulary = Vocabulary.learn(texts)
-        used = vocabulary.count(texts)
-        used.data[:] = 1
+        used = _uses(vocabulary, texts)
         first = np.concatenate([[0], np.cumsum(sizes)])
         counts = np.stack([used[a:b].sum(axis=0).A1 for a, b in pairwise(first)]).astype(np.int64)
 
@@ -102,8 +102,7 @@ class Evidence:
             raise _nothing_known(len(halves), "with half their words", embedder)
         owners, row, partial = owners[useful], row[useful], partial[useful]
         temperature, densities = calibrate_evidence(partial, vectors, owners, row)
-        left = vocabulary.count([halves[number] for number in np.flatnonzero(useful).tolist()])
-        left.data[:] = 1
+        left = _uses(vocabulary, [halves[number] for number in np.flatnonzero(useful).tolist()])
         factors = calibrate_factors(densities, word_scores(left, counts, sizes, owners), owners)
         return cls(vectors, vocabulary.words, counts, sizes, temperature, factors)
 
@@ -116,8 +115,7 @@ class Evidence:
             metadata: the prompts of each class.
             vectors: of the classes, [classes, d]; zero where the embedder knows no word.
         """
-        used = Vocabulary(self.words).count([*chain.from_iterable(metadata)])
-        used.data[:] = 1
+        used = _uses(Vocabulary(self.words), [*chain.from_iterable(metadata)])
         owners = [number for number, prompts in enumerate(metadata) for _ in prompts]
         scores, said = np.zeros((len(metadata), len(self.sizes))), np.zeros(len(metadata), np.int64)
         np.add.at(scores, owners, word_scores(used, self.counts, self.sizes))
@@ -166,6 +164,13 @@ class Evidence:
         if not (0 < temperature < np.inf and 0 <= density < np.inf and 0 <= word < np.inf):
             raise ValueError(f"evidence: temperature {temperature}, factors {density}, {word}")
         return cls({name: tensors[name] for name in conditions}, words, counts, sizes, temperature, (density, word))
+
+
+def _uses(vocabulary: Vocabulary, texts: Sequence[str]) -> csr_matrix:
+    """[texts, words], 1 where the text has the word."""
+    used = vocabulary.count(texts)
+    used.data[:] = 1
+    return used
 
 
 def _known(expert: str, captions: Captions, embedder: Embedder) -> Captions:

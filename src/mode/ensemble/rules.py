@@ -126,24 +126,14 @@ def paper_weights(
         conditions: expert's name -> its fine centres [k, d].
         bandwidth: lambda, in squared units of distance.
     """
-    summed = np.zeros(len(conditions))
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK]
-        summed += [np.exp(-_squared_distances(block, centres) / bandwidth).sum() for centres in conditions.values()]
-    return _named(tuple(conditions), softmax(summed))
+    return _named(tuple(conditions), softmax(_paper_affinities(vectors, conditions, bandwidth).sum(axis=0)))
 
 
 def paper_posteriors(
     vectors: NDArray[np.floating], conditions: Mapping[str, NDArray[np.floating]], bandwidth: float = 1.0
 ) -> NDArray[np.float64]:
     """`paper_weights` of every class as a task of its own: [classes, experts], rows of sum 1."""
-    affinities = np.empty((len(vectors), len(conditions)))
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK]
-        for column, centres in enumerate(conditions.values()):
-            of_block = np.exp(-_squared_distances(block, centres) / bandwidth)
-            affinities[start : start + _BLOCK, column] = of_block.sum(axis=1)
-    return np.asarray(softmax(affinities, axis=1))
+    return np.asarray(softmax(_paper_affinities(vectors, conditions, bandwidth), axis=1))
 
 
 def calibrated_weights(nearest: Nearest, temperature: float) -> dict[str, float]:
@@ -395,6 +385,18 @@ def _published_affinities(nearest: Nearest, classes: int) -> NDArray[np.float64]
     shift = np.exp(0.5 - np.sqrt(classes)) if classes < 10 else 0.0
     sharpness = 5 * np.log10(max(10, classes - 200))
     return np.asarray(np.exp((shift - nearest.distances.min(axis=1)) * sharpness))
+
+
+def _paper_affinities(
+    vectors: NDArray[np.floating], conditions: Mapping[str, NDArray[np.floating]], bandwidth: float
+) -> NDArray[np.float64]:
+    """Sum over an expert's centres of exp(-|e_l - e_s|^2 / bandwidth), [classes, experts] (`paper_weights`)."""
+    affinities = np.empty((len(vectors), len(conditions)))
+    for start in range(0, len(vectors), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        for column, centres in enumerate(conditions.values()):
+            affinities[block, column] = np.exp(-_squared_distances(vectors[block], centres) / bandwidth).sum(axis=1)
+    return affinities
 
 
 def _likeliest(

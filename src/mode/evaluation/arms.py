@@ -58,11 +58,13 @@ class Routed:
     Attributes:
         weights: expert -> weight in the task.
         texts: expert -> weight in each text of a retrieval task, [texts]; None: one weight for all of them.
+        guess_images: with `texts`, weigh an image by the texts that it seems to show, and not as the task.
         images: expert -> weight in each image, [images]; None: the router is one of words.
     """
 
     weights: dict[str, float]
     texts: dict[str, NDArray[np.float64]] | None = None
+    guess_images: bool = True
     images: dict[str, NDArray[np.float64]] | None = None
 
     @classmethod
@@ -71,8 +73,10 @@ class Routed:
         if images is not None:
             by_image = router.image_weights(images)
             return cls(mean_weights(by_image), images=by_image)
-        by_query = task.kind == "retrieval" and router.routing.by_query
-        return cls(router.weights(task.prompts), router.text_weights(task.texts) if by_query else None)
+        weights, protocol = router.weights(task.prompts), router.routing.protocol
+        if task.kind != "retrieval" or protocol == "together":
+            return cls(weights)
+        return cls(weights, router.text_weights(task.texts), guess_images=protocol == "query")
 
     def among(self, weights: dict[str, float]) -> Routed:
         """With these weights in the task, and in each text with the experts alone that have one there."""
@@ -87,7 +91,7 @@ class Routed:
             else np.zeros_like(total)
             for expert, of_texts in self.texts.items()
         }
-        return Routed(weights, texts)
+        return replace(self, weights=weights, texts=texts)
 
     def mixture(self, members: Mapping[str, str], clips: Mapping[str, Clip]) -> Mixture:
         """Of models; `members` is expert -> the model that answers for it."""
@@ -96,7 +100,8 @@ class Routed:
             return Mixture(weights, ImageWeights(by_model(members, self.images)))
         if self.texts is None:
             return Mixture(weights)
-        return Mixture(weights, QueryWeights(weights, by_model(members, self.texts), logit_factor(clips, weights)))
+        factor = logit_factor(clips, weights) if self.guess_images else None
+        return Mixture(weights, QueryWeights(weights, by_model(members, self.texts), factor))
 
 
 class Arms:
