@@ -23,6 +23,15 @@ DataName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Experts = Annotated[int, Field(ge=1, le=1024)]
 #: Values in a definition, anchors filled in: some lines of them can stand for more than any memory holds.
 MOST_VALUES = 100_000
+#: What `--quick` changes unless the definition says: little data, little training.
+QUICK = {
+    "glyphs.pairs": 600,
+    "glyphs.test_images": 2,
+    "training.epoch_samples": 64,
+    "training.batch_size": 16,
+    "training.warmup": 5,
+    "clustering.fine": 16,
+}
 RandomSeed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
@@ -125,7 +134,7 @@ class Experiment(Section):
     """The claims that are put to the test."""
     figure: FigureOf | None = None
     """Drawn beside the table."""
-    quick: Quick = Quick()
+    quick: Quick = Quick(set=QUICK)
 
     @field_validator("rows", mode="before")
     @classmethod
@@ -139,8 +148,15 @@ class Experiment(Section):
     def _runs_may_be_empty(cls, runs: object) -> object:
         return {name: run or {} for name, run in runs.items()} if isinstance(runs, Mapping) else runs
 
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("one is there twice")
+        return seeds
+
     @model_validator(mode="after")
-    def _names_agree(self) -> Experiment:
+    def _rows_and_comparisons_are_of_what_there_is(self) -> Experiment:
         for label, row in self.rows.items():
             if row.run not in self.runs:
                 raise ValueError(f"rows.{label}: no run is called '{row.run}'")
@@ -148,6 +164,13 @@ class Experiment(Section):
             for label in (compared.row, compared.than):
                 if label not in self.rows:
                     raise ValueError(f"compare.{number}: no row is called '{label}'")
+        for place in self.figure.x if self.figure else ():
+            if place not in self.runs:
+                raise ValueError(f"figure.x: no run is called '{place}'")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_stand_on_what_is_above_them(self) -> Experiment:
         known: set[str] = set()
         for name, own in self.runs.items():
             if own.expert and not (own.only or own.experts or self.experts):
@@ -155,23 +178,15 @@ class Experiment(Section):
             if own.starts_from and own.starts_from.run not in known:
                 raise ValueError(f"runs.{name}: starts from '{own.starts_from.run}', which is no run above it")
             known.add(name)
-        for place in self.figure.x if self.figure else ():
-            if place not in self.runs:
-                raise ValueError(f"figure.x: no run is called '{place}'")
-        used = {
-            name
-            for value in _texts([self.set, self.quick.set, *(run.set for run in self.runs.values())])
-            for name in _PLACE.findall(value)
-        }
-        if unknown := sorted(used - set(self.data)):
-            raise ValueError(f"set: {{{unknown[0]}}} stands for a folder, but `data` has no '{unknown[0]}'")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds: one is there twice")
-        for where, values in [
-            ("set", self.set),
-            *((f"runs.{name}.set", own.set) for name, own in self.runs.items()),
-            ("quick.set", self.quick.set),
-        ]:
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_name_known_folders_and_no_seed(self) -> Experiment:
+        given = {"set": self.set, **{f"runs.{name}.set": own.set for name, own in self.runs.items()}}
+        for where, values in {**given, "quick.set": self.quick.set}.items():
+            unknown = sorted({name for text in _texts(values) for name in _PLACE.findall(text)} - set(self.data))
+            if unknown:
+                raise ValueError(f"set: {{{unknown[0]}}} stands for a folder, but `data` has no '{unknown[0]}'")
             if "random_seed" in values:
                 raise ValueError(f"{where}.random_seed: `seeds` says with which each run is made")
         return self
