@@ -31,7 +31,7 @@ import pandas as pd
 import yaml
 
 from flows.clones import cache_of, command, environment, git, head_of
-from flows.devices import Place, places_for, stage_settings
+from flows.devices import Place, places_for, stage_settings, visible_gpus
 from flows.locks import Lock, holder, is_held, take
 from flows.overrides import set_params
 from flows.supervise import STOPPED
@@ -136,7 +136,7 @@ class Runner:
             while not self._stopping and (run := self._next(waiting, active)) and (room := self._room(run, places)):
                 waiting.remove(run)
                 try:
-                    active.append(self._start(run, *room))
+                    active.append(self._start(run, *room, places))
                 except (ModeError, OSError) as error:
                     _let_go(room[1])
                     self._fail(run, error)
@@ -214,17 +214,18 @@ class Runner:
             own.close()
         return None
 
-    def _start(self, run: PlannedRun, place: Place, locks: tuple[Lock, Lock]) -> Active:
-        """Start a run in its place, with its locks, which its last process frees."""
+    def _start(self, run: PlannedRun, place: Place, locks: tuple[Lock, Lock], places: Sequence[Place]) -> Active:
+        """Start a run in its place, one of these, with its locks, which its last process frees."""
         clone = self._prepared(run)
+        # Runs on a GPU share the cores; on the CPU, each has one.
+        threads = 1 if place.device == "cpu" else max(1, cores() // len(places))
         running = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
         targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
         running += ["--name", run.name, *set_params(run.overrides), *targets]
         process = subprocess.Popen(
             running,
             cwd=clone,
-            # One thread where the CPU is shared with other runs.
-            env=environment(clone, self.root) | stage_settings(place.device, int(place.device == "cpu"), ""),
+            env=environment(clone, self.root) | stage_settings(place.device, threads, ""),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -361,6 +362,12 @@ def own_parameters(experiment: Experiment, run: str, quick: bool = False) -> dic
     return {key: value for key, value in values.items() if key != "random_seed"}
 
 
+def runs_side_by_side(jobs: int | None, root: Path) -> list[Place]:
+    """Where `jobs` runs fit side by side: on GPUs that share them evenly, or on the cores; None: one for each."""
+    per_gpu = -(-(jobs or 1) // max(1, len(visible_gpus())))
+    return places_for("auto", jobs or cores(), per_gpu, root)[:jobs]
+
+
 def show_plan(
     runs: Sequence[PlannedRun], done: Iterable[str], rate: float | None, jobs: int, made: Iterable[str] = ()
 ) -> str:
@@ -395,7 +402,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="see in minutes that everything works; figures mean nothing")
     made.add_argument("--seeds", type=_whole(0, 2**32 - 1), nargs="+", help="these random seeds alone")
     made.add_argument("--runs", nargs="+", metavar="RUN", help="these runs alone, and those that they start from")
-    made.add_argument("--jobs", type=_whole(1, 1024), help="runs side by side; default: one per core, or per GPU")
+    made.add_argument(
+        "--jobs",
+        type=_whole(1, 1024),
+        help="runs side by side; default: one per GPU, or per core; more than there are GPUs share them",
+    )
     made.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="a folder that it needs")
     made.add_argument("--plan", action="store_true", help="print what would run, and stop")
     made.add_argument("--keep", action="store_true", help="leave the clones, with models and pages")
@@ -447,7 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for run in chosen:
             set_params(run.overrides)  # here, and not when the run's turn has come
         runner = Runner(root, options.name, experiment, runs, chosen, options.quick, options.keep)
-        places = places_for("auto", options.jobs or cores(), 1, root)[: options.jobs]
+        places = runs_side_by_side(options.jobs, root)
         print(f"{options.name}: {experiment.title}")
         done = [run.name for run in chosen if runner.is_done(run)]
         print(show_plan(chosen, done, runner.rate(), len(places), runner.made()))

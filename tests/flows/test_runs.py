@@ -17,7 +17,7 @@ from dvc.utils.hydra import apply_overrides
 from flows.clones import head_of
 from flows.locks import take
 from flows.overrides import set_params
-from flows.runs import Runner, folders, main, own_parameters, parser, show_plan, with_starts
+from flows.runs import Runner, folders, main, own_parameters, parser, runs_side_by_side, show_plan, with_starts
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.experiments.plan import overridden, plan_runs
@@ -110,6 +110,25 @@ def test_numbers_that_are_none_are_refused(arguments: list[str], capsys: pytest.
     with pytest.raises(SystemExit):
         parser().parse_args(["table5", *arguments])
     assert f"{arguments[1]} is no whole number from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "devices"),
+    [
+        ("", 3, ["cpu", "cpu", "cpu"]),
+        ("0,1", None, ["cuda:0", "cuda:1"]),
+        ("0,1", 1, ["cuda:0"]),
+        ("0,1", 3, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("0", 12, ["cuda:0"] * 12),
+    ],
+)
+def test_more_runs_than_gpus_share_them(
+    gpus: str, jobs: int | None, devices: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    places = runs_side_by_side(jobs, tmp_path)
+    assert [place.device for place in places] == devices
+    assert len({place.lock for place in places}) == len(places)
 
 
 def test_a_name_is_no_path(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
