@@ -45,7 +45,7 @@ from mode.params import load_params
 from mode.paths import Paths, RunPaths
 from mode.reporting.summary import duration, quantity
 from mode.results import Results
-from mode.stages.project import BUILT_IN, Project, write_json
+from mode.stages.project import BUILT_IN, Project, cards_of, write_json
 from mode.stages.sources import keep_seed_watch, keep_tasks_watch, keep_watch
 from mode.tracking.runs import Tracker
 
@@ -174,7 +174,6 @@ class Runner:
             "command": f"mode experiment {self.name}",
             "commit": sorted({commit for table in tables for commit in table["commit"].unique()}),
             "runs": {name: own_parameters(self.experiment, name, self.quick) for name in self.experiment.runs},
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         }
         write_json(path.with_suffix(".json"), about)
 
@@ -315,6 +314,7 @@ class Runner:
             run=run.run,
             random_seed=run.seed,
             commit=files.commit.read_text(encoding="utf-8"),
+            device=_devices(paths),
         )
         command(files.clone, self.root, "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", run.name)
         tags = {"experiment": run.experiment, "run": run.run, "random_seed": str(run.seed)}
@@ -337,6 +337,15 @@ class Runner:
 def kept_model(paths: Paths, key: str, model: str) -> Path:
     """Where the run of this key leaves a model that another run starts from."""
     return paths.experiment_run(key).kept(model)
+
+
+def _devices(paths: Paths) -> str:
+    """What the models of a run were trained on; those out of the cache may be another machine's."""
+    names = [card.parent.name for card in paths.models.glob("*/card.json")]
+    cards = cards_of(paths.models, names).values()
+    found = {card["provenance"]["device"] for card in cards if "device" in card.get("provenance", {})}
+    named = {"cpu": f"{platform.machine()} CPU, {os.cpu_count()} cores"}
+    return ", ".join(sorted(named.get(device, device) for device in found)) or "nothing"
 
 
 def _let_go(locks: Iterable[Lock]) -> None:

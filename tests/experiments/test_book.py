@@ -56,15 +56,15 @@ def test_the_book_has_every_figure(written: Paths) -> None:
     ]
     assert overview[1][0] == "[Retrieval](#experiment-retrieval)"
     assert retrieval[1:] == [
-        ["dense", "50.0", "25.0", "1 k, 1.00×", "1 min 40 s, 1.00×", "1", "1"],
-        ["MoDE-4", "52.0", "26.0", "1.5 k, 1.50×", "2 min 30 s, 1.50×", "4", "1"],
+        ["dense", "50.0", "25.0", "1 k, 1.00×", "1 G, 1.00×", "1 min 40 s, 1.00×", "1", "1"],
+        ["MoDE-4", "52.0", "26.0", "1.5 k, 1.50×", "1.5 G, 1.50×", "2 min 30 s, 1.50×", "4", "1"],
     ]
     assert of_retrieval[1][2:] == [
         *("+2.00", "2.00 to 2.00", "better (one seed)", "holds", "43.1 against 41.4", "–"),
         "1 seed × 2 tasks; interval over tasks alone",
     ]
-    assert length[2] == ["MoDE 1x", "47.1 ± 0.1", "1.5 k, 1.50×", "2 min 30 s, 1.50×", "4", "3"]
-    assert length[3] == ["dense 8x", "60.1 ± 0.1", "8 k, 8.00×", "13 min 20 s, 8.00×", "1", "3"]
+    assert length[2] == ["MoDE 1x", "47.1 ± 0.1", "1.5 k, 1.50×", "1.5 G, 1.50×", "2 min 30 s, 1.50×", "4", "3"]
+    assert length[3] == ["dense 8x", "60.1 ± 0.1", "8 k, 8.00×", "8 G, 8.00×", "13 min 20 s, 8.00×", "1", "3"]
     assert of_length[2] == [
         *("MoDE 8x minus dense 8x", "+2.01", "2.00 to 2.02", "better", "holds", "–", "0.01", "3 seeds × 2 tasks")
     ]
@@ -112,6 +112,20 @@ def test_the_command_writes_the_same_bytes_of_the_same_results(
         main(["book"])
     assert capsys.readouterr().out == "wrote docs/paper.md\nwrote docs/figures/paper\nwrote reports/paper.html\n"
     assert everything(project) == everything(written)
+
+
+def test_times_of_several_machines_are_not_set_beside_each_other(project: Paths) -> None:
+    assert "| training time, × dense |" in text_of(project)
+    frame = lines_of("retrieval", ["m"], [0], recall=True)
+    frame.loc[frame["arm"] == "dense", "device"] = "NVIDIA H100"
+    save(project.experiment_results, frame)
+    frame = lines_of("length", ["x1", "x8"], [0, 1, 2])
+    frame.loc[frame["run"] == "x8", "device"] = "NVIDIA H100"
+    save(project.experiment_results, frame)
+    text = text_of(project)
+    assert "training time" not in text
+    assert "training FLOPs" in text
+    assert "2 cores; NVIDIA H100" in text
 
 
 def test_missing_seeds_and_figures_are_told(project: Paths) -> None:

@@ -14,7 +14,7 @@ from mode.errors import ModeError
 from mode.experiments.table import SCHEMA, load_table, save_table, tidy
 from mode.results import Results
 
-ROW = ("x", "a", 0, "dense", "chess", "acc1", 0.5, 128.0, float("nan"), 1.0, "c0ffee")
+ROW = ("x", "a", 0, "dense", "chess", "acc1", 0.5, 128.0, 5e9, float("nan"), 1.0, "c0ffee", "cpu")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
 
 
 def cost(samples: float, seconds: float | None) -> dict[str, float | None]:
-    return {"samples_seen": samples, "flops": None, "seconds": seconds}
+    return {"samples_seen": samples, "flops": 2 * samples, "seconds": seconds}
 
 
 def test_rows_worked_out_by_hand(tmp_path: Path) -> None:
@@ -74,33 +74,33 @@ def test_rows_worked_out_by_hand(tmp_path: Path) -> None:
             "cost": {"by-range-1": cost(120.0, 12.0)},
         }
     )
-    found = tidy(results, variants, experiment="x", run="a", random_seed=7, commit="c0ffee")
-    together = (145.0, 15.0)  # the seed once: 100 + 20 + 25
+    found = tidy(results, variants, experiment="x", run="a", random_seed=7, commit="c0ffee", device="cpu")
+    together = (145.0, 290.0, 15.0)  # the seed once: 100 + 20 + 25
     nan = float("nan")
     expected = [
-        ("seed", "chess", "acc1", 0.1, 100.0, 10.0, 1.0),
-        ("expert-0", "chess", "acc1", 0.2, 120.0, 12.0, 1.0),
-        ("expert-0", "pets", "mean_per_class_recall", 0.6, 120.0, 12.0, 1.0),
-        ("expert-1", "chess", "acc1", 0.4, 125.0, 13.0, 1.0),
+        ("seed", "chess", "acc1", 0.1, 100.0, 200.0, 10.0, 1.0),
+        ("expert-0", "chess", "acc1", 0.2, 120.0, 240.0, 12.0, 1.0),
+        ("expert-0", "pets", "mean_per_class_recall", 0.6, 120.0, 240.0, 12.0, 1.0),
+        ("expert-1", "chess", "acc1", 0.4, 125.0, 250.0, 13.0, 1.0),
         ("ensemble", "chess", "acc1", 0.5, *together, 2.0),
-        ("full-expert-0", "pets", "mean_per_class_recall", 0.3, 130.0, 13.0, 1.0),
-        ("uniform-full", "pets", "mean_per_class_recall", 0.35, 130.0, 13.0, 1.0),
+        ("full-expert-0", "pets", "mean_per_class_recall", 0.3, 130.0, 260.0, 13.0, 1.0),
+        ("uniform-full", "pets", "mean_per_class_recall", 0.35, 130.0, 260.0, 13.0, 1.0),
         ("uniform", "pets", "mean_per_class_recall", 0.7, *together, 2.0),
-        ("dense", "coco", "image_recall@1", 0.25, 150.0, nan, 1.0),
+        ("dense", "coco", "image_recall@1", 0.25, 150.0, 300.0, nan, 1.0),
         # Of the task that both experts have; the cost of one.
-        ("experts, mean", "chess", "acc1", 0.3, 120.0, 12.0, 1.0),
+        ("experts, mean", "chess", "acc1", 0.3, 120.0, 240.0, 12.0, 1.0),
         ("top-1", "chess", "acc1", 0.45, *together, 1.0),
-        ("by-range-1", "chess", "acc1", 0.3, 120.0, 12.0, nan),
+        ("by-range-1", "chess", "acc1", 0.3, 120.0, 240.0, 12.0, nan),
     ]
-    columns = ["arm", "task", "metric", "value", "samples", "seconds", "models"]
+    columns = ["arm", "task", "metric", "value", "samples", "flops", "seconds", "models"]
     key = ["arm", "task", "metric"]
     assert found.columns.tolist() == SCHEMA.names
     pd.testing.assert_frame_equal(
         found[columns].sort_values(key, ignore_index=True),
         pd.DataFrame(expected, columns=columns).sort_values(key, ignore_index=True),
     )
-    assert found[["experiment", "run", "random_seed", "commit"]].drop_duplicates().to_numpy().tolist() == [
-        ["x", "a", 7, "c0ffee"]
+    assert found[["experiment", "run", "random_seed", "commit", "device"]].drop_duplicates().to_numpy().tolist() == [
+        ["x", "a", 7, "c0ffee", "cpu"]
     ]
     save_table(found, tmp_path / "x.parquet")
     pd.testing.assert_frame_equal(load_table(tmp_path / "x.parquet"), found)
@@ -108,7 +108,10 @@ def test_rows_worked_out_by_hand(tmp_path: Path) -> None:
 
 def test_results_of_dense_models_alone_have_neither_experts_nor_variants() -> None:
     results = Results.model_validate({"zeroshot": {"tasks": {"chess": {"dense": 0.5}}}})
-    found = tidy(results, None, experiment="x", run="a", random_seed=0, commit="")
+    found = tidy(results, None, experiment="x", run="a", random_seed=0, commit="", device="")
     assert found[["arm", "value", "models", "commit"]].to_numpy().tolist() == [["dense", 0.5, 1.0, ""]]
-    assert np.isnan(found[["samples", "seconds"]]).all(axis=None)
-    assert tidy(Results(), None, experiment="x", run="a", random_seed=0, commit="").columns.tolist() == SCHEMA.names
+    assert np.isnan(found[["samples", "flops", "seconds"]]).all(axis=None)
+    assert (
+        tidy(Results(), None, experiment="x", run="a", random_seed=0, commit="", device="").columns.tolist()
+        == SCHEMA.names
+    )

@@ -178,7 +178,7 @@ def test_long_trainings_say_how_fast_it_is_and_variants_are_none(tmp_path: Path)
     [run] = runs = plan_runs("x", made, CONTENT, {}, [0])
     runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False)
     rows = [
-        ("x", "a", 0, arm, task, "acc1", 0.5, samples, seconds, models, "c0ffee")
+        ("x", "a", 0, arm, task, "acc1", 0.5, samples, math.nan, seconds, models, "c0ffee", "cpu")
         for arm, samples, seconds, models in (
             ("seed", 900.0, 1.0, 1.0),
             ("dense", 100.0, 9.0, 1.0),

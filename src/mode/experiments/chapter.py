@@ -9,6 +9,7 @@ from mode.errors import ModeError
 from mode.experiments.definition import Compared, Experiment, Of
 from mode.experiments.findings import Findings
 from mode.experiments.statistics import Difference, Summary, difference, summary
+from mode.experiments.table import COSTS
 from mode.roles import DENSE
 
 #: Whether the ordering that was expected (the paper's, mostly) is found; empty: none was.
@@ -23,7 +24,7 @@ class Line:
         label: what the definition calls it.
         of: run and arm.
         figures: by metric.
-        samples, seconds: of training in all, from nothing; the mean over random seeds, NaN where not known.
+        samples, flops, seconds: of training in all, from nothing; the mean over random seeds, NaN where not known.
         models: image encoders that an image goes through; likewise.
     """
 
@@ -31,6 +32,7 @@ class Line:
     of: Of
     figures: dict[str, Summary]
     samples: float
+    flops: float
     seconds: float
     models: float
 
@@ -111,7 +113,7 @@ def work_out(name: str, definition: Experiment, table: Findings) -> Chapter:
             label,
             of,
             {metric: summary(figures[label, metric]) for metric in definition.metrics},
-            *(table.cost(of, column) for column in ("samples", "seconds", "models")),
+            *(table.cost(of, column) for column in COSTS),
         )
         for label, of in definition.rows.items()
     ]

@@ -22,7 +22,6 @@ MARKERS = "osD^vPX"
 #: Characters of a line of a label.
 LABEL = 34
 #: Training time by the largest unit in which the longest is at least 2.
-TIMES = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 
 
 def experiment_figure(chapter: Chapter) -> Figure | None:
@@ -98,23 +97,22 @@ def _lines(chapter: Chapter, asked: FigureOf) -> Figure | None:
 
 
 def _costs(lines: Sequence[Line], asked: FigureOf, metric: str) -> Figure | None:
-    """A dot per row at what its training took: time, which rows of all sizes share; samples where that is not known."""
-    timed = not any(math.isnan(line.seconds) for line in lines)
+    """A dot per row at the operations that its training took, or at its samples where those are not known."""
+    cost = "samples" if any(math.isnan(line.flops) for line in lines) else "flops"
     drawn = [
-        (line, cost)
+        (line, spent)
         for line in lines
         if not math.isnan(line.figures[metric].mean)
-        and not math.isnan(cost := line.seconds if timed else line.samples)
-        and (cost > 0 or not asked.log)
+        and not math.isnan(spent := getattr(line, cost))
+        and (spent > 0 or not asked.log)
     ]
     if not drawn:
         return None
-    unit, size = _unit(max(cost for _, cost in drawn)) if timed else ("samples", 1.0)
     figure, axes = new_axes(WIDTH, 4.0)
-    for position, (line, cost) in enumerate(drawn):
+    for position, (line, spent) in enumerate(drawn):
         figures = line.figures[metric]
         axes.errorbar(
-            cost / size,
+            spent,
             figures.mean,
             yerr=_bar(figures),
             color=series_colour(position),
@@ -125,15 +123,11 @@ def _costs(lines: Sequence[Line], asked: FigureOf, metric: str) -> Figure | None
     axes.margins(x=0.22, y=0.14)
     if asked.log:
         axes.set_xscale("log")
-    if not timed:
-        axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
-    label_axes(axes, _text(asked.label) or f"training {'time, ' if timed else ''}{unit}", _metric_label(metric))
-    label_points(axes, [(cost / size, line.figures[metric].mean, _text(line.label)) for line, cost in drawn])
+    axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
+    unit = "FLOPs" if cost == "flops" else "samples"
+    label_axes(axes, f"{_text(asked.label) or 'training'}, {unit}", _metric_label(metric))
+    label_points(axes, [(spent, line.figures[metric].mean, _text(line.label)) for line, spent in drawn])
     return figure
-
-
-def _unit(seconds: float) -> tuple[str, float]:
-    return next(((unit, size) for unit, size in TIMES if seconds >= 2 * size), TIMES[-1])
 
 
 def _bar(figures: Summary) -> float:

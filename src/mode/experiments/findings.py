@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from mode.errors import ModeError
 from mode.experiments.definition import Of
-from mode.experiments.table import load_table
+from mode.experiments.table import COSTS, load_table
 
 #: The mean over the classification tasks, as a column of a table.
 ZERO_SHOT = "zero-shot"
@@ -30,13 +30,11 @@ class Record(BaseModel):
     Attributes:
         command: that made it.
         runs: run -> the parameters that make it what it is, by dotted key.
-        machine: what it was made on.
         seconds: that it took in all; None: not known.
     """
 
     command: str
     runs: dict[str, dict[str, Any]]
-    machine: str | dict[str, Any]
     seconds: float | None = None
 
 
@@ -56,6 +54,11 @@ class Findings:
     def commits(self) -> list[str]:
         """Of the pipeline, each once, in the table's order."""
         return [*dict.fromkeys(self.frame["commit"])]
+
+    @property
+    def devices(self) -> list[str]:
+        """What models were trained on, each once, in the table's order."""
+        return [*dict.fromkeys(self.frame["device"])]
 
     def figures(self, row: Of, metric: str) -> pd.DataFrame:
         """What was measured of a row: [random seeds, tasks], 0..1; empty where nothing was.
@@ -83,7 +86,7 @@ class Findings:
         return lines.pivot(index="random_seed", columns="task", values="value")
 
     def cost(self, row: Of, column: str) -> float:
-        """`samples`, `seconds` or `models` of a row, the mean over random seeds; NaN where one is not known."""
+        """One of `COSTS` of a row, the mean over random seeds; NaN where one is not known."""
         return float(self._of(row).groupby("random_seed")[column].first().mean(skipna=False))
 
     def _of(self, row: Of) -> pd.DataFrame:
@@ -107,7 +110,7 @@ def _fault(frame: pd.DataFrame, name: str) -> str:
     """What is wrong with the values of a table; empty: nothing."""
     if frame.empty:
         return "has no lines"
-    lacking = frame.columns[frame.isna().any()].difference(["value", "samples", "seconds", "models"])
+    lacking = frame.columns[frame.isna().any()].difference(["value", *COSTS])
     if len(lacking):
         return f"column '{lacking[0]}' has lines without a value"
     others = frame["experiment"][frame["experiment"] != name]
@@ -116,7 +119,7 @@ def _fault(frame: pd.DataFrame, name: str) -> str:
     outside = frame["value"][~frame["value"].isna() & ~frame["value"].between(0, 1)]
     if len(outside):
         return f"value {outside.iloc[0]:g} is not within 0..1"
-    for column in ("samples", "seconds", "models"):
+    for column in COSTS:
         if ((frame[column] < 0) | np.isinf(frame[column])).any():
             return f"column '{column}' has a negative or infinite value"
     twice = frame.duplicated(KEY)

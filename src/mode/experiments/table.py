@@ -16,8 +16,8 @@ from mode.files import write_aside
 from mode.results import Cost, Results
 from mode.roles import ENSEMBLE, EXPERT, FULL, UNIFORM_FULL, role_of
 
-#: Columns and their types; `samples` and `seconds` are those of training, from nothing; `models` the image encoders
-#: that run per image.
+#: Columns and their types; `samples`, `flops` and `seconds` are those of training, from nothing; `models` the image
+#: encoders that run per image; `device` what the run's models were trained on.
 SCHEMA = pa.schema(
     [
         ("experiment", pa.string()),
@@ -28,12 +28,16 @@ SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("samples", pa.float64()),
+        ("flops", pa.float64()),
         ("seconds", pa.float64()),
         ("models", pa.float64()),
         ("commit", pa.string()),
+        ("device", pa.string()),
     ]
 )
 _FIGURES = ("task", "metric", "value")
+#: What an arm takes, in training and for an image; NaN where that is not known.
+COSTS = ("samples", "flops", "seconds", "models")
 Figure = tuple[str, str, float]
 #: Its name, figures, what its training cost, image encoders per image.
 Arm = tuple[str, list[Figure], Cost, float]
@@ -47,22 +51,23 @@ def tidy(
     run: str,
     random_seed: int,
     commit: str,
+    device: str,
 ) -> pd.DataFrame:
     """The rows of one run.
 
     Args:
         results: of the evaluation.
         variants: of other ways to use the same models, whose names are arms as well.
-        experiment, run, random_seed, commit: what they are of. (The results may be of an earlier commit: stages that
-            are up to date are not made again.)
+        experiment, run, random_seed, commit, device: what they are of. (The results may be of an earlier commit: stages
+            that are up to date are not made again.)
     """
     rows = [
-        (arm, *figure, _number(cost.samples_seen), _number(cost.seconds), encoders)
+        (arm, *figure, *map(_number, (cost.samples_seen, cost.flops, cost.seconds)), encoders)
         for arm, figures, cost, encoders in chain(_models(results), _variants(variants, results))
         for figure in figures
     ]
-    table = pd.DataFrame(rows, columns=["arm", *_FIGURES, "samples", "seconds", "models"])
-    named = table.assign(experiment=experiment, run=run, random_seed=random_seed, commit=commit)
+    table = pd.DataFrame(rows, columns=["arm", *_FIGURES, *COSTS])
+    named = table.assign(experiment=experiment, run=run, random_seed=random_seed, commit=commit, device=device)
     return named.reindex(columns=SCHEMA.names)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mode.experiments.chapter import Chapter, Claim
+from mode.experiments.chapter import Chapter, Claim, Line
 from mode.experiments.findings import ZERO_SHOT
 from mode.experiments.statistics import Difference, Summary
 from mode.reporting.summary import duration, quantity, times
@@ -15,6 +15,10 @@ from mode.reporting.summary import duration, quantity, times
 DASH = "–"
 #: Heads of columns that are words, not figures.
 WORDS = ("of the paper", "claim", "word", "expected ordering", "metric", "measured on", "the paper", "known before")
+
+
+#: What a training costs: its name, and how it is written.
+_COSTS = {"samples": ("samples", quantity), "flops": ("FLOPs", quantity), "seconds": ("time", duration)}
 
 
 class Cell(NamedTuple):
@@ -54,14 +58,14 @@ def overview(chapters: Sequence[Chapter]) -> Sheet:
 def rows_sheet(chapter: Chapter) -> Sheet:
     """The rows in the shape of the paper's tables: a column per metric, then what the training took."""
     dense, metrics = chapter.dense, chapter.definition.metrics
-    samples, seconds = (dense.samples, dense.seconds) if dense else (math.nan, math.nan)
     of_dense = ", × dense" if dense else ""
+    # Times of different machines say nothing about the rows.
+    shown = [cost for cost in _COSTS if cost != "seconds" or len(chapter.table.devices) == 1]
     return Sheet(
         [
             "row",
             *(f"{metric.replace('_', ' ')}, %" for metric in metrics),
-            f"training samples{of_dense}",
-            f"training time{of_dense}",
+            *(f"training {_COSTS[cost][0]}{of_dense}" for cost in shown),
             "encoders per image",
             "seeds",
         ],
@@ -69,8 +73,7 @@ def rows_sheet(chapter: Chapter) -> Sheet:
             [
                 Cell(line.label),
                 *(Cell(spread(line.figures[metric])) for metric in metrics),
-                Cell(_cost(quantity(line.samples), line.samples, samples), line.samples),
-                Cell(_cost(duration(line.seconds), line.seconds, seconds), line.seconds),
+                *(_cost(line, dense, cost) for cost in shown),
                 Cell(DASH if math.isnan(line.models) else f"{line.models:.3g}"),
                 Cell(str(line.seeds)),
             ]
@@ -114,15 +117,12 @@ def claims_sheet(chapter: Chapter) -> Sheet:
 def provenance(chapter: Chapter) -> list[tuple[str, str]]:
     """How the figures came about: what it is, and its text."""
     record = chapter.table.record
-    machine = record.machine
-    if not isinstance(machine, str):
-        machine = ", ".join(f"{key} {value}" for key, value in machine.items())
     took = [("took", duration(record.seconds))] if record.seconds is not None else []
     return [
         ("command", record.command),
         ("commit of the pipeline", ", ".join(chapter.table.commits) or DASH),
         ("random seeds", ", ".join(map(str, chapter.seeds))),
-        ("machine", machine or DASH),
+        ("trained on", "; ".join(chapter.table.devices)),
         *took,
     ]
 
@@ -214,9 +214,12 @@ def _sentence(claim: Claim, of_paper: bool) -> str:
     return f"{claimed(claim)}: {verdict}{lone} ({figures})."
 
 
-def _cost(text: str, value: float, of_dense: float) -> str:
-    multiple = value / of_dense if of_dense else math.nan
-    return text if math.isnan(multiple) else f"{text}, {times(multiple)}"
+def _cost(line: Line, dense: Line | None, cost: str) -> Cell:
+    """What a row's training took, and how many times what the dense model's did."""
+    value = getattr(line, cost)
+    multiple = value / of_dense if dense and (of_dense := getattr(dense, cost)) else math.nan
+    text = _COSTS[cost][1](value)
+    return Cell(text if math.isnan(multiple) else f"{text}, {times(multiple)}", value)
 
 
 def _count(number: int, what: str) -> str:
