@@ -21,9 +21,9 @@ def test_the_first_claim_is_what_the_experiment_of_length_found() -> None:
     chapter = work_out("length", load_experiment(paths.experiments / "length.yaml"), findings)
     rows = {line.label: line.figures["zero-shot"].mean for line in chapter.lines}
     claims = {(claim.compared.row, claim.compared.than): claim.difference for claim in chapter.claims}
-    longer, top, short = (
+    longer, top, longest, short = (
         claims[f"MoDE-4{arm} {length}", f"dense-long {length}"]
-        for arm, length in (("", "2x"), (" top-1", "2x"), ("", "1x"))
+        for arm, length in (("", "2x"), (" top-1", "2x"), ("", "4x"), ("", "1x"))
     )
     text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
     said = re.search(r"\*\*What it gives, and at what cost\.\*\*(.*?)\[docs/paper\.md\]", text)
@@ -33,7 +33,13 @@ def test_the_first_claim_is_what_the_experiment_of_length_found() -> None:
         *(rows["MoDE-4 2x"], rows["dense-long 2x"]),
         *(longer.mean, longer.low, longer.high),
         top.mean,
+        *(rows["MoDE-4 4x"], rows["dense-long 4x"]),
+        *(longest.mean, longest.low, longest.high),
         *(short.mean, short.low, short.high),
     ]
     assert figures == [pytest.approx(figure, abs=0.0501) for figure in found]
-    assert (longer.word, short.word, longer.seeds) == ("better", "undecided", 3)
+    assert (longer.word, longest.word, short.word) == ("better", "better", "undecided")
+    assert {claim.seeds for claim in (longer, top, longest, short)} == {3}
+    fewer = (100 - rows["MoDE-4 4x"]) / (100 - rows["dense-long 4x"])
+    assert "a fifth fewer errors" in said[1]
+    assert fewer == pytest.approx(0.8, abs=0.02)
