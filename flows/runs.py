@@ -38,7 +38,7 @@ from flows.supervise import STOPPED
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment, load_experiment
 from mode.experiments.plan import PlannedRun, plan_runs, plan_table
-from mode.experiments.table import load_table, save_table, tidy
+from mode.experiments.table import load_table, save_table, tidy, with_start
 from mode.files import write_aside
 from mode.parallel import cores
 from mode.params import load_params
@@ -94,7 +94,7 @@ class Runner:
         self.quick, self.keep, self.paths = quick, keep, Paths(root)
         self.failed: dict[str, str] = {}
         self._began = time.monotonic()
-        self._stopping = False
+        self._stopping = self._waits = False
 
     def files(self, run: PlannedRun) -> RunPaths:
         return self.paths.experiment_run(run.key)
@@ -146,6 +146,8 @@ class Runner:
             if waiting and not active and not self._stopping and not any(map(self._has_its_start, waiting)):
                 self.failed |= {run.name: "the run that it starts from has failed" for run in waiting}
                 waiting.clear()
+            if waiting and not active and not self._stopping:
+                self._say_who_is_before(waiting, places)
             if self._stopping:
                 waiting.clear()
                 for each in active:
@@ -212,6 +214,13 @@ class Runner:
                     return place, (own, lock)
             own.close()
         return None
+
+    def _say_who_is_before(self, waiting: Sequence[PlannedRun], places: Sequence[Place]) -> None:
+        """Say once what all runs wait for: their own locks, or places, that others have."""
+        locks = [*(self.files(run).lock for run in waiting), *(place.lock for place in places)]
+        if not self._waits and (holders := sorted({holder(lock) for lock in locks if is_held(lock)})):
+            self._waits = True
+            print(f"waiting for {', '.join(holders)}", flush=True)
 
     def _start(self, run: PlannedRun, place: Place, locks: tuple[Lock, Lock], places: Sequence[Place]) -> Active:
         """Start a run in its place, one of these, with its locks, which its last process frees."""
@@ -316,6 +325,9 @@ class Runner:
             commit=files.commit.read_text(encoding="utf-8"),
             device=_devices(paths),
         )
+        if run.needs:
+            key, model = run.needs
+            rows = with_start(rows, load_table(self.paths.experiment_run(key).rows), model)
         command(files.clone, self.root, "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", run.name)
         tags = {"experiment": run.experiment, "run": run.run, "random_seed": str(run.seed)}
         Tracker(self.paths.runs, experiment="experiments").log_arms(

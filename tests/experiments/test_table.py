@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mode.errors import ModeError
-from mode.experiments.table import SCHEMA, load_table, save_table, tidy
+from mode.experiments.table import SCHEMA, load_table, save_table, tidy, with_start
 from mode.results import Results
 
 ROW = ("x", "a", 0, "dense", "chess", "acc1", 0.5, 128.0, 5e9, float("nan"), 1.0, "c0ffee", "cpu")
@@ -104,6 +104,21 @@ def test_rows_worked_out_by_hand(tmp_path: Path) -> None:
     ]
     save_table(found, tmp_path / "x.parquet")
     pd.testing.assert_frame_equal(load_table(tmp_path / "x.parquet"), found)
+
+
+def rows_of(**costs: float) -> pd.DataFrame:
+    """A row per arm, with its samples; as many operations and seconds."""
+    rows = [("x", "a", 0, arm, "chess", "acc1", 0.5, cost, cost, cost, 1.0, "", "") for arm, cost in costs.items()]
+    return pd.DataFrame(rows, columns=SCHEMA.names)
+
+
+@pytest.mark.parametrize(("model", "spent"), [("dense", 100.0), ("merged", 150.0)])
+def test_what_a_given_model_took_counts_as_well(model: str, spent: float) -> None:
+    start, given = rows_of(seed=80.0, dense=100.0, ensemble=150.0), rows_of(seed=0.0, dense=20.0, ensemble=30.0)
+    found = with_start(given, start, model)
+    assert found[["samples", "flops", "seconds"]].to_numpy().tolist() == [3 * [spent + own] for own in (0, 20, 30)]
+    assert found["models"].tolist() == [1, 1, 1]
+    assert with_start(given, rows_of(dense=1.0), "merged")["samples"].isna().all()
 
 
 def test_results_of_dense_models_alone_have_neither_experts_nor_variants() -> None:

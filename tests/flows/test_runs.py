@@ -15,6 +15,7 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 
 from flows.clones import head_of
+from flows.devices import Place
 from flows.locks import take
 from flows.overrides import set_params
 from flows.runs import Runner, folders, main, own_parameters, parser, runs_side_by_side, show_plan, with_starts
@@ -189,6 +190,20 @@ def test_long_trainings_say_how_fast_it_is_and_variants_are_none(tmp_path: Path)
     ]
     save_table(pd.DataFrame(rows, columns=SCHEMA.names), runner.files(run).rows)
     assert runner.rate() == 100.0
+
+
+def test_it_says_once_what_runs_wait_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = made_of(a={})
+    runs = plan_runs("x", made, CONTENT, {}, [0])
+    runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False)
+    places = [Place("cpu", tmp_path / "cpu-0"), Place("cpu", tmp_path / "cpu-1")]
+    runner._say_who_is_before(runs, places)
+    assert not capsys.readouterr().out
+    locks = [take(place.lock, f"other-{number}, process 7") for number, place in enumerate(places)]
+    for _ in range(2):
+        runner._say_who_is_before(runs, places)
+    assert capsys.readouterr().out == "waiting for other-0, process 7, other-1, process 7\n"
+    assert all(locks)
 
 
 def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:

@@ -71,6 +71,20 @@ def tidy(
     return named.reindex(columns=SCHEMA.names)
 
 
+def with_start(table: pd.DataFrame, start: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Add to what the arms of a run took in training what the model took that it started from.
+
+    Args:
+        table: of a run that had the model at no cost.
+        start: of the run that made it.
+        model: its arm there; one that is no arm was made from all experts, and took what the ensemble did.
+    """
+    made = start[start["arm"] == (model if model in set(start["arm"]) else ENSEMBLE.name)]
+    training = [cost for cost in COSTS if cost != "models"]
+    spent = made[training].iloc[0] if len(made) else pd.Series(float("nan"), training)
+    return table.assign(**{cost: table[cost] + spent[cost] for cost in training})
+
+
 def save_table(table: pd.DataFrame, path: Path) -> None:
     """Write a tidy table as parquet, as a whole or not at all; the same rows give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
