@@ -14,30 +14,34 @@ from mlflow import MlflowClient
 
 from mode.experiments.table import load_table
 from mode.tracking.store import database_uri
-from tests.e2e.conftest import REPOSITORY, SmallProject, make_project
+from tests.e2e.conftest import REPOSITORY, SmallProject, make_project, take_cache
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
-#: `random` shares data, seed and dense models with `mode`; `broken` has fewer pairs than fine clusters.
+#: `published` shares all trainings with `mode`; `broken` has more fine clusters than pairs.
 TINY = {
-    "title": "Experts and random quarters",
+    "title": "Two ways of routing",
     "question": "Does it run?",
     "seeds": [0],
     "variants": ["top-1"],
     "runs": {
         "mode": None,
-        "random": {"set": {"clustering.strategy": "random"}},
-        "broken": {"set": {"glyphs.pairs": 40, "clustering.fine": 41}},
+        "published": {"set": {"routing.kind": "published"}},
+        "broken": {"set": {"clustering.fine": 100_000}},
     },
-    "rows": {"MoDE": ["mode", "ensemble"], "random": ["random", "uniform"]},
+    "rows": {"MoDE": ["mode", "ensemble"], "published": ["published", "ensemble"]},
 }
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
-    """A project under git, all of it committed, with an experiment of three runs."""
+def project(finished_project: SmallProject, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
+    """A project under git, all of it committed, with an experiment of three runs.
+
+    DVC has all but the experts in its cache, and what is always made anew.
+    """
     made = make_project(tmp_path_factory.mktemp("experiments") / "project")
+    take_cache(finished_project, made, but={"expert"})
     shutil.copytree(REPOSITORY / "flows", made.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     (made.root / "experiments").mkdir()
     (made.root / "experiments/tiny.yaml").write_text(yaml.safe_dump(TINY))
@@ -55,32 +59,32 @@ def experiment(project: SmallProject, *arguments: str) -> subprocess.CompletedPr
 
 
 def test_an_interrupted_run_goes_on_and_a_second_takes_what_they_share(project: SmallProject) -> None:
-    process = project.start(sys.executable, "-m", "flows.runs", "tiny", "--jobs", "1", "--runs", "mode", "random")
-    seed = project.root / ".mode/experiments"
-    wait_until(lambda: list(seed.glob("*/project/checkpoints/seed/*")) or process.poll() is not None)
+    process = project.start(sys.executable, "-m", "flows.runs", "tiny", "--jobs", "1", "--runs", "mode", "published")
+    runs = project.root / ".mode/experiments"
+    wait_until(lambda: list(runs.glob("*/project/checkpoints/expert-0/*")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate()
     assert process.returncode == 130, said
     assert "the same command goes on from here" in said
     assert not (project.root / "experiments/results").exists()
 
-    done = experiment(project, "--runs", "mode", "random")
+    done = experiment(project, "--runs", "mode", "published", "--keep")
     assert done.returncode == 0, done.stdout + done.stderr
     table = load_table(project.root / "experiments/results/tiny.parquet")
-    assert set(table["run"]) == {"mode", "random"}
+    assert set(table["run"]) == {"mode", "published"}
     assert {"seed", "dense", "dense-long", "experts, mean", "uniform", "ensemble", "top-1"} <= set(table["arm"])
     assert table["commit"].unique().tolist() == [project.run("git", "rev-parse", "HEAD").stdout.strip()]
     assert table.groupby("arm")["models"].first().to_dict().items() >= {"dense": 1, "ensemble": 2, "top-1": 1}.items()
-    # One seed and one dense model for both, from DVC's cache: the same figures to the last digit.
-    shared = table[table["arm"].isin(["seed", "dense", "dense-long"])]
+    # One training of each model for both, from DVC's cache: the same figures to the last digit.
+    shared = table[~table["arm"].isin(["ensemble", "top-1"])]
     assert (shared.groupby(["arm", "task"])["value"].nunique() == 1).all()
-    logs = [path.read_text() for path in seed.glob("*/log")]
-    assert sum("Running stage 'dense'" in text for text in logs) == 1
-    assert sum("Stage 'seed' is cached" in text for text in logs) == 1
+    logs = [path.read_text() for path in runs.glob("*/log")]
+    assert sum("Running stage 'expert@expert-1'" in text for text in logs) == 1
+    assert sum("Stage 'expert@expert-0' is cached" in text for text in logs) == 1
 
 
 def test_dvc_and_mlflow_list_the_same_runs(project: SmallProject) -> None:
-    names = {"tiny-mode-0", "tiny-random-0"}
+    names = {"tiny-mode-0", "tiny-published-0"}
     listed = project.run("dvc", "exp", "list", "--all-commits", "--name-only").stdout
     assert names <= set(listed.split())
     client = MlflowClient(database_uri(project.root / "mlruns"))
@@ -110,11 +114,10 @@ def test_a_run_whose_figures_were_not_taken_over_is_taken_over_the_next_time(pro
     before = (project.root / "experiments/results/tiny.parquet").read_bytes()
     runs = project.root / ".mode/experiments"
     [rows] = [path for path in runs.glob("*/rows.parquet") if set(load_table(path)["run"]) == {"mode"}]
-    for _ in range(2):  # out of the cache, with a clone that stays; then in that clone, where DVC has the experiment
-        rows.unlink()
-        done = experiment(project, "--runs", "mode", "--keep")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert (rows.parent / "project/reports/metrics.json").is_file()
+    rows.unlink()  # its clone is still there, in which DVC has the experiment
+    assert (rows.parent / "project/reports/metrics.json").is_file()
+    done = experiment(project, "--runs", "mode", "--keep")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (project.root / "experiments/results/tiny.parquet").read_bytes() == before
 
 
