@@ -60,14 +60,17 @@ def test_the_book_has_every_figure(written: Paths) -> None:
         ["MoDE-4", "52.0", "26.0", "1.5 k, 1.50×", "1.5 G, 1.50×", "2 min 30 s, 1.50×", "4", "1"],
     ]
     assert of_retrieval[1][2:] == [
-        *("+2.00", "2.00 to 2.00", "better (one seed)", "holds", "43.1 against 41.4", "–"),
+        *("+2.00", "2.00 to 2.00", "better (one seed)", "holds", "43.1 against 41.4"),
         "1 seed × 2 tasks; interval over tasks alone",
     ]
     assert length[2] == ["MoDE 1x", "47.1 ± 0.1", "1.5 k, 1.50×", "1.5 G, 1.50×", "2 min 30 s, 1.50×", "4", "3"]
     assert length[3] == ["dense 8x", "60.1 ± 0.1", "8 k, 8.00×", "8 G, 8.00×", "13 min 20 s, 8.00×", "1", "3"]
     assert of_length[2] == [
-        *("MoDE 8x minus dense 8x", "+2.01", "2.00 to 2.02", "better", "holds", "–", "0.01", "3 seeds × 2 tasks")
+        *("MoDE 8x minus dense 8x", "+2.01", "2.00 to 2.02", "better", "holds", "0.01", "3 seeds × 2 tasks")
     ]
+    # Of one seed there is no deviation, and nothing was known before of lengths: no column is empty.
+    assert {"the paper", "sd over seeds"} - set(of_retrieval[0]) == {"sd over seeds"}
+    assert {"known before", "sd over seeds"} - set(of_length[0]) == {"known before"}
     for sentence in (
         "MoDE-4 better than dense: the paper's ordering holds here, as far as one seed tells (+2.00 points,",
         "MoDE 1x better than dense 1x: the expected ordering does not hold here (-2.99 points,",

@@ -85,7 +85,7 @@ def rows_sheet(chapter: Chapter) -> Sheet:
 def claims_sheet(chapter: Chapter) -> Sheet:
     """The comparisons with their intervals."""
     several = chapter.definition.metrics != [ZERO_SHOT]
-    return Sheet(
+    return _without_empty_columns(
         [
             "comparison",
             *(["metric"] if several else []),
@@ -220,6 +220,12 @@ def _cost(line: Line, dense: Line | None, cost: str) -> Cell:
     multiple = value / of_dense if dense and (of_dense := getattr(dense, cost)) else math.nan
     text = _COSTS[cost][1](value)
     return Cell(text if math.isnan(multiple) else f"{text}, {times(multiple)}", value)
+
+
+def _without_empty_columns(heads: Sequence[str], lines: Sequence[Sequence[Cell]]) -> Sheet:
+    """A table without the columns in which no line has anything."""
+    kept = [place for place in range(len(heads)) if any(line[place].text != DASH for line in lines)]
+    return Sheet([heads[place] for place in kept], [[line[place] for place in kept] for line in lines])
 
 
 def _count(number: int, what: str) -> str:
