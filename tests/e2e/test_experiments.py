@@ -12,7 +12,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from mode.experiments.plan import arms_of
 from mode.experiments.table import load_table
+from mode.params import load_params
 from mode.tracking.store import database_uri
 from tests.e2e.conftest import REPOSITORY, SmallProject, make_project, take_cache
 from tests.waiting import wait_until
@@ -72,7 +74,8 @@ def test_an_interrupted_run_goes_on_and_a_second_takes_what_they_share(project: 
     assert done.returncode == 0, done.stdout + done.stderr
     table = load_table(project.root / "experiments/results/tiny.parquet")
     assert set(table["run"]) == {"mode", "published"}
-    assert {"seed", "dense", "dense-long", "experts, mean", "uniform", "ensemble", "top-1"} <= set(table["arm"])
+    params = load_params(project.root / "params.yaml")
+    assert set(table["arm"]) == {*arms_of(params), "top-1"}
     assert table["commit"].unique().tolist() == [project.run("git", "rev-parse", "HEAD").stdout.strip()]
     assert table.groupby("arm")["models"].first().to_dict().items() >= {"dense": 1, "ensemble": 2, "top-1": 1}.items()
     # One training of each model for both, from DVC's cache: the same figures to the last digit.

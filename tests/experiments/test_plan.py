@@ -45,6 +45,23 @@ def test_other_random_seeds_share_nothing_and_routing_alone_shares_all() -> None
     assert len({run.key for run in runs}) == 4
 
 
+def test_a_row_of_an_arm_that_its_run_will_not_have_is_refused() -> None:
+    def planned(arm: str, **own: Any) -> None:
+        rows = {"a row": ["a", arm]}
+        plan_runs("x", experiment({"a": own}, rows=rows, variants=["top-1", "by-range", "probe"]), CONTENT, {}, [0])
+
+    for arm in ("seed", "dense-long", "expert-3", "experts, mean", "uniform", "ensemble", "top-1", "by-range-2"):
+        planned(arm)
+    planned("probe zero-shot experts, mean")
+    planned("full-expert-0", set={"full": ["expert-0"]})
+    planned("uniform-full", set={"full": ["expert-0"]})
+    for arm in ("ensembel", "expert-4", "uniform-full", "merged", "top-2", "full-expert-0"):
+        with pytest.raises(ModeError, match=f"^experiments/x.yaml: rows.a row: run 'a' will have no arm '{arm}'"):
+            planned(arm)
+    with pytest.raises(ModeError, match="no arm 'dense-long'"):
+        planned("dense-long", set={"baselines.dense_long": False})
+
+
 def test_samples_are_those_of_the_trainings() -> None:
     [run] = plan_runs("x", experiment({"a": {}}), CONTENT, {}, [0])
     recipe, rows = parse_params(CONTENT).training, np.zeros(1, np.int64)

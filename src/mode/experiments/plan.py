@@ -16,7 +16,7 @@ import pandas as pd
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.params import Params, parse_params
-from mode.roles import DENSE_LONG, FULL, SEED, TRAINED, Role
+from mode.roles import DENSE, DENSE_LONG, ENSEMBLE, EXPERT, FULL, SEED, TRAINED, UNIFORM, UNIFORM_FULL, Role
 from mode.training.plan import make_plan
 
 #: Sections of params.yaml that decide the seed, and so whether two runs share it.
@@ -87,7 +87,8 @@ def plan_runs(
         kept: (key of a run, model) -> the folder where that model is kept for runs that start from it.
 
     Raises:
-        ModeError: a folder is not given, or the parameters of a run are not valid.
+        ModeError: a folder is not given, the parameters of a run are not valid, or a row is of an arm that its run
+            will not have.
     """
     if missing := [each for each in experiment.data if each not in data]:
         raise ModeError(f"{name} needs {experiment.data[missing[0]]}", f"--data {missing[0]}=FOLDER")
@@ -103,8 +104,30 @@ def plan_runs(
             start = kept(*needs) if needs else None
             overrides = experiment.overrides(run, seed, data, quick, start)
             of_seed[run] = replace(planned(name, run, seed, overrides, content), needs=needs)
+        for label, (run, arm) in experiment.rows.items():
+            if not _has(arms := arms_of(of_seed[run].params), arm):
+                raise ModeError(
+                    f"experiments/{name}.yaml: rows.{label}: run '{run}' will have no arm '{arm}'", ", ".join(arms)
+                )
         runs += of_seed.values()
     return runs
+
+
+def arms_of(params: Params) -> list[str]:
+    """The arms that a run with these parameters will have; `by-range` and `probe` stand for several each."""
+    full = [FULL.model(key) for key in params.full]
+    return [
+        *(role.name for role in (SEED, DENSE)),
+        *([DENSE_LONG.name] if params.baselines.dense_long else []),
+        *([*full, UNIFORM_FULL.name] if full else []),
+        *params.experts,
+        *(EXPERT.mean, UNIFORM.name, ENSEMBLE.name),
+        *params.variants.arms,
+    ]
+
+
+def _has(arms: Iterable[str], arm: str) -> bool:
+    return arm in arms or any(several in arms and arm.startswith(several) for several in ("by-range", "probe"))
 
 
 def planned(name: str, run: str, seed: int, overrides: Mapping[str, Any], content: Mapping[str, Any]) -> PlannedRun:
