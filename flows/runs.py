@@ -94,7 +94,7 @@ class Runner:
         self.quick, self.keep, self.paths = quick, keep, Paths(root)
         self.failed: dict[str, str] = {}
         self._began = time.monotonic()
-        self._stopping = self._waits = False
+        self._stopping = self._said_who = False
 
     def files(self, run: PlannedRun) -> RunPaths:
         return self.paths.experiment_run(run.key)
@@ -218,8 +218,8 @@ class Runner:
     def _say_who_is_before(self, waiting: Sequence[PlannedRun], places: Sequence[Place]) -> None:
         """Say once what all runs wait for: their own locks, or places, that others have."""
         locks = [*(self.files(run).lock for run in waiting), *(place.lock for place in places)]
-        if not self._waits and (holders := sorted({holder(lock) for lock in locks if is_held(lock)})):
-            self._waits = True
+        if not self._said_who and (holders := sorted({holder(lock) for lock in locks if is_held(lock)})):
+            self._said_who = True
             print(f"waiting for {', '.join(holders)}", flush=True)
 
     def _start(self, run: PlannedRun, place: Place, locks: tuple[Lock, Lock], places: Sequence[Place]) -> Active:

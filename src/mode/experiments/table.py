@@ -106,7 +106,8 @@ def load_table(path: Path) -> pd.DataFrame:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ModeError(f"{path}: no table of results: {' '.join(str(error).split())[:200]}") from None
     if table.schema.remove_metadata() != SCHEMA:
-        raise ModeError(f"{path}: not the columns of a table of results: {', '.join(table.schema.names)[:200]}")
+        found = ", ".join(table.schema.names)[:200]
+        raise ModeError(f"{path}: not the columns of a table of results: {found}", "of another version? make it anew")
     frame: pd.DataFrame = table.to_pandas()
     return frame
 
