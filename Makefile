@@ -33,11 +33,11 @@ paper-quick: install  ## See within the hour that all of these experiments work;
 	@for name in $(BUILT_IN); do mode experiment $$name --quick || exit; done
 
 test: install  ## Run all tests: fast ones first, then those with the real DVC, MLflow and browser.
-	pytest -m "not e2e" --numprocesses 2
-	pytest -m e2e --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	pytest -m "not e2e" --numprocesses 2 --durations 10 --durations-min 5
+	pytest -m e2e --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 5
 
 test-fast: install  ## Run the tests that need no other tool.
-	pytest -m "not e2e" --numprocesses 2
+	pytest -m "not e2e" --numprocesses 2 --durations 10 --durations-min 5
 
 lint: install  ## Check style and types.
 	ruff check .
