@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mode.experiments.chapter import work_out
+from mode.experiments.chapter import Chapter, work_out
 from mode.experiments.definition import load_experiment
 from mode.experiments.findings import read_findings
 from mode.paths import Paths
@@ -15,16 +15,24 @@ from mode.paths import Paths
 REPOSITORY = Path(__file__).parent.parent
 
 
-def test_the_first_claim_is_what_the_experiment_of_length_found() -> None:
+def chapter(name: str) -> Chapter:
     paths = Paths(REPOSITORY)
-    findings = read_findings(paths.experiment_results / "length.parquet")
-    chapter = work_out("length", load_experiment(paths.experiments / "length.yaml"), findings)
-    rows = {line.label: line.figures["zero-shot"].mean for line in chapter.lines}
-    claims = {(claim.compared.row, claim.compared.than): claim.difference for claim in chapter.claims}
+    findings = read_findings(paths.experiment_results / f"{name}.parquet")
+    return work_out(name, load_experiment(paths.experiments / f"{name}.yaml"), findings)
+
+
+def test_the_first_claim_is_what_the_experiments_found() -> None:
+    length, headline = chapter("length"), chapter("headline")
+    lines = {line.label: line for each in (length, headline) for line in each.lines}
+    rows = {label: line.figures["zero-shot"].mean for label, line in lines.items()}
+    claims = {
+        (claim.compared.row, claim.compared.than): claim.difference for claim in (*length.claims, *headline.claims)
+    }
     longer, top, longest, short = (
-        claims[f"MoDE-4{arm} {length}", f"dense-long {length}"]
-        for arm, length in (("", "2x"), (" top-1", "2x"), ("", "4x"), ("", "1x"))
+        claims[f"MoDE-4{arm} {times}", f"dense-long {times}"]
+        for arm, times in (("", "2x"), (" top-1", "2x"), ("", "4x"), ("", "1x"))
     )
+    larger = claims["M MoDE-4", "L dense"]
     text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
     said = re.search(r"\*\*What it gives, and at what cost\.\*\*(.*?)\[docs/paper\.md\]", text)
     assert said is not None
@@ -36,10 +44,15 @@ def test_the_first_claim_is_what_the_experiment_of_length_found() -> None:
         *(rows["MoDE-4 4x"], rows["dense-long 4x"]),
         *(longest.mean, longest.low, longest.high),
         *(short.mean, short.low, short.high),
+        lines["L dense"].flops / lines["M MoDE-4"].flops,
+        rows["L dense"],
+        *(larger.mean, larger.low, larger.high),
     ]
     assert figures == [pytest.approx(figure, abs=0.0501) for figure in found]
     assert (longer.word, longest.word, short.word) == ("better", "better", "undecided")
-    assert {claim.seeds for claim in (longer, top, longest, short)} == {3}
+    assert larger.word == "better"
+    assert {claim.seeds for claim in (longer, top, longest, short, larger)} == {3}
+    assert rows["L dense"] == pytest.approx(rows["M dense"], abs=0.5)  # its size did nothing
     fewer = (100 - rows["MoDE-4 4x"]) / (100 - rows["dense-long 4x"])
     assert "a fifth fewer errors" in said[1]
     assert fewer == pytest.approx(0.8, abs=0.02)
