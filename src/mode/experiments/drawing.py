@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from mode.experiments.chapter import Chapter, Claim, Line
 from mode.experiments.definition import FigureOf, Of
@@ -123,6 +124,8 @@ def _costs(lines: Sequence[Line], asked: FigureOf, metric: str) -> Figure | None
     axes.margins(x=0.22, y=0.14)
     if asked.log:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(lambda value, _: quantity(value) if value else "0")
     unit = "FLOPs" if cost == "flops" else "samples"
     label_axes(axes, f"{_text(asked.label) or 'training'}, {unit}", _metric_label(metric))

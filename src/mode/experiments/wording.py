@@ -58,14 +58,13 @@ def overview(chapters: Sequence[Chapter]) -> Sheet:
 def rows_sheet(chapter: Chapter) -> Sheet:
     """The rows in the shape of the paper's tables: a column per metric, then what the training took."""
     dense, metrics = chapter.dense, chapter.definition.metrics
-    of_dense = ", × dense" if dense else ""
     # Times of different machines say nothing about the rows.
     shown = [cost for cost in _COSTS if cost != "seconds" or len(chapter.table.devices) == 1]
     return Sheet(
         [
             "row",
             *(f"{metric.replace('_', ' ')}, %" for metric in metrics),
-            *(f"training {_COSTS[cost][0]}{of_dense}" for cost in shown),
+            *(f"training {_COSTS[cost][0]}" for cost in shown),
             "encoders per image",
             "seeds",
         ],
