@@ -56,3 +56,22 @@ def test_the_first_claim_is_what_the_experiments_found() -> None:
     fewer = (100 - rows["MoDE-4 4x"]) / (100 - rows["dense-long 4x"])
     assert "a fifth fewer errors" in said[1]
     assert fewer == pytest.approx(0.8, abs=0.02)
+
+
+def test_what_it_says_of_photographs_was_found() -> None:
+    variety, recall = chapter("variety"), "flickr8k_retrieval text_recall@10"
+    lines = {line.label: line.figures for line in variety.lines}
+    [zero_shot, retrieval] = [
+        claim.difference
+        for metric in ("zero-shot", recall)
+        for claim in variety.claims
+        if (claim.compared.row, claim.compared.than, claim.metric) == ("MoDE-4 1x", "dense-long 1x", metric)
+    ]
+    text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(r"\*\*On photographs\*\*(.*?)## Two commands", text)
+    assert said is not None
+    figures = [float(number) for number in re.findall(r"\d+\.\d+", said[1])]
+    rows = [lines[f"{row} 1x"][metric].mean for metric in ("zero-shot", recall) for row in ("MoDE-4", "dense-long")]
+    found = [*rows, retrieval.mean, retrieval.low, retrieval.high]
+    assert figures == [pytest.approx(figure, abs=0.0501) for figure in found]
+    assert (zero_shot.word, retrieval.word, retrieval.seeds) == ("undecided", "better", 3)
