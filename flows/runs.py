@@ -356,7 +356,7 @@ def _devices(paths: Paths) -> str:
     names = [card.parent.name for card in paths.models.glob("*/card.json")]
     cards = cards_of(paths.models, names).values()
     found = {card["provenance"]["device"] for card in cards if "device" in card.get("provenance", {})}
-    named = {"cpu": f"{platform.machine()} CPU, {os.cpu_count()} cores"}
+    named = {"cpu": f"{platform.machine()} CPU, {cores()} cores"}
     return ", ".join(sorted(named.get(device, device) for device in found)) or "nothing"
 
 

@@ -22,7 +22,6 @@ WORD_COLOURS: dict[Word, str] = {"better": "#009e73", "worse": "#d55e00", "undec
 MARKERS = "osD^vPX"
 #: Characters of a line of a label.
 LABEL = 34
-#: Training time by the largest unit in which the longest is at least 2.
 
 
 def experiment_figure(chapter: Chapter) -> Figure | None:

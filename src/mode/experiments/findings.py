@@ -30,12 +30,10 @@ class Record(BaseModel):
     Attributes:
         command: that made it.
         runs: run -> the parameters that make it what it is, by dotted key.
-        seconds: that it took in all; None: not known.
     """
 
     command: str
     runs: dict[str, dict[str, Any]]
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ SCHEMA = pa.schema(
     ]
 )
 _FIGURES = ("task", "metric", "value")
-#: What an arm takes, in training and for an image; NaN where that is not known.
-COSTS = ("samples", "flops", "seconds", "models")
+#: What an arm takes in training, from nothing, and then for an image; NaN where that is not known.
+OF_TRAINING = ("samples", "flops", "seconds")
+COSTS = (*OF_TRAINING, "models")
 Figure = tuple[str, str, float]
 #: Its name, figures, what its training cost, image encoders per image.
 Arm = tuple[str, list[Figure], Cost, float]
@@ -80,9 +81,8 @@ def with_start(table: pd.DataFrame, start: pd.DataFrame, model: str) -> pd.DataF
         model: its arm there; one that is no arm was made from all experts, and took what the ensemble did.
     """
     made = start[start["arm"] == (model if model in set(start["arm"]) else ENSEMBLE.name)]
-    training = [cost for cost in COSTS if cost != "models"]
-    spent = made[training].iloc[0] if len(made) else pd.Series(float("nan"), training)
-    return table.assign(**{cost: table[cost] + spent[cost] for cost in training})
+    spent = made[[*OF_TRAINING]].iloc[0] if len(made) else pd.Series(float("nan"), OF_TRAINING)
+    return table.assign(**{cost: table[cost] + spent[cost] for cost in OF_TRAINING})
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:

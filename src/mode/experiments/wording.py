@@ -116,13 +116,11 @@ def claims_sheet(chapter: Chapter) -> Sheet:
 def provenance(chapter: Chapter) -> list[tuple[str, str]]:
     """How the figures came about: what it is, and its text."""
     record = chapter.table.record
-    took = [("took", duration(record.seconds))] if record.seconds is not None else []
     return [
         ("command", record.command),
         ("commit of the pipeline", ", ".join(chapter.table.commits) or DASH),
         ("random seeds", ", ".join(map(str, chapter.seeds))),
         ("trained on", "; ".join(chapter.table.devices)),
-        *took,
     ]
 
 
