@@ -658,6 +658,13 @@ class MachineParams(Section):
     only."""
     checkpoint_minutes: PositiveFloat = 1.0
     """Time between a training's checkpoints."""
+    checkpoint_url: Annotated[str, Field(min_length=1)] | None = None
+    """Where copies of checkpoints outlive the machine: a URL that fsspec knows (`s3://bucket/mode`, `file:///mnt/shared`).
+    A training that finds no checkpoint of its own goes on from the newest copy, on any machine."""
+    checkpoint_url_minutes: PositiveFloat = 10.0
+    """Time between two copies. One more is made when a training is told to stop."""
+    checkpoint_url_keep: PositiveInt = 2
+    """Copies that stay. All go when the training is done."""
     engine: str = "local"
     """Where captions are embedded and assigned: `local`, `dask` (processes here) or a scheduler's `tcp://host:8786`."""
 

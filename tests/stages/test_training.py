@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 
 from mode.clip.model import build_model, load_model, save_model
 from mode.data.glyphs.dataset import write_glyph_shards
@@ -22,14 +26,16 @@ from mode.roles import DENSE, DENSE_LONG, SEED, Role
 from mode.stages.project import Project
 from mode.stages.training import train_role, training_of
 from mode.training.mixing import mix
+from tests.small import VIT
 
+TRAINING = {"epoch_samples": 32, "epochs": 4, "seed_epochs": 2, "batch_size": 8, "warmup": 0, "lr": 0.5}
 PARAMS = {
     "random_seed": 5,
     "sources": {"base": {"shards": "glyphs"}},
     "experts": {"expert-0": {"cluster": 0}, "expert-1": {"cluster": 1, "epochs": 3, "lr": 0.25}},
     "model": {"name": "ViT-B-32"},
     "clustering": {"coarse": 3},
-    "training": {"epoch_samples": 32, "epochs": 4, "seed_epochs": 2, "batch_size": 8, "warmup": 0, "lr": 0.5},
+    "training": TRAINING,
 }
 #: An arm that no table has.
 FULL = Role("full", "dense", "a full model", "", parent="seed", pairs="all", length="expert", many=True)
@@ -166,3 +172,52 @@ def test_a_fine_tuned_model_is_mixed_with_its_seed(root: Path, tmp_path: Path, v
         losses = card["held_out_losses"]
         assert len(losses) == 11
         assert losses[f"{card['seed_share']:g}"] == min(losses.values())
+
+
+def test_a_machine_that_vanishes_leaves_a_copy_to_go_on_from(root: Path, tmp_path: Path) -> None:
+    """Killed for good as soon as a copy is there; the next machine has the project and no checkpoint."""
+    params: dict[str, Any] = {**PARAMS, "model": VIT.model_dump(exclude_none=True), "image": {"size": 16}}
+    params["training"] = {**TRAINING, "seed_epochs": 3, "epochs": 4, "lr": 0.01}
+    params["machine"] = {"device": "cpu", "threads": 1, "checkpoint_minutes": 1e-9}
+    whole = Project(copied(root, tmp_path / "whole"), parse_params(params))
+    train_role(SEED, whole)
+    copies = {"checkpoint_url": f"file://{tmp_path}/store", "checkpoint_url_minutes": 1e-9}
+    params["machine"] |= copies
+    params_file = copied(root, tmp_path / "first") / "params.yaml"
+    params_file.write_text(yaml.safe_dump(params))
+    # It is slow enough to be killed on the way: a copy is made after each step, and waited for.
+    script = (
+        "import sys, mode.training.remote as remote\n"
+        "offer = remote.RemoteCheckpoints.offer\n"
+        "def slowly(self, folder, step):\n"
+        "    offer(self, folder, step); self._wait(); print(step, flush=True)\n"
+        "    step < 5 or sys.stdin.read()\n"
+        "remote.RemoteCheckpoints.offer = slowly\n"
+        "from mode.cli import main\n"
+        "sys.argv = ['mode', 'stage', 'seed']\n"
+        "main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=params_file.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "5\n" in iter(process.stdout.readline, "")
+        process.kill()
+    second = Project(copied(root, tmp_path / "second"), parse_params(params))
+    train_role(SEED, second)
+    weights = "models/seed/open_clip_model.safetensors"
+    assert (second.root / weights).read_bytes() == (whole.root / weights).read_bytes()
+    curves = [(each.root / "models/seed/curve.csv").read_text() for each in (second, whole)]
+    assert curves[0] == curves[1]
+    assert not list((tmp_path / "store" / "seed").iterdir())
+
+
+def copied(root: Path, to: Path) -> Path:
+    """The project on another machine: shards and index, no model."""
+    for name in ("shards", "data"):
+        shutil.copytree(root / name, to / name)
+    return to

@@ -40,6 +40,7 @@ from mode.training.checkpoint import open_checkpoint
 from mode.training.learner import Towers
 from mode.training.loop import Interrupted, TrainResult, train
 from mode.training.plan import Training, make_plan
+from mode.training.remote import RemoteCheckpoints
 
 IMAGE = ImageParams(size=32, flip=True, shift=2)
 SETTINGS: dict[str, Any] = {
@@ -66,6 +67,7 @@ class Bench:
         on_step: Callable[[int], None] = lambda _: None,
         plan: dict[str, Any] | None = None,
         checkpoints: str = "checkpoints",
+        copies: RemoteCheckpoints | None = None,
         **settings: Any,
     ) -> tuple[TrainResult, dict[int, float]]:
         elsewhere = {key: settings.pop(key) for key in list(settings) if key not in TrainingParams.model_fields}
@@ -88,6 +90,7 @@ class Bench:
             checkpoint_dir=self.folder / checkpoints,
             on_metrics=on_metrics,
             log_every=1,
+            copies=copies,
         )
         return result, losses
 
@@ -189,6 +192,22 @@ def test_interrupted_and_resumed_is_uninterrupted(bench: Bench, number: signal.S
     resumed, after = bench.train("dense", checkpoints="broken")
     # The figures of a step are reported after the look for signals, so that step 6 was still made.
     assert after == {step: loss for step, loss in whole_losses.items() if step > 6}
+    assert_equal(weights(resumed), weights(whole))
+
+
+def test_a_training_goes_on_from_a_copy_as_if_it_had_never_stopped(bench: Bench, tmp_path: Path) -> None:
+    whole, _ = bench.train("dense")
+    copies = RemoteCheckpoints(f"file://{tmp_path}/store", "dense", "0" * 64, minutes=1000, keep=1)
+
+    def interrupt(step: int) -> None:
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        bench.train("dense", on_step=interrupt, checkpoints="first machine", copies=copies)
+    assert copies.fetch(bench.folder / "second machine") == 6
+    resumed, losses = bench.train("dense", checkpoints="second machine")
+    assert min(losses) == 7
     assert_equal(weights(resumed), weights(whole))
 
 

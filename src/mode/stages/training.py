@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from mode.clip.model import Clip
     from mode.clustering.assignment import Assignment
+    from mode.params import MachineParams
     from mode.training.plan import Training
+    from mode.training.remote import RemoteCheckpoints
 
 
 def train_role(role: Role, project: Project, key: str | None = None) -> None:
@@ -147,17 +149,19 @@ def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> Non
     # A checkpoint of another configuration stays beside until this training is done, in case one goes back to it.
     checkpoints = project.checkpoints / plan.name / training.fingerprint[:12]
     leads = os.environ.get("RANK", "0") == "0"  # under torchrun, the process that reports and writes
-    if leads and any(checkpoints.glob("*.safetensors")):
-        print(f"{plan.name} goes on from its checkpoint", flush=True)
+    copies = _copies(project.params.machine, training) if leads else None
     lock = only_writer(project.training_lock(plan.name), f"models/{plan.name}") if leads else nullcontext()
     with lock, ending_together():
+        if leads:
+            _say_where_it_goes_on(plan.name, checkpoints, copies)
         checkpoints.mkdir(parents=True, exist_ok=True)
         record = _Record(project, training, checkpoints)
         looks = checkpoints / "validation.jsonl"
         beside = beside_training(project, training, rows, looks, record.run.log, leads)
         with record.run if leads else nullcontext():
             try:
-                result = train(training, project.root, project.params.machine, checkpoints, record.add, beside=beside)
+                machine = project.params.machine
+                result = train(training, project.root, machine, checkpoints, record.add, beside=beside, copies=copies)
             except Interrupted as interrupted:
                 if leads:
                     print(interrupted, file=sys.stderr)
@@ -174,6 +178,29 @@ def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> Non
             result.save(project.model(plan.name), tables)
         if leads:
             _remove_checkpoints(project, plan.name)
+        if copies is not None:
+            copies.clear()
+
+
+def _copies(machine: MachineParams, training: Training) -> RemoteCheckpoints | None:
+    """The copies of a training's checkpoints that outlive this machine, if they are asked for."""
+    from mode.training.remote import RemoteCheckpoints
+
+    if machine.checkpoint_url is None:
+        return None
+    minutes, keep = machine.checkpoint_url_minutes, machine.checkpoint_url_keep
+    return RemoteCheckpoints(machine.checkpoint_url, training.plan.name, training.fingerprint, minutes, keep)
+
+
+def _say_where_it_goes_on(name: str, checkpoints: Path, copies: RemoteCheckpoints | None) -> None:
+    """Say that a training has a checkpoint; where it has none here, bring the newest copy.
+
+    Other processes of the training look for a checkpoint when this one has joined them, and find it then.
+    """
+    if any(checkpoints.glob("*.safetensors")):
+        print(f"{name} goes on from its checkpoint", flush=True)
+    elif copies is not None and (step := copies.fetch(checkpoints)) is not None:
+        print(f"{name} goes on from the copy of its checkpoint at step {step:,} in {copies.url}", flush=True)
 
 
 def _mix_with_seed(project: Project, training: Training, rows: NDArray[np.int64], clip: Clip) -> None:

@@ -45,6 +45,7 @@ from mode.training.checkpoint import (
 from mode.training.distribution import Group, process_group
 from mode.training.learner import Learner, adamw, first_model
 from mode.training.plan import Training, TrainPlan
+from mode.training.remote import RemoteCheckpoints
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ def train(
     on_metrics: Metrics | None = None,
     log_every: int = 20,
     beside: Sequence[Beside] = (),
+    copies: RemoteCheckpoints | None = None,
 ) -> TrainResult:
     """Train one model, or resume it where an interrupted run of the same configuration left off.
 
@@ -122,6 +124,7 @@ def train(
         log_every: steps between two calls.
         beside: what else is done with the model at some steps, before the checkpoint of the step. Its time is no part
             of the training's. If it fails with `ModeError`, the log says so.
+        copies: copies of the checkpoints somewhere else; of the process that leads.
 
     Raises:
         ModeError: the loss became NaN or infinite; a checkpoint or seed of another configuration; a batch that the
@@ -173,6 +176,8 @@ def train(
                     monitor.do_beside(beside, clip)
                 if stop or due:
                     monitor.save_checkpoint(clip)
+                    if copies is not None and group.leads:
+                        (copies.finish if stop else copies.offer)(checkpoint_dir, state.step)
                 if stop:
                     group.any(False)  # waits for the checkpoint: torchrun stops all when one has ended
                     raise Interrupted(

@@ -98,14 +98,14 @@ class RemoteFile:
         length = max(0, min(length, self.size - offset))
         if not self._from <= offset <= offset + length <= self._from + len(self._held):
             end = min(offset + max(length, self._ahead), self.size)
-            content = _patiently(self.url, lambda: self._ask(offset, end)) if end > offset else b""
+            content = patiently(self.url, lambda: self._ask(offset, end)) if end > offset else b""
             if not self._ahead:
                 return content
             self._held, self._from = content, offset
         return self._held[offset - self._from :][:length]
 
     def _ask(self, start: int, end: int) -> bytes:
-        filesystem, path = _filesystem(self.url, os.getpid())
+        filesystem, path = filesystem_of(self.url)
         content: bytes = filesystem.cat_file(path, start=start, end=end)
         if len(content) != end - start:
             raise OSError(f"{len(content)} bytes instead of {end - start}: no ranges, or another object than before")
@@ -149,8 +149,8 @@ def describe(path: str, root: Path) -> Description:
     if not is_url(path):
         status = (root / path).stat()
         return Description(status.st_size, status.st_mtime_ns, None)
-    filesystem, inside = _filesystem(path, os.getpid())
-    info: dict[str, Any] = _patiently(path, lambda: filesystem.info(inside))
+    filesystem, inside = filesystem_of(path)
+    info: dict[str, Any] = patiently(path, lambda: filesystem.info(inside))
     if info.get("size") is None:
         raise ModeError(f"{path}: the server does not say how long it is", "shards have to be plain objects")
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
@@ -209,11 +209,11 @@ def listed_urls(url: str) -> list[str]:
         return [each for number in numbers for each in listed_urls(url[: found.start()] + number + url[found.end() :])]
     if url.endswith(".tar") and not glob.has_magic(url):
         return [url]
-    filesystem, path = _filesystem(url, os.getpid())
+    filesystem, path = filesystem_of(url)
     pattern = path if glob.has_magic(path) else f"{path.rstrip('/')}/**/*.tar"
     names: list[str] = []
     with suppress(FileNotFoundError):
-        names = _patiently(url, lambda: filesystem.glob(pattern))
+        names = patiently(url, lambda: filesystem.glob(pattern))
     tars = sorted({filesystem.unstrip_protocol(name) for name in names if str(name).endswith(".tar")})
     if not tars:
         raise ModeError(
@@ -222,9 +222,17 @@ def listed_urls(url: str) -> list[str]:
     return tars
 
 
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """File system and path of a URL, anew in each process: none can be taken along in a fork.
+
+    Raises:
+        ModeError: fsspec does not know it, or lacks what it needs for it.
+    """
+    return _filesystem(url, os.getpid())
+
+
 @cache
 def _filesystem(url: str, _process: int) -> tuple[Any, str]:
-    """File system and path of a URL, anew in each process: none can be taken along in a fork."""
     import fsspec
 
     try:
@@ -234,8 +242,13 @@ def _filesystem(url: str, _process: int) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _patiently(url: str, request: Callable[[], Result]) -> Result:
-    """The answer to a request, which is made again if it fails in a way that may pass."""
+def patiently(url: str, request: Callable[[], Result]) -> Result:
+    """The answer to a request, which is made again if it fails in a way that may pass.
+
+    Raises:
+        FileNotFoundError: there is nothing at the URL.
+        ModeError: it failed again and again.
+    """
     for pause in (*PAUSES, None):
         try:
             return request()
