@@ -116,7 +116,8 @@ class SourceParams(Section):
     and captions; or tars by URL: one, a range `{000..999}`, a prefix, a glob; or a `.txt` that lists paths and URLs.
     Or several sets of tars, each with how often a pass over the data shows its images: `{/data/web: 1, /my/own: 2}`."""
     checksum: bool = False
-    """Notice a changed shard by its content as well as by size and modification time; reads every byte."""
+    """Tell shards by their content in place of size and modification time: reads every byte at each `dvc repro`, and a
+    copy, or a data set that was downloaded once more, trains nothing anew."""
     image_column: str = "image"
     """Column of a table that holds image paths; tars have none."""
     caption_column: str = "caption"

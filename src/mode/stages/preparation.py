@@ -26,9 +26,8 @@ def data(project: Project, source: str) -> None:
 
         write_glyph_shards(project.params.glyphs, folder, project.params.random_seed)
         where = str(folder.relative_to(project.root))
-        manifest = build_manifest(params.model_copy(update={"shards": where, "checksum": True}), project.root)
         # DVC knows these files by their content; the time at which they were made must not make them look changed.
-        manifest = replace(manifest, shards=[replace(shard, mtime_ns=0) for shard in manifest.shards])
+        manifest = build_manifest(params.model_copy(update={"shards": where, "checksum": True}), project.root)
     else:
         manifest = build_manifest(params, project.root)
     folder.mkdir(parents=True, exist_ok=True)

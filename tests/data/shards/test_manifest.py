@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -48,6 +49,18 @@ def test_size_time_and_checksum(shards: Path) -> None:
     assert (shard.size, shard.mtime_ns, shard.checksum) == (5, status.st_mtime_ns, None)
     checked = build_manifest(SourceParams(shards="shards/a.tar", checksum=True), shards).shards[0]
     assert checked.checksum == hashlib.sha256(b"a.tar").hexdigest()
+
+
+def test_with_checksums_a_copy_is_the_same_source(shards: Path) -> None:
+    """And without them it is another one, as is an edit that leaves the size."""
+    tar = shards / "shards/a.tar"
+    sources = [SourceParams(shards="shards/a.tar", checksum=checksum) for checksum in (True, False)]
+    before = [build_manifest(source, shards) for source in sources]
+    os.utime(tar, ns=(1, 1))
+    assert [build_manifest(source, shards) == old for source, old in zip(sources, before, strict=True)] == [True, False]
+    tar.write_bytes(b"b.tar")
+    os.utime(tar, ns=(1, 1))
+    assert build_manifest(sources[0], shards) != before[0]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])

@@ -33,7 +33,7 @@ class Shard:
     Attributes:
         path: as the source gives it: relative to the project folder, or absolute; or a URL.
         size: in bytes.
-        mtime_ns: time of the last change, in nanoseconds since 1970; 0 where a server does not say.
+        mtime_ns: time of the last change, in nanoseconds since 1970; 0 where a server does not say, or with a checksum.
         checksum: SHA-256 in hexadecimal, or None where none was asked for.
         etag: of an object, the server's name for its content.
         factor: how often a pass over the data shows its images; None where a source has no sets.
@@ -188,7 +188,10 @@ def _describe(names: list[str], root: Path, checksum: bool) -> list[Shard]:
     except FileNotFoundError as error:
         raise ModeError(f"{error.filename or error}: no such shard") from None
     return [
-        Shard(name, each.size, each.mtime_ns, digest_of(name, root) if checksum else None, each.etag)
+        # Where the content is known, its time says nothing: a copy has another one.
+        Shard(name, each.size, 0, digest_of(name, root), each.etag)
+        if checksum
+        else Shard(name, each.size, each.mtime_ns, None, each.etag)
         for name, each in zip(names, found, strict=True)
     ]
 
