@@ -54,7 +54,13 @@ def _make_pictures(given: Input) -> None:
     index_shards(given.folder)
 
 
-def _ours(given: Input, setting: Setting, compiled: bool = False, steady: bool = False) -> Run:
+def ours(
+    given: Input,
+    setting: Setting,
+    compiled: bool = False,
+    steady: bool = False,
+    decode: Literal["fast", "exact", "gpu"] = "fast",
+) -> Run:
     """One training; `steady`: timed from its first report on (step 20), when all compiling is over."""
     import numpy as np
     import torch
@@ -71,6 +77,7 @@ def _ours(given: Input, setting: Setting, compiled: bool = False, steady: bool =
     setting = setting.at(given.size)
     index = PairIndex.load(given.folder / "index")
     model, image = model_params(setting.model)
+    image = image.model_copy(update={"decode": decode})
     about: dict[str, Any] = {"batch_size": setting.batch, "precision": setting.precision, "compile": compiled}
     recipe = TrainingParams(epoch_samples=setting.samples, epochs=2, seed_epochs=1, lr=_LR, warmup=0, **about)
     machine = MachineParams(workers=setting.workers, device=given.device, checkpoint_minutes=1_000.0)
@@ -99,13 +106,13 @@ def _ours(given: Input, setting: Setting, compiled: bool = False, steady: bool =
         }
         if given.device == "cuda":
             figures["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-            figures["utilisation"] = flops * samples / seconds / _peak_flops()
+            figures["utilisation"] = flops * samples / seconds / peak_flops()
         return figures
 
     return run
 
 
-def _theirs(given: Input, setting: Setting) -> Run:
+def theirs(given: Input, setting: Setting) -> Run:
     """`open_clip_train`: its arguments, its webdataset pipeline, its `train_one_epoch`; the optimiser of its main."""
     import multiprocessing
 
@@ -172,7 +179,7 @@ def _theirs(given: Input, setting: Setting) -> Run:
     return run
 
 
-def _peak_flops() -> float:
+def peak_flops() -> float:
     """Dense bfloat16 operations a second of the GPU, as its maker states them; of others, as a large GEMM has them."""
     import torch
 
@@ -215,15 +222,15 @@ def _against_theirs(name: str, step: str, setting: Setting, goal: float) -> Race
             Target("model FLOP utilisation at least 0.45", figure(OURS, "utilisation"), 0.45),
             Target("waits for data less than 5% of the time", figure(OURS, "data_wait"), 0.05, at_most=True),
         ]
-    sides = {OURS: partial(_ours, setting=setting), THEIRS: partial(_theirs, setting=setting)}
+    sides = {OURS: partial(ours, setting=setting), THEIRS: partial(theirs, setting=setting)}
     notes = "one pass over the pairs, every image decoded; loading the model is not timed"
     return _race(name, f"train {step}", setting, sides, tuple(targets), notes)
 
 
 def _compiled(name: str, step: str, setting: Setting) -> Race:
     """What `torch.compile` brings; no speed is asked for."""
-    ours = partial(_ours, setting=setting, steady=True)
-    sides = {OURS: ours, COMPILED: partial(ours, compiled=True)}
+    steadily = partial(ours, setting=setting, steady=True)
+    sides = {OURS: steadily, COMPILED: partial(steadily, compiled=True)}
     loss = figure(COMPILED, "loss", over=OURS)
     target = Target("the same loss within 1%", lambda outcomes: abs(loss(outcomes) - 1), 0.01, at_most=True)
     race = _race(name, step, setting, sides, (target,), "timed from step 20 on, when all compiling is over")

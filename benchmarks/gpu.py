@@ -1,0 +1,406 @@
+"""All that is worth measuring on a GPU, in one go that fits into half an hour of one.
+
+python -m benchmarks.gpu                                25 minutes; results in benchmarks/gpu.json, tables here
+python -m benchmarks.gpu --minutes 12 --only batches,train
+python -m benchmarks.gpu --quick --device cpu           tiny sizes, to see whether it works
+python -m benchmarks.gpu --table                        the kept results as Markdown
+
+Each measurement is a process of its own, so that it starts with an empty GPU and one that fails costs itself alone.
+They come in the order of their worth; those that do not fit into the time that is left say so. What is done is kept at
+once: an interrupted run has not been for nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from benchmarks.__main__ import machine
+from benchmarks.harness import Input
+from benchmarks.inputs import captions, index_shards, make_shards, model_params
+from benchmarks.train import Setting, ours, peak_flops, theirs
+
+RESULTS = Path(__file__).with_name("gpu.json")
+#: Steps before the clock starts, and steps that are timed.
+_WARM, _TIMED = 4, 12
+#: Trainings of the demo's model side by side.
+_SIDE_BY_SIDE = (1, 4, 12)
+#: A row of figures, by name.
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a measurement is made with: a folder with inputs, `cuda` or `cpu`, and whether sizes are tiny."""
+
+    folder: Path
+    device: str
+    quick: bool
+
+    @property
+    def model(self) -> str:
+        """The model of the measurements on one model."""
+        return "demo" if self.quick else "ViT-B-16"
+
+
+class Measurement(NamedTuple):
+    """`measure` gives its rows; `seconds` is what it may take at most."""
+
+    title: str
+    seconds: int
+    measure: Callable[[Given], list[Row]]
+
+
+def device(given: Given) -> list[Row]:
+    """What the GPU is, and the bfloat16 rate that a large matrix product reaches."""
+    import torch
+
+    if given.device == "cpu":
+        return [{"device": "cpu"}]
+    memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+    reached = _matmul_rate(8_192) / 1e12
+    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "memory_gb": memory}
+    return [{**about, "matmul_tflops": reached, "stated_tflops": peak_flops() / 1e12}]
+
+
+def _matmul_rate(size: int) -> float:
+    import torch
+
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds = _seconds(lambda: a @ b, "cuda")
+    return 2 * size**3 / seconds
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    """Of one call, once the first few are over."""
+    import torch
+
+    def many(times: int) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(times):
+            work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    many(_WARM)
+    return many(_TIMED) / _TIMED
+
+
+def batches(given: Given) -> list[Row]:
+    """Optimiser steps on images that are on the GPU already, each batch twice as large, to the limit of memory."""
+    import torch
+
+    rows: list[Row] = []
+    batch = 8 if given.quick else 128
+    while not given.quick or batch <= 16:
+        try:
+            rows.append(_steps(given, batch))
+        except torch.OutOfMemoryError:
+            rows.append({"batch": batch, "samples_per_second": None, "note": "does not fit"})
+            break
+        batch *= 2
+    return rows
+
+
+def compiled(given: Given) -> list[Row]:
+    """The same with `training.compile`, and with `machine.grad_checkpointing`, at one batch size."""
+    batch = 8 if given.quick else 512
+    plain = {"variant": "plain", **_steps(given, batch)}
+    checkpointed = {"variant": "grad_checkpointing", **_steps(given, batch, checkpointing=not given.quick)}
+    if given.device == "cpu":  # needs a C++ compiler there, and gains nothing (docs/performance.md)
+        return [plain, checkpointed]
+    return [plain, {"variant": "compile", **_steps(given, batch, compile_it=True)}, checkpointed]
+
+
+def _steps(given: Given, batch: int, compile_it: bool = False, checkpointing: bool = False) -> Row:
+    """Samples a second of steps as `mode.training.learner` makes them, in bfloat16 on a GPU."""
+    from functools import partial
+
+    import torch
+
+    from mode.clip.device import autocast
+    from mode.clip.model import build_model
+    from mode.params import TrainingParams
+    from mode.training.card import flops_per_pair
+    from mode.training.learner import Towers, adamw, backward, loss_of
+
+    precision: Literal["fp32", "bf16"] = "bf16" if given.device == "cuda" else "fp32"
+    clip = build_model(*model_params(given.model), captions(256), random_seed=0, precision=precision)
+    model = clip.model.to(given.device).train()
+    model.set_grad_checkpointing(checkpointing)
+    optimizer = adamw(model, TrainingParams())
+    towers: torch.nn.Module = Towers(model)
+    if compile_it:
+        towers.compile(dynamic=True)
+    size = clip.model.visual.image_size
+    height = size if isinstance(size, int) else size[0]
+    images = torch.randn(batch, 3, height, height, device=given.device)
+    images = images.to(next(model.parameters()).dtype)
+    tokens = clip.tokenizer(captions(batch)).to(given.device)
+    loss, casting = loss_of(model), partial(autocast, torch.device(given.device), precision)
+
+    def step() -> None:
+        backward(towers, loss, images, tokens, autocast=casting)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    started = time.perf_counter()
+    step()
+    first = time.perf_counter() - started
+    seconds = _seconds(step, given.device)
+    row: Row = {"batch": batch, "samples_per_second": batch / seconds, "first_step_seconds": first}
+    if given.device == "cuda":
+        row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        row["share_of_peak"] = flops_per_pair(clip) * batch / seconds / peak_flops()
+    return row
+
+
+def train(given: Given) -> list[Row]:
+    """Whole trainings from tars, with images decoded on the CPU and on the GPU, and open_clip's own loop."""
+    setting = Setting(given.model, batch=8, steps=2) if given.quick else _TRAINING
+    setting = replace(setting, gpu=given.device == "cuda")
+    inputs = Input(given.folder / "pictures", "quick" if given.quick else "full", device=given.device)
+    if not (inputs.folder / "index").is_dir():
+        pairs = 32 if given.quick else setting.samples
+        make_shards(inputs, pairs, max(pairs // 16, 1))
+        index_shards(inputs.folder)
+    rows: list[Row] = [{"side": "mode", **ours(inputs, setting)()}]
+    if given.device == "cuda":
+        rows.append({"side": "mode, decode: gpu", **ours(inputs, replace(setting, workers=0), decode="gpu")()})
+    rows.append({"side": "open_clip_train", **theirs(inputs, setting)()})
+    return rows
+
+
+_TRAINING = Setting("ViT-B-16", batch=512, steps=32, precision="bf16", workers=12, gpu=True)
+
+
+def nccl(given: Given) -> list[Row]:
+    """NCCL (gloo on a CPU) with the one process there is: does it start, and what does a step's traffic cost?"""
+    import torch
+    import torch.distributed as dist
+
+    backend = "nccl" if given.device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{given.folder}/rendezvous", rank=0, world_size=1)
+    features = torch.randn(4_096 // (64 if given.quick else 1), 512, device=given.device)
+    gradients = torch.randn(150_000_000 // (1_000 if given.quick else 1), device=given.device)
+    gathered = [torch.empty_like(features)]
+    rows = [
+        {
+            "what": f"gather {len(features):,} features",
+            "ms": 1e3 * _seconds(lambda: dist.all_gather(gathered, features), given.device),
+        },
+        {
+            "what": f"reduce {len(gradients):,} gradients",
+            "ms": 1e3 * _seconds(lambda: dist.all_reduce(gradients), given.device),
+        },
+    ]
+    dist.destroy_process_group()
+    return rows
+
+
+def nearest(given: Given) -> list[Row]:
+    """Nearest of 1,024 centres for a million vectors by faiss, on the GPU and on the CPU."""
+    import faiss
+    import numpy as np
+
+    count, centres, width = (2_000, 64, 16) if given.quick else (1_000_000, 1_024, 768)
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((count, width), dtype=np.float32)
+    flat = faiss.IndexFlatL2(width)
+    flat.add(random.standard_normal((centres, width), dtype=np.float32))
+    sides: dict[str, Any] = {"cpu": flat}
+    if given.device == "cuda":
+        if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
+            return [{"side": "gpu", "note": "this faiss was built without GPUs"}]
+        sides["gpu"] = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, flat)
+    rows: list[Row] = []
+    for side, index in sides.items():
+        index.search(vectors[:1_000], 1)
+        started = time.perf_counter()
+        index.search(vectors, 1)
+        rows.append({"side": side, "vectors_per_second": count / (time.perf_counter() - started)})
+    return rows
+
+
+def side_by_side(given: Given) -> list[Row]:
+    """Trainings of the demo's small model on the one device, several at once, without and with CUDA's MPS."""
+    rows = [_together(given, count, mps=False) for count in ((1, 2) if given.quick else _SIDE_BY_SIDE)]
+    if given.device == "cuda" and _control_mps("-d"):
+        rows.append(_together(given, _SIDE_BY_SIDE[-1], mps=True))
+        _control_mps(quit_it=True)
+    return rows
+
+
+def _together(given: Given, count: int, mps: bool) -> Row:
+    """So many processes that make steps of the demo's model for some seconds, at the same time."""
+    seconds = "2" if given.quick else "12"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--child",
+        "small",
+        "--device",
+        given.device,
+        "--seconds",
+        seconds,
+    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    rates = [float(json.loads(process.communicate()[0].splitlines()[-1])) for process in processes]
+    return {"trainings": count, "mps": mps, "samples_per_second_each": min(rates), "together": sum(rates)}
+
+
+def small(device: str, seconds: float) -> float:
+    """Samples a second of the demo's model, over the second half of so many seconds."""
+    import torch
+
+    from mode.clip.model import build_model
+    from mode.params import TrainingParams
+    from mode.training.learner import Towers, adamw, backward, loss_of
+
+    torch.set_num_threads(1)
+    clip = build_model(*model_params("demo"), captions(256), random_seed=0)
+    model = clip.model.to(device).train()
+    optimizer, towers, loss = adamw(model, TrainingParams()), Towers(model), loss_of(model)
+    batch = 128
+    images = torch.randn(batch, 3, 32, 32, device=device)
+    tokens = clip.tokenizer(captions(batch)).to(device)
+    started, steps, half = time.perf_counter(), 0, 0.0
+    while (now := time.perf_counter()) - started < seconds:
+        if not half and now - started > seconds / 2:
+            half, steps = now, 0
+        backward(towers, loss, images, tokens)
+        optimizer.step()
+        optimizer.zero_grad()
+        steps += 1
+        if device == "cuda" and steps % 20 == 0:
+            torch.cuda.synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return batch * steps / (time.perf_counter() - (half or started))
+
+
+def _control_mps(*arguments: str, quit_it: bool = False) -> bool:
+    """Start or end CUDA's multi-process service; False where there is none."""
+    try:
+        told = subprocess.run(
+            ["nvidia-cuda-mps-control", *arguments], input="quit\n" if quit_it else None, text=True,
+            capture_output=True, check=False, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return told.returncode == 0
+
+
+#: In the order of their worth.
+MEASUREMENTS = {
+    "device": Measurement("The GPU", 60, device),
+    "batches": Measurement("ViT-B/16 at 224, bf16, steps alone, by batch size", 240, batches),
+    "train": Measurement("ViT-B/16 at 224 from tars, batch 512, bf16", 480, train),
+    "compiled": Measurement("ViT-B/16, batch 512: compiled, and with activations computed again", 300, compiled),
+    "side_by_side": Measurement("The demo's model, batch 128, fp32, trainings at once", 120, side_by_side),
+    "nearest": Measurement("faiss: 1,000,000 vectors of 768, 1,024 centres", 120, nearest),
+    "nccl": Measurement("NCCL with one process", 60, nccl),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module. Returns 1 if a measurement failed."""
+    given = _parser().parse_args(arguments)
+    if given.table:
+        print(markdown(json.loads((given.out or RESULTS).read_text(encoding="utf-8"))))
+        return 0
+    if given.child == "small":
+        print(json.dumps(small(given.device, given.seconds)))
+        return 0
+    if given.child:
+        rows = MEASUREMENTS[given.child].measure(Given(given.work, given.device, given.quick))
+        print(json.dumps(rows))
+        return 0
+    return _measure(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__, formatter_class=as_written)
+    parser.add_argument("--minutes", type=float, default=25.0, help="to take at most (default 25)")
+    parser.add_argument("--only", default="", help=f"of {', '.join(MEASUREMENTS)}, separated by commas")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is kept unless --out is given")
+    parser.add_argument("--out", type=Path, help=f"where results go (default {RESULTS.name} in this folder)")
+    parser.add_argument("--work", type=Path, help="folder for inputs, kept (default: a temporary one)")
+    parser.add_argument("--table", action="store_true", help="print the kept results as Markdown and stop")
+    parser.add_argument("--child", choices=(*MEASUREMENTS, "small"), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=10.0, help=argparse.SUPPRESS)
+    return parser
+
+
+def _measure(given: argparse.Namespace) -> int:
+    wanted = [name.strip() for name in given.only.split(",") if name.strip()] or list(MEASUREMENTS)
+    if unknown := [name for name in wanted if name not in MEASUREMENTS]:
+        sys.exit(f"error: no measurement is called {unknown[0]}; there are: {', '.join(MEASUREMENTS)}")
+    out = given.out or (None if given.quick else RESULTS)
+    deadline, failed = time.monotonic() + given.minutes * 60, False
+    kept: dict[str, Any] = {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}", "measured": {}}
+    with tempfile.TemporaryDirectory(prefix="mode-gpu-", ignore_cleanup_errors=True) as temporary:
+        for name in wanted:
+            started = time.monotonic()
+            limit = min(MEASUREMENTS[name].seconds, deadline - started)
+            rows = _in_a_process(name, given, given.work or Path(temporary), limit)
+            failed |= any("failed" in row for row in rows)
+            seconds = round(time.monotonic() - started, 1)
+            title = f"{name}, tiny" if given.quick else MEASUREMENTS[name].title
+            kept["measured"][name] = {"title": title, "seconds": seconds, "rows": rows}
+            print(f"{name}: {seconds:,.0f} s: {rows}", file=sys.stderr, flush=True)
+            if out is not None:
+                out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    print(markdown(kept))
+    return int(failed)
+
+
+def _in_a_process(name: str, given: argparse.Namespace, work: Path, limit: float) -> list[Row]:
+    """Rows of a measurement, or one that says why there are none."""
+    if limit < 10:
+        return [{"note": "not run: no time was left"}]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--child", name, "--device", given.device, "--work", str(work)]
+    command += ["--quick"] if given.quick else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return [{"failed": f"took longer than {limit:,.0f} s"}]
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return [{"failed": lines[-1] if lines else f"exit code {done.returncode}"}]
+    rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def markdown(kept: dict[str, Any]) -> str:
+    """The results for docs/performance.md: a table for each measurement."""
+    lines = [f"{kept['date']}, {kept['machine']['cores']} cores ({kept['machine']['cpu']}) beside the GPU."]
+    for measured in kept["measured"].values():
+        heads = list(dict.fromkeys(key for row in measured["rows"] for key in row))
+        lines += ["", f"**{measured['title']}** ({measured['seconds']:,.0f} s)", ""]
+        lines += ["| " + " | ".join(head.replace("_", " ") for head in heads) + " |", "|---" * len(heads) + "|"]
+        lines += ["| " + " | ".join(_cell(row.get(head)) for head in heads) + " |" for row in measured["rows"]]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

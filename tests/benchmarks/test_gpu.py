@@ -1,0 +1,62 @@
+"""The script for half an hour of a GPU, as far as a CPU can tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+
+def test_what_can_run_here_is_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--quick", "--device", "cpu", "--only", "nearest,nccl", "--out", str(out)]) == 0
+    measured = json.loads(out.read_text())["measured"]
+    assert list(measured) == ["nearest", "nccl"]
+    assert [row["side"] for row in measured["nearest"]["rows"]] == ["cpu"]
+    assert measured["nearest"]["rows"][0]["vectors_per_second"] > 0
+    assert [row["what"] for row in measured["nccl"]["rows"]] == ["gather 64 features", "reduce 150,000 gradients"]
+    capsys.readouterr()
+    gpu.main(["--table", "--out", str(out)])
+    assert "| side | vectors per second |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would not fail")
+def test_one_that_fails_costs_itself_alone(tmp_path: Path) -> None:
+    """Here, for want of a GPU."""
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--quick", "--only", "nccl", "--out", str(out)]) == 1
+    (row,) = json.loads(out.read_text())["measured"]["nccl"]["rows"]
+    assert "CUDA" in row["failed"]
+
+
+def test_what_does_not_fit_into_the_time_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--minutes", "0", "--only", "device", "--out", str(tmp_path / "gpu.json")]) == 0
+    assert "not run: no time was left" in capsys.readouterr().out
+
+
+def test_a_name_that_is_none_is_refused() -> None:
+    with pytest.raises(SystemExit, match="error: no measurement is called warp; there are: device, batches, train"):
+        gpu.main(["--only", "warp"])
+
+
+def test_tables_have_a_column_for_each_figure() -> None:
+    rows = [{"batch": 128, "samples_per_second": 1234.5678}, {"batch": 256, "note": "does not fit"}]
+    kept = {
+        "date": "2026-01-02 03:04 UTC",
+        "machine": {"cores": 16, "cpu": "a CPU"},
+        "measured": {"batches": {"title": "Steps", "seconds": 12.0, "rows": rows}},
+    }
+    assert gpu.markdown(kept).splitlines() == [
+        "2026-01-02 03:04 UTC, 16 cores (a CPU) beside the GPU.",
+        "",
+        "**Steps** (12 s)",
+        "",
+        "| batch | samples per second | note |",
+        "|---|---|---|",
+        "| 128 | 1,235 | – |",
+        "| 256 | – | does not fit |",
+    ]
