@@ -72,6 +72,7 @@ def open_engine(setting: str, processes: int, gpus: int = 0) -> Iterator[Engine]
             "local, dask, or the address of a Dask scheduler such as tcp://host:8786",
         )
     import dask
+    import distributed  # noqa: F401 (has its settings in place before one is changed for a while: the end would take all)
 
     with ExitStack() as stack:
         stack.enter_context(_ended_by_sigterm())

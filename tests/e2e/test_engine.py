@@ -65,6 +65,48 @@ def test_vectors_are_the_same_bytes(dask: Engine, stored: StoredEmbedder, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dask.npy", "local.npy"]
 
 
+def test_vectors_go_from_the_workers_to_the_disk(dask: Engine, tmp_path: Path) -> None:
+    """What comes back to the stage of a block is how many vectors there are."""
+    index, out, came = captions_of(5 * BLOCK + 3), tmp_path / "vectors.npy", []
+    LsaEmbedder.fit(next(index.iter_captions(200)), 5, random_seed=0).save(tmp_path / "embedder")
+    stored = StoredEmbedder.at(tmp_path / "embedder")
+
+    def noting(function, items):
+        for result in dask(function, items):
+            came.append(result)
+            yield result
+
+    vectors = embed_index(stored.open(), index, out, BLOCK, engine=noting, encode=stored)
+    assert came == [BLOCK] * 5 + [3]
+    assert np.array_equal(vectors, np.concatenate([stored(block) for block in index.iter_captions(BLOCK)]))
+
+
+def test_a_worker_that_does_not_see_the_file_says_so(dask: Engine, tmp_path: Path) -> None:
+    index, out = captions_of(3 * BLOCK), tmp_path / "vectors.npy"
+    LsaEmbedder.fit(next(index.iter_captions(200)), 5, random_seed=0).save(tmp_path / "embedder")
+    stored = StoredEmbedder.at(tmp_path / "embedder")
+
+    def without_the_file(function, items):
+        (tmp_path / "vectors.npy.partial").rename(tmp_path / "elsewhere")
+        yield from dask(function, items)
+
+    with pytest.raises(ModeError, match=r"vectors.npy.partial: not on a worker \(all workers have to see the project"):
+        embed_index(stored.open(), index, out, BLOCK, engine=without_the_file, encode=stored)
+    assert not out.exists()
+
+
+def test_a_program_opens_one_engine_after_the_other() -> None:
+    script = (
+        "from mode.engine import open_engine\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in range(2):\n"
+        "        with open_engine('dask', processes=1) as engine:\n"
+        "            print(list(engine(len, ['ab', 'c'])))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "[2, 1]\n[2, 1]\n", done.stderr
+
+
 def test_one_engine_goes_on_where_the_other_was_interrupted(dask: Engine, tmp_path: Path) -> None:
     index, out = captions_of(5 * BLOCK + 3), tmp_path / "vectors.npy"
     LsaEmbedder.fit(next(index.iter_captions(200)), 5, random_seed=0).save(tmp_path / "embedder")

@@ -136,6 +136,29 @@ def test_an_embedder_that_gives_nonsense_is_stopped(tmp_path, index_of, number):
         embed_index(Counting(), index_of(captions_of(29)), tmp_path / "vectors.npy", block=BLOCK, encode=encode)
 
 
+def test_an_embedder_of_another_width_is_stopped(tmp_path, index_of):
+    def encode(captions):
+        return Counting().encode(captions)[:, :2]
+
+    with pytest.raises(ModeError, match=r"counting: gives \(8, 2\) for 8 captions"):
+        embed_index(Counting(), index_of(captions_of(29)), tmp_path / "vectors.npy", block=BLOCK, encode=encode)
+
+
+def test_a_block_that_is_encoded_twice_is_written_once(tmp_path, index_of):
+    """As by a worker that seemed to be dead, after the one in its place, and out of turn."""
+
+    def twice(function, items):
+        items = list(items)
+        results = [function(item) for item in reversed(items)]
+        yield from reversed(results)
+        function(items[0])
+
+    captions, out = captions_of(29), tmp_path / "vectors.npy"
+    embed_index(Counting(), index_of(captions), tmp_path / "plain.npy", block=BLOCK)
+    embed_index(Counting(), index_of(captions), out, block=BLOCK, engine=twice)
+    assert out.read_bytes() == (tmp_path / "plain.npy").read_bytes()
+
+
 #: Embeds with room for less than all vectors; says what it got.
 FULL = """
 import resource, signal, sys

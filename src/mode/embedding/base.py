@@ -207,10 +207,10 @@ def embed_index(
 ) -> np.ndarray:
     """Embed every caption of an index, or every pair.
 
-    Blocks of captions are written to `<out>.partial` as they are done, with a record of how far it got, of the embedder
-    and of the text embedded so far. An interrupted call goes on after the last block if all of that still agrees, and
-    starts anew if not, whatever the engine of either. `out` appears when it is complete, with its checksum and `origin`
-    behind the array. Its room on the disk is taken before the first block.
+    Blocks of captions are written to `<out>.partial` by whoever has encoded them, and a record says how far all before
+    are done, with which embedder and of which text. An interrupted call goes on from there if all of that still agrees,
+    and starts anew if not, whatever the engine of either. `out` appears when it is complete, with its checksum and
+    `origin` behind the array. Its room on the disk is taken before the first block.
 
     Args:
         embedder: captions to vectors.
@@ -218,7 +218,7 @@ def embed_index(
         out: the `.npy` file to write.
         block: captions done together.
         engine: where blocks are encoded (see `mode.engine`).
-        encode: what the engine is given; default `embedder.encode`. A `StoredEmbedder` is small enough to be sent.
+        encode: what makes vectors of a block; default `embedder.encode`. A `StoredEmbedder` is small enough to be sent.
         origin: what the vectors are made from, for `origin_of`.
         numbered: `encode` takes (row of the first pair, captions) in place of captions: `mode.embedding.pairs`.
 
@@ -242,28 +242,24 @@ def embed_index(
     make_room(partial, len(header) + pairs * row + len(trailer))
     waiting: deque[tuple[int, str]] = deque()  # what is read but not written: an engine takes blocks ahead of results
 
-    def remaining() -> Iterator[Any]:
+    def remaining() -> Iterator[tuple[int, list[str]]]:
         for captions, end, text in _blocks(index, block):
             if end > done:
                 waiting.append((end, text))
-                yield (end - len(captions), captions) if numbered else captions
+                yield end - len(captions), captions
 
     stop, unit = done, "pairs" if numbered else "captions"
-    with partial.open("r+b") as file, Progress(f"embed {unit}", total=pairs, unit=unit, done=done) as bar:
+    with partial.open("r+b") as file:
         file.write(header)
-        file.seek(len(header) + done * row)
-        for encoded in engine(encode or embedder.encode, remaining()):
-            start, (stop, text) = stop, waiting.popleft()
-            vectors = np.ascontiguousarray(encoded, np.float16)
-            if not within(vectors, LARGEST):
-                message = f"{embedder.name}: gives numbers that no unit vector has, for captions {start:,} to {stop:,}"
-                raise ModeError(message, "check the embedder, and the precision that it computes in")
-            file.write(vectors.data)
-            file.flush()
-            os.fsync(file.fileno())
+    write = _BlockWriter(encode or embedder.encode, numbered, partial.resolve(), header, row, embedder.name)
+    with Progress(f"embed {unit}", total=pairs, unit=unit, done=done) as bar:
+        for written in engine(write, remaining()):
+            stop, text = waiting.popleft()
             with write_aside(record_file) as temporary:
                 temporary.write_text(json.dumps({**plan, "done": stop, "text": text}), encoding="utf-8")
-            bar.update(stop - start)
+            bar.update(written)
+    with partial.open("r+b") as file:
+        file.seek(len(header) + pairs * row)
         file.write(trailer)
         file.truncate()
     if stop != pairs:
@@ -273,6 +269,49 @@ def embed_index(
     record_file.unlink(missing_ok=True)
     recover(record_file)
     return load_vectors(out)
+
+
+@dataclass(frozen=True)
+class _BlockWriter:
+    """Encodes a block and writes it to its place in the file, wherever this small object is sent to.
+
+    So vectors pass from each worker to the disk, and none through the process of the stage. A block that is written
+    twice, since its first worker seemed to be dead, is written with the same bytes.
+
+    Attributes:
+        encode: captions, or (row of the first pair, captions) if `numbered`, to vectors.
+        path: of the file, which begins with `header`; each row has `row` bytes.
+        name: of the embedder.
+    """
+
+    encode: Callable[[Any], np.ndarray]
+    numbered: bool
+    path: Path
+    header: bytes
+    row: int
+    name: str
+
+    def __call__(self, block: tuple[int, list[str]]) -> int:
+        """Returns how many vectors there are. Raises `ModeError` for numbers that no unit vector has."""
+        start, captions = block
+        vectors = np.ascontiguousarray(self.encode(block if self.numbered else captions), np.float16)
+        if not within(vectors, LARGEST):
+            last = start + len(captions)
+            message = f"{self.name}: gives numbers that no unit vector has, for captions {start:,} to {last:,}"
+            raise ModeError(message, "check the embedder, and the precision that it computes in")
+        if vectors.nbytes != len(captions) * self.row:
+            raise ModeError(f"{self.name}: gives {vectors.shape} for {len(captions):,} captions", "check the embedder")
+        try:
+            with self.path.open("r+b") as file:
+                if file.read(len(self.header)) != self.header:
+                    raise ModeError(f"{self.path}: not the file of this stage", "is another stage writing it?")
+                file.seek(len(self.header) + start * self.row)
+                file.write(vectors.data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            raise ModeError(f"{self.path}: not on a worker", "all workers have to see the project folder") from None
+        return len(captions)
 
 
 def _blocks(index: PairIndex, block: int) -> Iterator[tuple[list[str], int, str]]:
