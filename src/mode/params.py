@@ -654,6 +654,9 @@ class MachineParams(Section):
     """Decoded images of a training are kept in memory if they all fit into this many MiB."""
     inference_batch: PositiveInt = 256
     """Captions, texts or images in one forward pass of embedding and evaluation."""
+    models_mb: PositiveInt = 8_192
+    """Weights of models that an evaluation keeps in memory at once, in MiB. More are opened one group after the other,
+    one model at least, and images are decoded once for each group."""
     grad_checkpointing: bool = False
     """Compute activations again on the way back instead of keeping them: less memory, a third more time. Transformers
     only."""

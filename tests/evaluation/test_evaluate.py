@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from mode.clip.model import Clip, save_model
+from mode.clip.model import Clip, load_models, save_model
 from mode.embedding.lsa import LsaEmbedder
 from mode.embedding.open_clip import OpenClipEmbedder
 from mode.ensemble.combine import QueryWeights
 from mode.ensemble.router import Router
 from mode.errors import ModeError
-from mode.evaluation import features, scores
+from mode.evaluation import evaluate, features, scores
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.features import encode_tasks, side_by_side
 from mode.evaluation.scores import classify, primary, retrieve
@@ -401,6 +401,43 @@ class TestEvaluate:
             assert not clips["expert-0"].model.training
         finally:
             clips["seed"].model.eval()
+
+    def test_models_that_do_not_fit_together_are_opened_in_turn(
+        self, folders: Any, clips: dict[str, Clip], router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The figures are the same, and no two models are open at once."""
+        tasks = [folders.classification("colours", [0, 1, 2, 3, 4, 5, 0, 2]), folders.retrieval("captions", 5)]
+        models = {name: tmp_path / name for name in clips}
+        for name, clip in clips.items():
+            save_model(models[name], clip, {})
+        by_query = replace(router, routing=RoutingParams())
+        together = evaluate_tasks(models, by_query, tasks, CPU)
+        opened: list[list[str]] = []
+
+        def opening(folders: dict[str, Path], device: str) -> dict[str, Clip]:
+            opened.append([*folders])
+            return load_models(folders, device)
+
+        monkeypatch.setattr(evaluate, "load_models", opening)
+        monkeypatch.setattr(evaluate, "_groups", lambda models, _: [[name] for name in models])
+        in_turn = evaluate_tasks(models, by_query, tasks, CPU)
+        assert opened == [[name] for name in clips]
+        assert in_turn.routing == together.routing
+        expected = together.retrieval.tasks["captions"]
+        assert in_turn.zeroshot.tasks["colours"] == pytest.approx(together.zeroshot.tasks["colours"], abs=1e-6)
+        for name, figures in in_turn.retrieval.tasks["captions"].items():
+            assert figures == pytest.approx(expected[name], abs=1e-6)
+
+    def test_groups_of_models_fit_into_the_memory_they_may_take(self, clips: dict[str, Clip], tmp_path: Path) -> None:
+        models: dict[str, Path | Clip] = {}
+        for name, size in {"a": 60, "b": 40, "c": 1, "huge": 500, "d": 99}.items():
+            models[name] = tmp_path / name
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "open_clip_model.safetensors").write_bytes(b"." * size)
+            (tmp_path / name / "card.json").write_bytes(b"." * 1000)
+        models["loaded"] = next(iter(clips.values()))
+        assert evaluate._groups(models, 100) == [["a", "b"], ["c"], ["huge"], ["d", "loaded"]]
+        assert evaluate._groups(models, 10_000) == [[*models]]
 
     def test_models_of_different_size_side_by_side(self, folders: Any, clips: dict[str, Clip]) -> None:
         clip = clips["seed"]

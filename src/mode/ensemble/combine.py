@@ -151,9 +151,14 @@ def _combine(
     return np.asarray(total, next(iter(scores.values())).dtype)
 
 
-def logit_factor(clips: Mapping[str, Clip], weights: Mapping[str, float]) -> float:
-    """From cosines to logits: the weighted mean of the models' own factors; `weights` by model."""
-    return float(sum(weight * clips[name].model.logit_scale.exp().item() for name, weight in weights.items()))
+def logit_scales(clips: Mapping[str, Clip]) -> dict[str, float]:
+    """The models' own factors from cosines to logits."""
+    return {name: float(clip.model.logit_scale.exp().item()) for name, clip in clips.items()}
+
+
+def logit_factor(scales: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """From cosines to logits: the weighted mean of the models' own factors; both by model."""
+    return float(sum(weight * scales[name] for name, weight in weights.items()))
 
 
 def query_weights(
@@ -161,7 +166,7 @@ def query_weights(
     members: Mapping[str, str],
     texts: Sequence[str],
     task: Mapping[str, float],
-    clips: Mapping[str, Clip],
+    scales: Mapping[str, float],
     guess_images: bool = True,
 ) -> QueryWeights:
     """The weights of the queries of a retrieval task.
@@ -171,8 +176,8 @@ def query_weights(
         members: expert -> the model that answers for it.
         texts: of the task.
         task: model -> weight in the task as a whole.
-        clips: the models.
+        scales: model -> its factor, of `logit_scales`.
         guess_images: weigh an image by the texts that it seems to show, and not as the task.
     """
-    factor = logit_factor(clips, task) if guess_images else None
+    factor = logit_factor(scales, task) if guess_images else None
     return QueryWeights(task, by_model(members, router.text_weights(texts)), factor)

@@ -26,7 +26,7 @@ from torch import Tensor
 from mode.clip.device import Precision, fastest_precision, pick_device
 from mode.clip.model import Clip, folded, is_model, load_models, save_model
 from mode.clip.preprocess import Preprocess
-from mode.ensemble.combine import by_model, combine, query_weights
+from mode.ensemble.combine import by_model, combine, logit_scales, query_weights
 from mode.ensemble.encoder import JointEncoder
 from mode.ensemble.images import Images, rgb_batches
 from mode.ensemble.merge import Merge, even_batches, merge_models, merge_on_kept, statistics_layers
@@ -185,7 +185,9 @@ class Ensemble(JointEncoder):
         # All models: one that has no weight in the task as a whole may have it in a text.
         task = TaskModel(tuple(texts), prompts, routed, self.clips, self.per_model, self)
         found = {name: scores.cpu().numpy() for name, scores in task.similarities(images).items()}
-        weights = query_weights(self.router, self.members, texts, by_model(self.members, routed), self.clips)
+        weights = query_weights(
+            self.router, self.members, texts, by_model(self.members, routed), logit_scales(self.clips)
+        )
         if query == "image":
             return torch.from_numpy(weights.of_images(0, found)).to(self.device)
         return torch.from_numpy(weights.of_texts(0, {name: s.T for name, s in found.items()})).T.to(self.device)

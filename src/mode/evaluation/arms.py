@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from mode.clip.model import Clip
 from mode.embedding.base import Embedder
-from mode.ensemble.combine import ImageWeights, OneByOne, QueryWeights, TextWeights, by_model, logit_factor
+from mode.ensemble.combine import (
+    ImageWeights,
+    OneByOne,
+    QueryWeights,
+    TextWeights,
+    by_model,
+    logit_factor,
+    logit_scales,
+)
 from mode.ensemble.merge import MERGE_BATCH, merge_on_kept
 from mode.ensemble.router import STAND_IN, Router
 from mode.ensemble.rules import keep_share, keep_top, mean_weights, uniform_weights
@@ -100,7 +108,7 @@ class Routed:
             return Mixture(weights, ImageWeights(by_model(members, self.images)))
         if self.texts is None:
             return Mixture(weights)
-        factor = logit_factor(clips, weights) if self.guess_images else None
+        factor = logit_factor(logit_scales(clips), weights) if self.guess_images else None
         return Mixture(weights, QueryWeights(weights, by_model(members, self.texts), factor))
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mode.clip.device import pick_device
 from mode.clip.model import Clip, load_models
-from mode.ensemble.combine import ImageWeights, OneByOne, by_model, query_weights
+from mode.ensemble.combine import ImageWeights, OneByOne, by_model, logit_scales, query_weights
 from mode.ensemble.router import STAND_IN, Router
 from mode.ensemble.rules import mean_weights, uniform_weights
 from mode.errors import ModeError
@@ -43,7 +46,8 @@ def evaluate_tasks(
 ) -> Results:
     """Evaluate models and their ensembles on task folders.
 
-    Every model is loaded once and encodes each text once; every image is decoded once. An expert of the router that is
+    Every model is loaded once and encodes each text once; every image is decoded once for all models that fit into
+    `machine.models_mb` together. An expert of the router that is
     not among `models` is stood in for by `seed`, with the expert's weight.
 
     Args:
@@ -80,21 +84,18 @@ def evaluate_tasks(
     details: dict[str, Mapping[str, Figures]] = {}
     growth: dict[str, GrowthCurve] = {}
     device = str(pick_device(machine.device))
-    with ready_models({**models, **looking(router)}, device) as ready:
-        clips = {name: ready[name] for name in models}
-        batch, workers = machine.inference_batch, machine.decode_threads
-        columns = encode_metadata(opened, clips, batch_size=batch, device=device)
+    with encoded({**models, **looking(router)}, opened, machine, device) as vectors:
+        columns = {name: vectors.texts[name] for name in models}
         _refuse_dead(columns, "text")
-        seen: dict[str, list[Tensor]] = {name: [] for name in clips}
-        encoded = encode_tasks(opened, ready, batch_size=batch, workers=workers, device=device)
-        for number, (task, images) in enumerate(encoded):
+        seen: dict[str, list[Tensor]] = {name: [] for name in models}
+        for number, (task, images) in enumerate(vectors.images):
             metadata = {name: parts[number] for name, parts in columns.items()}
             by_image: dict[str, ImageWeights] = {}
             if router and router.by_image:
                 weights_of = router.image_weights(images.pop(ROUTER).cpu().numpy())
                 routing[task.name] = mean_weights(weights_of)
                 mixtures = {ENSEMBLE.name: members}
-                if STAND_IN in clips:
+                if STAND_IN in models:
                     mixtures |= partial_members(members, routing[task.name])
                 by_image = {name: ImageWeights(by_model(each, weights_of)) for name, each in mixtures.items()}
             for name, rows in images.items():
@@ -103,12 +104,14 @@ def evaluate_tasks(
             if router:
                 weights = {UNIFORM.name: uniform_weights(router.experts), ENSEMBLE.name: routing[task.name]}
                 ensembles |= {name: by_model(members, each) for name, each in weights.items()}
-            partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in clips else {}
+            partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in models else {}
             if task.kind == "retrieval":
                 by_query: dict[str, OneByOne] = {**by_image}
                 if by_words and by_words.routing.protocol != "together":
                     routed, guess = ensembles[ENSEMBLE.name], by_words.routing.protocol == "query"
-                    by_query[ENSEMBLE.name] = query_weights(by_words, members, task.texts, routed, clips, guess)
+                    by_query[ENSEMBLE.name] = query_weights(
+                        by_words, members, task.texts, routed, vectors.scales, guess
+                    )
                 figures = retrieve(task, images, metadata, ensembles | partial, by_query=by_query)
             else:
                 one_by_one = {name: weights.of_images for name, weights in by_image.items()}
@@ -133,6 +136,80 @@ def evaluate_tasks(
     if growth:
         results.growth = Growth(tasks=growth, mean=mean_growth([growth[name] for name in zeroshot]))
     return results
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What models make of tasks.
+
+    Attributes:
+        scales: model -> the factor from its cosines to its logits.
+        texts: model -> for each task the vectors of its classes or texts, as of `encode_metadata`.
+        images: each task with the vectors of its images, model -> [images, d], as of `encode_tasks`; once.
+    """
+
+    scales: Mapping[str, float]
+    texts: Mapping[str, tuple[Tensor, ...]]
+    images: Iterator[tuple[Task, dict[str, Tensor]]]
+
+
+@contextmanager
+def encoded(
+    models: Mapping[str, Path | Clip], tasks: Sequence[Task], machine: MachineParams, device: str
+) -> Iterator[Encoded]:
+    """Encode texts and images of tasks with models, of which only so many are open at once as `machine` says.
+
+    If all fit into `machine.models_mb`, one pass over the images is made, as they are asked for. Otherwise there is one
+    pass for each group that fits, or for a model that does not fit alone, and the vectors wait on the disk until all
+    are there. They are the same either way.
+    """
+    batch, workers = machine.inference_batch, machine.decode_threads
+    groups = _groups(models, machine.models_mb * 2**20)
+    if len(groups) == 1:
+        with ready_models(models, device) as ready:
+            texts = encode_metadata(tasks, ready, batch_size=batch, device=device)
+            images = encode_tasks(tasks, ready, batch_size=batch, workers=workers, device=device)
+            yield Encoded(logit_scales(ready), texts, images)
+        return
+    scales: dict[str, float] = {}
+    texts = {}
+    with TemporaryDirectory(prefix="mode-vectors-", ignore_cleanup_errors=True) as folder:
+        place = {name: Path(folder) / str(number) for number, name in enumerate(models)}
+        for path in place.values():
+            path.mkdir()
+        for number, group in enumerate(groups, start=1):
+            with ready_models({name: models[name] for name in group}, device) as ready:
+                scales |= logit_scales(ready)
+                texts |= encode_metadata(tasks, ready, batch_size=batch, device=device)
+                title = f"evaluate, models {number} of {len(groups)}"
+                images = encode_tasks(tasks, ready, batch_size=batch, workers=workers, device=device, title=title)
+                for task_number, (_, rows_of) in enumerate(images):
+                    for name, rows in rows_of.items():
+                        np.save(place[name] / f"{task_number}.npy", rows.cpu().numpy())
+
+        def kept(number: int) -> dict[str, Tensor]:
+            loaded = {name: np.load(path / f"{number}.npy", allow_pickle=False) for name, path in place.items()}
+            return {name: torch.from_numpy(rows).to(device) for name, rows in loaded.items()}
+
+        in_order = {name: texts[name] for name in models}
+        yield Encoded(scales, in_order, ((task, kept(number)) for number, task in enumerate(tasks)))
+
+
+def _groups(models: Mapping[str, Path | Clip], most: int) -> list[list[str]]:
+    """Names of models, in order, in groups whose weights together have at most so many bytes, or of one model.
+
+    Those that are loaded already take no more.
+    """
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name, model in models.items():
+        size = 0 if isinstance(model, Clip) else sum(path.stat().st_size for path in model.glob("*.safetensors"))
+        if groups[-1] and held + size > most:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += size
+    return groups
 
 
 def looking(router: Router | None) -> dict[str, Clip]:

@@ -65,6 +65,7 @@ def encode_tasks(
     workers: int,
     device: str,
     silent: bool = False,
+    title: str = "evaluate",
 ) -> Iterator[tuple[Task, dict[str, Tensor]]]:
     """Encode the images of all tasks with all models, in one pass over the images.
 
@@ -77,6 +78,7 @@ def encode_tasks(
         workers: threads that read and decode (at least one is used).
         device: of the models.
         silent: show no progress.
+        title: of the progress.
 
     Yields:
         Each task, in order, when its last image is done: (task, model -> unit vectors float32 [images, d] on `device`).
@@ -89,7 +91,7 @@ def encode_tasks(
     pending: dict[str, list[Tensor]] = {name: [] for name in models}  # of images whose task is not complete yet
     encoded = 0
     waiting = deque(tasks)
-    bar = None if silent else Progress("evaluate", total=sum(len(task.images) for task in tasks), unit="images")
+    bar = None if silent else Progress(title, total=sum(len(task.images) for task in tasks), unit="images")
     with bar or nullcontext(), side_by_side(models, device) as run:
         for pixels in _decoded_batches(images, preprocess, batch_size, workers):
             count = len(next(iter(pixels.values())))

@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
 from mode.clip.model import Clip
-from mode.ensemble.combine import combine, logit_factor
+from mode.ensemble.combine import combine, logit_factor, logit_scales
 from mode.evaluation.scores import figures_of
 from mode.evaluation.tasks import Task
 from mode.roles import DENSE, DENSE_LONG, EXPERT
@@ -200,7 +200,7 @@ def _alone(
     name: str, images: Mapping[str, Tensor], classes: Mapping[str, Tensor], clips: Mapping[str, Clip]
 ) -> Features:
     features, texts = _array(images[name]), _array(classes[name])
-    return Features(features, logit_factor(clips, {name: 1.0}) * features @ texts.T)
+    return Features(features, logit_scales({name: clips[name]})[name] * features @ texts.T)
 
 
 def _together(
@@ -212,7 +212,7 @@ def _together(
     """The experts' features, and the ensemble's logits."""
     features = {name: _array(images[name]) for name in weights}
     texts = {name: _array(classes[name]) for name in weights}
-    factor = logit_factor(clips, weights)
+    factor = logit_factor(logit_scales(clips), weights)
     cosines = combine({name: features[name] @ texts[name].T for name in weights}, weights)
     mean = np.mean([*features.values()], axis=0)
     return {
