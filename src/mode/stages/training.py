@@ -114,7 +114,7 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
         rows = every_row(len(index))
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = project.pairs(role.model(key), digest)
-    if not is_there(folder) and _leads():
+    if _leads() and not is_there(folder):
         write_pairs(folder, index, rows, **chosen)
     while not folder.is_dir():
         time.sleep(0.2)
