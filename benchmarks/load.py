@@ -33,6 +33,7 @@ def _ours(given: Input, everything: bool = True, cached: bool = False) -> Run:
     """The loader of a training, one pass: batches of uint8 pixels and rows. A cache would keep them from then on."""
     from mode.data.images import normalise
     from mode.data.loading.loader import ImageStore, PairStream, make_loader
+    from mode.data.loading.selection import Pairs
     from mode.data.shards.index import PairIndex
     from mode.params import ImageParams
     from mode.processes import use_huge_pages
@@ -41,14 +42,14 @@ def _ours(given: Input, everything: bool = True, cached: bool = False) -> Run:
     batch, rows, image = SIZES[given.size][2], _rows(given, everything), ImageParams(size=224)
     index = PairIndex.load(given.folder / "index")
     store = ImageStore(index, given.folder, image, cache_mb=4_096 if cached else 0, rows=rows)
-    stream = PairStream(rows, index.image[rows], random_seed=0)
+    stream = PairStream(Pairs.of(rows, index.image), index.image, random_seed=0)
     starts = count(0, len(rows))
 
     def run() -> dict[str, Any]:
         start = next(starts)
         loader = make_loader(store, stream, start=start, stop=start + len(rows), batch_size=batch, workers=WORKERS)
         batches = ((normalise(each.images, image.mean, image.std), index.captions(each.rows)) for each in loader)
-        return _summary(batches) | {"share_of_bytes": float(index.length[rows].sum()) / float(index.length.sum())}
+        return _summary(batches) | {"share_of_bytes": float(index.length[rows].sum()) / float(index.length[:].sum())}
 
     return run
 
@@ -65,10 +66,9 @@ def _rows(given: Input, everything: bool) -> np.ndarray:
 
 
 def _keys(given: Input, everything: bool) -> set[str]:
-    from pyarrow import parquet
+    from mode.data.shards.index import PairIndex
 
-    keys = parquet.read_table(given.folder / "index" / "index.parquet", columns=["key"])["key"]
-    return set(keys.take(_rows(given, everything)).to_pylist())
+    return set(PairIndex.load(given.folder / "index").keys(_rows(given, everything)))
 
 
 def _webdataset(given: Input, everything: bool = True) -> Run:

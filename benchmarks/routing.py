@@ -38,7 +38,7 @@ from benchmarks.study import Row, Rows, compare_projects, mean_row, row_of
 from mode.clip.encode import encode_prompts, encode_texts, unit_vectors
 from mode.clip.model import Clip, load_model
 from mode.clip.preprocess import Preprocess
-from mode.data.loading.selection import held_out_images
+from mode.data.loading.selection import is_held_out
 from mode.data.loading.store import ImageStore
 from mode.data.shards.index import PairIndex
 from mode.ensemble import rules
@@ -419,7 +419,7 @@ def _held_out(
     pixels: list[torch.Tensor] = []
     for source in dict.fromkeys(expert.source for expert in params.experts.values()):
         index = PairIndex.load(root / "data" / "index" / source)
-        rows = np.flatnonzero(held_out_images(index.images, count, params.random_seed)[index.image])
+        rows = np.flatnonzero(is_held_out(index.image[:], count, index.images, params.random_seed))
         # Of captions that several images have, one image's.
         rows = rows[np.sort(np.unique(index.captions(rows), return_index=True)[1])]
         _, first, own = np.unique(index.image[rows], return_index=True, return_inverse=True)

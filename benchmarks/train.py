@@ -65,6 +65,7 @@ def ours(
     import numpy as np
     import torch
 
+    from mode.data.loading.selection import Pairs
     from mode.data.shards.index import PairIndex
     from mode.params import MachineParams, TrainingParams
     from mode.processes import use_huge_pages
@@ -81,7 +82,7 @@ def ours(
     about: dict[str, Any] = {"batch_size": setting.batch, "precision": setting.precision, "compile": compiled}
     recipe = TrainingParams(epoch_samples=setting.samples, epochs=2, seed_epochs=1, lr=_LR, warmup=0, **about)
     machine = MachineParams(workers=setting.workers, device=given.device, checkpoint_minutes=1_000.0)
-    plan = make_plan(SEED, np.arange(len(index)), recipe, len(index))
+    plan = make_plan(SEED, Pairs.of(np.arange(len(index)), index.image), recipe, len(index))
     training = Training(plan, index, model, image, recipe, random_seed=0)
     checkpoints = given.folder / "checkpoints"
     reports: list[tuple[int, float, float]] = []  # step, time, share of it that waits for data

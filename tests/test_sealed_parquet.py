@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from pyarrow import parquet
 
 from mode.checksums import SEAL
 from mode.errors import ModeError
-from mode.sealed_parquet import facts_of, iter_sealed, read_sealed, write_sealed
+from mode.sealed_parquet import facts_of, iter_sealed, read_sealed, rows_of, write_sealed
 
 TABLE = pa.table(
     {
@@ -35,7 +34,7 @@ def test_read_back_by_us_and_by_others(file: Path) -> None:
     assert read_sealed(file, TABLE.column_names).equals(TABLE)
     assert parquet.read_table(file).equals(TABLE)
     assert facts_of(file)["origin"] == "here"
-    assert [*chain.from_iterable(iter_sealed(file, "caption", 700))] == TABLE["caption"].to_pylist()
+    assert pa.Table.from_batches(iter_sealed(file, ["caption"], 700)).equals(TABLE.select(["caption"]))
     assert SEAL.check(file)
 
 
@@ -74,7 +73,8 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no table", b"PAR1\xff\xff\xff\xffPAR1", bytes(100)])
 def test_what_is_no_parquet_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "wrong.parquet").write_bytes(content)
-    for read in (lambda path: read_sealed(path, ["number"]), lambda path: [*iter_sealed(path, "number", 1)], facts_of):
+    whole, part = lambda path: read_sealed(path, ["number"]), lambda path: [*iter_sealed(path, ["number"], 1)]
+    for read in (whole, part, facts_of, rows_of):
         with pytest.raises(ModeError, match="no Parquet file"):
             read(tmp_path / "wrong.parquet")
     with pytest.raises(ModeError, match="no such file"):

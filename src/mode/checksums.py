@@ -138,6 +138,11 @@ class Seal:
             raise ModeError(f"{path}: damaged: not the content that its own checksum is of", ADVICE)
         return True
 
+    def digest_of(self, path: Path) -> str:
+        """The digits in a file, at the cost of reading its end; of one that has none, the SHA-256 of all of it."""
+        found = self.find(path)
+        return found[1].decode("ascii", "backslashreplace") if found else sha256_of(path)
+
     def find(self, path: Path) -> tuple[int, bytes] | None:
         """Place and content of the digits, or None. Raises `ModeError` where only a part of a seal is left."""
         before, after = f"<{self.kind}:".encode(), f":{self.kind}>".encode()

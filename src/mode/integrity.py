@@ -138,16 +138,20 @@ def _check_clusters(paths: Paths, folder: Path) -> bool:
 
 def _check_assignment(paths: Paths, file: Path) -> bool:
     sealed = SEAL.check(file)
-    assignment, clusters, vectors = Assignment.load(file), paths.clusters(file.stem), paths.vectors(file.stem)
-    if vectors.is_file() and len(assignment) != len(load_vectors(vectors)):
-        raise ModeError(f"{file}: {len(assignment):,} pairs, but {vectors} has others", "run its stage again")
-    if clusters.is_dir() and len(assignment):
-        opened = Clusters.load(clusters)
-        of_fine = assignment.fine.min() >= 0 and assignment.fine.max() < opened.fine
-        if not of_fine or (opened.coarse_of_fine[assignment.fine] != assignment.coarse).any():
+    pairs, clusters, vectors = Assignment.pairs(file), paths.clusters(file.stem), paths.vectors(file.stem)
+    if vectors.is_file() and pairs != len(load_vectors(vectors)):
+        raise ModeError(f"{file}: {pairs:,} pairs, but {vectors} has others", "run its stage again")
+    opened = Clusters.load(clusters) if clusters.is_dir() else None
+    for part in Assignment.blocks(file):
+        if opened is not None and not _names_clusters_of(part, opened):
             raise ModeError(f"{file}: names other clusters than {clusters} has", "run its stage again")
     _compare(paths, file, file.stem, Assignment.origin(file))
     return sealed
+
+
+def _names_clusters_of(part: Assignment, clusters: Clusters) -> bool:
+    of_fine = part.fine.min() >= 0 and part.fine.max() < clusters.fine
+    return bool(of_fine and (clusters.coarse_of_fine[part.fine] == part.coarse).all())
 
 
 def _compare(paths: Paths, path: Path, source: str, origin: Mapping[str, str]) -> None:

@@ -95,6 +95,10 @@ class Paths:
     def kept(self, name: str) -> Path:
         return self.checkpoints / name / "kept"
 
+    def pairs(self, name: str, digest: str) -> Path:
+        """The pairs of a training that is not finished, by a digest of what they were chosen from."""
+        return self.checkpoints / name / f"pairs-{digest[:12]}"
+
     def training_lock(self, name: str) -> Path:
         return self.state / "trainings" / f"{name}.lock"
 

@@ -52,21 +52,23 @@ def read_sealed(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return parquet.read_table(path, columns=columns and list(columns), page_checksum_verification=True)
 
 
-def iter_sealed(path: Path, column: str, rows: int) -> Iterator[list[Any]]:
-    """A column of a Parquet file, so many rows at a time, read from the disk as one goes. Raises as `read_sealed`."""
+def iter_sealed(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Columns of a Parquet file, at most so many rows at a time, read from the disk as one goes.
+
+    Raises as `read_sealed`.
+    """
     with _one_line(path):
         check_footer(path)
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            for block in file.iter_batches(rows, columns=[column]):
-                yield block.column(0).to_pylist()
+            yield from file.iter_batches(rows, columns=list(columns))
 
 
-def names_of(path: Path) -> list[str]:
-    """Columns that a Parquet file has. Raises as `read_sealed`."""
+def rows_of(path: Path) -> int:
+    """Rows of a Parquet file. Raises as `read_sealed`."""
     with _one_line(path):
         check_footer(path)
-        names: list[str] = parquet.read_schema(path).names
-        return names
+        rows: int = parquet.read_metadata(path).num_rows
+        return rows
 
 
 def facts_of(path: Path) -> dict[str, str]:

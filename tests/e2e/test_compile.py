@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mode.data.glyphs.dataset import write_glyph_shards
+from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.params import GlyphParams, ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
@@ -36,7 +37,7 @@ def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
         recipe = TrainingParams(
             epoch_samples=64, epochs=2, seed_epochs=1, batch_size=16, lr=1e-3, warmup=0, compile=compiled
         )
-        plan = make_plan(SEED, np.arange(len(index)), recipe, index.images)
+        plan = make_plan(SEED, Pairs.of(np.arange(len(index)), index.image), recipe, index.images)
         model = ModelParams(config=CONFIG, tokenizer="words")
         seen: list[float] = []
         result = train(

@@ -34,6 +34,7 @@ GLUE = {
     "src/mode/files.py": "whole files or none, and their checksums",
     "src/mode/checksums.py": "checksums beside results, which change none",
     "src/mode/sealed_parquet.py": "checksums in Parquet files, which change no result",
+    "src/mode/columns.py": "opens files of columns, or refuses them",
     "src/mode/vectors.py": "opens a file of vectors, or refuses it",
     "src/mode/integrity.py": "refuses models that do not belong together",
     "src/mode/params.py": "checks values that are declared",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mode.params import GlyphParams, IndexParams, SourceParams, parse_params
 from mode.roles import SEED
 from mode.stages.beside import Validation, beside_training
 from mode.stages.project import Project
-from mode.stages.training import training_and_rows
+from mode.stages.training import training_of
 from mode.training.beside import KeptModels
 from tests.stages.test_training import PARAMS
 from tests.training.conftest import VIT
@@ -43,12 +44,12 @@ def project(root: Path, tasks: object = "glyphs", **training: object) -> Project
 
 def beside(of: Project, noted: Path, leads: bool = True) -> tuple[list[object], list[tuple[int, Mapping[str, float]]]]:
     logged: list[tuple[int, Mapping[str, float]]] = []
-    training, rows = training_and_rows(of, SEED)
+    training = training_of(of, SEED)
 
     def log(samples: int, figures: Mapping[str, float]) -> None:
         logged.append((samples, figures))
 
-    return [*beside_training(of, training, rows, noted, log, leads)], logged
+    return [*beside_training(of, training, noted, log, leads)], logged
 
 
 def untrained(of: Project) -> Clip:
@@ -126,14 +127,16 @@ def test_without_a_held_out_pair_there_is_no_loss(
 ) -> None:
     """As of an expert none of whose pairs was drawn."""
     of = project(root, held_out=2, validate={"every": 4, "tasks": ["chess"], "held_out": 2})
-    training, _ = training_and_rows(of, SEED)
-    [look] = beside_training(of, training, np.array(training.plan.rows[:5]), tmp_path / "noted", lambda *_: None, True)
+    training = training_of(of, SEED)
+    pairs = replace(training.plan.pairs, held_out=np.empty(0, np.int64))
+    training = replace(training, plan=replace(training.plan, pairs=pairs))
+    [look] = beside_training(of, training, tmp_path / "noted", lambda *_: None, True)
     assert list(look.do(4, untrained(of))) == ["chess"]
     assert "none of its pairs is held out" in capsys.readouterr().out
 
 
 def test_what_is_done_beside_a_training_decides_nothing_in_it(root: Path) -> None:
     asked = {"validate": {"every": 3, "tasks": ["chess"]}, "keep_checkpoints": {"every": 1}}
-    plain, watched = (training_and_rows(project(root, **more), SEED)[0] for more in ({}, asked))  # type: ignore[arg-type]
+    plain, watched = (training_of(project(root, **more), SEED) for more in ({}, asked))  # type: ignore[arg-type]
     assert watched.fingerprint == plain.fingerprint
     assert watched.parameters == plain.parameters

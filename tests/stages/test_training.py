@@ -69,7 +69,7 @@ def test_another_arm_needs_no_more_than_its_row(root: Path) -> None:
     assert [each.plan.steps for each in trainings] == [8, 12]
     assert [each.plan.schedule.lr for each in trainings] == [0.5, 0.25]
     for each in trainings:
-        np.testing.assert_array_equal(each.plan.rows, np.arange(64))
+        np.testing.assert_array_equal(each.plan.pairs.rows[:], np.arange(64))
         assert (each.plan.parent, each.random_seed) == (parent, 5)
     assert len({each.fingerprint for each in trainings}) == 2
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.params import ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
@@ -56,7 +57,9 @@ def training(root: Path, model: ModelParams, image: ImageParams = IMAGE, **sourc
     manifest = build_manifest(SourceParams(**{"shards": SETS, "captions": CAPTIONS, **source}), root)
     build_index(manifest, root, root / "index", IndexParams(), workers=1)
     index = PairIndex.load(root / "index")
-    plan = make_plan(SEED, np.arange(len(index)), RECIPE, index.images)
+    assert index.factor is not None
+    pairs = Pairs.of(np.arange(len(index)), index.image, index.factor[index.file[:]])
+    plan = make_plan(SEED, pairs, RECIPE, index.images)
     return Training(plan, index, model, image, RECIPE, random_seed=3)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from mode.clip.model import Clip, build_model, load_model
+from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.params import ImageParams, KeepParams, MachineParams, ModelParams, TrainingParams
@@ -57,7 +58,7 @@ class Bench:
 
     def training(self, **settings: Any) -> Training:
         recipe = TrainingParams(**{**RECIPE, **settings})
-        plan = make_plan(DENSE, np.arange(len(self.index)), recipe, self.index.images)
+        plan = make_plan(DENSE, Pairs.of(np.arange(len(self.index)), self.index.image), recipe, self.index.images)
         return Training(plan, self.index, self.model, IMAGE, recipe, random_seed=3)
 
     def train(

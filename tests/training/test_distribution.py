@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex
 from mode.params import AdapterParams, ExpertParams, ImageParams, MachineParams, ModelParams, TrainingParams
 from mode.roles import DENSE, EXPERT
@@ -38,7 +39,9 @@ def train_here(project: Path, model: ModelParams, out: Path, accumulate: int, pa
     )
     index = PairIndex.load(project / "index")
     role, expert = (EXPERT, ExpertParams(cluster=0)) if parent else (DENSE, None)
-    plan = make_plan(role, np.arange(len(index)), recipe, index.images, expert=expert, parent=parent)
+    plan = make_plan(
+        role, Pairs.of(np.arange(len(index)), index.image), recipe, index.images, expert=expert, parent=parent
+    )
     losses: dict[int, float] = {}
     rates: list[float] = []
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mode.clip.model import build_model, load_model
+from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex
 from mode.embedding.base import build_embedder
 from mode.ensemble.model import Ensemble
@@ -59,7 +60,7 @@ def train_and_serve(family: str, project: Path, index_folder: Path, out: Path) -
     machine = MachineParams(device="cpu", grad_checkpointing=True)
     folders = {}
     for role in (SEED, DENSE):
-        plan = make_plan(role, rows, RECIPE, index.images, parent=folders.get("seed"))
+        plan = make_plan(role, Pairs.of(rows, index.image), RECIPE, index.images, parent=folders.get("seed"))
         result = train(Training(plan, index, model, image, RECIPE, 3), project, machine, out / role.name)
         folders[role.name] = out / role.name / "model"
         result.save(folders[role.name])
@@ -128,7 +129,7 @@ def test_what_cannot_be_trained_is_refused_by_name(
     part: dict[str, Any], name: str, project: Path, index: PairIndex, tmp_path: Path
 ) -> None:
     model = ModelParams(config={"embed_dim": 16, **FAMILIES["CLIP, ViT"], **part}, tokenizer="words")
-    plan = make_plan(SEED, np.arange(len(index)), RECIPE, index.images)
+    plan = make_plan(SEED, Pairs.of(np.arange(len(index)), index.image), RECIPE, index.images)
     training = Training(plan, index, model, ImageParams(size=32), RECIPE, 3)
     with pytest.raises(ModeError, match=f"a {name} model"):
         train(training, project, MachineParams(device="cpu"), tmp_path)
@@ -162,7 +163,7 @@ def test_the_sigmoid_loss_is_that_of_the_paper(passes: int) -> None:
 
 def test_gradients_that_are_computed_again_are_the_same(project: Path, index: PairIndex, tmp_path: Path) -> None:
     model = ModelParams(config={"embed_dim": 16, **FAMILIES["CLIP, ViT"]}, tokenizer="words")
-    plan = make_plan(SEED, np.arange(len(index)), RECIPE, index.images)
+    plan = make_plan(SEED, Pairs.of(np.arange(len(index)), index.image), RECIPE, index.images)
     training = Training(plan, index, model, ImageParams(size=32), RECIPE, 3)
     trained = [
         train(training, project, MachineParams(device="cpu", grad_checkpointing=again), tmp_path / str(again))

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from mode.checksums import write_manifest
 from mode.clip.lora import base_state, delta_layers, delta_of
 from mode.clip.model import WEIGHTS, load_model
+from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
@@ -51,6 +52,7 @@ SETTINGS: dict[str, Any] = {
     "lr": 2e-3,
     "warmup": 2,
 }
+TWELVE = Pairs.of(np.arange(12), np.arange(12))
 MACHINE: dict[str, Any] = {"device": "cpu", "checkpoint_minutes": 100.0}
 
 
@@ -75,7 +77,11 @@ class Bench:
         recipe = TrainingParams(**{**SETTINGS, **settings})
         rows = np.arange(len(self.index)) if rows is None else rows
         made = make_plan(
-            next(each for each in TRAINED if each.name == role), rows, recipe, self.index.images, **(plan or {})
+            next(each for each in TRAINED if each.name == role),
+            Pairs.of(rows, self.index.image),
+            recipe,
+            self.index.images,
+            **(plan or {}),
         )
         losses: dict[int, float] = {}
 
@@ -465,10 +471,17 @@ def test_the_rate_of_an_adapter_is_the_experts_then_its_own_then_the_recipes(ben
     recipe = TrainingParams(**SETTINGS, adapter=AdapterParams(lr=0.5))
     role = next(each for each in TRAINED if each.name == "expert")
     for expert, lr in ((ExpertParams(cluster=0), 0.5), (ExpertParams(cluster=0, lr=0.25), 0.25)):
-        plan = make_plan(role, np.arange(12), recipe, 60, expert=expert, parent=bench.folder)
+        plan = make_plan(role, TWELVE, recipe, 60, expert=expert, parent=bench.folder)
         assert plan.schedule.lr == lr
     without = TrainingParams(**SETTINGS, adapter=AdapterParams())
-    plan = make_plan(role, np.arange(12), without, 60, expert=ExpertParams(cluster=0), parent=bench.folder)
+    plan = make_plan(
+        role,
+        TWELVE,
+        without,
+        60,
+        expert=ExpertParams(cluster=0),
+        parent=bench.folder,
+    )
     assert plan.schedule.lr == SETTINGS["lr"]
 
 
@@ -514,14 +527,28 @@ def test_an_adapter_warms_up_from_the_branch_on_a_schedule_of_its_own(bench: Ben
     for schedule in ("wsd", "cosine"):
         recipe = TrainingParams(**{**SETTINGS, "epochs": 8, "warmup": 3, "schedule": schedule}, adapter=adapter)
         role = next(each for each in TRAINED if each.name == "expert")
-        plan = make_plan(role, np.arange(12), recipe, 60, expert=ExpertParams(cluster=0), parent=bench.folder)
+        plan = make_plan(
+            role,
+            TWELVE,
+            recipe,
+            60,
+            expert=ExpertParams(cluster=0),
+            parent=bench.folder,
+        )
         found = [plan.schedule.rate(step) for step in range(plan.first_step, plan.last_step + 1)]
         assert (plan.first_step, len(found)) == (8, 9)
         down = [1 - n / 5 if schedule == "wsd" else 0.5 * (1 + np.cos(np.pi * n / 5)) for n in range(6)]
         assert found == pytest.approx([0.2, 0.4, 0.6, *(0.6 * each for each in down)])
     longer = TrainingParams(**{**SETTINGS, "epochs": 8, "warmup": 8}, adapter=adapter)
     with pytest.raises(ModeError, match="warmup: 8 of expert's 8 steps"):
-        make_plan(role, np.arange(12), longer, 60, expert=ExpertParams(cluster=0), parent=bench.folder)
+        make_plan(
+            role,
+            TWELVE,
+            longer,
+            60,
+            expert=ExpertParams(cluster=0),
+            parent=bench.folder,
+        )
 
 
 def test_locked_layers_are_not_adapted(bench: Bench, vit: ModelParams) -> None:

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mode.data.loading.selection import Pairs
 from mode.errors import ModeError
 from mode.params import ExpertParams, TrainingParams
 from mode.roles import DENSE, DENSE_LONG, EXPERT, SEED, UNIFORM, Role
 from mode.training.plan import Schedule, TrainPlan, make_plan
 
-ROWS = np.arange(10, dtype=np.int64)
+PAIRS = Pairs.of(np.arange(10), np.arange(10))
 PARENT = Path("models/seed")
 #: An arm that no table has.
 FULL = Role("full", "dense", "a full model", "", parent="seed", pairs="all", length="expert", many=True)
@@ -24,7 +25,7 @@ def plan(role: Role, schedule: str = "wsd", **details: Any) -> TrainPlan:
     training = TrainingParams(
         epoch_samples=100, epochs=32, seed_epochs=27, batch_size=10, warmup=5, lr=1.0, schedule=schedule
     )  # type: ignore[arg-type]
-    return make_plan(role, ROWS, training, images=7, **details)
+    return make_plan(role, PAIRS, training, images=7, **details)
 
 
 def test_seed_then_dense_cover_the_steps_of_one_dense_training() -> None:
@@ -83,7 +84,7 @@ def test_what_is_derived_from_models_is_not_trained() -> None:
 
 def test_an_epoch_is_one_pass_over_the_images_unless_set() -> None:
     training = TrainingParams(epochs=4, seed_epochs=2, batch_size=10, warmup=0)
-    assert make_plan(SEED, ROWS, training, images=55).last_step == 11
+    assert make_plan(SEED, PAIRS, training, images=55).last_step == 11
 
 
 @pytest.mark.parametrize(
@@ -108,12 +109,12 @@ def test_what_makes_no_plan_is_refused(role: Role, details: dict[str, Any], mess
 def test_settings_that_allow_no_training_are_refused(settings: dict[str, int], message: str) -> None:
     training = TrainingParams(**{"epochs": 4, "seed_epochs": 2, "batch_size": 10, "warmup": 0, **settings})  # type: ignore
     with pytest.raises(ModeError, match=message):
-        make_plan(SEED, ROWS, training, images=100)
+        make_plan(SEED, PAIRS, training, images=100)
 
 
 def test_no_pairs_are_refused() -> None:
     with pytest.raises(ModeError, match="no pairs"):
-        make_plan(SEED, ROWS[:0], TrainingParams(), images=1)
+        make_plan(SEED, Pairs.of(np.arange(0), np.arange(10)), TrainingParams(), images=1)
 
 
 def test_wsd_by_hand() -> None:
@@ -162,7 +163,7 @@ def tuned(role: Role, schedule: str = "wsd", **details: Any) -> TrainPlan:
     training = TrainingParams(
         epoch_samples=100, epochs=4, seed_epochs=0, batch_size=10, warmup=10, lr=1.0, schedule=schedule
     )  # type: ignore[arg-type]
-    return make_plan(role, ROWS, training, images=7, parent=PARENT, **details)
+    return make_plan(role, PAIRS, training, images=7, parent=PARENT, **details)
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
@@ -187,13 +188,13 @@ def test_from_a_pretrained_seed_every_model_has_a_schedule_of_its_own(schedule: 
 def test_a_fine_tuning_shorter_than_its_warmup_is_refused() -> None:
     training = TrainingParams(epoch_samples=100, epochs=1, seed_epochs=0, batch_size=10, warmup=10)
     with pytest.raises(ModeError, match=r"training\.warmup: 10 of dense's 10 steps"):
-        make_plan(DENSE, ROWS, training, images=7, parent=PARENT)
+        make_plan(DENSE, PAIRS, training, images=7, parent=PARENT)
 
 
 def test_a_fine_tuning_needs_the_pretrained_seed() -> None:
     training = TrainingParams(epoch_samples=100, epochs=1, seed_epochs=0, batch_size=10, warmup=1)
     with pytest.raises(ModeError, match="dense: needs the pretrained seed"):
-        make_plan(DENSE, ROWS, training, images=7)
+        make_plan(DENSE, PAIRS, training, images=7)
 
 
 def test_a_schedule_can_begin_at_the_branch() -> None:

@@ -14,7 +14,7 @@ from mode.params import load_params
 from mode.roles import SEED
 from mode.stages.beside import Validation, beside_training
 from mode.stages.project import Project
-from mode.stages.training import training_and_rows
+from mode.stages.training import training_of
 from mode.training import batches
 from mode.training.distribution import ending_together
 from mode.training.loop import Interrupted, train
@@ -43,10 +43,10 @@ def train_recorded(root: Path, notes: Path, workers: int, last: int, number: int
             yield batch
 
     batches.make_loader = recorded  # type: ignore[assignment]
-    training, pairs = training_and_rows(project, SEED)
+    training = training_of(project, SEED)
     noted = root / "checkpoints/validation.jsonl"
     noted.parent.mkdir(exist_ok=True)
-    [look] = beside_training(project, training, pairs, noted, lambda *_: None, rank == "0")
+    [look] = beside_training(project, training, noted, lambda *_: None, rank == "0")
     assert isinstance(look, Validation)
     machine = project.params.machine.model_copy(update={"workers": workers, "device": "cpu"})
     with ending_together():

@@ -45,7 +45,7 @@ def root(finished: Path, tmp_path: Path, full: bool) -> Path:
 
 @pytest.fixture
 def images(root: Path) -> np.ndarray:
-    return PairIndex.load(root / "data/index/base").image
+    return PairIndex.load(root / "data/index/base").image[:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

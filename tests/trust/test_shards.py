@@ -199,8 +199,7 @@ def _check(path: Path, shard: Shard) -> None:
         build_index(manifest, path.parent, path.parent / "index", params, workers=1)
         index = PairIndex.load(path.parent / "index")
         images = ImageFiles(index, path.parent)
-        keys = parquet.read_table(path.parent / "index" / "index.parquet", columns=["key"])["key"].to_pylist()
-        for row, key in enumerate(keys):
+        for row, key in enumerate(index.keys(range(len(index)))):
             number = int(key[-4:])
             if number not in shard.hurt:
                 pair = (number_in(images.read(row)), index.caption(row))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from mode.engine import Engine, in_this_process
 from mode.errors import ModeError
 from mode.files import is_there, write_aside
 from mode.progress import Progress
-from mode.sealed_parquet import facts_of, read_sealed, write_sealed
+from mode.sealed_parquet import facts_of, iter_sealed, read_sealed, rows_of, write_sealed
 from mode.vectors import load_vectors, origin_of
 
 #: Share of a vector's squared length below which |x|^2 - 2xc + |c|^2 has lost digits, and |x - c|^2 is computed anew.
@@ -65,6 +65,25 @@ class Assignment:
         table = read_sealed(path, ["fine", "coarse", "distance"])
         return cls(*(table[name].to_numpy() for name in ("fine", "coarse", "distance")))
 
+    @classmethod
+    def blocks(cls, path: Path) -> Iterator[Assignment]:
+        """The same, so many pairs at a time that memory does not grow with their number. Raises as `load`."""
+        is_there(path)
+        for part in iter_sealed(path, ["fine", "coarse", "distance"], BLOCK):
+            yield cls(*(part[name].to_numpy() for name in ("fine", "coarse", "distance")))
+
+    @staticmethod
+    def coarse_blocks(path: Path) -> Iterator[np.ndarray]:
+        """The coarse cluster of every pair, int32, in the blocks of `blocks`. Raises as `load`."""
+        is_there(path)
+        return (part["coarse"].to_numpy() for part in iter_sealed(path, ["coarse"], BLOCK))
+
+    @staticmethod
+    def pairs(path: Path) -> int:
+        """How many pairs are assigned, at the cost of reading the file's end. Raises as `load`."""
+        is_there(path)
+        return rows_of(path)
+
     @staticmethod
     def origin(path: Path) -> dict[str, str]:
         """What the assigned vectors were made from, as `origin_of` says of them. Raises as `load`."""
@@ -73,24 +92,25 @@ class Assignment:
         return origin
 
 
-def assign(vectors: np.ndarray, clusters: Clusters, block: int = BLOCK) -> Assignment:
+def assign(vectors: np.ndarray, clusters: Clusters, block: int = BLOCK, rows: np.ndarray | None = None) -> Assignment:
     """The nearest fine centre of every vector: exact up to float32 rounding, in constant memory but for the result.
 
     Args:
         vectors: float16 or float32 [N, d], in memory or memory-mapped.
         clusters: m centres of d dimensions.
         block: vectors searched together.
+        rows: int64, ascending, the vectors to assign; default all.
 
     Raises:
         ModeError: vectors and centres differ in their dimensions.
     """
-    rows = Rows(vectors, block=block)
-    _check_dimensions(rows.dimensions, clusters)
-    found = Assignment(*(np.empty(len(rows), kind) for kind in (np.int32, np.int32, np.float32)))
+    given = Rows(vectors, rows, block)
+    _check_dimensions(given.dimensions, clusters)
+    found = Assignment(*(np.empty(len(given), kind) for kind in (np.int32, np.int32, np.float32)))
     search = _Search(clusters)
-    with Progress("assign", total=len(rows), unit="pairs") as bar:
-        for which, points in rows.blocks():
-            part = search.assign(points, which.start)
+    with Progress("assign", total=len(given), unit="pairs") as bar:
+        for which, points in given.blocks():
+            part = search.assign(points, np.arange(which.start, which.stop) if rows is None else rows[which])
             found.fine[which], found.coarse[which], found.distance[which] = part.fine, part.coarse, part.distance
             bar.update(len(points))
     return found
@@ -163,7 +183,7 @@ class _StoredSearch:
             raise ModeError(f"{self.vectors}: another file on a worker", "all workers have to see the project folder")
         rows = Rows(vectors[first : first + self.block], block=self.block, first=first)
         (_, points), *_ = rows.blocks()
-        return _opened(self.clusters, self.content).assign(points, first)
+        return _opened(self.clusters, self.content).assign(points, np.arange(first, first + len(points)))
 
 
 @lru_cache(maxsize=1)
@@ -181,11 +201,11 @@ class _Search:
     def __init__(self, clusters: Clusters) -> None:
         self._clusters, self._nearest = clusters, NearestCentre(clusters.fine_centres)
 
-    def assign(self, points: np.ndarray, first: int) -> Assignment:
-        """The assignment of a block as `Rows` gives it, which begins with the row `first`."""
+    def assign(self, points: np.ndarray, rows: np.ndarray) -> Assignment:
+        """The assignment of a block as `Rows` gives it, of these rows."""
         clusters = self._clusters
         if clusters.strategy == "random":
-            fine = random_clusters(np.arange(first, first + len(points)), clusters.coarse, clusters.random_seed)
+            fine = random_clusters(rows, clusters.coarse, clusters.random_seed)
             distance = _distances(points, clusters.fine_centres[fine])
         else:
             squared, numbers = self._nearest.search(points)

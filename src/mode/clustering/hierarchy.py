@@ -15,16 +15,18 @@ from safetensors.numpy import load_file, save_file
 from mode.checksums import ADVICE, check_manifest, write_manifest
 from mode.clustering.kmeans import KMeansFit, balanced_kmeans
 from mode.clustering.rows import Rows
-from mode.data.loading.stream import GOLDEN, mix
 from mode.errors import ModeError
 from mode.files import is_there, write_aside
 from mode.params import ClusteringParams
+from mode.permutation import GOLDEN, mix, permuted
 from mode.progress import Progress
 
 #: Fits of the coarse clusters, which cost next to nothing, of which the best is taken.
 COARSE_RESTARTS = 16
 #: Chosen vectors are copied out of their file if they are no larger than this, in bytes.
 COPY_BELOW = 1 << 30
+#: Keeps the draw of the fitted vectors apart from others with the same seed.
+_SAMPLE = 1_000_117
 
 _ARRAYS = ("fine_centres", "coarse_of_fine", "coarse_centres", "fine_sizes", "coarse_sizes")
 
@@ -205,9 +207,10 @@ def random_clusters(rows: np.ndarray, clusters: int, random_seed: int) -> np.nda
 def _fitted_rows(vectors: np.ndarray, sample: int, wanted: int, random_seed: int) -> tuple[Rows, np.ndarray]:
     """At most `sample` rows (but at least one per cluster), and their numbers."""
     given = Rows(vectors)
-    numbers = given.sample(max(sample, wanted), np.random.default_rng([random_seed, 1]))
-    if len(numbers) == len(given):
-        return given, numbers
+    most = max(sample, wanted)
+    if len(given) <= most:
+        return given, np.arange(len(given), dtype=np.int64)
+    numbers = np.sort(permuted(np.arange(most), len(given), random_seed, _SAMPLE))
     rows = given.subset(numbers)
     return (rows.in_memory() if rows.bytes <= COPY_BELOW else rows), numbers
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from mode.clustering.assignment import Assignment
+from mode.clustering.assignment import assign
 from mode.clustering.hierarchy import Clusters
 from mode.data.shards.index import PairIndex
 from mode.embedding.words import Vocabulary
@@ -19,26 +19,29 @@ SAMPLE = 500_000
 BATCH = 50_000
 
 
-def name_clusters(clusters: Clusters, index: PairIndex, assignment: Assignment, words: int = 10) -> Clusters:
+def name_clusters(clusters: Clusters, index: PairIndex, vectors: np.ndarray, words: int = 10) -> Clusters:
     """Give each fine and coarse cluster its most telling words, the best first, stop words left out.
 
     Args:
         clusters: what to name.
         index: the pairs' captions.
-        assignment: cluster of each pair.
+        vectors: of the pairs, float16 or float32 [pairs, d], in memory or memory-mapped; as many as are counted are
+            assigned to clusters.
         words: at most so many per cluster; fewer, or none, where its captions have no more.
 
     Raises:
-        ModeError: index and assignment differ in length.
+        ModeError: index and vectors differ in length.
     """
-    if len(index) != len(assignment):
-        raise ModeError(f"{len(assignment)} assigned pairs, {len(index)} in the index", "run the assignment again")
+    if len(index) != len(vectors):
+        raise ModeError(f"{len(vectors)} vectors, {len(index)} pairs in the index", "embed again")
     rows = np.unique(np.linspace(0, len(index) - 1, min(len(index), SAMPLE)).astype(np.int64))
+    fine = assign(vectors, clusters, rows=rows).fine
     vocabulary = Vocabulary.learn(index.captions(rows[:: max(1, len(rows) // BATCH)]))
     counts = csr_matrix((clusters.fine, len(vocabulary)), dtype=np.float32)
     for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
-        counts = counts + _indicator(assignment.fine[batch], clusters.fine) @ vocabulary.count(index.captions(batch))
+        some = slice(start, start + BATCH)
+        found = vocabulary.count(index.captions(rows[some]))
+        counts = counts + _indicator(fine[some], clusters.fine) @ found
     coarse_counts = _indicator(clusters.coarse_of_fine, clusters.coarse) @ counts
     return replace(
         clusters,

@@ -18,6 +18,7 @@ from mode.data.shards.reading import ImageFiles
 from mode.embedding.open_clip import OpenClipEmbedder
 from mode.ensemble.rules import KEPT_WORDS
 from mode.errors import ModeError
+from mode.permutation import permuted
 
 #: Share of an image's area in its part: as incomplete as the captions that a router of words is calibrated on.
 KEPT_AREA = KEPT_WORDS
@@ -42,8 +43,8 @@ def image_views(
         ModeError: a file is not the one that was indexed, or no image can be decoded.
     """
     random = np.random.default_rng(random_seed)
-    _, first_rows = np.unique(index.image, return_index=True)
-    rows = np.sort(random.choice(first_rows, size=min(count, len(first_rows)), replace=False))
+    images = permuted(np.arange(min(count, index.images)), index.images, random_seed)
+    rows = index.first[np.sort(images)]
     pairs = _views(embedder, ImageFiles(index, root), rows, random)
     whole, partial = [], []
     while batch := list(islice(pairs, embedder.batch_size)):

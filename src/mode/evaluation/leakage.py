@@ -76,18 +76,18 @@ def find_leakage(
     leaked: set[int] = set()
     images = {}
     for source, folder in sources.items():
-        rows = np.flatnonzero(np.diff(PairIndex.load(folder).image, prepend=-1))  # the first pair of every image
-        images[source] = len(rows)
-        look = partial(_training_fingerprints, folder, root, (folder / "index.parquet").stat().st_mtime_ns)
+        index = PairIndex.load(folder)
+        images[source] = index.images
+        look = partial(_training_fingerprints, folder, root, (folder / "pairs").stat().st_mtime_ns)
         found: dict[int, tuple[int, int]] = {}
         for start, block in zip(
-            range(0, len(rows), _BLOCK),
-            _fingerprinted(f"images of {source}", look, rows.tolist(), workers),
+            range(0, index.images, _BLOCK),
+            _fingerprinted(f"images of {source}", look, range(index.images), workers),
             strict=True,
         ):
             for query, test, bits in _pairs(searched, known, block, distance):
                 leaked.add(test)
-                row = int(rows[start + query])
+                row = int(index.first[start + query])
                 found[row] = min(found.get(row, (bits, test)), (bits, test))
         leaks += _named(source, folder, found, tests)
     counted = {task.name: TaskLeakage(images=len(task.images)) for task in tasks}
@@ -145,9 +145,10 @@ def _fingerprinted(
     title: str, look: Callable[[Sequence[Item]], Fingerprints], items: Sequence[Item], workers: int
 ) -> Iterator[Fingerprints]:
     """Fingerprints of items, a block at a time and in order; `look` runs in `workers` processes."""
-    blocks = [items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK)]
+    starts = range(0, len(items), _BLOCK)
+    blocks = (items[start : start + _BLOCK] for start in starts)
     with Progress(title, total=len(items), unit="images") as bar:
-        for block in ordered_map(look, blocks, min(workers, len(blocks))):
+        for block in ordered_map(look, blocks, min(workers, len(starts))):
             bar.update(len(block.good))
             yield block
 
@@ -156,14 +157,16 @@ def _test_fingerprints(images: Sequence[ImageBytes]) -> Fingerprints:
     return _looked_at(image.read() for image in images)
 
 
-def _training_fingerprints(folder: Path, root: Path, written: int, rows: Sequence[int]) -> Fingerprints:
-    return _looked_at(_files(folder, root, written).read_many(rows))
+def _training_fingerprints(folder: Path, root: Path, written: int, images: Sequence[int]) -> Fingerprints:
+    index, files = _opened(folder, root, written)
+    return _looked_at(files.read_many(index.first[images].tolist()))  # the first pair of every image
 
 
 @lru_cache(maxsize=1)
-def _files(folder: Path, root: Path, _written: int) -> ImageFiles:
+def _opened(folder: Path, root: Path, _written: int) -> tuple[PairIndex, ImageFiles]:
     """Kept from one block to the next; `_written` tells an index from the one that was in the folder before."""
-    return ImageFiles(PairIndex.load(folder), root)
+    index = PairIndex.load(folder)
+    return index, ImageFiles(index, root)
 
 
 def _looked_at(contents: Iterable[bytes | OSError]) -> Fingerprints:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mode.data.loading.selection import Pairs
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.params import Params, parse_params
@@ -227,7 +228,7 @@ def plan_table(
 def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
     """The trainings of a run."""
     seed_key = {section: values.get(section) for section in _OF_SEED}
-    rows, images = np.zeros(1, np.int64), params.training.epoch_samples or 0
+    pairs, images = Pairs.of(np.zeros(1, np.int64), np.zeros(1, np.int64)), params.training.epoch_samples or 0
     parent = Path("seed")
 
     def of(role: Role, key: str | None, own: Mapping[str, Any]) -> Work:
@@ -237,7 +238,7 @@ def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
             total = params.coarse_of(params.training.source) if role is DENSE_LONG else 0
             start = None if role is SEED else parent
             samples = make_plan(
-                role, rows, params.training, images, key=key, expert=expert, experts=total, parent=start
+                role, pairs, params.training, images, key=key, expert=expert, experts=total, parent=start
             ).samples
         return Work(role.model(key), _digest({"role": role.name, **seed_key, **own}), samples)
 

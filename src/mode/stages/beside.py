@@ -23,9 +23,6 @@ from mode.training.beside import Beside, HeldOut, KeptModels, for_inference
 from mode.training.plan import Training
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mode.clip.model import Clip
 
 #: More tasks than this, and the progress line shows their mean.
@@ -35,7 +32,6 @@ _TASKS_IN_LINE = 3
 def beside_training(
     project: Project,
     training: Training,
-    rows: NDArray[np.int64],
     noted: Path,
     log: Callable[[int, Mapping[str, float]], None],
     leads: bool,
@@ -45,7 +41,6 @@ def beside_training(
     Args:
         project: of the training.
         training: what is trained.
-        rows: pairs of its index that it would see, were they not held out.
         noted: file of the figures of a training that is not finished.
         log: called with samples seen and new figures.
         leads: whether this process does it all; others only know when.
@@ -56,7 +51,7 @@ def beside_training(
     recipe = training.recipe
     beside: list[Beside] = []
     if recipe.validation.every is not None:
-        figures = _figures(project, training, rows) if leads else (lambda _: {})
+        figures = _figures(project, training) if leads else (lambda _: {})
         beside.append(Validation(training, noted, figures, log))
     if recipe.keep_checkpoints.every is not None:
         beside.append(KeptModels(training, recipe.keep_checkpoints, project.kept(training.plan.name)))
@@ -122,7 +117,7 @@ class Validation:
         return looks
 
 
-def _figures(project: Project, training: Training, rows: NDArray[np.int64]) -> Callable[[Clip], dict[str, float]]:
+def _figures(project: Project, training: Training) -> Callable[[Clip], dict[str, float]]:
     """What looks at a model; data that it needs is read here, once."""
     from mode.data.loading.selection import held_out_pairs
     from mode.evaluation.glance import accuracies
@@ -132,7 +127,7 @@ def _figures(project: Project, training: Training, rows: NDArray[np.int64]) -> C
     held_out = None
     if recipe.validation.held_out:
         count, random_seed = recipe.validation.held_out, training.random_seed
-        pairs = held_out_pairs(rows, training.index.image, recipe.held_out, count, random_seed)
+        pairs = held_out_pairs(training.plan.pairs, training.index.image, count, random_seed)
         held_out = HeldOut(training, pairs, project.root) if len(pairs) else None
         if held_out is None:
             print(f"{training.plan.name}: none of its pairs is held out, so there will be no validate/loss", flush=True)

@@ -7,8 +7,9 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,13 +118,25 @@ def _drawn_rows(project: Project, expert: str, index: PairIndex, most: int) -> N
     import numpy as np
 
     from mode.clustering.assignment import Assignment
-    from mode.data.loading.selection import without_held_out
+    from mode.data.loading.selection import expert_rows, is_held_out
+    from mode.permutation import permuted
 
-    params = project.expert(expert)
-    rows = np.flatnonzero(Assignment.load(project.assignment(params.source)).coarse == params.cluster)
-    rows = without_held_out(rows, index.image, project.params.training.held_out, project.params.random_seed)
-    random = np.random.default_rng([project.params.random_seed, params.cluster])
-    drawn: NDArray[np.int64] = random.choice(rows, size=min(len(rows), most), replace=False)
+    params, random_seed = project.expert(expert), project.params.random_seed
+
+    def blocks() -> Iterator[NDArray[np.int64]]:
+        coarse = partial(Assignment.coarse_blocks, project.assignment(params.source))
+        for rows in expert_rows(coarse, params.cluster, outside_share=0.0, random_seed=random_seed):
+            left = is_held_out(index.image[rows], project.params.training.held_out, index.images, random_seed)
+            yield rows[~left]
+
+    # Which of them by number, in one pass over the assignment; and these, in another.
+    total = sum(len(rows) for rows in blocks())
+    numbers = permuted(np.arange(min(total, most)), total, random_seed, params.cluster)
+    drawn, first = np.empty(len(numbers), np.int64), 0
+    for rows in blocks():
+        here = np.flatnonzero((first <= numbers) & (numbers < first + len(rows)))
+        drawn[here] = rows[numbers[here] - first]
+        first += len(rows)
     return drawn
 
 

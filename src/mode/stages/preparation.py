@@ -143,7 +143,6 @@ def embed(project: Project, source: str) -> None:
 
 def cluster(project: Project, source: str) -> None:
     """Fine and coarse clusters of a source, with the words that name them."""
-    from mode.clustering.assignment import assign
     from mode.clustering.hierarchy import fit_clusters
     from mode.clustering.targets import near_phrases
     from mode.clustering.words import name_clusters
@@ -157,7 +156,7 @@ def cluster(project: Project, source: str) -> None:
 
         near_targets = near_phrases(load_embedder(project.embedder), params.targets, params.targets_nearest)
     clusters = fit_clusters(vectors, params, fine, coarse, project.params.random_seed, near_targets)
-    clusters = name_clusters(clusters, project.load_index(source), assign(vectors, clusters))
+    clusters = name_clusters(clusters, project.load_index(source), vectors)
     replace(clusters, origin=origin_of(project.vectors(source))).save(project.clusters(source))
     for number, (size, words) in enumerate(zip(clusters.coarse_sizes, clusters.coarse_words, strict=True)):
         print(f"{source} cluster {number}: {size:,} pairs: {', '.join(words)}")

@@ -57,9 +57,11 @@ def sample_captions(index: PairIndex, count: int, random_seed: int) -> list[str]
     """At most `count` captions, each once, in index order."""
     import numpy as np
 
+    from mode.permutation import permuted
+
     if len(index) <= count:
         return [caption for block in index.iter_captions() for caption in block]
-    rows = np.random.default_rng(random_seed).choice(len(index), size=count, replace=False)
+    rows = permuted(np.arange(count), len(index), random_seed)
     return index.captions(np.sort(rows))
 
 

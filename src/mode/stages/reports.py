@@ -120,7 +120,9 @@ def _reported_clusters(project: Project) -> list[Cluster]:
     where = iter(places(centres, project.params.random_seed))
     reported = []
     for source, clusters in loaded.items():
-        sizes = np.bincount(Assignment.load(project.assignment(source)).coarse, minlength=len(clusters.coarse_words))
+        sizes = np.zeros(len(clusters.coarse_words), np.int64)
+        for part in Assignment.blocks(project.assignment(source)):
+            sizes += np.bincount(part.coarse, minlength=len(sizes))
         fine: list[list[FineCluster]] = [[] for _ in clusters.coarse_words]
         for owner, size, words in zip(clusters.coarse_of_fine, clusters.fine_sizes, clusters.fine_words, strict=True):
             x, y = next(where)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
+import time
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mode.clip.model import Clip
-    from mode.clustering.assignment import Assignment
+    from mode.data.loading.selection import Pairs
+    from mode.data.shards.index import PairIndex
     from mode.params import MachineParams
     from mode.training.plan import Training
     from mode.training.remote import RemoteCheckpoints
@@ -37,7 +43,7 @@ def train_role(role: Role, project: Project, key: str | None = None) -> None:
     if role is SEED and project.params.seed.pretrained:
         _take_seed(project)
         return
-    _train(project, *training_and_rows(project, role, key))
+    _train(project, training_of(project, role, key))
 
 
 def _take_seed(project: Project) -> None:
@@ -61,17 +67,10 @@ def _take_seed(project: Project) -> None:
 def training_of(project: Project, role: Role, key: str | None = None) -> Training:
     """What params.yaml and the files of earlier stages make of a role; where there are many, of the expert `key`.
 
-    Only the sections of params.yaml that dvc.yaml gives a training are read here.
+    Only the sections of params.yaml that dvc.yaml gives a training are read here. The files of its pairs are written,
+    unless they are there.
     """
-    return training_and_rows(project, role, key)[0]
-
-
-def training_and_rows(project: Project, role: Role, key: str | None = None) -> tuple[Training, NDArray[np.int64]]:
-    """The same, and the pairs of the training with those that are held out."""
-    import numpy as np
-
     from mode.clip.preprocess import image_of_folder
-    from mode.data.loading.selection import without_held_out
     from mode.training.plan import Training, make_plan
 
     params, recipe = project.params, project.params.training
@@ -80,13 +79,9 @@ def training_and_rows(project: Project, role: Role, key: str | None = None) -> t
     source = expert.source if expert else recipe.source
     index = project.load_index(source)
     images = index.images if source == recipe.source else project.load_index(recipe.source).images
-    if role.pairs == "cluster" and key is not None:
-        rows, _ = rows_of_expert(project, key, len(index))
-    else:
-        rows = np.arange(len(index), dtype=np.int64)
     plan = make_plan(
         role,
-        without_held_out(rows, index.image, recipe.held_out, params.random_seed),
+        _pairs_of(project, role, key, index),
         recipe,
         images,
         key=key,
@@ -97,27 +92,66 @@ def training_and_rows(project: Project, role: Role, key: str | None = None) -> t
         parent=parent,
     )
     image = params.image if parent is None else image_of_folder(parent, params.image)
-    return Training(plan, index, params.model, image, recipe, params.random_seed), rows
+    return Training(plan, index, params.model, image, recipe, params.random_seed)
 
 
-def rows_of_expert(project: Project, name: str, pairs: int) -> tuple[NDArray[np.int64], Assignment]:
-    """The pairs that an expert sees, of so many in its source, and what they were chosen from.
+def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -> Pairs:
+    """The pairs of a training, in files beside its checkpoint that the first process to come writes.
+
+    Under torchrun that is the one that leads; the others wait for it.
+    """
+    from mode.checksums import SEAL, content_of
+    from mode.data.loading.selection import Pairs, every_row, write_pairs
+    from mode.files import is_there
+
+    params = project.params
+    chosen = {"held_out": params.training.held_out, "random_seed": params.random_seed}
+    made_from: dict[str, object] = {**chosen, "index": content_of(index.folder)}
+    if role.pairs == "cluster" and key is not None:
+        rows = rows_of_expert(project, key, index)
+        expert = project.expert(key)
+        assignment = SEAL.digest_of(project.assignment(expert.source))
+        made_from |= {"cluster": expert.cluster, "share": _outside_share(project, key), "assignment": assignment}
+    else:
+        rows = every_row(len(index))
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    folder = project.pairs(role.model(key), digest)
+    if _leads() and not is_there(folder):
+        write_pairs(folder, index, rows, **chosen)
+    while not folder.is_dir():
+        time.sleep(0.2)
+    return Pairs.open(folder)
+
+
+def rows_of_expert(project: Project, name: str, index: PairIndex) -> Iterator[NDArray[np.int64]]:
+    """The pairs that an expert sees, were none held out, in blocks.
 
     Raises:
-        ModeError: the assignment is of another index, whose rows are other pairs; or the cluster is empty.
+        ModeError: the assignment is of another index, whose rows are other pairs; or, when blocks are asked for, the
+            cluster is empty.
     """
     from mode.checksums import identity_of
     from mode.clustering.assignment import Assignment
     from mode.data.loading.selection import expert_rows
 
     params = project.expert(name)
-    share = project.params.branch.outside_share if params.outside_share is None else params.outside_share
     path = project.assignment(params.source)
-    assignment = Assignment.load(path)
-    of, present = assignment.origin(path).get("index"), identity_of(project.index(params.source))
-    if len(assignment) != pairs or (of and present and of != present):
-        raise ModeError(f"{path}: of another index than {project.index(params.source)}", "embed and assign again")
-    return expert_rows(assignment.coarse, params.cluster, share, project.params.random_seed), assignment
+    of, present = Assignment.origin(path).get("index"), identity_of(index.folder)
+    if Assignment.pairs(path) != len(index) or (of and present and of != present):
+        raise ModeError(f"{path}: of another index than {index.folder}", "embed and assign again")
+    coarse = partial(Assignment.coarse_blocks, path)
+    return expert_rows(coarse, params.cluster, _outside_share(project, name), project.params.random_seed)
+
+
+def _outside_share(project: Project, name: str) -> float:
+    """Of the pairs outside its cluster, the share that an expert sees."""
+    own = project.expert(name).outside_share
+    return project.params.branch.outside_share if own is None else own
+
+
+def _leads() -> bool:
+    """Whether this process reports and writes: under torchrun one of them does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_shard: int, force: bool) -> None:
@@ -126,19 +160,26 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
     Raises:
         ModeError: no such expert, its source is not assigned yet, or the folder holds something else.
     """
-    from mode.data.shards.export import export_pairs
+    from mode.clustering.assignment import Assignment
+    from mode.data.shards.export import Chosen, export_pairs
 
     project = Project(root, load_params(params))
     expert = project.expert(name)
     index = project.load_index(expert.source)
-    rows, assignment = rows_of_expert(project, name, len(index))
     about: dict[str, object] = {"expert": name, "source": expert.source, "cluster": expert.cluster}
-    columns = {"fine": assignment.fine, "coarse": assignment.coarse}
-    shards = export_pairs(index, rows, project.root, folder, columns, about, pairs_per_shard, force)
-    print(f"{name}: {len(rows):,} pairs in {shards:,} tars in {folder}")
+
+    def chosen() -> Iterator[Chosen]:
+        first = 0
+        assigned = Assignment.blocks(project.assignment(expert.source))
+        for rows, part in zip(rows_of_expert(project, name, index), assigned, strict=True):
+            yield Chosen(rows, {"fine": part.fine[rows - first], "coarse": part.coarse[rows - first]})
+            first += len(part)
+
+    pairs, shards = export_pairs(index, chosen, project.root, folder, about, pairs_per_shard, force)
+    print(f"{name}: {pairs:,} pairs in {shards:,} tars in {folder}")
 
 
-def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> None:
+def _train(project: Project, training: Training) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.files import only_writer
     from mode.stages.beside import Validation, beside_training
@@ -148,7 +189,7 @@ def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> Non
     plan = training.plan
     # A checkpoint of another configuration stays beside until this training is done, in case one goes back to it.
     checkpoints = project.checkpoints / plan.name / training.fingerprint[:12]
-    leads = os.environ.get("RANK", "0") == "0"  # under torchrun, the process that reports and writes
+    leads = _leads()
     copies = _copies(project.params.machine, training) if leads else None
     lock = only_writer(project.training_lock(plan.name), f"models/{plan.name}") if leads else nullcontext()
     with lock, ending_together():
@@ -157,7 +198,7 @@ def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> Non
         checkpoints.mkdir(parents=True, exist_ok=True)
         record = _Record(project, training, checkpoints)
         looks = checkpoints / "validation.jsonl"
-        beside = beside_training(project, training, rows, looks, record.run.log, leads)
+        beside = beside_training(project, training, looks, record.run.log, leads)
         with record.run if leads else nullcontext():
             try:
                 machine = project.params.machine
@@ -167,7 +208,7 @@ def _train(project: Project, training: Training, rows: NDArray[np.int64]) -> Non
                     print(interrupted, file=sys.stderr)
                 sys.exit(interrupted.exit_code)
             if leads:
-                _mix_with_seed(project, training, rows, result.clip)
+                _mix_with_seed(project, training, result.clip)
                 result.clip.card["mlflow_run"] = record.run.run_id
                 if doubt := result.clip.card["doubt"]:
                     print(f"warning: {doubt}", file=sys.stderr)
@@ -203,7 +244,7 @@ def _say_where_it_goes_on(name: str, checkpoints: Path, copies: RemoteCheckpoint
         print(f"{name} goes on from the copy of its checkpoint at step {step:,} in {copies.url}", flush=True)
 
 
-def _mix_with_seed(project: Project, training: Training, rows: NDArray[np.int64], clip: Clip) -> None:
+def _mix_with_seed(project: Project, training: Training, clip: Clip) -> None:
     """Mix a trained model with its seed, as `training.seed_share` says; its card tells by how much, and why."""
     from mode.clip.model import load_model
     from mode.data.loading.selection import held_out_pairs
@@ -218,7 +259,7 @@ def _mix_with_seed(project: Project, training: Training, rows: NDArray[np.int64]
         clip.model.load_state_dict(mix(clip.model.state_dict(), seed, recipe.seed_share))
         clip.card["seed_share"] = recipe.seed_share
         return
-    pairs = held_out_pairs(rows, training.index.image, recipe.held_out, recipe.held_out, training.random_seed)
+    pairs = held_out_pairs(training.plan.pairs, training.index.image, recipe.held_out, training.random_seed)
     if not len(pairs):
         raise ModeError(f"{training.plan.name}: none of its pairs is held out", "a larger training.held_out")
     held_out = HeldOut(training, pairs, project.root)
@@ -251,7 +292,7 @@ class _Record:
         plan = training.plan
         self._batch_size = plan.batch_size
         self._losses, self._noted_run = checkpoints / "curve.csv", checkpoints / "mlflow_run"
-        own = {"pairs": len(plan.rows), "steps": plan.steps, "cluster": plan.cluster}
+        own = {"pairs": len(plan.pairs), "steps": plan.steps, "cluster": plan.cluster}
         self.run = Tracker(project.runs).run(
             plan.name,
             plan.role.kind,

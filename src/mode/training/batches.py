@@ -37,7 +37,7 @@ class Batches:
         self._training, self._device = training, group.device
         self._dtype = torch.bfloat16 if training.recipe.precision == "bf16" else torch.float32
         self._tokens = _Tokens(index, clip, machine.cache_mb)
-        self._store = ImageStore(index, root, training.image, machine.cache_mb, plan.rows)
+        self._store = ImageStore(index, root, training.image, machine.cache_mb, plan.pairs.rows)
         self._loader = make_loader(
             self._store,
             stream_of(training),
@@ -68,9 +68,8 @@ class Batches:
 
 def stream_of(training: Training) -> PairStream:
     """The order in which a training sees its pairs."""
-    rows, index = training.plan.rows, training.index
-    probabilities, factors = (None if of is None else of[rows] for of in (index.probability, index.factor))
-    return PairStream(rows, index.image[rows], training.random_seed, probabilities, factors)
+    index = training.index
+    return PairStream(training.plan.pairs, index.image, training.random_seed, index.probability)
 
 
 class _Tokens:

@@ -37,7 +37,7 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
         "cluster": plan.cluster,
         "parent": parent.get("name") if plan.parent is not None else None,
         "parent_weights": training.parent_weights,
-        "pairs": len(plan.rows),
+        "pairs": len(plan.pairs),
         "steps": [plan.first_step, plan.last_step],
         "own": own,
         "total": {key: value + parent.get("total", {}).get(key, 0) for key, value in own.items()},

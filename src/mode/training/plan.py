@@ -29,10 +29,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mode.clip.model import WEIGHTS
+from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.files import sha256_of
@@ -86,7 +84,7 @@ class TrainPlan:
     Attributes:
         role, name: such as `EXPERT` and `expert-3`.
         source, cluster: whose pairs; `cluster` is None where it is all of them.
-        rows: the pairs, as rows of the index, int64.
+        pairs: of the index.
         first_step, last_step: half-open range of optimiser steps, counted from the beginning of the seed.
         batch_size: samples per step.
         stream_start: position in the stream of samples at `first_step`.
@@ -98,7 +96,7 @@ class TrainPlan:
     name: str
     source: str
     cluster: int | None
-    rows: NDArray[np.int64]
+    pairs: Pairs
     first_step: int
     last_step: int
     batch_size: int
@@ -177,16 +175,15 @@ class Training:
             **self.parameters,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
-        index = self.index
-        for array in (plan.rows, index.image, index.offset, index.length, index.probability, index.factor):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).data)
+        index = self.index.digests("image.npy", "offset.npy", "length.npy", "probability.npy", "caption.utf8")
+        for each in (plan.pairs.digest, *index):
+            digest.update(each.encode())
         return digest.hexdigest()
 
 
 def make_plan(
     role: Role,
-    rows: NDArray[np.int64],
+    pairs: Pairs,
     recipe: TrainingParams,
     images: int,
     *,
@@ -199,7 +196,7 @@ def make_plan(
 
     Args:
         role: see the table above.
-        rows: the pairs it may see, as rows of the index.
+        pairs: that it may see.
         recipe: of all roles.
         images: of the source that the seed is trained on: samples of an epoch if `training.epoch_samples` is null.
         key: which of the models of a role of which there are many.
@@ -220,7 +217,7 @@ def make_plan(
     seed, dense = steps_of(recipe.seed_epochs), steps_of(recipe.epochs)
     if role.length is None:
         raise ValueError(f"{role.name} is not trained")
-    if not len(rows):
+    if not len(pairs):
         raise ModeError(f"{name}: no pairs to train on")
     if dense <= seed or (recipe.seed_epochs and seed < 1):
         raise ModeError(
@@ -254,7 +251,7 @@ def make_plan(
         name=name,
         source=expert.source if expert else recipe.source,
         cluster=expert.cluster if expert and role.pairs == "cluster" else None,
-        rows=rows,
+        pairs=pairs,
         first_step=first,
         last_step=last,
         batch_size=recipe.batch_size,

@@ -16,6 +16,7 @@ from mode.data.images import decode, resize_and_crop
 from mode.data.loading import store as store_module
 from mode.data.loading.loader import Batch, ImageStore, PairStream, make_loader
 from mode.data.loading.pixels import pixels_on_device
+from mode.data.loading.selection import Pairs
 from mode.data.loading.store import replacements
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
@@ -42,7 +43,7 @@ def index(index_of: Callable[..., PairIndex], pair: Make, texts: Make) -> PairIn
 
 
 def stream_of(index: PairIndex, seed: int = 0) -> PairStream:
-    return PairStream(np.arange(len(index)), index.image, seed)
+    return PairStream(Pairs.of(np.arange(len(index)), index.image), index.image, seed)
 
 
 def same(a: list[Batch], b: list[Batch]) -> bool:

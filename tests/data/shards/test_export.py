@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import webdataset
 
 from mode.data.shards import export as room
-from mode.data.shards.export import export_pairs
+from mode.data.shards.export import Chosen, export_pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
@@ -30,8 +31,14 @@ def index(index_of: Any, pair: Any, texts: Any, encode: Any) -> PairIndex:
 
 
 def export(index: PairIndex, root: Path, rows: np.ndarray = ROWS, size: int = 2, **options: Any) -> int:
-    columns = {"fine": np.arange(7, dtype=np.int32) * 10, "coarse": np.arange(7, dtype=np.int32) % 2}
-    return export_pairs(index, rows, root, root / "out", columns, {"expert": "expert-0"}, size, **options)
+    def chosen() -> Iterator[Chosen]:
+        """In blocks, one of them empty."""
+        for some in (rows[:3], rows[3:3], rows[3:]):
+            yield Chosen(some, {"fine": (some * 10).astype(np.int32), "coarse": (some % 2).astype(np.int32)})
+
+    pairs, tars = export_pairs(index, chosen, root, root / "out", {"expert": "expert-0"}, size, **options)
+    assert pairs == len(rows)
+    return tars
 
 
 def original(index: PairIndex, root: Path, row: int) -> bytes:
@@ -39,10 +46,7 @@ def original(index: PairIndex, root: Path, row: int) -> bytes:
     return shard[index.offset[row] :][: index.length[row]]
 
 
-def test_webdataset_reads_the_pairs_with_their_bytes(
-    index: PairIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "BLOCK", 3)
+def test_webdataset_reads_the_pairs_with_their_bytes(index: PairIndex, tmp_path: Path) -> None:
     assert export(index, tmp_path) == 3
     tars = [str(tmp_path / "out" / f"0000{number}.tar") for number in range(3)]
     samples = list(webdataset.WebDataset(tars, shardshuffle=False))
@@ -123,7 +127,7 @@ def test_other_files_and_other_exports_are_refused_without_force(index: PairInde
     assert names == ["00000.tar", "00001.tar", "export.json", "mine.txt"]
     (tmp_path / "file").write_text("")
     with pytest.raises(ModeError, match="not a folder"):
-        export_pairs(index, ROWS, tmp_path, tmp_path / "file", {}, {})
+        export_pairs(index, lambda: [Chosen(ROWS, {})], tmp_path, tmp_path / "file", {})
 
 
 def test_a_shard_that_was_cut_is_an_error_and_leaves_no_tar(index: PairIndex, tmp_path: Path) -> None:

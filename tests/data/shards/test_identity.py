@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyarrow import parquet
 
 from mode.data.loading.loader import ImageStore, PairStream, make_loader
+from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.data.shards.reading import ImageFiles
@@ -62,7 +62,7 @@ def test_training_ends_with_one_line_that_names_the_shard(
 
     def train() -> None:
         store = ImageStore(index, tmp_path, ImageParams(size=8), 0)
-        stream = PairStream(np.arange(len(index)), index.image, 0)
+        stream = PairStream(Pairs.of(np.arange(len(index)), index.image), index.image, 0)
         list(make_loader(store, stream, start=0, stop=20, batch_size=5, workers=workers))
 
     with pytest.raises(ModeError, match=r"^shards/0\.tar: not the file that was indexed: .*index the source") as end:
@@ -120,15 +120,3 @@ def test_an_image_of_a_table_that_is_another_one(
     (tmp_path / "1.jpg").write_bytes(content + b"\0")
     with pytest.raises(ModeError, match=r"1\.jpg: not the file that was indexed: [0-9,]+ bytes"):
         ImageStore(index, tmp_path, ImageParams(size=8), 0)
-
-
-def test_an_index_of_before_is_read_without_comparison(
-    index_of: Callable[..., PairIndex], pair: Make, tar_bytes: Callable[..., bytes], tmp_path: Path
-) -> None:
-    index_of({"0.tar": pair("a") + pair("b")})
-    for name, columns in (("index", ["check"]), ("files", ["size", "sample", "etag"])):
-        path = tmp_path / "index" / f"{name}.parquet"
-        parquet.write_table(parquet.read_table(path).drop_columns(columns), path)
-    index = PairIndex.load(tmp_path / "index")
-    (tmp_path / "shards" / "0.tar").write_bytes(tar_bytes(pair("c") + pair("d") + pair("e")))
-    assert len(list(ImageFiles(index, tmp_path).read_many([0, 1]))) == 2

@@ -53,8 +53,12 @@ def test_table(folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, worke
     index = PairIndex.load(folder / "index")
     assert index.captions(range(3)) == ["a cat, sitting", "NA", 'a "dog" running']
     assert index.files == ["photos/in/1.jpg", "photos/in/0.jpg"]
-    assert (index.file.tolist(), index.image.tolist(), index.offset.tolist()) == ([0, 0, 1], [0, 0, 1], [0, 0, 0])
-    assert index.length.tolist() == [(folder / index.path(file)).stat().st_size for file in index.file]
+    assert (index.file[:].tolist(), index.image[:].tolist(), index.offset[:].tolist()) == (
+        [0, 0, 1],
+        [0, 0, 1],
+        [0, 0, 0],
+    )
+    assert index.length[:].tolist() == [(folder / index.path(file)).stat().st_size for file in index.file]
     assert report.counts == {
         "duplicate-key": 1,
         "empty-caption": 1,

@@ -8,8 +8,8 @@ from PIL import Image
 
 from mode.data.images import to_array
 from mode.data.loading.colour import change_colours
-from mode.data.loading.stream import hash_numbers
 from mode.params import ImageParams
+from mode.permutation import hash_numbers
 
 #: Width by height of a random crop, and how often one is drawn that fits, as torchvision's RandomResizedCrop has it.
 _ASPECT = (3 / 4, 4 / 3)

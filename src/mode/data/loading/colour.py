@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mode.data.loading.stream import hash_numbers
 from mode.params import ImageParams
+from mode.permutation import hash_numbers
 
 #: Keeps these draws apart from those of crops, flips and shifts.
 _COLOUR = 4

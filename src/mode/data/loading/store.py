@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mode.columns import Column, Numbers, blocks_of
 from mode.data.loading.pixels import pixels_on_device, training_pixels
+from mode.data.loading.selection import every_row
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ImageFiles, check_files
 from mode.errors import ModeError
@@ -19,6 +25,8 @@ _FILES_TO_CHECK = 10_000
 
 _UNREAD, _GOOD, _BAD = 0, 1, 2
 
+Blocks: TypeAlias = Callable[[], Iterator[NDArray[np.int64]]]
+
 
 class ImageStore:
     """Reads, decodes and resizes images; keeps them if all that are wanted fit into memory.
@@ -28,7 +36,7 @@ class ImageStore:
         root: folder that relative paths of the index start from.
         image: size, and whether training cuts random parts (then nothing can be kept).
         cache_mb: memory for decoded images in MiB; 0 keeps none.
-        rows: those that will be asked for, which the memory is reckoned for; default all of the index.
+        rows: int64, those that will be asked for, which the memory is reckoned for; default all of the index.
 
     Attributes:
         cached: whether decoded images are kept.
@@ -40,23 +48,25 @@ class ImageStore:
     """
 
     def __init__(
-        self, index: PairIndex, root: Path, image: ImageParams, cache_mb: int, rows: np.ndarray | None = None
+        self, index: PairIndex, root: Path, image: ImageParams, cache_mb: int, rows: Numbers | None = None
     ) -> None:
         self.image = image
         self.bad = 0
         self._index, self._root = index, root
         self._files = ImageFiles(index, root)
-        images, files = (index.image, index.file) if rows is None else (index.image[rows], index.file[rows])
-        self._check_files(np.unique(files))
-        self._images = np.unique(images)  # sorted: an image's place in it is its place in memory
-        shape = (len(self._images), 3, image.size, image.size)
-        self.cached = image.crop_scale is None and 0 < int(np.prod(shape, dtype=np.int64)) <= cache_mb * 2**20
+        blocks = partial(every_row, len(index)) if rows is None else partial(blocks_of, rows)
+        self._check_files(blocks)
+        shape = (3, image.size, image.size)
+        room = cache_mb * 2**20 // int(np.prod(shape)) if image.crop_scale is None else 0
+        images = _distinct(index.image, blocks, room) if room else np.empty(0, np.int64)
+        self.cached = 0 < len(images) <= room
         self.device = torch.device("cuda" if image.decode == "gpu" and torch.cuda.is_available() else "cpu")
         if self.cached:
             self.device = torch.device("cpu")
             # Anonymous shared memory: what one forked worker decodes, all have; nothing is taken from /dev/shm.
-            self._pixels = _shared(shape)
-            self._states = _shared(shape[:1])
+            self._images = images  # sorted: an image's place in it is its place in memory
+            self._pixels = _shared((len(images), *shape))
+            self._states = _shared((len(images),))
 
     def load(
         self, rows: np.ndarray, positions: np.ndarray | None = None, random_seed: int = 0
@@ -121,12 +131,25 @@ class ImageStore:
             return False
         return True
 
-    def _check_files(self, files: np.ndarray) -> None:
+    def _check_files(self, blocks: Blocks) -> None:
+        # One more could not be found than there are: then the rest of the rows need not be looked at.
+        files = _distinct(self._index.file, blocks, min(self._index.file_count - 1, _FILES_TO_CHECK))
         try:
             check_files(self._index, self._root, files[:_FILES_TO_CHECK].tolist())
         except (FileNotFoundError, NotADirectoryError) as error:
             advice = "put it back, or index the source again"
             raise ModeError(f"{error.filename}: missing, but the index names it", advice) from None
+
+
+def _distinct(numbers: Column, blocks: Blocks, most: int) -> NDArray[Any]:
+    """Distinct numbers of rows, ascending; if there are more than `most`, some, but more than `most`."""
+    found: NDArray[Any] = numbers[:0]
+    for rows in blocks():
+        values = numbers[rows]  # mostly in order
+        found = np.union1d(found, values[np.flatnonzero(np.diff(values, prepend=values[:1] - 1))])
+        if len(found) > most:
+            break
+    return found
 
 
 def replacements(good: np.ndarray) -> np.ndarray:

@@ -3,165 +3,154 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mode.checksums import ADVICE
+from mode.columns import Numbers, spans
+from mode.data.loading.selection import Pairs
 from mode.errors import ModeError
+from mode.permutation import hash_numbers, permuted
 
-#: Keeps the order in which images have their turn apart from the orders of passes.
-_TURNS = 1_000_033
+# Keep the orders of passes and the order in which images have their turn apart.
+_PASS, _TURNS = 1_000_099, 1_000_033
 #: An image's second visit in a pass draws its caption as an image of this number further on.
 _AGAIN = 2**40
-
-#: What SplitMix64 adds to its state from one number to the next.
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class PairStream:
     """Passes over images, each in a new random order, each time with one of the image's captions.
 
     A pass visits every image exactly once, or as often as its factor says. What stands at a sample position depends on
-    the seed and that position alone: a run that resumes at any position, with any number of workers, sees what an
-    uninterrupted one sees.
+    the seed and that position alone, and is worked out where it is asked for: a run that resumes at any position, with
+    any number of workers, sees what an uninterrupted one sees, and no order of all images is in memory.
+
+    A factor of 2 visits an image twice a pass; 0.5 half of the images with that factor in one pass and the other half
+    in the next; 2.5 is both. Of n images whose factor has a fractional part f, f * n (rounded up) are visited once
+    more: the next ones in an order of their own, so that all have their turn.
 
     Args:
-        rows: int64 [pairs], index rows to draw from: a whole source, or the pairs of one cluster.
-        images: int64 [pairs], for each of `rows` the number of its image; rows that share it are captions of one image.
+        pairs: what to draw from: a whole source, or the pairs of one cluster.
+        images: int64 [pairs of the index], number of the image of each.
         random_seed: of orders and captions.
-        probabilities: float [pairs], how probable each caption of an image is, up to a factor that all of them share;
-            default: all are alike.
-        factors: float [pairs], how often a pass visits the image of each: 2 is twice; 0.5 is half of the images with
-            that factor in one pass and the other half in the next; 2.5 is both. Default: once.
+        probabilities: float [pairs of the index], how probable each caption of an image is, up to a factor that all of
+            them share; default: all are alike.
 
     Attributes:
         images_per_pass: number of distinct images; with factors, of visits.
 
     Raises:
-        ModeError: there are no rows.
+        ModeError: there are no pairs. When rows are asked for: the files of the pairs are damaged.
 
     Example:
-        >>> stream = PairStream(np.array([3, 4, 7]), np.array([1, 1, 2]), random_seed=0)
+        >>> image = np.array([0, 0, 0, 1, 1, 2])
+        >>> stream = PairStream(Pairs.of(np.array([3, 4, 5]), image), image, random_seed=0)
         >>> stream.images_per_pass
         2
         >>> bool(np.array_equal(stream.rows_at(1, 3), stream.rows_at(0, 4)[1:]))
         True
     """
 
-    def __init__(
-        self,
-        rows: np.ndarray,
-        images: np.ndarray,
-        random_seed: int,
-        probabilities: np.ndarray | None = None,
-        factors: np.ndarray | None = None,
-    ) -> None:
-        if len(rows) != len(images):
-            raise ValueError(f"{len(rows)} rows, but images of {len(images)}")
-        if not len(rows):
+    def __init__(self, pairs: Pairs, images: Numbers, random_seed: int, probabilities: Numbers | None = None) -> None:
+        if not len(pairs):
             raise ModeError("no pairs to train on", "the cluster is empty: fewer clusters, or more data")
         self.random_seed = random_seed
-        order = np.lexsort((rows, images))
-        self._rows = np.asarray(rows, np.int64)[order]
-        self._images, self._first, self._captions = np.unique(
-            np.asarray(images, np.int64)[order], return_index=True, return_counts=True
-        )
-        # Of all captions up to and including each: what of it falls to an image is cut up among its captions.
-        self._cumulative = None if probabilities is None else np.cumsum(probabilities[order], dtype=np.float64)
-        self._visits = None if factors is None else _Visits(factors[order][self._first], random_seed)
-        self.images_per_pass = len(self._images) if self._visits is None else self._visits.per_pass
-        # Two passes: a batch may straddle their boundary.
-        self._order_of_pass = lru_cache(maxsize=2)(self._shuffle)
+        self._pairs, self._images, self._probabilities = pairs, images, probabilities
+        self._visits = _Visits(pairs.factors, random_seed)
+        self.images_per_pass = self._visits.per_pass
 
-    def rows_at(self, start: int, count: int) -> np.ndarray:
-        """Index rows at sample positions `start .. start + count`, int64 [count].
-
-        The first position of a pass costs a shuffle of all images, the others next to nothing.
-        """
-        parts = []
+    def rows_at(self, start: int, count: int) -> NDArray[np.int64]:
+        """Index rows at sample positions `start .. start + count`, int64 [count]."""
+        parts = [np.empty(0, np.int64)]
         while count > 0:
             number, within = divmod(start, self.images_per_pass)
-            part = self._order_of_pass(number)[within : within + count]
-            parts.append(self._rows_of(number, part))
-            start, count = start + len(part), count - len(part)
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+            positions = np.arange(within, min(within + count, self.images_per_pass))
+            visits = permuted(positions, self.images_per_pass, self.random_seed, number, _PASS)
+            parts.append(self._rows_of(number, visits))
+            start, count = start + len(positions), count - len(positions)
+        return np.concatenate(parts)
 
-    def _shuffle(self, number: int) -> np.ndarray:
-        """Visits of a pass in their order, see `_Visits`; without factors, images."""
-        order = np.random.default_rng([self.random_seed, number]).permutation(self.images_per_pass)
-        return order if self._visits is None else self._visits.of_pass(number)[order]
-
-    def _rows_of(self, number: int, visits: np.ndarray) -> np.ndarray:
+    def _rows_of(self, number: int, visits: NDArray[np.int64]) -> NDArray[np.int64]:
         """A caption for each visit to an image."""
-        again, images = np.divmod(visits, len(self._images))
-        first, captions = self._first[images], self._captions[images]
-        drawn = hash_numbers(self._images[images] + again * _AGAIN, self.random_seed, number)
-        if self._cumulative is None:
-            place = first + (drawn % captions.astype(np.uint64)).astype(np.int64)
+        images, again = self._visits.images_of(number, visits)
+        begin, end = spans(self._pairs.first, images).T
+        if not (begin.min() >= 0 and (begin < end).all() and end.max() <= len(self._pairs)):
+            raise ModeError("the pairs of the training are damaged: an image has none", ADVICE)
+        drawn = hash_numbers(self._images[self._rows_in(begin)] + again * _AGAIN, self.random_seed, number)
+        if self._probabilities is None:
+            place = begin + (drawn % (end - begin).astype(np.uint64)).astype(np.int64)
         else:
-            before = np.where(first > 0, self._cumulative[first - 1], 0.0)
-            last = first + captions - 1
-            wanted = before + drawn / 2.0**64 * (self._cumulative[last] - before)
-            place = np.searchsorted(self._cumulative, wanted, side="right").clip(first, last)
-        rows: np.ndarray = self._rows[place]
+            place = self._probable(begin, end - begin, drawn / 2.0**64)
+        return self._rows_in(place)
+
+    def _probable(
+        self, begin: NDArray[np.int64], captions: NDArray[np.int64], drawn: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Place of the caption of each image that a number from 0 to 1 falls to."""
+        assert self._probabilities is not None
+        place = begin.copy()
+        # By number of captions: each image by itself, so that no sum depends on what else is asked for.
+        for count in np.unique(captions).tolist():
+            some = np.flatnonzero(captions == count)
+            rows = self._rows_in((begin[some, None] + np.arange(count)).ravel())
+            ends = np.cumsum(self._probabilities[rows].reshape(-1, count), axis=1, dtype=np.float64)
+            place[some] += (ends <= (drawn[some] * ends[:, -1])[:, None]).sum(axis=1).clip(max=count - 1)
+        return place
+
+    def _rows_in(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the index by their place among those of the training."""
+        rows: NDArray[np.int64] = self._pairs.rows[places]
+        if rows.min() < 0 or rows.max() >= len(self._images):
+            raise ModeError("the pairs of the training are damaged: a row is not in the index", ADVICE)
         return rows
 
 
 class _Visits:
     """The images of each pass, where a pass visits some more or less often than once.
 
-    A visit is the number of the image, plus the number of all images for each earlier visit in the same pass. Every
-    pass has the same number of visits, so that a position says its pass.
+    Every pass has the same number of visits, so that a position says its pass. Visits are numbered: first those that
+    every pass makes, then those of images that have their turn.
 
     Args:
-        factors: float [images], visits in a pass, above 0. Of n images whose factor has a fractional part f, f * n
-            (rounded up) are visited once more: the next ones in an order of their own, so that all have their turn.
-        random_seed: of that order.
+        factors: (images, factor) of consecutive images; factors are above 0.
+        random_seed: of the order in which images have their turn.
 
     Attributes:
         per_pass: visits in one pass.
     """
 
-    def __init__(self, factors: np.ndarray, random_seed: int) -> None:
-        whole = np.floor(factors).astype(np.int64)
-        images = len(factors)
-        rounds = [np.flatnonzero(whole > earlier) + earlier * images for earlier in range(int(whole.max()))]
-        self._always = np.concatenate([np.empty(0, np.int64), *rounds])
-        self._in_turn: list[tuple[np.ndarray, int]] = []  # visits, and how many of them there are in a pass
-        for number, factor in enumerate(np.unique(factors[factors > whole])):
-            turns = np.random.default_rng([random_seed, _TURNS, number]).permutation(np.flatnonzero(factors == factor))
-            count = math.ceil((factor - math.floor(factor)) * len(turns) - 1e-6)
-            self._in_turn.append((turns + whole[turns] * images, max(count, 1)))
-        self.per_pass = len(self._always) + sum(count for _, count in self._in_turn)
+    def __init__(self, factors: Sequence[tuple[int, float]], random_seed: int) -> None:
+        self._random_seed = random_seed
+        images, of_each = np.array([images for images, _ in factors]), np.array([factor for _, factor in factors])
+        first, whole = np.cumsum(images) - images, np.floor(of_each).astype(np.int64)
+        always = [(run, earlier) for earlier in range(int(whole.max())) for run in np.flatnonzero(whole > earlier)]
+        in_turn = np.unique(of_each[of_each > whole])
+        self._turns = [(first[of_each == factor], images[of_each == factor]) for factor in in_turn]
+        totals = [int(images.sum()) for _, images in self._turns]
+        counts = [
+            max(1, math.ceil((factor - math.floor(factor)) * total - 1e-6))
+            for factor, total in zip(in_turn.tolist(), totals, strict=True)
+        ]
+        # Of each part of a pass: its visits, the first image, and which visit in the pass it is to an image.
+        self._counts = np.array([*(images[run] for run, _ in always), *counts], np.int64)
+        self._first = np.array([*(first[run] for run, _ in always), *(0 for _ in counts)], np.int64)
+        self._again = np.array([*(earlier for _, earlier in always), *(math.floor(each) for each in in_turn)], np.int64)
+        self._starts = np.cumsum(self._counts) - self._counts
+        self.per_pass = int(self._counts.sum())
 
-    def of_pass(self, number: int) -> np.ndarray:
-        """Visits of a pass in no particular order, int64 [per_pass]."""
-        parts = [self._always]
-        for visits, count in self._in_turn:
-            begin = number * count % len(visits)
-            parts.append(visits.take(np.arange(begin, begin + count), mode="wrap"))
-        return np.concatenate(parts)
-
-
-def hash_numbers(numbers: np.ndarray, *keys: int) -> np.ndarray:
-    """Mix numbers with keys into independent, uniform 64-bit numbers (SplitMix64, Steele et al., OOPSLA 2014).
-
-    Args:
-        numbers: integers of any shape, such as sample positions.
-        keys: tell one use from another: a seed, a pass, a purpose.
-
-    Returns:
-        uint64 of the same shape; the same for the same numbers and keys, on any machine.
-    """
-    state = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        for key in keys:
-            state = mix(state + np.uint64(key % 2**64) * GOLDEN + GOLDEN)
-        return mix(state + (np.asarray(numbers).astype(np.uint64) + np.uint64(1)) * GOLDEN)
-
-
-def mix(state: np.ndarray) -> np.ndarray:
-    """One output of SplitMix64 for each state, uint64."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(state ^ (state >> np.uint64(31)))
+    def images_of(self, number: int, visits: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Image of each visit of a pass, and how often the pass has visited it before."""
+        part = np.searchsorted(self._starts, visits, side="right") - 1
+        within = visits - self._starts[part]
+        images = self._first[part] + within
+        for turn, (first, counts) in enumerate(self._turns):
+            which = len(self._starts) - len(self._turns) + turn
+            mine = part == which
+            total = int(counts.sum())
+            places = (within[mine] + number * int(self._counts[which]) % total) % total
+            places = permuted(places, total, self._random_seed, _TURNS, turn)
+            run = np.searchsorted(np.cumsum(counts), places, side="right")
+            images[mine] = first[run] + places - (np.cumsum(counts) - counts)[run]
+        return images, self._again[part]

@@ -12,10 +12,10 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,72 +29,85 @@ from mode.progress import Progress
 #: Beside the tars: what was exported, so that an interrupted export can go on.
 RECORD = "export.json"
 _TAR = re.compile(r"\d{5,}\.tar")
-#: Rows whose captions are read together.
-BLOCK = 65_536
+
+
+class Chosen(NamedTuple):
+    """Some of the pairs to export.
+
+    Attributes:
+        rows: int64, ascending rows of the index, beyond those of the block before.
+        noted: arrays of as many values that are noted in each json, such as `fine` and `coarse`.
+    """
+
+    rows: NDArray[np.int64]
+    noted: Mapping[str, NDArray[Any]]
 
 
 def export_pairs(
     index: PairIndex,
-    rows: NDArray[np.int64],
+    chosen: Callable[[], Iterable[Chosen]],
     root: Path,
     out: Path,
-    columns: dict[str, NDArray[Any]],
     about: dict[str, object],
     pairs_per_shard: int = 10_000,
     force: bool = False,
-) -> int:
+) -> tuple[int, int]:
     """Write pairs as numbered tars, `00000.tar` ..., each as a whole or not at all.
 
-    Memory holds one image at a time. An interrupted call goes on with the tars that are missing if it is made again
-    with the same arguments.
+    Memory holds one image and one block of pairs at a time. An interrupted call goes on with the tars that are missing
+    if it is made again with the same arguments.
 
     Args:
         index: the source.
-        rows: int64, ascending, rows of the index.
+        chosen: gives the pairs, in blocks; it is called twice.
         root: folder that relative paths of the index start from.
         out: the folder to write.
-        columns: arrays [pairs of the index] whose values are noted in each json, such as `fine` and `coarse`.
         about: what is exported, for people; kept in `export.json` and compared when an export goes on.
         pairs_per_shard: the last tar may hold fewer.
         force: replace an older export, or write beside files that are no tars of an export.
 
     Returns:
-        Tars of the export.
+        Pairs and tars of the export.
 
     Raises:
         ModeError: the folder is not empty and holds another export or other files; a shard is not the one indexed.
         OSError: a shard is gone.
     """
-    selection = hashlib.sha256()
-    for array in (rows, index.file[rows], index.offset[rows], index.length[rows]):
-        selection.update(np.ascontiguousarray(array).data)
-    size = {"pairs": len(rows), "pairs_per_shard": pairs_per_shard}
-    record = {**about, **size, "selection": selection.hexdigest()}
+    pairs, selection = 0, hashlib.sha256()
+    for rows, _ in chosen():
+        for array in (rows, index.file[rows], index.offset[rows], index.length[rows]):
+            selection.update(np.ascontiguousarray(array).data)
+        pairs += len(rows)
+    record = {**about, "pairs": pairs, "pairs_per_shard": pairs_per_shard, "selection": selection.hexdigest()}
     _prepare(out, record, force)
-    starts = range(0, len(rows), pairs_per_shard)
-    shards = {out / f"{number:05d}.tar": rows[start:][:pairs_per_shard] for number, start in enumerate(starts)}
-    missing = {path: chosen for path, chosen in shards.items() if not path.is_file()}
-    images = ImageFiles(index, root)
-    captions = _captions(index, chain.from_iterable(missing.values()))
-    done = len(rows) - sum(map(len, missing.values()))
-    with Progress(f"export to {out}", total=len(rows), unit="pairs", done=done) as bar:
-        for path, chosen in missing.items():
+    images, samples = ImageFiles(index, root), _samples(index, chosen())
+    with Progress(f"export to {out}", total=pairs, unit="pairs") as bar:
+        for start in range(0, pairs, pairs_per_shard):
+            path = out / f"{start // pairs_per_shard:05d}.tar"
+            of_tar = islice(samples, pairs_per_shard)
+            if path.is_file():
+                bar.update(sum(1 for _ in of_tar))
+                continue
             with write_aside(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for row in chosen.tolist():
+                for row, caption, origin in of_tar:
                     content = images.read(row)
-                    origin = {
-                        "pair": row,
-                        "image": int(index.image[row]),
-                        "shard": index.path(index.file[row]),
-                        **{name: values[row].item() for name, values in columns.items()},
-                    }
                     key = f"{row:010d}"
                     add_to_tar(tar, f"{key}.{_suffix(content)}", content)
-                    add_to_tar(tar, f"{key}.txt", next(captions).encode())
+                    add_to_tar(tar, f"{key}.txt", caption.encode())
                     add_to_tar(tar, f"{key}.json", json.dumps(origin).encode())
                     tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
                     bar.update()
-    return len(shards)
+    return pairs, -(-pairs // pairs_per_shard)
+
+
+def _samples(index: PairIndex, chosen: Iterable[Chosen]) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Row, caption and what is noted of each pair."""
+    for rows, noted in chosen:
+        columns = {"pair": rows, "image": index.image[rows], **noted}
+        files = index.file[rows].tolist()
+        for place, (row, caption) in enumerate(zip(rows.tolist(), index.captions(rows), strict=True)):
+            values = {name: values[place].item() for name, values in columns.items()}
+            yield row, caption, {**values, "shard": index.path(files[place])}
 
 
 def _suffix(content: bytes) -> str:
@@ -126,15 +139,3 @@ def _prepare(out: Path, record: dict[str, object], force: bool) -> None:
             (out / name).unlink()
     with write_aside(out / RECORD) as aside:
         aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _captions(index: PairIndex, rows: Iterable[int]) -> Iterator[str]:
-    """Captions of ascending rows, read once from the disk as one goes."""
-    blocks = index.iter_captions(BLOCK)
-    block: list[str] = []
-    first = 0
-    for row in rows:
-        while row >= first + len(block):
-            first += len(block)
-            block = next(blocks)
-        yield block[row - first]

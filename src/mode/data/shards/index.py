@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute
 
-from mode.checksums import write_manifest
+from mode.checksums import ADVICE, listed_digest, write_manifest
+from mode.columns import Column, Rows, Texts, open_columns, write_columns
 from mode.data.shards.account import IndexReport
 from mode.data.shards.filters import Filters
 from mode.data.shards.manifest import Manifest, Shard, build_manifest
@@ -19,16 +21,15 @@ from mode.data.shards.places import Description, describe_all, is_url
 from mode.data.shards.scan import Scan, Wanted, scan_tar
 from mode.data.shards.tables import scan_table
 from mode.errors import ModeError
-from mode.files import is_there, write_aside
+from mode.files import is_there, sha256_of, write_aside
 from mode.parallel import cores, ordered_map
 from mode.params import IndexParams, SourceParams
 from mode.progress import Progress
-from mode.sealed_parquet import iter_sealed, names_of, read_sealed, write_sealed
 
-#: Columns of index.parquet; rows are ordered by file, offset and caption_number.
-SCHEMA = pa.schema(
+#: Columns of `pairs`; rows are ordered by file, offset and caption_number.
+PAIRS = pa.schema(
     [
-        ("file", pa.int32()),  # number of the file that holds the image, see files.parquet
+        ("file", pa.int32()),  # number of the file that holds the image, see `FILES`
         ("key", pa.string()),
         ("image", pa.int64()),  # number of the image in this source, 0 ..
         ("caption_number", pa.int16()),  # among the captions of this image, 0 ..
@@ -41,21 +42,22 @@ SCHEMA = pa.schema(
 #: One more, of a source with `captions`: how probable it is that a sample of the image takes this caption, up to a
 #: factor that all captions of the image share.
 PROBABILITY = pa.field("probability", pa.float32())
-#: Columns of files.parquet.
+#: Columns of `images`; there is one row more than images, which is the number of pairs.
+IMAGES = pa.schema([("first", pa.int64())])  # pair that is the first of the image, 0 ..
+#: Columns of `files`.
 FILES = pa.schema(
     [
-        ("file", pa.int32()),  # number, 0 ..
         ("path", pa.string()),
         ("size", pa.int64()),  # bytes
         ("sample", pa.uint32()),  # of a tar on this machine, what tells it from another one, see identity.py; else 0
-        ("etag", pa.string()),  # of an object, if its server gives one
+        ("etag", pa.string()),  # of an object, if its server gives one; else empty
     ]
 )
 #: One more, of a source with several sets: how often a pass over the data shows an image of the file.
 FACTOR = pa.field("factor", pa.float64())
 
-#: Columns that a `PairIndex` holds as arrays.
-_IN_MEMORY = ("file", "image", "offset", "length", "check", PROBABILITY.name)
+#: Images whose pairs are written together.
+_BLOCK = 65_536
 
 #: Below these many bytes of shards, starting processes takes longer than reading them in this one; and the same where
 #: image bytes are passed over.
@@ -72,9 +74,9 @@ def build_index(
 ) -> IndexReport:
     """Index a source: find its pairs, and list what is bad.
 
-    Writes the folder `out`: `index.parquet` (see `SCHEMA`), `files.parquet` (each file that holds images, see `FILES`),
-    `quarantine.csv` (file, key, kind and detail of everything skipped), `report.json` (counts per file) and
-    `SHA256SUMS` of all of these.
+    Writes the folder `out`: the tables `pairs`, `images` and `files` (see `PAIRS`, `IMAGES`, `FILES` and
+    `mode.columns`), `quarantine.csv` (file, key, kind and detail of everything skipped), `report.json` (counts per
+    file) and `SHA256SUMS` of all of these. Memory: one shard, the list of what is skipped, and of a table all of it.
 
     Args:
         manifest: the source's shards.
@@ -82,7 +84,7 @@ def build_index(
         out: folder to write, as a whole or not at all.
         params: whether to decode every image, and the share of bad pairs at which to stop.
         workers: processes; default one per core if there is enough to read.
-        unwanted: (file, key) of images to leave out, as `files.parquet` and `index.parquet` name them.
+        unwanted: (file, key) of images to leave out, as the columns `path` and `key` name them.
 
     Raises:
         ModeError: a shard is missing or not the one in the manifest; too many pairs are bad; there is no pair.
@@ -93,30 +95,18 @@ def build_index(
     report = IndexReport()
     with write_aside(out) as folder:
         folder.mkdir()
-        paths: list[str] = []
         fields: set[str] = set()  # of jsons, which filters look at
-        files: dict[str, list[Any]] = {"size": [], "sample": [], "etag": []}
-        schema = SCHEMA.append(PROBABILITY) if manifest.captions else SCHEMA
-        with write_sealed(folder / "index.parquet", schema, compression="zstd") as writer:
+        with IndexWriter(folder, bool(manifest.captions), bool(factors)) as writer:
             for scan in _scan_shards(manifest, root, params, workers):
                 if unwanted:
                     scan.drop(unwanted)
-                writer.write_table(_to_table(scan, schema, len(paths), report.images))
-                paths += scan.files
-                files["size"] += [scan.size] if manifest.kind == "tars" else scan.lengths
-                files["sample"] += [scan.sample] * len(scan.files)
-                files["etag"] += [etags[scan.path]] * len(scan.files)
+                sizes = [scan.size] if manifest.kind == "tars" else scan.lengths
+                writer.add(scan, sizes, etags[scan.path], factors.get(scan.path))
                 report.add(scan)
                 fields |= scan.fields
         if report.filtered and not manifest.sidecars:
             _check_fields(Filters(manifest.filters).columns, fields)
         report.check(params.max_bad_share)
-        numbered = {"file": range(len(paths)), "path": paths, **files}
-        schema = FILES.append(FACTOR) if factors else FILES
-        if factors:
-            numbered[FACTOR.name] = [factors[path] for path in paths]
-        with write_sealed(folder / "files.parquet", schema) as writer:
-            writer.write_table(pa.table(numbered, schema=schema))
         report.save(folder)
         write_manifest(folder)
     return report
@@ -186,119 +176,181 @@ def _worth_processes(manifest: Manifest, params: IndexParams) -> bool:
     return manifest.kind == "table" or size > _WORTH_PROCESSES
 
 
-def _to_table(scan: Scan, schema: pa.Schema, first_file: int, first_image: int) -> pa.Table:
-    keys = [key.encode("utf-8", "backslashreplace").decode() for key in scan.keys]
-    images = np.repeat(np.arange(len(keys)), [len(captions) for captions in scan.captions])  # of each pair
-    columns = [
-        first_file + np.minimum(images, len(scan.files) - 1),  # all in one file, or each in its own
-        pa.array(keys, pa.string()).take(images),
-        first_image + images,
-        [number for captions in scan.captions for number in range(len(captions))],
-        [caption for captions in scan.captions for caption in captions],
-        np.asarray(scan.offsets, np.int64)[images],
-        np.asarray(scan.lengths, np.int64)[images],
-        np.asarray(scan.checks, np.uint32)[images],
-    ]
-    if PROBABILITY in schema:
-        columns.append([probability for each in scan.probabilities for probability in each])
+class IndexWriter:
+    """Writes the tables of an index, a shard at a time, when used in a `with`.
+
+    Args:
+        folder: of the index, which is there.
+        has_probabilities: whether shards come with the probability of each caption.
+        has_factors: whether files come with a factor.
+    """
+
+    def __init__(self, folder: Path, has_probabilities: bool, has_factors: bool) -> None:
+        self._schema = PAIRS.append(PROBABILITY) if has_probabilities else PAIRS
+        self._files_schema = FILES.append(FACTOR) if has_factors else FILES
+        self._folder, self._open = folder, ExitStack()
+        self._counts = {"pairs": 0, "images": 0, "files": 0}
+
+    def __enter__(self) -> IndexWriter:
+        self._pairs = self._open.enter_context(write_columns(self._folder / "pairs", self._schema))
+        self._images = self._open.enter_context(write_columns(self._folder / "images", IMAGES))
+        self._files = self._open.enter_context(write_columns(self._folder / "files", self._files_schema))
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        if error[0] is None:
+            self._images.write(pa.table([[self._counts["pairs"]]], schema=IMAGES))
+        return self._open.__exit__(*error)
+
+    def add(self, scan: Scan, sizes: Sequence[int], etag: str | None, factor: float | None) -> None:
+        """Add a shard, with the sizes of its files and what its server and the manifest say of all of them."""
+        for start in range(0, len(scan.keys), _BLOCK):
+            self._add_pairs(scan, slice(start, start + _BLOCK))
+        alike: list[Any] = [scan.sample, etag or "", *([] if factor is None else [factor])]
+        columns = [scan.files, sizes, *([value] * len(scan.files) for value in alike)]
+        self._files.write(_table(columns, self._files_schema))
+        self._counts["files"] += len(scan.files)
+
+    def _add_pairs(self, scan: Scan, some: slice) -> None:
+        """Add some images of a shard with their captions."""
+        keys = [key.encode("utf-8", "backslashreplace").decode() for key in scan.keys[some]]
+        captions = scan.captions[some]
+        counts = [len(each) for each in captions]
+        owners, firsts = np.repeat(np.arange(len(keys)), counts), np.cumsum([0, *counts[:-1]])  # of each pair; image
+        columns = [
+            self._counts["files"] + np.minimum(some.start + owners, len(scan.files) - 1),  # all in one, or each its own
+            pa.array(keys, pa.string()).take(owners),
+            self._counts["images"] + owners,
+            np.arange(len(owners)) - np.repeat(firsts, counts),
+            [*chain.from_iterable(captions)],
+            np.asarray(scan.offsets[some], np.int64)[owners],
+            np.asarray(scan.lengths[some], np.int64)[owners],
+            np.asarray(scan.checks[some], np.uint32)[owners],
+        ]
+        if PROBABILITY in self._schema:
+            columns.append([*chain.from_iterable(scan.probabilities[some])])
+        self._pairs.write(_table(columns, self._schema))
+        self._images.write(_table([self._counts["pairs"] + firsts], IMAGES))
+        self._counts["pairs"] += len(owners)
+        self._counts["images"] += len(keys)
+
+
+def _table(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
 
 
 class PairIndex:
-    """The index of one source in memory: flat arrays, which forked workers share without growing.
+    """The index of one source: columns that are read where they are asked for, whatever the number of pairs.
 
     Attributes:
-        file: int32 [pairs], number of the file that holds the image; `files[number]` is its path.
+        file: int32 [pairs], number of the file that holds the image; `path` gives its path.
         image: int64 [pairs], number of the image; the captions of an image are neighbouring rows.
         offset: int64 [pairs], length: int32 [pairs]: bytes of the encoded image in its file.
-        check: uint32 [pairs]: what tells the image from another one, see `identity`; zeros in an older index.
+        check: uint32 [pairs]: what tells the image from another one, see `identity`.
         probability: float32 [pairs], see `PROBABILITY`; None where all captions of an image are alike.
+        first: int64 [images + 1], see `IMAGES`.
+        factor: float64 [files], how often a pass over the data shows an image of the file; None where all are alike.
         images: number of distinct images.
 
     Example:
         index = PairIndex.load(Path("data/base/index"))
-        index.caption(0), index.files[index.file[0]]
+        index.caption(0), index.path(index.file[0])
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         if not is_there(folder):
             raise ModeError(f"{folder}: not an index", "run its stage")
-        known = {*_IN_MEMORY} & {*names_of(folder / "index.parquet")}
-        columns = read_sealed(folder / "index.parquet", sorted(known))
-        self._files = read_sealed(folder / "files.parquet").combine_chunks()
-        self._paths = self._files["path"].chunk(0) if self._files.num_rows else pa.array([], pa.string())
-        self.file: np.ndarray = columns["file"].to_numpy()
-        self.image: np.ndarray = columns["image"].to_numpy()
-        self.offset: np.ndarray = columns["offset"].to_numpy()
-        self.length: np.ndarray = columns["length"].to_numpy()
-        self.check: np.ndarray = (
-            columns["check"].to_numpy() if "check" in known else np.zeros(len(self.file), np.uint32)
-        )
-        self.probability: np.ndarray | None = (
-            columns[PROBABILITY.name].to_numpy() if PROBABILITY.name in known else None
-        )
-        self.images = int(self.image[-1]) + 1 if len(self.image) else 0
+        if not (folder / "pairs").is_dir():
+            raise ModeError(f"{folder}: not an index, or one of an older version", "run its stage again")
+        pairs = open_columns(folder / "pairs", _present(folder / "pairs", PAIRS, PROBABILITY))
+        files = open_columns(folder / "files", _present(folder / "files", FILES, FACTOR))
+        self.file, self.image = _numbers(pairs["file"]), _numbers(pairs["image"])
+        self.offset, self.length = _numbers(pairs["offset"]), _numbers(pairs["length"])
+        self.check = _numbers(pairs["check"])
+        self.probability = _numbers(pairs[PROBABILITY.name]) if PROBABILITY.name in pairs else None
+        self.first = _numbers(open_columns(folder / "images", IMAGES)["first"])
+        self.factor = _numbers(files[FACTOR.name]) if FACTOR.name in files else None
+        self._captions, self._keys = _texts(pairs["caption"]), _texts(pairs["key"])
+        self._paths, self._etags = _texts(files["path"]), _texts(files["etag"])
+        self._sizes, self._samples = _numbers(files["size"]), _numbers(files["sample"])
+        self.images = len(self.first) - 1
+        if not len(self.first) or self.first[-1] != len(self.image):
+            raise ModeError(f"{folder}: damaged: its images are not those of its pairs", ADVICE)
 
     @classmethod
     def load(cls, folder: Path) -> PairIndex:
-        """Open what `build_index` wrote, captions when first asked for. Raises `ModeError` if it is no sound index."""
+        """Open what `build_index` wrote. Raises `ModeError` if it is no sound index, as far as lengths say."""
         return cls(folder)
 
     def __len__(self) -> int:
-        return len(self.file)
+        return len(self.image)
 
     @cached_property
     def has_urls(self) -> bool:
         """Whether images lie in objects, and not only in files of this machine."""
-        return bool(compute.any(compute.match_substring(self._paths, "://")).as_py())
-
-    @property
-    def factor(self) -> np.ndarray | None:
-        """How often a pass over the data shows the image of each pair, float64 [pairs]; None where all are alike."""
-        if FACTOR.name not in self._files.column_names:
-            return None
-        factors: np.ndarray = self._files[FACTOR.name].to_numpy()[self.file]
-        return factors
+        return any(is_url(path) for block in self._paths.blocks() for path in block)
 
     @property
     def files(self) -> list[str]:
         """Paths of all files that hold images, by number; relative ones start from the project folder."""
-        paths: list[str] = self._paths.to_pylist()
-        return paths
+        return self._paths.take(range(len(self._paths)))
+
+    @property
+    def file_count(self) -> int:
+        """Number of files that hold images."""
+        return len(self._paths)
 
     def path(self, file: int) -> str:
-        """Path of one file by its number, without a list of all."""
-        return str(self._paths[int(file)])
+        """Path of one file by its number, without a list of all. Raises `ModeError` where no file has that number."""
+        self._check_file(file)
+        return self._paths[int(file)]
 
-    def identity(self, file: int) -> tuple[int, int, str | None] | None:
-        """Size in bytes, sample and ETag of one file as they were (see `FILES`); None in an older index."""
-        if "size" not in self._files.column_names:
-            return None
-        size, sample, etag = (self._files[name][int(file)].as_py() for name in ("size", "sample", "etag"))
-        return size, sample, etag
+    def identity(self, file: int) -> tuple[int, int, str | None]:
+        """Size in bytes, sample and ETag of one file as they were (see `FILES`). Raises as `path`."""
+        self._check_file(file)
+        return int(self._sizes[file]), int(self._samples[file]), self._etags[int(file)] or None
 
     def caption(self, row: int) -> str:
         """Caption of one pair."""
-        return str(self._captions[int(row)])
+        return self._captions[int(row)]
 
-    def captions(self, rows: np.ndarray | Sequence[int]) -> list[str]:
+    def captions(self, rows: Rows) -> list[str]:
         """Captions of pairs, in the order asked for."""
-        taken: list[str] = self._captions.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
-        return taken
+        return self._captions.take(rows)
 
-    def keys(self, rows: np.ndarray | Sequence[int]) -> list[str]:
-        """Keys of the images of pairs, in the order asked for, read from the disk."""
-        column = read_sealed(self._folder / "index.parquet", ["key"])["key"]
-        taken: list[str] = column.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
-        return taken
+    def keys(self, rows: Rows) -> list[str]:
+        """Keys of the images of pairs, in the order asked for."""
+        return self._keys.take(rows)
 
     def iter_captions(self, batch: int = 65_536) -> Iterator[list[str]]:
         """All captions in row order, `batch` at a time, read from the disk as one goes."""
-        yield from iter_sealed(self._folder / "index.parquet", "caption", batch)
+        return self._captions.blocks(batch)
 
-    @cached_property
-    def _captions(self) -> pa.Array:
-        """One Arrow array: one buffer of text, no Python objects that workers would copy by counting references."""
-        column = read_sealed(self._folder / "index.parquet", ["caption"])["caption"]
-        return column.cast(pa.large_string()).combine_chunks()
+    def digests(self, *names: str) -> list[str]:
+        """SHA-256 of files of the table `pairs`, as far as they are there, at the cost of reading `SHA256SUMS`."""
+        found = [self.folder / "pairs" / name for name in names]
+        return [
+            listed_digest(self.folder, path.relative_to(self.folder).as_posix()) or sha256_of(path)
+            for path in found
+            if path.is_file()
+        ]
+
+    def _check_file(self, file: int) -> None:
+        if not 0 <= file < len(self._paths):
+            raise ModeError(f"{self.folder}: damaged: a pair is in file {file:,} of {len(self._paths):,}", ADVICE)
+
+
+def _present(folder: Path, schema: pa.Schema, more: pa.Field) -> pa.Schema:
+    """The schema, with one more column where the table has that."""
+    return schema.append(more) if (folder / f"{more.name}.npy").is_file() else schema
+
+
+def _numbers(column: Column | Texts) -> Column:
+    assert isinstance(column, Column)
+    return column
+
+
+def _texts(column: Column | Texts) -> Texts:
+    assert isinstance(column, Texts)
+    return column

@@ -10,9 +10,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from mode.checksums import ADVICE
 from mode.data.shards.identity import HEADER, is_same, sample_of
 from mode.data.shards.index import PairIndex
 from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, describe_all, is_url
+from mode.data.shards.scan import LARGEST_IMAGE
 from mode.errors import ModeError
 from mode.parallel import in_order
 
@@ -56,6 +58,9 @@ class ImageFiles:
             ModeError: a server fails again and again.
         """
         number, length, offset = (int(each[row]) for each in (self._index.file, self._index.length, self._index.offset))
+        if offset < 0 or not 0 <= length <= LARGEST_IMAGE:
+            what = f"pair {row:,} has {length:,} bytes at byte {offset:,}"
+            raise ModeError(f"{self._index.folder}: damaged: {what}", ADVICE)
         before = min(HEADER, offset)
         content = self._file(number).read(before + length, offset - before)
         header, content = content[:before], content[before:]
@@ -78,7 +83,7 @@ class ImageFiles:
             # The index has seen to the length of an object: the server need not be asked.
             return RemoteFile(path, size=sys.maxsize)
         file = LocalFile(self._root / path)
-        size, sample, _ = self._index.identity(number) or (file.size, 0, None)
+        size, sample, _ = self._index.identity(number)
         _check_size(path, file.size, size)
         # Files are opened again and again where there are many, but a look at a disk's far places takes long.
         if sample and self._compared.get(number) != file.mtime_ns:
@@ -103,7 +108,7 @@ def check_files(index: PairIndex, root: Path, files: Sequence[int]) -> None:
     """
     paths = [index.path(file) for file in files]
     for file, path, found in zip(files, paths, describe_all(paths, root), strict=True):
-        size, _, etag = index.identity(file) or (found.size, 0, None)
+        size, _, etag = index.identity(file)
         _check_size(path, found.size, size)
         if etag not in (None, found.etag):
             raise ChangedShard(path, f"its ETag is {found.etag}, it was {etag}")
