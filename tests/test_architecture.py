@@ -11,9 +11,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "mode"
 #: From the ground up. A module is in the room with the longest name that its own begins with; the empty one is `mode`.
 ROOMS = (
     "errors", "processes", "progress", "files", "checksums", "sealed_parquet", "vectors", "parallel", "roles", "params",
-    "results", "engine", "edit", "paths", "door", "data.images", "data.glyphs", "data.shards", "data.loading", "data",
-    "clip", "embedding", "clustering", "ensemble", "training", "evaluation", "tracking", "reporting", "experiments",
-    "integrity", "", "stages", "app", "cli",
+    "results", "engine", "edit", "paths", "door", "slurm", "data.images", "data.glyphs", "data.shards", "data.loading",
+    "data", "clip", "embedding", "clustering", "ensemble", "training", "evaluation", "tracking", "reporting",
+    "experiments", "integrity", "", "stages", "app", "cli",
 )  # fmt: skip
 
 #: What else may be imported only here: a library or a folder of this repository, and the rooms that may.
