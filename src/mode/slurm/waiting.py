@@ -204,7 +204,7 @@ class _Wait:
                 if job.hopeless:
                     commands.cancel(number)
                     raise ModeError(
-                        f"{self.training}: job {number} can never start: {job.reason}", "machine.slurm asks for less"
+                        f"{self.training}: job {number} can never start: {job.reason}", "ask for less in machine.slurm"
                     )
             except Unreachable as reason:
                 self._say_unreachable(reason)
@@ -251,7 +251,7 @@ class _Wait:
     def _say_state(self, number: int, job: Job) -> None:
         place = f" on {job.nodes}" if job.nodes else ""
         why = f" ({job.reason})" if job.reason and job.state == "PENDING" else ""
-        again = f", started again {job.restarts} times" if job.restarts else ""
+        again = f", restart {job.restarts}" if job.restarts else ""
         self._say(f"job {number} is {job.state.lower()}{place}{why}{again}")
 
     def _say_unreachable(self, reason: Unreachable) -> None:

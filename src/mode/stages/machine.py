@@ -35,9 +35,11 @@ def as_job(project: Project, name: str, key: str | None, arguments: list[str]) -
         ModeError: no such expert, or what `mode.slurm.waiting.run_as_job` says of the job.
     """
     params = project.params
-    is_given = name == SEED.name and params.seed.pretrained
-    is_absent = name == DENSE_LONG.name and not params.baselines.dense_long
-    if params.machine.launch == "local" or name not in TRAININGS or is_given or is_absent or "WORLD_SIZE" in os.environ:
+    if params.machine.launch == "local" or name not in TRAININGS or "WORLD_SIZE" in os.environ:
+        return False
+    if name == SEED.name and params.seed.pretrained:
+        return False
+    if name == DENSE_LONG.name and not params.baselines.dense_long:
         return False
     from mode.slurm.waiting import run_as_job
 
