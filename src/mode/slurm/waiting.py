@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from mode.errors import ModeError
-from mode.files import only_writer
+from mode.files import only_writer, write_aside
 from mode.params import MachineParams
 from mode.paths import JobPaths, Paths
 from mode.slurm import commands
@@ -168,21 +168,23 @@ class _Wait:
         """The id of a new job; None: told to stop before there was one. Waits where Slurm does not answer."""
         name = f"mode-{self.training}-{secrets.token_hex(4)}"
         # The name is known before the job is, so that no job can be lost.
-        self.paths.name.write_text(name, encoding="utf-8")
+        with write_aside(self.paths.name) as temporary:
+            temporary.write_text(name, encoding="utf-8")
         log, exit_file = (str(path.relative_to(self.project.root)) for path in (self.paths.log, self.paths.exit))
         options = commands.submit_options(self.machine, name, log)
-        tried = False
-        while not (self.told and not tried):
+        in_doubt = False
+        while in_doubt or not self.told:
             try:
-                if tried and (there := commands.jobs_called(name)):
+                if in_doubt and (there := commands.jobs_called(name)):
                     return there[0]
-                if self.told:
-                    return None
+                if in_doubt:  # none has come of it
+                    in_doubt = False
+                    continue
                 with as_file(files("mode.slurm") / "job.sh") as script:
                     job = [str(script), exit_file, *self.command]
                     return commands.submit(options, job, self.project.root, environment_of_jobs(dict(os.environ)))
             except Unreachable as reason:
-                tried = True
+                in_doubt = True
                 self._say_unreachable(reason)
             self._pause()
         return None
@@ -266,11 +268,12 @@ class _Wait:
 
 @contextmanager
 def _noting_signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT in place of ending by them: the job has to be cancelled first."""
+    """Note SIGTERM and SIGINT in place of ending by them: the job has to be cancelled first. A second Ctrl-C ends."""
     noted: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         noted.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
