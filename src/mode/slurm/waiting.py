@@ -124,6 +124,7 @@ class _Wait:
         """The exit code, after as many jobs as it takes."""
         self._cancel_earlier()
         self.paths.log.unlink(missing_ok=True)
+        self._read = 0
         fruitless, before = 0, self._checkpoint()
         while not self.told:
             self.paths.exit.unlink(missing_ok=True)
@@ -153,13 +154,15 @@ class _Wait:
         name = self.paths.name.read_text(encoding="utf-8").strip() if self.paths.name.is_file() else ""
         if not _NAME.fullmatch(name):
             return
+        cancelled: set[int] = set()
         while not self.told:
             try:
                 if not (left := commands.jobs_called(name)):
                     return
                 self._say(f"job {left[0]} is left of an earlier run: it is cancelled, and the new one goes on")
-                for number in left:
+                for number in set(left) - cancelled:
                     commands.cancel(number)
+                    cancelled.add(number)
             except Unreachable as reason:
                 self._say_unreachable(reason)
             self._pause()
