@@ -301,28 +301,6 @@ def test_two_nodes_train_one_model(
     assert card["provenance"]["processes"] == 2
 
 
-def test_templates_train_experts_without_prefect(
-    project: SmallProject, slurm: Slurm, here: dict[str, str], start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    forget(project)
-    shutil.copytree(REPOSITORY / "deploy", project.root / "deploy", dirs_exist_ok=True)
-    script = "import os, sys; os.execvp('sbatch', ['sbatch', '--wait', *sys.argv[1:]])"
-    process = start("-c", script, "--array=0-1", "deploy/slurm/experts.sbatch", *EXPERTS)
-    training(project, slurm, process, "expert-1")
-    # What Slurm sends before a time limit; the job then asks to be started again.
-    [log] = project.root.glob("mode-expert-*-1.log")
-    slurm.ask("scancel", "--signal=TERM", log.stem.removeprefix("mode-expert-").replace("-", "_"))
-    finish(project, slurm, process)
-    assert weights(project, *EXPERTS) == here
-    assert log.read_text().count("expert-1 goes on from its checkpoint") == 1
-    [other] = project.root.glob("mode-expert-*-0.log")
-    assert "goes on from its checkpoint" not in other.read_text()
-
-    finish(project, slurm, start("-c", script, "deploy/slurm/pipeline.sbatch", *(f"expert@{name}" for name in EXPERTS)))
-    [log] = project.root.glob("mode-pipeline-*.log")
-    assert "Data and pipelines are up to date" in log.read_text()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
