@@ -61,7 +61,7 @@ class Active:
 
     run: PlannedRun
     process: subprocess.Popen[str]
-    locks: tuple[Lock, Lock]
+    locks: tuple[Lock, ...]
     began: float
     follower: threading.Thread | None = None
     tail: list[str] = field(default_factory=list)
@@ -202,7 +202,7 @@ class Runner:
     def _has_its_start(self, run: PlannedRun) -> bool:
         return not run.needs or kept_model(self.paths, *run.needs).is_dir()
 
-    def _room(self, run: PlannedRun, places: Sequence[Place]) -> tuple[Place, tuple[Lock, Lock]] | None:
+    def _room(self, run: PlannedRun, places: Sequence[Place]) -> tuple[Place, tuple[Lock, ...]] | None:
         """A free place, locked, and the run's own lock; None: all places are taken, or it is being made.
 
         Another experiment may have the same run, and be made at the same time.
@@ -210,19 +210,19 @@ class Runner:
         who = f"{run.name}, process {os.getpid()}"
         if own := take(self.files(run).lock, who):
             for place in places:
-                if lock := take(place.lock, who):
-                    return place, (own, lock)
+                if slot := place.take(who):
+                    return place, (own, *slot.locks)
             own.close()
         return None
 
     def _say_who_is_before(self, waiting: Sequence[PlannedRun], places: Sequence[Place]) -> None:
         """Say once what all runs wait for: their own locks, or places, that others have."""
-        locks = [*(self.files(run).lock for run in waiting), *(place.lock for place in places)]
+        locks = [*(self.files(run).lock for run in waiting), *(lock for place in places for lock in place.locks)]
         if not self._said_who and (holders := sorted({holder(lock) for lock in locks if is_held(lock)})):
             self._said_who = True
             print(f"waiting for {', '.join(holders)}", flush=True)
 
-    def _start(self, run: PlannedRun, place: Place, locks: tuple[Lock, Lock], places: Sequence[Place]) -> Active:
+    def _start(self, run: PlannedRun, place: Place, locks: tuple[Lock, ...], places: Sequence[Place]) -> Active:
         """Start a run in its place, one of these, with its locks, which its last process frees."""
         clone = self._prepared(run)
         # Runs on a GPU share the cores; on the CPU, each has one.
@@ -233,7 +233,7 @@ class Runner:
         process = subprocess.Popen(
             running,
             cwd=clone,
-            env=environment(clone, self.root) | stage_settings(place.device, threads, ""),
+            env=environment(clone, self.root) | stage_settings(place.settings, threads, ""),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

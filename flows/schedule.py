@@ -14,7 +14,6 @@ from prefect.futures import PrefectFuture
 
 from flows.devices import DevicePool, Machine, Slot
 from flows.graph import group, results
-from flows.locks import holder
 from flows.progress import ON_DEVICE, TRAININGS, Outcome, Progress
 from flows.stage import run_stage, stop_all
 
@@ -24,6 +23,8 @@ class Schedule:
     """The stages of one flow run.
 
     Attributes:
+        pool: places on this machine.
+        jobs: places in the queue of a scheduler, for all trainings; None: they run on this machine.
         machine: how often stages are tried again.
         held: locks that every stage is handed.
         engine: where captions are embedded and assigned; empty: as params.yaml says.
@@ -32,6 +33,7 @@ class Schedule:
     root: Path
     progress: Progress
     pool: DevicePool
+    jobs: DevicePool | None
     machine: Machine
     held: tuple[int, ...]
     engine: str
@@ -45,7 +47,7 @@ class Schedule:
         try:
             while not self.progress.ended:
                 for stage in self.progress.ready():
-                    if len(self.progress.running) < len(self.pool.places):
+                    if self._has_room(stage):
                         self._start(stage)
                 if not self.progress.running:
                     self._say_waiting()
@@ -56,14 +58,21 @@ class Schedule:
             raise
         finally:
             for slot in self._slots.values():
-                slot.lock.close()
+                slot.free()
         return self.progress.outcome
+
+    def _pool_of(self, stage: str) -> DevicePool:
+        return self.jobs if self.jobs and group(stage) in TRAININGS else self.pool
+
+    def _has_room(self, stage: str) -> bool:
+        pool = self._pool_of(stage)
+        return sum(self._pool_of(other) is pool for other in self.progress.running) < len(pool.places)
 
     def _start(self, stage: str) -> None:
         """Start a stage, unless it needs a device and none is free."""
-        runs, slot = self.progress.may_change(stage), None
+        runs, slot, pool = self.progress.may_change(stage), None, self._pool_of(stage)
         if runs and takes_device(stage, self.engine):
-            slot = self.pool.take(f"{stage} in {self.root}")
+            slot = pool.take(f"{stage} in {self.root}")
             if slot is None:
                 return
             self._slots[stage] = slot
@@ -75,9 +84,9 @@ class Schedule:
         task = run_stage.with_options(retries=machine.retries, retry_delay_seconds=machine.retry_delay)
         future = task.submit(
             stage=stage,
-            device=slot.place.device if slot else "",
-            threads=self.pool.threads(alone=not self.progress.has_company(stage)) if shares else 0,
-            held=(*self.held, slot.lock.fileno()) if slot else self.held,
+            place=dict(slot.place.settings) if slot else {},
+            threads=pool.threads(alone=not self.progress.has_company(stage)) if shares else 0,
+            held=(*self.held, *(lock.fileno() for lock in slot.locks)) if slot else self.held,
             up_to_date=not runs,
             engine=self.engine,
         )
@@ -85,7 +94,7 @@ class Schedule:
 
     def _note_end(self, stage: str, future: PrefectFuture[Any]) -> None:
         if slot := self._slots.pop(stage, None):
-            slot.lock.close()
+            slot.free()
         future.wait()  # it calls back before its last state is there
         state: State[Any] = future.state
         before, after = self._before.pop(stage), results(self.root).get(stage)
@@ -99,7 +108,8 @@ class Schedule:
     def _say_waiting(self) -> None:
         if not self._said_waiting:
             self._said_waiting = True
-            held = ", ".join(f"{place.device}: {holder(place.lock)}" for place in self.pool.places)
+            places = [*self.pool.places, *(self.jobs.places if self.jobs else ())]
+            held = ", ".join(f"{place.device}: {place.holders()}" for place in places)
             get_run_logger().info("waiting for a device (%s)", held)
 
 

@@ -48,7 +48,12 @@ class StageStopped(Exception):
     persist_result=False,
 )
 def run_stage(
-    stage: str, device: str, threads: int, held: tuple[int, ...] = (), up_to_date: bool = False, engine: str = ""
+    stage: str,
+    place: dict[str, str],
+    threads: int,
+    held: tuple[int, ...] = (),
+    up_to_date: bool = False,
+    engine: str = "",
 ) -> State[Any]:
     """Run a stage of dvc.yaml, with its output as this task's log.
 
@@ -56,7 +61,7 @@ def run_stage(
 
     Args:
         stage: its address in DVC, such as `seed` or `expert@expert-0`.
-        device: where it computes, as torch names it; empty: as params.yaml says.
+        place: the settings of its place (`flows.devices.Place`); empty: it computes where params.yaml says.
         threads: CPU threads for a training where params.yaml leaves them open; 0: as many as it takes.
         held: locks to hand to it (file descriptors), so that they are kept until its last process has gone.
         up_to_date: DVC has said already that nothing is to do.
@@ -64,7 +69,7 @@ def run_stage(
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     try:
-        lines = [] if up_to_date else run_command(command, stage_settings(device, threads, engine), held)
+        lines = [] if up_to_date else run_command(command, stage_settings(place, threads, engine), held)
     except StageStopped as stopped:
         return Cancelled(message=str(stopped))
     if up_to_date or any(SKIPPED.match(line) for line in lines):

@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows import artifacts, graph
-from flows.devices import DevicePool, Machine, places_for
+from flows.devices import DevicePool, Machine, job_places, places_for
 from flows.locks import Lock, holder, mark_alive, take
 from flows.progress import Outcome, Progress
 from flows.schedule import Schedule
@@ -50,13 +50,13 @@ class Work:
             ModeError: the pipeline cannot be read, or picked stages or devices are not there; nothing has started then.
         """
         machine = self.machine
-        pool = DevicePool(places_for(machine.devices, machine.workers, machine.per_device, self.root), cores())
+        pool, jobs = pools_for(self.root, machine)
         pipeline, stale = graph.read(self.root)
         part = pick(pipeline)
         changing = [stage for stage in graph.in_order(part) if stage in stale]
         get_run_logger().info("%d stages, %d not up to date: %s", len(part), len(changing), ", ".join(changing) or "-")
         engine = engine_for(self.root, machine)
-        return Schedule(self.root, Progress(part, stale), pool, machine, self.held, engine).run()
+        return Schedule(self.root, Progress(part, stale), pool, jobs, machine, self.held, engine).run()
 
     def finish(self, outcome: Outcome, essential: bool = False) -> State[Any]:
         """Leave the results on the run's page and turn the stages' outcome into the run's state.
@@ -118,3 +118,19 @@ def workspace(root: Path, wait: bool, poll_seconds: float = 1.0) -> Iterator[Loc
 def engine_for(root: Path, machine: Machine) -> str:
     """Where captions are embedded and assigned: what the form says, or else the environment or params.yaml."""
     return machine.engine or load_params(Paths(root).params_file).machine.engine
+
+
+def pools_for(root: Path, machine: Machine) -> tuple[DevicePool, DevicePool | None]:
+    """Places on this machine, and for trainings those of the scheduler that the form, or else params.yaml, says.
+
+    Raises:
+        ModeError: a device that is not there, or that only this machine or only a scheduler has.
+    """
+    scheduler = machine.scheduler or load_params(Paths(root).params_file).machine.launch
+    if scheduler == "slurm":
+        jobs = DevicePool(job_places(machine, root), 0)
+        return DevicePool(places_for(machine.devices, machine.workers, machine.per_device, root), cores()), jobs
+    if machine.nodes_per_training > 1:
+        raise ModeError(f"nodes_per_training: {machine.nodes_per_training} on one machine", "scheduler: slurm")
+    together = machine.gpus_per_training
+    return DevicePool(places_for(machine.devices, machine.workers, machine.per_device, root, together), cores()), None

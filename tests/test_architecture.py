@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mode"
 #: From the ground up. A module is in the room with the longest name that its own begins with; the empty one is `mode`.
 ROOMS = (
     "errors", "permutation", "processes", "progress", "files", "checksums", "sealed_parquet", "vectors", "columns",
-    "parallel", "roles", "params", "results", "engine", "edit", "paths", "door", "data.images", "data.glyphs",
+    "parallel", "roles", "params", "results", "engine", "edit", "paths", "door", "slurm", "data.images", "data.glyphs",
     "data.shards", "data.loading", "data", "clip", "embedding", "clustering", "ensemble", "training", "evaluation",
     "tracking", "reporting", "experiments", "integrity", "", "stages", "app", "cli",
 )  # fmt: skip

@@ -479,7 +479,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except (ModeError, OSError) as error:
         typer.secho(f"error: {_describe(error)}", fg=typer.colors.RED, err=True)  # no colour where there is no terminal
-        sys.exit(ModeError.exit_code)
+        sys.exit(error.exit_code if isinstance(error, ModeError) else ModeError.exit_code)
 
 
 def _describe(error: ModeError | OSError) -> str:

@@ -33,6 +33,11 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+#: What Slurm calls a partition, an account, a feature; and a generic resource, perhaps with its kind: `gpu:a100`.
+SlurmName = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=64)]
+SlurmResource = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=64)
+]
 #: How often a pass over the data shows an image; at a thousand the order of a pass would fill the memory.
 Factor = Annotated[float, Field(gt=0.0, le=1_000.0)]
 
@@ -633,6 +638,34 @@ class VariantParams(Section):
         return arms
 
 
+class SlurmParams(Section):
+    """What Slurm is asked for, for the job of a training: names and numbers, no text that anything would take apart."""
+
+    partition: SlurmName = ""
+    """Of which the nodes are; empty: the cluster's default."""
+    account: SlurmName = ""
+    """Whom the time is charged to; empty: the user's default."""
+    qos: SlurmName = ""
+    """Quality of service; empty: the default."""
+    minutes: PositiveInt | None = None
+    """Time limit of a job; `null`: the partition's. A training that needs longer goes on in another job, from its
+    checkpoint."""
+    notice_seconds: Annotated[int, Field(ge=0, le=65_535)] = 120
+    """How long before the time limit a training is told to write its checkpoint."""
+    cpus: PositiveInt | None = None
+    """Cores of a job on each of its nodes; `null`: for each process one, and one for each of its `workers`."""
+    memory_gb: PositiveInt | None = None
+    """Memory on each node, in GiB; `null`: the partition's default."""
+    gpu: SlurmName = ""
+    """The kind of GPU, as the cluster calls it, such as `h100`; empty: any."""
+    constraint: SlurmName = ""
+    """A feature that nodes must have; empty: none."""
+    resources: dict[SlurmResource, PositiveInt] = {}
+    """Other generic resources of each node and how many, such as `{nvme: 1}`."""
+    poll_seconds: Annotated[float, Field(ge=0.1, le=3_600)] = 5.0
+    """Time between two looks at a job."""
+
+
 class MachineParams(Section):
     """Where and how fast stages run; no result depends on it, but for rounding in another order.
 
@@ -645,7 +678,13 @@ class MachineParams(Section):
     """Threads of torch on the CPU, in a training. Sums in another number of threads round differently, so a fixed
     number gives the same bits alone and side by side; `null`: the share that a flow gives, or torch's own choice."""
     processes: PositiveInt = 1
-    """Processes that train one model together on this machine, each on a GPU of its own."""
+    """Processes that train one model together on a machine, each on a GPU of its own."""
+    launch: Literal["local", "slurm"] = "local"
+    """Where trainings run: `local`, on this machine; `slurm`, each as a job of Slurm, which sees the project folder and
+    the shards under the same paths."""
+    nodes: PositiveInt = 1
+    """Machines that train one model together, with so many `processes` on each; a job of Slurm has them."""
+    slurm: SlurmParams = SlurmParams()
     workers: NonNegativeInt = 0
     """Processes that read and decode for a training; 0 reads in the training process."""
     decode_threads: NonNegativeInt = 2

@@ -23,6 +23,17 @@ class RunPaths:
         return self.folder / "kept" / model
 
 
+class JobPaths:
+    """The names of what a training's job of a scheduler and the process that waits for it keep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lock = folder / "lock"
+        self.name = folder / "name"
+        self.log = folder / "log"
+        self.exit = folder / "exit"
+
+
 class Paths:
     """The names of all files in a project's folder.
 
@@ -101,6 +112,9 @@ class Paths:
 
     def training_lock(self, name: str) -> Path:
         return self.state / "trainings" / f"{name}.lock"
+
+    def job(self, training: str) -> JobPaths:
+        return JobPaths(self.state / "jobs" / training)
 
     def experiment(self, name: str) -> Path:
         return self.experiments / f"{name}.yaml"

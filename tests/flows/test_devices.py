@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from flows.devices import DevicePool, Devices, places_for, visible_gpus
+from flows.devices import DevicePool, Devices, Machine, job_places, places_for, visible_gpus
+from flows.locks import is_held, take
 from mode.errors import ModeError
 
 
@@ -46,8 +47,8 @@ def test_gpus_are_shared_only_after_all_are_in_use(three_gpus: Path) -> None:
 
 def test_a_gpu_is_locked_by_its_own_number_for_all_projects(three_gpus: Path) -> None:
     here, there = (places_for([1], 1, 1, three_gpus / name)[0] for name in ("here", "there"))
-    assert here.lock == there.lock
-    assert here.lock.name == "gpu-5-0"
+    assert here.locks == there.locks
+    assert [lock.name for lock in here.locks] == ["gpu-5-0"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_place_is_taken_once_and_comes_back(no_gpu: Path) -> None:
     assert second is not None
     assert first.place != second.place
     assert mine.take("c") is None
-    first.lock.close()
+    first.free()
     third = other.take("c")
     assert third is not None
     assert third.place == first.place
@@ -89,3 +90,75 @@ def test_threads_are_divided_among_workers(no_gpu: Path, cores: int, workers: in
     pool = DevicePool(places_for("cpu", workers, 1, no_gpu), cores)
     assert pool.threads(alone=False) == each
     assert pool.threads(alone=True) == cores
+
+
+def test_gpus_that_train_together_are_neighbours_seen_by_their_stage_alone(three_gpus: Path) -> None:
+    [place] = places_for("auto", 1, 1, three_gpus, together=2)
+    assert place.device == "cuda:0,1"
+    assert [lock.name for lock in place.locks] == ["gpu-4-0", "gpu-5-0"]
+    assert dict(place.settings) == {
+        "MODE_LAUNCH": "local",
+        "MODE_DEVICE": "cuda",
+        "CUDA_VISIBLE_DEVICES": "4,5",
+        "MODE_PROCESSES": "2",
+    }
+    chosen = places_for([2, 0, 1], 1, 2, three_gpus, together=3)
+    assert [each.device for each in chosen] == ["cuda:2,0,1", "cuda:2,0,1"]
+    assert [lock.name for lock in chosen[1].locks] == ["gpu-7-1", "gpu-4-1", "gpu-5-1"]
+
+
+def test_a_group_is_taken_whole_or_not_at_all(three_gpus: Path) -> None:
+    [group] = places_for("auto", 1, 1, three_gpus, together=3)
+    with take(group.locks[1], "another training") as other:
+        assert other
+        assert group.take("mine") is None
+        assert not is_held(group.locks[0])
+    slot = group.take("mine")
+    assert slot is not None
+    assert all(map(is_held, group.locks))
+    assert group.holders() == "mine"
+    slot.free()
+    assert not any(map(is_held, group.locks))
+
+
+def test_too_few_gpus_for_a_training_are_refused(three_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModeError, match="gpus_per_training: 4, but there are 3"):
+        places_for("auto", 1, 1, three_gpus, together=4)
+    with pytest.raises(ModeError, match="gpus_per_training: 2, but trainings run on the CPU"):
+        places_for("cpu", 1, 1, three_gpus, together=2)
+
+
+def test_jobs_are_told_what_differs_from_params_yaml(tmp_path: Path) -> None:
+    assert [dict(place.settings) for place in job_places(Machine(workers=2), tmp_path)] == [
+        {"MODE_LAUNCH": "slurm"}
+    ] * 2
+    machine = Machine.model_validate(
+        {"gpus_per_training": 4, "nodes_per_training": 2, "slurm": {"partition": "gpu", "resources": {"nvme": 1}}}
+    )
+    first, second = job_places(machine, tmp_path)
+    assert first.locks != second.locks
+    assert dict(first.settings) == {
+        "MODE_LAUNCH": "slurm",
+        "MODE_PROCESSES": "4",
+        "MODE_NODES": "2",
+        "MODE_SLURM": '{"partition":"gpu","resources":{"nvme":1}}',
+    }
+    on_cpus = job_places(Machine(devices="cpu", workers=1), tmp_path)
+    assert [dict(place.settings) for place in on_cpus] == [{"MODE_LAUNCH": "slurm", "MODE_DEVICE": "cpu"}]
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ({"devices": [0]}, r"devices: \[0\], but a scheduler chooses"),
+        ({"devices": "cpu", "gpus_per_training": 2}, "gpus_per_training: 2, but devices: cpu"),
+    ],
+)
+def test_what_no_scheduler_has_is_refused(tmp_path: Path, machine: dict[str, object], message: str) -> None:
+    with pytest.raises(ModeError, match=message):
+        job_places(Machine.model_validate(machine), tmp_path)
+
+
+def test_the_queue_divides_no_threads(tmp_path: Path) -> None:
+    pool = DevicePool(job_places(Machine(workers=2), tmp_path), 0)
+    assert (pool.threads(alone=True), pool.threads(alone=False)) == (0, 0)

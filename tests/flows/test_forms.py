@@ -59,6 +59,16 @@ def test_form_can_be_sent_as_it_is(flow: Any) -> None:
         {"per_device": 1.5},
         {"engine": "spark"},
         {"engine": "tcp://evil.example:8786"},  # a run's data would go there
+        {"gpus_per_training": 0},
+        {"nodes_per_training": 0},
+        {"scheduler": "pbs"},
+        {"slurm": {"partition": "gpu --wrap=id"}},
+        {"slurm": {"account": "-evil"}},
+        {"slurm": {"qos": "a,b"}},
+        {"slurm": {"resources": {"nvme; id": 1}}},
+        {"slurm": {"resources": {"nvme": "1;id"}}},
+        {"slurm": {"minutes": 0}},
+        {"slurm": {"wrap": "id"}},
     ],
 )
 def test_wrong_machine_is_refused(wrong: dict[str, Any]) -> None:

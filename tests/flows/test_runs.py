@@ -129,7 +129,7 @@ def test_more_runs_than_gpus_share_them(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     places = runs_side_by_side(jobs, tmp_path)
     assert [place.device for place in places] == devices
-    assert len({place.lock for place in places}) == len(places)
+    assert len({place.locks for place in places}) == len(places)
 
 
 def test_a_name_is_no_path(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,10 +196,10 @@ def test_it_says_once_what_runs_wait_for(tmp_path: Path, capsys: pytest.CaptureF
     made = made_of(a={})
     runs = plan_runs("x", made, CONTENT, {}, [0])
     runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False)
-    places = [Place("cpu", tmp_path / "cpu-0"), Place("cpu", tmp_path / "cpu-1")]
+    places = [Place("cpu", (tmp_path / name,), {}) for name in ("cpu-0", "cpu-1")]
     runner._say_who_is_before(runs, places)
     assert not capsys.readouterr().out
-    locks = [take(place.lock, f"other-{number}, process 7") for number, place in enumerate(places)]
+    locks = [take(place.locks[0], f"other-{number}, process 7") for number, place in enumerate(places)]
     for _ in range(2):
         runner._say_who_is_before(runs, places)
     assert capsys.readouterr().out == "waiting for other-0, process 7, other-1, process 7\n"

@@ -11,7 +11,7 @@ import pytest
 import flows.work
 from flows.devices import Machine
 from flows.locks import take
-from flows.work import engine_for, work, workspace
+from flows.work import engine_for, pools_for, work, workspace
 from mode.errors import ModeError
 from mode.paths import Paths
 from tests.waiting import wait_until
@@ -34,6 +34,27 @@ def test_the_form_wins_over_the_environment_and_that_over_the_file(
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.setenv("MODE_ENGINE", environment)
     assert engine_for(tmp_path, Machine(engine=form)) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "queued"),
+    [("", "local", False), ("", "slurm", True), ("slurm", "local", True), ("local", "slurm", False)],
+)
+def test_trainings_go_where_the_form_says_or_else_params_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, file: str, queued: bool
+) -> None:
+    text = PARAMS.replace('machine: {engine: "tcp://host:8786"}', f"machine: {{launch: {file}}}")
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    pool, jobs = pools_for(tmp_path, Machine.model_validate({"scheduler": form, "workers": 3}))
+    assert [place.device for place in pool.places] == ["cpu"] * 3
+    assert [place.settings["MODE_LAUNCH"] for place in pool.places] == ["local"] * 3
+    assert ([place.device for place in jobs.places] if jobs else None) == (["slurm"] * 3 if queued else None)
+
+
+def test_one_machine_is_not_several(tmp_path: Path) -> None:
+    with pytest.raises(ModeError, match="nodes_per_training: 2 on one machine"):
+        pools_for(tmp_path, Machine(scheduler="local", nodes_per_training=2))
 
 
 def test_impatient_flow_is_told_who_holds_the_project(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mode.errors import ModeError
 from mode.params import load_params
 from mode.roles import TRAINED
 from mode.stages.evaluation import ensemble, evaluate, variants
-from mode.stages.machine import in_several_processes
+from mode.stages.machine import as_job, in_several_processes
 from mode.stages.preparation import assign, cluster, data, embed, embedder, index, names, tasks, watch_seed, watch_tasks
 from mode.stages.project import Project
 from mode.stages.reports import report
@@ -37,7 +37,8 @@ def run_stage(name: str, key: str | None, root: Path, params: Path) -> None:
         raise ModeError(f"stage {name} takes no key, but got '{key}'")
     project = Project(root, load_params(params))
     check_version(project)
-    if in_several_processes(project.params.machine, name, [name, *([key] if key else []), "--params", str(params)]):
+    arguments = [name, *([key] if key else []), "--params", str(params)]
+    if as_job(project, name, key, arguments) or in_several_processes(project.params.machine, name, arguments):
         return
     if key is not None:
         KEYED_STAGES[name](project, key)

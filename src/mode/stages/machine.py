@@ -1,47 +1,85 @@
-"""What the machine gives a stage: processes that train together, an engine for blocks of very many pairs."""
+"""What the machine gives a stage: a job of a scheduler, processes that train together, an engine for many blocks."""
 
 from __future__ import annotations
 
 import os
+import sys
+import uuid
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
 from mode.parallel import cores
 from mode.params import MachineParams
-from mode.roles import TRAINED
+from mode.roles import DENSE_LONG, SEED, TRAINED
+from mode.stages.project import Project
 
 if TYPE_CHECKING:
     from mode.engine import Engine
 
 #: Stages that several processes can do together.
 TRAININGS = tuple(role.name for role in TRAINED)
+#: Where nodes of a job meet: below the ports that Linux gives to whoever asks for any (32768 and up).
+FIRST_PORT, PORTS = 15_000, 10_000
+#: In which all nodes have to come there.
+MEETING_SECONDS = 600
+
+
+def as_job(project: Project, name: str, key: str | None, arguments: list[str]) -> bool:
+    """Run a training where `machine.launch` says; False where this machine is to do it.
+
+    What takes no time stays here: a pretrained seed, which may come out of the network, and a dense model that is not
+    asked for.
+
+    Raises:
+        ModeError: no such expert, or what `mode.slurm.waiting.run_as_job` says of the job.
+    """
+    params = project.params
+    if params.machine.launch == "local" or name not in TRAININGS or "WORLD_SIZE" in os.environ:
+        return False
+    if name == SEED.name and params.seed.pretrained:
+        return False
+    if name == DENSE_LONG.name and not params.baselines.dense_long:
+        return False
+    from mode.slurm.waiting import run_as_job
+
+    if key is not None:
+        project.expert(key)
+    [role] = [role for role in TRAINED if role.name == name]
+    command = [sys.executable, "-m", "mode.cli", "stage", *arguments]
+    run_as_job(role.model(key), command, params.machine, project.root)
+    return True
 
 
 def in_several_processes(machine: MachineParams, name: str, arguments: list[str]) -> bool:
     """Run a training in as many processes as `machine.processes` says; False where this process is to do it itself.
 
     Raises:
-        ModeError: `torchrun` started a stage that is no training: each process would do all of it.
+        ModeError: `torchrun` started a stage that is no training: each process would do all of it; or there are several
+            machines (`machine.nodes`), but this is no job of Slurm that has them.
     """
     started = "WORLD_SIZE" in os.environ  # by torchrun, or by this very function
     if started and name not in TRAININGS and os.environ["WORLD_SIZE"] != "1":
         raise ModeError(f"stage {name} is no training", f"torchrun is for {', '.join(TRAININGS)}")
-    if started or machine.processes == 1 or name not in TRAININGS:
+    if started or machine.processes * machine.nodes == 1 or name not in TRAININGS:
         return False
+    if machine.nodes > 1 and os.environ.get("SLURM_STEP_NUM_NODES") != str(machine.nodes):
+        raise ModeError(f"machine.nodes: {machine.nodes} machines, but this is no job that has them", "launch: slurm")
     if machine.device.startswith("cuda:"):
         raise ModeError(
             f"machine.processes: {machine.processes} processes, but one device, {machine.device}",
             "machine.device: auto gives each a GPU",
         )
-    threads = str(max(1, (machine.threads or cores()) // machine.processes))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    share = int(given) if given.isdecimal() and int(given) else cores()  # a flow gives a training its share
+    threads = str(max(1, (machine.threads or share) // machine.processes))
     os.environ |= {"OMP_NUM_THREADS": threads, "MODE_THREADS": threads}
-    _launch(machine.processes, "-m", "mode.cli", "stage", *arguments)
+    _launch(machine.processes, machine.nodes, "-m", "mode.cli", "stage", *arguments)
     return True
 
 
-def _launch(processes: int, *arguments: str) -> None:
-    """What `torchrun --standalone` does, with errors in one line: `python ARGUMENTS` in several processes.
+def _launch(processes: int, nodes: int, *arguments: str) -> None:
+    """What `torchrun` does, with errors in one line: `python ARGUMENTS` in several processes, here and on other nodes.
 
     A SIGTERM or SIGINT is passed on; this process then ends at once with 143 or 130, as one training would.
 
@@ -49,8 +87,6 @@ def _launch(processes: int, *arguments: str) -> None:
         ModeError: one of them failed; the others were stopped.
     """
     import logging
-    import sys
-    import uuid
 
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -59,12 +95,11 @@ def _launch(processes: int, *arguments: str) -> None:
     # It tells at length what the line below says.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes,
+        max_nodes=nodes,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        **(_meeting() if nodes > 1 else {"run_id": uuid.uuid4().hex, "rdzv_endpoint": "localhost:0"}),
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
         shutdown_timeout=60,  # seconds to write a checkpoint in; then they are killed
@@ -82,8 +117,22 @@ def _launch(processes: int, *arguments: str) -> None:
         if failure.exitcode in (130, 143):  # told to stop, and did
             sys.exit(failure.exitcode)
         raise ModeError(
-            f"process {rank} of {processes} ended with exit code {failure.exitcode}", "its own error stands above"
+            f"process {rank} of {processes * nodes} ended with exit code {failure.exitcode}",
+            "its own error stands above",
         ) from None
+
+
+def _meeting() -> dict[str, Any]:
+    """Where the nodes of a step of Slurm meet: on its first node, at a port that follows from the job's number."""
+    job, launcher = os.environ["SLURM_JOB_ID"], os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+    first = os.environ["SLURM_NODEID"] == "0"
+    return {
+        "run_id": f"{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}",
+        "rdzv_endpoint": f"{launcher}:{FIRST_PORT + int(job) % PORTS}",
+        # Said, since a machine may not recognise itself by that address.
+        "rdzv_configs": {"is_host": str(first).lower(), "timeout": MEETING_SECONDS},
+        "local_addr": launcher if first else None,
+    }
 
 
 def open_engine(machine: MachineParams, gpus: int, alone: bool = False) -> AbstractContextManager[Engine]:

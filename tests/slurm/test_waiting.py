@@ -1,0 +1,80 @@
+"""What the end of a job means. Real jobs are in tests/e2e/test_slurm.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mode.errors import ModeError
+from mode.params import MachineParams
+from mode.slurm.commands import ENDED, Job
+from mode.slurm.waiting import STOPPED, JobCancelled, environment_of_jobs, exit_code, run_as_job
+
+
+@pytest.mark.parametrize(
+    ("job", "code"),
+    [
+        (Job("COMPLETED"), 0),
+        (Job("FAILED", code=1), 1),
+        (Job("FAILED"), 1),
+        # Told to stop by Slurm, before its time limit or a preemption; killed after that.
+        (Job("FAILED", code=143), None),
+        (Job("FAILED", code=137), None),
+        (Job("TIMEOUT"), None),
+        (Job("PREEMPTED"), None),
+        (Job("NODE_FAIL"), None),
+        (Job("BOOT_FAIL"), None),
+    ],
+)
+def test_a_job_that_was_stopped_goes_on_and_one_that_failed_does_not(job: Job, code: int | None) -> None:
+    assert exit_code(job, "expert-0", 7) == code
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("CANCELLED", "^expert-0: job 7 was cancelled by somebody else"),
+        ("OUT_OF_MEMORY", "needed more memory"),
+        ("DEADLINE", "ended as DEADLINE .why"),
+        ("REVOKED", "ended as REVOKED"),
+    ],
+)
+def test_other_ends_are_one_line(state: str, message: str) -> None:
+    with pytest.raises(ModeError, match=message) as raised:
+        exit_code(Job(state, "why"), "expert-0", 7)
+    assert raised.value.exit_code == (
+        143 if state == "CANCELLED" else 1
+    )  # a flow tries no stage again that ends with 143
+    assert isinstance(raised.value, JobCancelled) is (state == "CANCELLED")
+
+
+@pytest.mark.parametrize("state", sorted(ENDED - {"COMPLETED", "FAILED"} - STOPPED))
+def test_every_other_end_is_said_of_its_job(state: str) -> None:
+    with pytest.raises(ModeError, match=r"^expert-0: job 7 "):
+        exit_code(Job(state), "expert-0", 7)
+
+
+def test_a_job_computes_and_submits_nothing() -> None:
+    given = {
+        "PATH": "/bin",
+        "MODE_LAUNCH": "slurm",
+        "MODE_DEVICE": "cpu",
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SLURM_JOB_ID": "3",  # of a job in which a user works
+        "SBATCH_ACCOUNT": "lab",
+        "PREFECT_API_AUTH_STRING": "secret",
+    }
+    assert environment_of_jobs(given) == {
+        "PATH": "/bin",
+        "MODE_LAUNCH": "local",
+        "MODE_DEVICE": "cpu",
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SBATCH_ACCOUNT": "lab",
+    }
+
+
+def test_a_machine_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ModeError, match=r"no `sbatch` here, but machine.launch is slurm"):
+        run_as_job("expert-0", ["true"], MachineParams(), tmp_path)
