@@ -13,7 +13,7 @@ ROOMS = (
     "errors", "processes", "progress", "files", "checksums", "sealed_parquet", "vectors", "parallel", "roles", "params",
     "results", "engine", "edit", "paths", "door", "data.images", "data.glyphs", "data.shards", "data.loading", "data",
     "clip", "embedding", "clustering", "ensemble", "training", "evaluation", "tracking", "reporting", "experiments",
-    "integrity", "", "stages", "app", "cli",
+    "planning", "integrity", "", "stages", "app", "cli",
 )  # fmt: skip
 
 #: What else may be imported only here: a library or a folder of this repository, and the rooms that may.
