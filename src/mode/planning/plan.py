@@ -24,6 +24,10 @@ from mode.planning.shape import ModelShape
 from mode.roles import EXPERT, SEED, role_of
 from mode.training.plan import TrainPlan
 
+#: Operations of a pair below which a GPU waits for Python to start its kernels: the demo's 0.04 GFLOP reach 5,100
+#: samples/s on an H100 (docs/performance.md), a six-hundredth of what its peak and share say.
+_FILLS_A_GPU = 5e9
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -192,7 +196,7 @@ def make_plan(work: Workload, cluster: Cluster, sourced: SourcedRates, price: fl
             name: UsedRate(value=value, source=sourced.sources[name])
             for name, value in sourced.rates.model_dump().items()
         },
-        notes=_notes(work),
+        notes=_notes(work, cluster, sourced),
     )
 
 
@@ -226,6 +230,8 @@ class _Planner:
         """All stages with their beginnings, and hours by the resource that the critical path waits for."""
         trainings = [self._training(role_of(plan.name).name, plan) for plan in self._train_plans()]
         seed = [stage for stage in trainings if stage.stage == SEED.name]
+        if self._params.seed.pretrained:  # its folder is there, too
+            seed = [StagePlan(stage=SEED.name, disk_bytes=self._model_bytes())]
         others = [stage for stage in trainings if stage.stage != SEED.name]
         before, after = self._preparation()
         done: list[StagePlan] = []
@@ -479,8 +485,14 @@ def _shortages(stages: Sequence[StagePlan], cluster: Cluster) -> list[str]:
     ]
 
 
-def _notes(work: Workload) -> list[str]:
+def _notes(work: Workload, cluster: Cluster, sourced: SourcedRates) -> list[str]:
     notes = []
+    worked_out = cluster.gpu is not None and sourced.rates.training_samples_per_second is None
+    if worked_out and work.model.flops_per_pair < _FILLS_A_GPU:
+        notes.append(
+            f"a model of {work.model.flops_per_pair / 1e9:.2g} GFLOP a pair does not fill a GPU, and trains far slower"
+            " than this: measure it there, or give training_samples_per_second (--rates)"
+        )
     if work.params.training.adapter is not None:
         notes.append(f"{EXPERT.name}s are adapters, planned as whole models: they need less disk and memory than this")
     return notes
