@@ -178,8 +178,8 @@ def plan_a_run(
     """Say what a run will need before it starts: disk, memory, hours, cost, and what each stage waits for.
 
     Without options it plans the project it stands in, on this machine. Any
-    number may be another one; where there is no project, or with --preset,
-    the numbers are the paper's or those of the preset:
+    number may be another one; with --preset, or where there is no project but
+    --pairs, the numbers are those of the preset, paper-b16 if none is named:
 
     mode plan --gpu h100 --gpus 8 --nodes 4 --price 2.5
 
@@ -189,7 +189,9 @@ def plan_a_run(
 
     How fast a machine is: --measure finds out, for this machine and later
     plans of this project; --rates gives numbers of your own; otherwise they
-    are those of docs/scaling.md. The table ends with each and its source.
+    are those of docs/scaling.md. The output ends with each and its source.
+    GPU hours, and so cost, are those that stages compute; machines that wait
+    for others cost too: a line below the table says what all of them do.
     """
     from mode.planning.table import print_plan
     from mode.stages.planning import Asked, measure_project, plan_project

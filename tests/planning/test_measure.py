@@ -6,15 +6,18 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from mode.data.glyphs.dataset import write_glyph_shards
 from mode.data.shards.manifest import Manifest, build_manifest
 from mode.errors import ModeError
 from mode.params import GlyphParams, ImageParams, Params, SourceParams, parse_params
 from mode.planning import measure as measuring
-from mode.planning.measure import bytes_of, decode_rate, measure, some_of
+from mode.planning.measure import bytes_of, decode_rate, first_rows, index_rate, measure, some_of
 from mode.planning.rates import Measured, Rates
+from mode.planning.trial import clusters_at
 from tests.small import VIT
 
 
@@ -107,5 +110,25 @@ def test_bytes_of_folders_are_those_of_their_files(tmp_path: Path) -> None:
     assert (bytes_of(tmp_path), bytes_of(tmp_path / "a" / "one")) == (12, 5)
 
 
-def test_a_search_of_more_dimensions_is_slower_in_vectors_but_made_of_as_many_products() -> None:
-    assert measuring.clusters_at(np.ones((6, 4), np.float32), 2).coarse_of_fine.tolist() == [0, 1, 0, 1, 0, 1]
+def test_clusters_of_made_up_centres_are_dealt_out_in_turn() -> None:
+    assert clusters_at(np.ones((6, 4), np.float32), 2).coarse_of_fine.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_of_a_table_the_first_rows_are_taken(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    rows = [(f"{number}.png", f"a picture, of {number}") for number in range(5)]
+    for name, _ in rows:
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name)
+    frame = pd.DataFrame(rows, columns=["image", "caption"])
+    table = tmp_path / "pictures" / f"pairs.{suffix}"
+    if suffix == "parquet":
+        frame.to_parquet(table)
+    else:
+        frame.to_csv(table, index=False, sep="," if suffix == "csv" else "\t")
+    manifest = build_manifest(SourceParams(shards=f"pictures/pairs.{suffix}"), tmp_path)
+    few = first_rows(manifest, tmp_path, tmp_path / "few.parquet", rows=3)
+    _, index = index_rate(few, tmp_path, tmp_path / "index", check_images=True)
+    assert index.captions([0, 1, 2]) == [caption for _, caption in rows[:3]]
+    assert len(index) == 3
+    assert [Path(file).name for file in index.files] == ["0.png", "1.png", "2.png"]

@@ -160,6 +160,9 @@ def test_what_is_no_count_is_refused(text: str) -> None:
         (["--rates", "none.yaml"], "error: none.yaml: no such file"),
         (["--gpus-per-training", "2"], "error: 2 devices for one training, but there are 1"),
         (["--experts", "9"], "error: params.yaml: sources.base: coarse (9) exceeds fine (8) of glyphs"),
+        (["--price", "inf"], "error: --price: inf is no number to plan with (a finite one)"),
+        (["--memory", "inf"], "error: --memory: inf is no number to plan with (a finite one)"),
+        (["--peak-tflops", "5"], "error: --peak-tflops: of which GPU? (--gpu NAME says it)"),
         (["--measure"], "error: "),
     ],
 )
@@ -184,3 +187,11 @@ def test_the_table_is_text(root: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "expert@expert-1" in printed
     assert "docs/scaling.md: published by others" in printed
     assert "\x1b" not in printed
+
+
+def test_another_gpu_takes_its_peak(root: Path) -> None:
+    planned = plan(root, Asked(gpu="B200", peak_tflops=2_250.0, gpus=2))
+    assert (planned.device, planned.devices_of_seed) == ("b200", 2)
+    rate = 2 * 0.13 * 2_250e12 / planned.flops_per_pair
+    [seed] = [stage for stage in planned.stages if stage.stage == "seed"]
+    assert seed.phases[0]["GPUs"] == pytest.approx(640 / rate / 3600)

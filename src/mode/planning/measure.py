@@ -8,6 +8,7 @@ more.
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import tempfile
 import time
@@ -20,14 +21,17 @@ from typing import TypeVar
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import parquet
 
 from mode.clip.tokenizer import fit_words
 from mode.clustering.assignment import assign
 from mode.data.images import UndecodableImage
 from mode.data.loading.pixels import training_pixels
+from mode.data.shards.bounded import iter_rows, texts
 from mode.data.shards.index import PairIndex, build_index
-from mode.data.shards.manifest import Manifest
+from mode.data.shards.manifest import SEPARATORS, Manifest, open_table
 from mode.data.shards.reading import ImageFiles
 from mode.embedding.lsa import LsaEmbedder
 from mode.engine import open_engine
@@ -48,6 +52,7 @@ Result = TypeVar("Result")
 
 #: Bytes of shards that are indexed: some seconds.
 _SOME_BYTES = 64 * 2**20
+_ROWS = 2_000  # of a table
 _IMAGES, _CAPTIONS, _VECTORS = 400, 65_536, 65_536
 #: A training: seconds by the clock; or windows of a thread's own time, and the length of each in seconds.
 _SECONDS, _WINDOWS = 8.0, (5, 1.0)
@@ -66,6 +71,24 @@ def some_of(manifest: Manifest, size: float = _SOME_BYTES) -> Manifest:
         if total >= size:
             break
     return replace(manifest, shards=shards, sidecars=manifest.sidecars[: len(shards)])
+
+
+def first_rows(manifest: Manifest, root: Path, out: Path, rows: int = _ROWS) -> Manifest:
+    """A table with the first rows of a manifest's table, written to `out`, a parquet file; and its manifest."""
+    [shard] = manifest.shards
+    path, columns = root / shard.path, [manifest.image_column, manifest.caption_column]
+    if path.suffix == ".parquet":
+        found = list(islice(iter_rows(path, str(path), columns, texts), rows))
+    else:
+        with open_table(path) as file:
+            lines = csv.DictReader(islice(file, rows + 1), delimiter=SEPARATORS[path.suffix])
+            found = [tuple(line.get(column) for column in columns) for line in lines]
+    folder = path.parent.resolve()  # what relative paths start from
+    images = [str(folder / image.strip()).encode(errors="replace").decode() for image, _ in found if image]
+    # Bytes that are no UTF-8 cannot be kept as text; their number is what counts here.
+    captions = [(caption or "").encode(errors="replace").decode() for image, caption in found if image]
+    parquet.write_table(pa.table([pa.array(images, pa.string()), pa.array(captions, pa.string())], names=columns), out)
+    return replace(manifest, shards=[replace(shard, path=str(out), size=out.stat().st_size)])
 
 
 def index_rate(manifest: Manifest, root: Path, out: Path, check_images: bool) -> tuple[float, PairIndex]:
@@ -235,7 +258,8 @@ def measure(
         ModeError: the shards are not there, or have not one good pair.
     """
     values: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as temporary, Progress("measure", 7, "rates") as bar:
+    rates = 6 if params.seed.pretrained else 7
+    with tempfile.TemporaryDirectory() as temporary, Progress("measure", rates, "rates") as bar:
 
         def quietly(work: Callable[[], Result]) -> Result:
             """Without the bars of what is called; what it takes is counted as one."""
@@ -244,7 +268,9 @@ def measure(
             bar.update(1)
             return result
 
-        few, folder = some_of(manifest), Path(temporary)
+        folder = Path(temporary)
+        is_table = manifest.kind == "table"
+        few = first_rows(manifest, root, folder / "few.parquet") if is_table else some_of(manifest)
         with _one_thread():
             headers, index = quietly(lambda: index_rate(few, root, folder / "headers", False))
             checked, _ = quietly(lambda: index_rate(few, root, folder / "checked", True))
@@ -254,7 +280,7 @@ def measure(
             values["index_bytes_per_pair"] = bytes_of(folder / "headers") / len(index)
             values["image_bytes"] = sum(shard.size for shard in few.shards) / index.images
             contents = some_images(index, root)
-            if few.kind == "table":
+            if is_table:
                 values["image_bytes"] = float(np.mean([len(content) for content in contents]))
             values["decode_images_per_core_second"] = quietly(lambda: decode_rate(contents, params.image))
 

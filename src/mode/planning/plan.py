@@ -21,7 +21,7 @@ from mode.planning import sizes
 from mode.planning.machines import Cluster
 from mode.planning.rates import SourcedRates
 from mode.planning.shape import ModelShape
-from mode.roles import EXPERT, SEED, role_of
+from mode.roles import EXPERT, SEED
 from mode.training.plan import TrainPlan
 
 #: Operations of a pair below which a GPU waits for Python to start its kernels: the demo's 0.04 GFLOP reach 5,100
@@ -228,7 +228,7 @@ class _Planner:
 
     def scheduled(self) -> tuple[list[StagePlan], dict[str, float]]:
         """All stages with their beginnings, and hours by the resource that the critical path waits for."""
-        trainings = [self._training(role_of(plan.name).name, plan) for plan in self._train_plans()]
+        trainings = [self._training(key, plan) for key, plan in self._train_plans()]
         seed = [stage for stage in trainings if stage.stage == SEED.name]
         if self._params.seed.pretrained:  # its folder is there, too
             seed = [StagePlan(stage=SEED.name, disk_bytes=self._model_bytes())]
@@ -261,9 +261,9 @@ class _Planner:
             _add(waits, stage)
         return done, waits
 
-    def _train_plans(self) -> Iterator[TrainPlan]:
+    def _train_plans(self) -> Iterator[tuple[str | None, TrainPlan]]:
         for role, key in trainings_of(self._params):
-            yield training_plan(self._params, role, key, self.epoch_samples)
+            yield key, training_plan(self._params, role, key, self.epoch_samples)
 
     def _preparation(self) -> tuple[list[StagePlan], list[StagePlan]]:
         """What comes before an embedder, and what it is needed for."""
@@ -357,9 +357,10 @@ class _Planner:
         vectors = self._work.pairs[source] * float(sizes.FLOAT16 * self._work.embedder.dimensions)
         return h.per_hour(vectors, self._rates.read_bytes_per_second)
 
-    def _training(self, role: str, plan: TrainPlan) -> StagePlan:
+    def _training(self, key: str | None, plan: TrainPlan) -> StagePlan:
+        """One training; `key` of an expert."""
         cluster, rates, params = self._cluster, self._rates, self._params
-        devices = cluster.devices_of_seed if role == SEED.name else cluster.devices_per_training
+        devices = cluster.devices_of_seed if plan.role is SEED else cluster.devices_per_training
         pairs = float(self._work.pairs[plan.source])
         own = pairs * self._share_of(plan)
         own_images = own / rates.captions_per_image
@@ -377,11 +378,11 @@ class _Planner:
             rates.read_bytes_per_second * nodes,
         )
         process = sizes.training_process_bytes(pairs, own, rates.caption_bytes, self._model.parameters, cached)
-        side_by_side = 1 if role == SEED.name else min(cluster.trainings_per_node, self._queued)
+        side_by_side = 1 if plan.role is SEED else min(cluster.trainings_per_node, self._queued)
         processes = side_by_side * min(devices, cluster.devices_per_node)
-        moments = 2 * sizes.FLOAT32 * self._model.parameters if role == SEED.name else 0
+        moments = 2 * sizes.FLOAT32 * self._model.parameters if plan.role is SEED else 0
         return StagePlan(
-            stage=f"{role}@{plan.name.removeprefix('full-')}" if role_of(plan.name).many else plan.name,
+            stage=plan.name if key is None else f"{plan.role.name}@{key}",
             samples=plan.samples,
             disk_bytes=self._model_bytes() + moments,
             process_memory_bytes=process,

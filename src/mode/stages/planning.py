@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,9 +131,10 @@ def measure_project(root: Path, params_file: Path) -> None:
     from mode.planning.measure import measure
 
     project = Project(root, load_params(params_file))
-    manifest = project.manifest(project.params.training.source)
+    source = project.params.training.source
+    manifest = project.manifest(source)
     if not manifest.is_file():
-        raise ModeError(f"{manifest}: no shards are listed there yet", "`dvc repro names data watch` makes it")
+        raise ModeError(f"{manifest}: no shards are listed there yet", f"`dvc repro index@{source}` lists them")
     # The model's operations do not change with its words, its embedder's vectors have their length whatever it knows.
     embedder = _embedder_shape(project, _model_shape(project, Asked(), None), words=1e6)
     measured = measure(
@@ -201,6 +203,9 @@ def _cluster(params: Params, asked: Asked) -> Cluster:
     from mode.parallel import cores
     from mode.planning.machines import CPU, Cluster, Gpu, device_called, gpu_called
 
+    for option, number in (("price", asked.price), ("memory", asked.memory_gb), ("peak-tflops", asked.peak_tflops)):
+        if number is not None and not math.isfinite(number):
+            raise ModeError(f"--{option}: {number:g} is no number to plan with", "a finite one")
     is_elsewhere = asked.gpu is not None or asked.nodes > 1
     device, gpus_here = asked.gpu.lower() if asked.gpu else CPU, 1
     memory = asked.memory_gb * 1e9 if asked.memory_gb else None
@@ -210,6 +215,8 @@ def _cluster(params: Params, asked: Asked) -> Cluster:
         if torch.cuda.is_available():
             device, gpus_here = device_called(torch.cuda.get_device_name()), torch.cuda.device_count()
     gpu = None
+    if device == CPU and asked.peak_tflops:
+        raise ModeError("--peak-tflops: of which GPU?", "--gpu NAME says it")
     if device != CPU:
         gpu = Gpu(asked.peak_tflops * 1e12) if asked.peak_tflops else gpu_called(device)
     if memory is None and not is_elsewhere:
