@@ -102,7 +102,7 @@ def test_disk_worked_out_by_hand(workload: Make, machines: Machines) -> None:
     assert disk["index@base"] == 1_800_000
     assert disk["embed@base"] == 36_000 * 2 * 20
     assert disk["assign@base"] == pytest.approx(36_000 * 10.4)
-    assert disk["cluster@base"] == 12 * (4 * 20 + 150)
+    assert disk["cluster@base"] == 1_000 + 12 * (4 * 20 + 146)
     assert disk["seed"] - disk["dense"] == 8_000_000  # two moments of a million parameters
     assert disk["expert@expert-0"] == 4_004_000
     assert plan.disk_bytes == pytest.approx(sum(disk.values()))
@@ -282,3 +282,10 @@ def test_a_small_model_is_warned_of_where_its_rate_is_worked_out(workload: Make,
     assert "does not fill a GPU" in make_plan(workload(), machines(), rates()).notes[0]
     assert make_plan(workload(), machines(), rates(training_samples_per_second=5.0)).notes == []
     assert make_plan(workload(), replace(machines(), gpu=None, device="cpu"), rates()).notes == []
+
+
+def test_an_epoch_that_is_next_to_nothing_is_pointed_out(workload: Make, machines: Machines) -> None:
+    given = rates(training_samples_per_second=5.0)
+    assert make_plan(workload(pairs=800_000), machines(), given).notes == []
+    [note] = make_plan(workload(pairs=800_001), machines(), given).notes
+    assert note.startswith("an epoch has 8,000 samples, of 800,001 images")

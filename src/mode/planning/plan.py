@@ -27,6 +27,8 @@ from mode.training.plan import TrainPlan
 #: Operations of a pair below which a GPU waits for Python to start its kernels: the demo's 0.04 GFLOP reach 5,100
 #: samples/s on an H100 (docs/performance.md), a six-hundredth of what its peak and share say.
 _FILLS_A_GPU = 5e9
+#: Share of a source's images below which an epoch is likely one of another, smaller source.
+_SHORT_EPOCH = 0.01
 
 
 class _Record(BaseModel):
@@ -488,6 +490,13 @@ def _shortages(stages: Sequence[StagePlan], cluster: Cluster) -> list[str]:
 
 def _notes(work: Workload, cluster: Cluster, sourced: SourcedRates) -> list[str]:
     notes = []
+    recipe = work.params.training
+    images = work.pairs[recipe.source] / sourced.rates.captions_per_image
+    if recipe.epoch_samples and recipe.epoch_samples < _SHORT_EPOCH * images:
+        notes.append(
+            f"an epoch has {recipe.epoch_samples:,} samples, of {images:,.0f} images:"
+            " `--set training.epoch_samples=null` makes it all of them"
+        )
     worked_out = cluster.gpu is not None and sourced.rates.training_samples_per_second is None
     if worked_out and work.model.flops_per_pair < _FILLS_A_GPU:
         notes.append(

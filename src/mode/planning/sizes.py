@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 #: `data/assignment/SOURCE.parquet`: a million random rows among 1,024 centres; the demo's 40,000 rows have 10.0.
 ASSIGNMENT_BYTES_PER_PAIR = 10.4
-#: `clusters.json`, for each fine and coarse cluster: its words and sizes. The demo's 68.
-CLUSTER_WORDS_BYTES = 150
+#: `data/clusters/SOURCE` beside the centres: words and sizes of each fine and coarse cluster, and the rest.
+#: From the demo's 68 clusters and 10 of a smaller project.
+CLUSTER_WORDS_BYTES, CLUSTER_FILES_BYTES = 146, 1_000
 #: `tokenizer.json` of `model.tokenizer: words`, for each of the demo's 3,373 words; and a model's other small files.
 TOKENIZER_BYTES_PER_WORD, CARD_BYTES = 21, 4_000
 #: `vocabulary.json` of an `lsa` embedder, for each of the demo's 668 words.
@@ -95,7 +96,7 @@ def cached_image_bytes(images: float, size: int, cache_mb: int, crops: bool) -> 
 
 def cluster_files_bytes(fine: int, coarse: int, dimensions: int) -> float:
     """`data/clusters/SOURCE`: centres in float32, and words of each cluster."""
-    return (fine + coarse) * (FLOAT32 * dimensions + CLUSTER_WORDS_BYTES)
+    return (fine + coarse) * (FLOAT32 * dimensions + CLUSTER_WORDS_BYTES) + CLUSTER_FILES_BYTES
 
 
 def lsa_bytes(words: float, dimensions: int) -> float:
