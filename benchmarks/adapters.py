@@ -30,7 +30,8 @@ from typing import Any, TypeVar
 import yaml
 
 from benchmarks.inference import of_variant, pixels_of
-from benchmarks.study import Row, Rows, cpu_seconds, figures, markdown, mean_row, spreads
+from benchmarks.study import Row, Rows, figures, markdown, mean_row, spreads
+from mode.planning.trial import cpu_seconds
 from mode.results import Results
 from mode.roles import EXPERT, role_of
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.cluster import vectors_like_captions
 from benchmarks.harness import Input, Outcomes, Race, Run, Target, faster, figure
-from benchmarks.inputs import clusters_at
+from mode.planning.trial import clusters_at
 
 #: Vectors, dimensions, centres.
 SIZES = {"quick": (3_000, 16, 32), "full": (400_000, 384, 1_024), "large": (400_000, 384, 1_024)}

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 import mode
-from benchmarks.study import Row, Rows, compare_projects, cpu_seconds, figures, row_of
+from benchmarks.study import Row, Rows, compare_projects, figures, row_of
 from mode.clip.preprocess import Preprocess
 from mode.ensemble.images import rgb_batches
 from mode.ensemble.model import Ensemble
 from mode.evaluation import metrics
 from mode.evaluation.tasks import Task
+from mode.planning.trial import cpu_seconds
 from mode.results import Results
 
 #: Name of a row -> arguments of `Ensemble.adapt`.

@@ -19,7 +19,6 @@ from benchmarks.harness import Input
 
 if TYPE_CHECKING:
     from mode.clip.model import Clip
-    from mode.clustering.hierarchy import Clusters
     from mode.data.shards.manifest import Manifest
     from mode.params import ImageParams, ModelParams
 
@@ -77,22 +76,6 @@ def save_router(folder: Path, texts: list[str]) -> None:
     clusters = fit_clusters(embedder.encode(texts), ClusteringParams(fine=16), 16, 4, random_seed=0)
     conditions = {name: clusters.condition(number) for number, name in enumerate(EXPERTS)}
     Router.fit(conditions, embedder, RoutingParams(), texts, 0).save(folder / "router")
-
-
-def clusters_at(centres: np.ndarray, coarse: int) -> Clusters:
-    """Clusters with these fine centres, dealt out to the coarse ones in turn; their sizes mean nothing."""
-    from mode.clustering.hierarchy import Clusters
-
-    count = len(centres)
-    return Clusters(
-        fine_centres=centres,
-        coarse_of_fine=(np.arange(count) % coarse).astype(np.int32),
-        coarse_centres=centres[:coarse],
-        fine_sizes=np.ones(count, np.int64),
-        coarse_sizes=np.full(coarse, count // coarse),
-        strategy="two-level",
-        random_seed=0,
-    )
 
 
 def make_pictures(count: int) -> list[bytes]:

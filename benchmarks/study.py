@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
@@ -29,7 +29,6 @@ FEW_TASKS = 6
 #: Figures by the head of their column; and rows by their name.
 Row = dict[str, float]
 Rows = dict[str, Row]
-Result = TypeVar("Result")
 
 
 def clone(folder: Path) -> Path:
@@ -128,13 +127,6 @@ def compare_projects(
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     return list(experiments.values())
-
-
-def cpu_seconds(work: Callable[[], Result]) -> tuple[float, Result]:
-    """CPU time that this process takes for it, and what comes out."""
-    before = time.process_time()
-    result = work()
-    return time.process_time() - before, result
 
 
 def spread(values: Iterable[float], digits: int = 1) -> str:

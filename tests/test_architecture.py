@@ -13,7 +13,7 @@ ROOMS = (
     "errors", "permutation", "processes", "progress", "files", "checksums", "sealed_parquet", "vectors", "columns",
     "parallel", "roles", "params", "results", "engine", "edit", "paths", "door", "slurm", "data.images", "data.glyphs",
     "data.shards", "data.loading", "data", "clip", "embedding", "clustering", "ensemble", "training", "evaluation",
-    "tracking", "reporting", "experiments", "integrity", "", "stages", "app", "cli",
+    "tracking", "reporting", "experiments", "planning", "integrity", "", "stages", "app", "cli",
 )  # fmt: skip
 
 #: What else may be imported only here: a library or a folder of this repository, and the rooms that may.

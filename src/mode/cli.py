@@ -138,6 +138,91 @@ def show_params(
     sys.stdout.write(explained(load_params(params), key))
 
 
+@app.command("plan")
+def plan_a_run(
+    pairs: Annotated[str | None, typer.Option(help="Image-caption pairs, such as 400M or 2.5B.")] = None,
+    model: Annotated[str | None, typer.Option(help="An architecture of open_clip, such as ViT-B-16.")] = None,
+    experts: Annotated[int | None, typer.Option(min=1, help="Experts: coarse clusters.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of `mode init`, in place of the project: paper-b16, paper-b32, finetune, demo.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value of params.yaml; repeatable."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of each machine; on CPUs, trainings side by side.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="a100, h100, h200 or cpu; others take --peak-tflops.")] = None,
+    peak_tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="Of a GPU, in bfloat16 without sparsity.")
+    ] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="CPU cores of each machine; default 8 for each GPU.")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.001, help="GB of each machine, to see what fits.")] = None,
+    gpus_per_training: Annotated[
+        int | None, typer.Option(min=1, help="For each training but the seed's; default all of a machine.")
+    ] = None,
+    gpus_of_seed: Annotated[int | None, typer.Option(min=1, help="For the seed; default all of all machines.")] = None,
+    evaluation_images: Annotated[int | None, typer.Option(min=1, help="Images of all tasks together.")] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Of an hour of a GPU; adds what stages cost.")] = None,
+    rates: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rates of yours, YAML or JSON: docs/scaling.md explains them.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure this machine on the project's data first: a minute.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Say what a run will need before it starts: disk, memory, hours, cost, and what each stage waits for.
+
+    Without options it plans the project it stands in, on this machine. Any
+    number may be another one; with --preset, or where there is no project but
+    --pairs, the numbers are those of the preset, paper-b16 if none is named:
+
+    mode plan --gpu h100 --gpus 8 --nodes 4 --price 2.5
+
+    mode plan --preset paper-b16 --pairs 2.5B --gpu a100 --memory 1000
+
+    mode plan --set training.epoch_samples=100000000 --experts 8
+
+    How fast a machine is: --measure finds out, for this machine and later
+    plans of this project; --rates gives numbers of your own; otherwise they
+    are those of docs/scaling.md. The output ends with each and its source.
+    GPU hours, and so cost, are those that stages compute; machines that wait
+    for others cost too: a line below the table says what all of them do.
+    """
+    from mode.planning.table import print_plan
+    from mode.stages.planning import Asked, measure_project, plan_project
+
+    asked = Asked(
+        preset=preset,
+        pairs=pairs,
+        model=model,
+        experts=experts,
+        settings=settings or (),
+        nodes=nodes,
+        gpus=gpus,
+        gpu=gpu,
+        peak_tflops=peak_tflops,
+        cores=cores,
+        memory_gb=memory,
+        gpus_per_training=gpus_per_training,
+        gpus_of_seed=gpus_of_seed,
+        evaluation_images=evaluation_images,
+        price=price,
+        rates=rates,
+    )
+    if measure:
+        measure_project(Path.cwd(), params)
+    planned = plan_project(Path.cwd(), params, asked)
+    if as_json:
+        typer.echo(planned.model_dump_json(indent=2))
+    else:
+        print_plan(planned)
+
+
 @app.command()
 def verify(
     shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs or tables of image-caption pairs.")],

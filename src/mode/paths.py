@@ -81,6 +81,8 @@ class Paths:
         self.logs = self.state / "logs"
         self.prefect_home = self.state / "prefect"
         self.experiment_runs = self.state / "experiments"
+        # What `mode plan --measure` found.
+        self.rates = self.state / "rates.json"
 
     def shards(self, source: str) -> Path:
         return self.data / "shards" / source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.params import Params, parse_params
 from mode.roles import DENSE, DENSE_LONG, ENSEMBLE, EXPERT, FULL, SEED, TRAINED, UNIFORM, UNIFORM_FULL, Role
-from mode.training.plan import make_plan
+from mode.training.plan import TrainPlan, make_plan
 
 #: Sections of params.yaml that decide the seed, and so whether two runs share it.
 _OF_SEED = ("random_seed", "sources", "glyphs", "index", "seed", "model", "image", "training")
@@ -225,38 +225,52 @@ def plan_table(
     return table
 
 
+def trainings_of(params: Params) -> Iterator[tuple[Role, str | None]]:
+    """The trainings of a run as (role, expert's key), in the order of the tables; a pretrained seed is none."""
+    for role in TRAINED:
+        if (role is SEED and params.seed.pretrained) or (role is DENSE_LONG and not params.baselines.dense_long):
+            continue
+        keys: Iterable[str | None] = params.full if role is FULL else params.experts if role.many else [None]
+        yield from ((role, key) for key in keys)
+
+
+def training_plan(params: Params, role: Role, key: str | None, images: int) -> TrainPlan:
+    """Length and schedule of one of `trainings_of`, before its pairs are known.
+
+    Args:
+        params: of the run.
+        role, key: which training.
+        images: of the source that the seed is trained on: samples of an epoch if `training.epoch_samples` is null.
+
+    Raises:
+        ModeError: as `make_plan`.
+    """
+    return make_plan(
+        role,
+        Pairs.of(np.zeros(1, np.int64), np.zeros(1, np.int64)),
+        params.training,
+        images,
+        key=key,
+        expert=params.experts[key] if key is not None else None,
+        experts=params.coarse_of(params.training.source) if role is DENSE_LONG else 0,
+        parent=None if role is SEED else Path(SEED.name),
+    )
+
+
 def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
     """The trainings of a run."""
     seed_key = {section: values.get(section) for section in _OF_SEED}
-    pairs, images = Pairs.of(np.zeros(1, np.int64), np.zeros(1, np.int64)), params.training.epoch_samples or 0
-    parent = Path("seed")
-
-    def of(role: Role, key: str | None, own: Mapping[str, Any]) -> Work:
-        expert = params.experts[key] if key is not None else None
-        samples = float("nan")  # an epoch is as long as there are images, which only the index knows
-        if images:
-            total = params.coarse_of(params.training.source) if role is DENSE_LONG else 0
-            start = None if role is SEED else parent
-            samples = make_plan(
-                role, pairs, params.training, images, key=key, expert=expert, experts=total, parent=start
-            ).samples
-        return Work(role.model(key), _digest({"role": role.name, **seed_key, **own}), samples)
-
-    for role in TRAINED:
-        if role is SEED and params.seed.pretrained:
-            continue
+    images = params.training.epoch_samples
+    for role, key in trainings_of(params):
+        # An epoch of null is as long as there are images, which only the index knows.
+        samples = training_plan(params, role, key, images).samples if images else float("nan")
+        own: dict[str, Any] = {}
         if role is DENSE_LONG:
-            if params.baselines.dense_long:
-                yield of(role, None, {"coarse": params.coarse_of(params.training.source)})
-        elif role is FULL:
-            for key in params.full:
-                yield of(role, key, {"key": key, "expert": values["experts"][key]})
-        elif role.many:
-            for key in params.experts:
-                own = {section: values.get(section) for section in _OF_EXPERT}
-                yield of(role, key, {"key": key, "expert": values["experts"][key], **own})
-        else:
-            yield of(role, None, {})
+            own = {"coarse": params.coarse_of(params.training.source)}
+        elif key is not None:
+            own = {"key": key, "expert": values["experts"][key]}
+            own |= {} if role is FULL else {section: values.get(section) for section in _OF_EXPERT}
+        yield Work(role.model(key), _digest({"role": role.name, **seed_key, **own}), samples)
 
 
 def _digest(content: object) -> str:

@@ -1,0 +1,1 @@
+"""What a project will need before it runs: disk, memory, hours and cost of every stage."""

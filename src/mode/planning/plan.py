@@ -1,0 +1,508 @@
+"""The plan of a run: disk, memory, hours and cost of every stage, on machines of one kind.
+
+The stages run as `dvc repro` and the flows run them: what prepares the data one after the other; then the seed on all
+devices that it is given; then the dense models and the experts, each as soon as there is room for it; then the
+evaluation. How long each training is `mode.training.plan` says, as it does when they are trained.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from mode.clustering.words import SAMPLE
+from mode.ensemble.merge import images_to_keep
+from mode.experiments.plan import training_plan, trainings_of
+from mode.params import Params
+from mode.planning import hours as h
+from mode.planning import sizes
+from mode.planning.machines import Cluster
+from mode.planning.rates import SourcedRates
+from mode.planning.shape import ModelShape
+from mode.roles import EXPERT, SEED
+from mode.training.plan import TrainPlan
+
+#: Operations of a pair below which a GPU waits for Python to start its kernels: the demo's 0.04 GFLOP reach 5,100
+#: samples/s on an H100 (docs/performance.md), a six-hundredth of what its peak and share say.
+_FILLS_A_GPU = 5e9
+#: Share of a source's images below which an epoch is likely one of another, smaller source.
+_SHORT_EPOCH = 0.01
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StagePlan(_Record):
+    """One stage.
+
+    Attributes:
+        stage: as `dvc repro` calls it.
+        samples: of a training.
+        disk_bytes: of its output.
+        process_memory_bytes, node_memory_bytes: of each process, and of all on one machine at that time.
+        devices: GPUs (on CPUs: training processes) that it computes on.
+        begins_at_hours, hours: wall time; 0 hours: not worth a figure.
+        device_hours: devices x hours.
+        cost: of these; None without a price.
+        bottleneck: the resource that it waits for most.
+        phases: hours that each resource needs, phase by phase.
+    """
+
+    stage: str
+    samples: int | None = None
+    disk_bytes: float = 0.0
+    process_memory_bytes: float = 0.0
+    node_memory_bytes: float = 0.0
+    devices: int = 0
+    begins_at_hours: float = 0.0
+    hours: float = 0.0
+    device_hours: float = 0.0
+    cost: float | None = None
+    bottleneck: str = ""
+    phases: list[dict[str, float]] = []
+
+
+class UsedRate(_Record):
+    """A rate, and where it comes from."""
+
+    value: float | None
+    source: str
+
+
+class Plan(_Record):
+    """All of it; the totals are of `stages`.
+
+    Attributes:
+        model, flops_per_pair, parameters: of every CLIP that is trained.
+        pairs: by source.
+        epoch_samples: of one epoch of a training.
+        nodes, devices_per_node, device, cores_per_node, devices_per_training, devices_of_seed: the machines.
+        stages: in the order in which they begin.
+        disk_bytes: of all outputs.
+        node_memory_bytes: the most that one machine needs at a time.
+        hours: wall time from the first stage to the last.
+        device_hours: that stages compute on devices; `rented_device_hours` all of them, from beginning to end.
+        cost, rented_cost: of these; None without a price.
+        bottleneck: the resource that the critical path waits for most.
+        shortages: what does not fit the machines, a sentence each.
+        rates: by name.
+        notes: what else a reader has to know.
+    """
+
+    model: str
+    flops_per_pair: float
+    parameters: int
+    pairs: dict[str, int]
+    epoch_samples: int
+    nodes: int
+    devices_per_node: int
+    device: str
+    cores_per_node: int
+    devices_per_training: int
+    devices_of_seed: int
+    stages: list[StagePlan]
+    disk_bytes: float
+    node_memory_bytes: float
+    hours: float
+    device_hours: float
+    rented_device_hours: float
+    cost: float | None
+    rented_cost: float | None
+    bottleneck: str
+    shortages: list[str]
+    rates: dict[str, UsedRate]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class EmbedderShape:
+    """What embeds: `flops_per_item` is 0 of `lsa`, which computes on cores.
+
+    Attributes:
+        dimensions: of a vector.
+        flops_per_item: forward, of a caption, or of an image, or of both.
+        of_images: an item is an image, and has to be decoded.
+        files_bytes: of `data/embedder`.
+    """
+
+    dimensions: int
+    flops_per_item: float
+    of_images: bool
+    files_bytes: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be done.
+
+    Attributes:
+        params: all of params.yaml.
+        pairs: by source.
+        shard_bytes: by source, where they are known.
+        model: that every role trains.
+        embedder: that captions or images are embedded by.
+        evaluation_images: of all tasks.
+    """
+
+    params: Params
+    pairs: Mapping[str, int]
+    shard_bytes: Mapping[str, float]
+    model: ModelShape
+    embedder: EmbedderShape
+    evaluation_images: int
+
+
+def make_plan(work: Workload, cluster: Cluster, sourced: SourcedRates, price: float | None = None) -> Plan:
+    """Work out a plan.
+
+    Args:
+        work: what is to be done.
+        cluster: where.
+        sourced: how fast, and how large data are.
+        price: of a device's hour, in any currency.
+
+    Raises:
+        ModeError: a training is too short for its steps or its warm-up, as `mode.training.plan` says.
+    """
+    planner = _Planner(work, cluster, sourced)
+    stages, waits = planner.scheduled()
+    stages = [_priced(stage, price) for stage in stages]
+    wall = max(stage.begins_at_hours + stage.hours for stage in stages)
+    rented = wall * cluster.devices
+    return Plan(
+        model=work.model.name,
+        flops_per_pair=work.model.flops_per_pair,
+        parameters=work.model.parameters,
+        pairs=dict(work.pairs),
+        epoch_samples=planner.epoch_samples,
+        nodes=cluster.nodes,
+        devices_per_node=cluster.devices_per_node,
+        device=cluster.device,
+        cores_per_node=cluster.cores_per_node,
+        devices_per_training=cluster.devices_per_training,
+        devices_of_seed=cluster.devices_of_seed,
+        stages=stages,
+        disk_bytes=sum(stage.disk_bytes for stage in stages),
+        node_memory_bytes=max(stage.node_memory_bytes for stage in stages),
+        hours=wall,
+        device_hours=sum(stage.device_hours for stage in stages),
+        rented_device_hours=rented,
+        cost=None if price is None else sum(stage.cost or 0.0 for stage in stages),
+        rented_cost=None if price is None else price * rented,
+        bottleneck=max(waits, key=lambda resource: waits[resource], default=""),
+        shortages=_shortages(stages, cluster),
+        rates={
+            name: UsedRate(value=value, source=sourced.sources[name])
+            for name, value in sourced.rates.model_dump().items()
+        },
+        notes=_notes(work, cluster, sourced),
+    )
+
+
+def queue(durations: Sequence[float], places: int) -> tuple[list[float], list[int]]:
+    """When each job begins, and at which place: in this order, each where there is room first.
+
+    >>> queue([2, 3, 1], places=2)
+    ([0.0, 0.0, 2.0], [0, 1, 0])
+    """
+    free = [(0.0, place) for place in range(places)]
+    begins, where = [], []
+    for duration in durations:
+        begin, place = heapq.heappop(free)
+        heapq.heappush(free, (begin + duration, place))
+        begins.append(begin)
+        where.append(place)
+    return begins, where
+
+
+class _Planner:
+    """The stages of one workload on one cluster."""
+
+    def __init__(self, work: Workload, cluster: Cluster, sourced: SourcedRates) -> None:
+        self._work, self._cluster, self._rates = work, cluster, sourced.rates
+        self._params, self._model = work.params, work.model
+        recipe = self._params.training
+        self._images = {name: pairs / self._rates.captions_per_image for name, pairs in work.pairs.items()}
+        self.epoch_samples = recipe.epoch_samples or round(self._images[recipe.source])
+
+    def scheduled(self) -> tuple[list[StagePlan], dict[str, float]]:
+        """All stages with their beginnings, and hours by the resource that the critical path waits for."""
+        trainings = [self._training(key, plan) for key, plan in self._train_plans()]
+        seed = [stage for stage in trainings if stage.stage == SEED.name]
+        if self._params.seed.pretrained:  # its folder is there, too
+            seed = [StagePlan(stage=SEED.name, disk_bytes=self._model_bytes())]
+        others = [stage for stage in trainings if stage.stage != SEED.name]
+        before, after = self._preparation()
+        done: list[StagePlan] = []
+        waits: dict[str, float] = {}
+        clock = 0.0
+        # An embedder that is made from the seed waits for it.
+        first = [*before, *seed, *after] if self._params.embedding.kind == "seed" else [*before, *after, *seed]
+        for stage in first:
+            done.append(stage.model_copy(update={"begins_at_hours": clock}))
+            clock += stage.hours
+            _add(waits, stage)
+        begins, places = queue([stage.hours for stage in others], self._cluster.places)
+        done += [
+            stage.model_copy(update={"begins_at_hours": clock + begin})
+            for stage, begin in zip(others, begins, strict=True)
+        ]
+        ends = [begin + stage.hours for stage, begin in zip(others, begins, strict=True)]
+        if ends:
+            last = places[ends.index(max(ends))]
+            for stage, place in zip(others, places, strict=True):
+                if place == last:
+                    _add(waits, stage)
+            clock += max(ends)
+        for stage in self._conclusion():
+            done.append(stage.model_copy(update={"begins_at_hours": clock}))
+            clock += stage.hours
+            _add(waits, stage)
+        return done, waits
+
+    def _train_plans(self) -> Iterator[tuple[str | None, TrainPlan]]:
+        for role, key in trainings_of(self._params):
+            yield key, training_plan(self._params, role, key, self.epoch_samples)
+
+    def _preparation(self) -> tuple[list[StagePlan], list[StagePlan]]:
+        """What comes before an embedder, and what it is needed for."""
+        before, after = [], []
+        for source in self._work.pairs:
+            before += [self._shards(source), self._index(source)]
+        after.append(StagePlan(stage="embedder", disk_bytes=self._work.embedder.files_bytes))
+        for source in self._work.pairs:
+            after += [self._embed(source), self._cluster_stage(source), self._assign(source)]
+        return before, after
+
+    def _shards(self, source: str) -> StagePlan:
+        known = self._work.shard_bytes.get(source)
+        return StagePlan(
+            stage=f"data@{source}",
+            disk_bytes=self._images[source] * self._rates.image_bytes if known is None else known,
+        )
+
+    def _index(self, source: str) -> StagePlan:
+        rates, images, decodes = self._rates, self._images[source], self._params.index.check_images
+        phases = h.index_phases(
+            images,
+            rates.index_checked_images_per_core_second if decodes else rates.index_headers_images_per_core_second,
+            self._cluster.cores_per_node,
+            read_bytes=images * rates.image_bytes if decodes else 0.0,
+            read_bytes_per_second=rates.read_bytes_per_second,
+            small_reads=0.0 if decodes or not self._cluster.is_elsewhere else h.SMALL_READS * images,
+            small_read_seconds=rates.small_read_seconds,
+        )
+        disk = self._work.pairs[source] * rates.index_bytes_per_pair
+        return _stage(f"index@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
+
+    def _embed(self, source: str) -> StagePlan:
+        """With an engine every worker writes its vectors to the store, which is the limit of many."""
+        rates, embedder, cluster = self._rates, self._work.embedder, self._cluster
+        engine, pairs = self._params.machine.engine, self._work.pairs[source]
+        items = self._images[source] if embedder.of_images else pairs
+        nodes = cluster.nodes if engine.startswith("tcp") else 1
+        cores = nodes * cluster.cores_per_node
+        devices = 0
+        if not embedder.flops_per_item:
+            phases = h.lsa_phases(pairs, rates.lsa_captions_per_core_second, 1 if engine == "local" else cores)
+        else:
+            decoding = {h.CORES: h.per_hour(items, rates.decode_images_per_core_second * cores)}
+            decoding = decoding if embedder.of_images else {}
+            if cluster.gpu is None:
+                speed = rates.encoder_flops_per_core_second * cores
+                phases = h.encoder_phases(items, embedder.flops_per_item, speed, h.CORES)
+            else:
+                devices = 1 if engine == "local" else nodes * cluster.devices_per_node
+                speed = cluster.gpu.peak_flops_per_second * rates.inference_share_of_peak * devices
+                phases = h.encoder_phases(items, embedder.flops_per_item, speed, h.GPU, decoding)
+        disk = pairs * float(sizes.FLOAT16 * embedder.dimensions)
+        if engine != "local":
+            phases = [{**phases[0], h.STORAGE: h.per_hour(disk, rates.read_bytes_per_second * nodes)}]
+        return _stage(f"embed@{source}", phases, devices, disk, sizes.STREAMING_BYTES)
+
+    def _cluster_stage(self, source: str) -> StagePlan:
+        """Fit on a sample, then count the words of some pairs, to name the clusters."""
+        rates, pairs, d = self._rates, self._work.pairs[source], self._work.embedder.dimensions
+        fine, coarse = self._params.clusters_of(source)
+        params, speed = self._params.clustering, self._search_speed
+        named = min(float(SAMPLE), pairs)
+        fitted = h.fit_vectors(min(params.sample, pairs), fine, params.iterations)
+        phases: list[h.Phase] = [
+            {h.CORES: h.search_hours(fitted, fine, d, speed), h.STORAGE: self._reading_vectors(source)},
+            {h.CORES: h.search_hours(named, fine, d, speed)},
+            {h.ONE_CORE: h.per_hour(named, rates.lsa_captions_per_core_second)},
+        ]
+        disk = sizes.cluster_files_bytes(fine, coarse, d)
+        return _stage(f"cluster@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
+
+    def _assign(self, source: str) -> StagePlan:
+        pairs, d = self._work.pairs[source], self._work.embedder.dimensions
+        fine, _ = self._params.clusters_of(source)
+        nodes = self._cluster.nodes if self._params.machine.engine.startswith("tcp") else 1
+        speed = self._search_speed * nodes
+        phases = [
+            {h.CORES: h.search_hours(pairs, fine, d, speed), h.STORAGE: self._reading_vectors(source) / nodes},
+        ]
+        disk = pairs * sizes.ASSIGNMENT_BYTES_PER_PAIR
+        return _stage(f"assign@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
+
+    @property
+    def _search_speed(self) -> float:
+        """Multiply-adds a second of one machine's cores."""
+        return self._rates.assign_multiply_adds_per_core_second * self._cluster.cores_per_node
+
+    def _reading_vectors(self, source: str) -> float:
+        vectors = self._work.pairs[source] * float(sizes.FLOAT16 * self._work.embedder.dimensions)
+        return h.per_hour(vectors, self._rates.read_bytes_per_second)
+
+    def _training(self, key: str | None, plan: TrainPlan) -> StagePlan:
+        """One training; `key` of an expert."""
+        cluster, rates, params = self._cluster, self._rates, self._params
+        devices = cluster.devices_of_seed if plan.role is SEED else cluster.devices_per_training
+        pairs = float(self._work.pairs[plan.source])
+        own = pairs * self._share_of(plan)
+        own_images = own / rates.captions_per_image
+        crops = params.image.crop_scale is not None
+        cached = sizes.cached_image_bytes(own_images, self._model.image_size, params.machine.cache_mb, crops)
+        read = min(plan.samples, own_images) if cached else float(plan.samples)
+        nodes = devices / cluster.devices_per_node
+        phases = h.training_phases(
+            h.TRAINER if cluster.gpu is None else h.GPU,
+            plan.samples,
+            devices * self.samples_per_device_second(),
+            0.0 if params.image.decode == "gpu" and cluster.gpu is not None else read,
+            rates.decode_images_per_core_second * cluster.cores_of(devices),
+            read * rates.image_bytes,
+            rates.read_bytes_per_second * nodes,
+        )
+        process = sizes.training_process_bytes(self._model.parameters, cached)
+        side_by_side = 1 if plan.role is SEED else min(cluster.trainings_per_node, self._queued)
+        processes = side_by_side * min(devices, cluster.devices_per_node)
+        moments = 2 * sizes.FLOAT32 * self._model.parameters if plan.role is SEED else 0
+        return StagePlan(
+            stage=plan.name if key is None else f"{plan.role.name}@{key}",
+            samples=plan.samples,
+            disk_bytes=self._model_bytes() + moments,
+            process_memory_bytes=process,
+            node_memory_bytes=sizes.training_node_bytes(process, processes),
+            devices=devices,
+            hours=h.hours_of(phases),
+            device_hours=devices * h.hours_of(phases),
+            bottleneck=h.bottleneck_of(phases),
+            phases=[dict(phase) for phase in phases],
+        )
+
+    def samples_per_device_second(self) -> float:
+        """What one device trains, waiting for nothing; as it was measured, or from its peak."""
+        rates, recipe, machine = self._rates, self._params.training, self._params.machine
+        if rates.training_samples_per_second is not None:
+            return rates.training_samples_per_second
+        gpu = self._cluster.gpu
+        if gpu is None:
+            flops = rates.training_flops_per_core_second * self._cluster.threads
+        else:
+            flops = gpu.peak_flops_per_second * rates.training_share_of_peak
+        again = h.ACCUMULATION if recipe.accumulate > 1 else 1.0
+        again *= h.RECOMPUTATION if machine.grad_checkpointing else 1.0
+        return flops / self._model.flops_per_pair / again
+
+    @property
+    def _queued(self) -> int:
+        """Trainings after the seed."""
+        return sum(role is not SEED for role, _ in trainings_of(self._params))
+
+    def _share_of(self, plan: TrainPlan) -> float:
+        """Share of its source's pairs that a model is trained on: clusters are taken to be equally large."""
+        if plan.cluster is None:
+            return 1.0
+        expert, inside = self._params.experts[plan.name], 1 / self._params.coarse_of(plan.source)
+        outside = self._params.branch.outside_share if expert.outside_share is None else expert.outside_share
+        return inside + outside * (1 - inside)
+
+    def _model_bytes(self) -> float:
+        words = min(self._params.model.vocabulary, self._rates.tokenizer_words)
+        tokenizer = words * sizes.TOKENIZER_BYTES_PER_WORD if self._params.model.tokenizer == "words" else 0.0
+        return self._model.state_bytes + tokenizer + sizes.CARD_BYTES
+
+    def _conclusion(self) -> list[StagePlan]:
+        """The ensemble, which is read from clusters and embedder, and the evaluation of all models on one device."""
+        rates, cluster, params = self._rates, self._cluster, self._params
+        kept = images_to_keep(max(1, len(params.experts)), self._model.image_size)
+        fine = sum(params.clusters_of(source)[0] for source in self._work.pairs)
+        conditions = fine * self._work.embedder.dimensions * sizes.FLOAT32
+        images = len(params.experts) * kept * 3 * self._model.image_size**2
+        ensemble = StagePlan(stage="ensemble", disk_bytes=conditions + images + self._work.embedder.files_bytes)
+        models = sum(1 for _ in trainings_of(params)) + params.seed.pretrained
+        flops = self._work.evaluation_images * models * self._model.flops_per_image
+        decoding = h.per_hour(
+            self._work.evaluation_images, rates.decode_images_per_core_second * cluster.cores_per_node
+        )
+        if cluster.gpu is None:
+            computing = h.per_hour(flops, rates.encoder_flops_per_core_second * cluster.cores_per_node)
+            return [ensemble, _stage("evaluate", [{h.CORES: computing + decoding}], memory=sizes.STREAMING_BYTES)]
+        computing = h.per_hour(flops, cluster.gpu.peak_flops_per_second * rates.inference_share_of_peak)
+        phases = [{h.GPU: computing, h.CORES: decoding}]
+        return [ensemble, _stage("evaluate", phases, devices=1, memory=sizes.STREAMING_BYTES)]
+
+
+def _stage(
+    name: str, phases: Sequence[h.Phase], devices: int = 0, disk_bytes: float = 0.0, memory: float = 0.0
+) -> StagePlan:
+    """A stage in one process of one machine."""
+    wall = h.hours_of(phases)
+    return StagePlan(
+        stage=name,
+        disk_bytes=disk_bytes,
+        process_memory_bytes=memory,
+        node_memory_bytes=memory,
+        devices=devices,
+        hours=wall,
+        device_hours=devices * wall,
+        bottleneck=h.bottleneck_of(phases),
+        phases=[dict(phase) for phase in phases],
+    )
+
+
+def _priced(stage: StagePlan, price: float | None) -> StagePlan:
+    return stage if price is None else stage.model_copy(update={"cost": price * stage.device_hours})
+
+
+def _add(waits: dict[str, float], stage: StagePlan) -> None:
+    for resource, wait in h.waiting_hours(stage.phases).items():
+        waits[resource] = waits.get(resource, 0.0) + wait
+
+
+def _shortages(stages: Sequence[StagePlan], cluster: Cluster) -> list[str]:
+    """What the machines have too little of: memory."""
+    if cluster.memory_bytes_per_node is None:
+        return []
+    return [
+        f"{stage.stage}: {stage.node_memory_bytes / 1e9:,.0f} GB of memory are needed on a machine that has"
+        f" {cluster.memory_bytes_per_node / 1e9:,.0f} GB"
+        for stage in stages
+        if stage.node_memory_bytes > cluster.memory_bytes_per_node
+    ]
+
+
+def _notes(work: Workload, cluster: Cluster, sourced: SourcedRates) -> list[str]:
+    notes = []
+    recipe = work.params.training
+    images = work.pairs[recipe.source] / sourced.rates.captions_per_image
+    if recipe.epoch_samples and recipe.epoch_samples < _SHORT_EPOCH * images:
+        notes.append(
+            f"an epoch has {recipe.epoch_samples:,} samples, of {images:,.0f} images:"
+            " `--set training.epoch_samples=null` makes it all of them"
+        )
+    worked_out = cluster.gpu is not None and sourced.rates.training_samples_per_second is None
+    if worked_out and work.model.flops_per_pair < _FILLS_A_GPU:
+        notes.append(
+            f"a model of {work.model.flops_per_pair / 1e9:.2g} GFLOP a pair does not fill a GPU, and trains far slower"
+            " than this: measure it there, or give training_samples_per_second (--rates)"
+        )
+    if work.params.training.adapter is not None:
+        notes.append(f"{EXPERT.name}s are adapters, planned as whole models: they need less disk and memory than this")
+    return notes

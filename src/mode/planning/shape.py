@@ -1,0 +1,134 @@
+"""What a plan needs to know of a model, worked out on the `meta` device: no weights are made, nothing is fetched."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mode.clip.model import (
+    CONFIG,
+    Clip,
+    configuration_of,
+    new_network,
+    open_clip_errors,
+    read_configurations,
+    write_config,
+)
+from mode.params import ModelParams
+from mode.training.card import flops_per_pair
+
+#: Tokens of a text where a configuration does not say (open_clip's own default).
+_CONTEXT = 77
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A CLIP's size and operations.
+
+    Attributes:
+        name: of the architecture.
+        flops_per_pair: in training, forward and backward, see `mode.training.card.flops_per_pair`.
+        flops_per_image, flops_per_text: of one tower, forward.
+        parameters: of both towers.
+        state_bytes: of its weights as they are saved.
+        embed_dim: length of a vector.
+        image_size: pixels a side.
+    """
+
+    name: str
+    flops_per_pair: float
+    flops_per_image: float
+    flops_per_text: float
+    parameters: int
+    state_bytes: int
+    embed_dim: int
+    image_size: int
+
+
+def shape_of(
+    model: ModelParams, image_size: int | None = None, words: float | None = None, precision: str = "fp32"
+) -> ModelShape:
+    """The shape of a model of params.yaml.
+
+    Args:
+        model: an architecture of open_clip, a configuration file, or a configuration.
+        image_size: pixels a side, in place of the configuration's.
+        words: of the captions, of which the tokenizer `words` keeps `model.vocabulary`; default as many as that.
+        precision: as in `training.precision`.
+
+    Raises:
+        ModeError: no such architecture, or open_clip cannot build it.
+    """
+    model_cfg = configuration_of(model)
+    if image_size is not None:
+        model_cfg["vision_cfg"]["image_size"] = image_size
+    if model.tokenizer == "words":
+        model_cfg["text_cfg"]["vocab_size"] = round(min(model.vocabulary, words or model.vocabulary))
+    return _shape(model.name or "config", model_cfg, precision)
+
+
+def shape_of_folder(folder: Path, precision: str = "fp32") -> ModelShape:
+    """The shape of a model folder, from its configuration. Raises `ModeError` where that is none."""
+    model_cfg, _ = read_configurations(folder)
+    return _shape(folder.name, model_cfg, precision)
+
+
+def is_folder_of_model(folder: Path) -> bool:
+    """Whether a folder has a model's configuration."""
+    return (folder / CONFIG).is_file()
+
+
+def image_size_of(model: ModelParams) -> int:
+    """Pixels a side that an architecture is made for. Raises `ModeError` where open_clip knows no such model."""
+    size = configuration_of(model)["vision_cfg"].get("image_size", 224)
+    return int(size[0] if isinstance(size, list | tuple) else size)
+
+
+def _shape(name: str, model_cfg: dict[str, Any], precision: str) -> ModelShape:
+    context = int(model_cfg["text_cfg"].get("context_length", _CONTEXT))
+    given = model_cfg["vision_cfg"].get("image_size", 224)
+    size = int(given[0] if isinstance(given, list | tuple) else given)
+
+    def blank(texts: list[str]) -> Tensor:
+        return torch.zeros(len(texts), context, dtype=torch.int64)
+
+    with tempfile.TemporaryDirectory() as temporary, open_clip_errors(f"model {name}"), torch.device("meta"):
+        folder = Path(temporary)
+        write_config(folder, model_cfg, {"size": size})
+        network = new_network(folder, device="meta", precision=precision)
+        clip = Clip(network, blank, model_cfg, {"size": size})
+        state = network.state_dict().values()
+        image, text = _tower_flops(network, size, context)
+        return ModelShape(
+            name=name,
+            flops_per_pair=float(flops_per_pair(clip)),
+            flops_per_image=image,
+            flops_per_text=text,
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state),
+            embed_dim=clip.dimensions,
+            image_size=size,
+        )
+
+
+def _tower_flops(network: open_clip.CLIP, size: int, context: int) -> tuple[float, float]:
+    """Operations of one image and of one text, forward."""
+    dtype = next(parameter.dtype for parameter in network.visual.parameters() if parameter.ndim > 1)
+    network.eval()
+    counted = []
+    with torch.inference_mode():
+        for tower, given in (
+            (network.encode_image, torch.zeros(1, 3, size, size, dtype=dtype, device="meta")),
+            (network.encode_text, torch.zeros(1, context, dtype=torch.int64, device="meta")),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                tower(given)
+            counted.append(float(counter.get_total_flops()))
+    return counted[0], counted[1]

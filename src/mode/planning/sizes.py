@@ -1,0 +1,58 @@
+"""Bytes on disk and in memory. Constants that were measured stand at the top, with what was measured."""
+
+from __future__ import annotations
+
+#: `data/assignment/SOURCE.parquet`: a million random rows among 1,024 centres; the demo's 40,000 rows have 10.0.
+ASSIGNMENT_BYTES_PER_PAIR = 10.4
+#: `data/clusters/SOURCE` beside the centres: words and sizes of each fine and coarse cluster, and the rest.
+#: From the demo's 68 clusters and 10 of a smaller project.
+CLUSTER_WORDS_BYTES, CLUSTER_FILES_BYTES = 146, 1_000
+#: `tokenizer.json` of `model.tokenizer: words`, for each of the demo's 3,373 words; and a model's other small files.
+TOKENIZER_BYTES_PER_WORD, CARD_BYTES = 21, 4_000
+#: `vocabulary.json` of an `lsa` embedder, for each of the demo's 668 words.
+LSA_WORD_BYTES = 9
+#: Of one number.
+FLOAT32, FLOAT16 = 4, 2
+
+
+#: Memory of a training process before model and batch: Python, torch and open_clip as `mode stage` imports them (unique
+#: resident memory after `import mode.stages.training, mode.tracking.runs`, torch 2.15), and what it has of index,
+#: captions and order of samples, which does not grow with the pairs (70 MB at 50 million: docs/performance.md).
+PROCESS_BYTES, INDEX_BYTES_IN_MEMORY = 6.0e8, 0.7e8
+#: The libraries' code, once on a machine.
+LIBRARIES_BYTES = 4.5e8
+#: Weights, gradients and two moments of AdamW in float32, of each parameter.
+BYTES_PER_PARAMETER = 16.0
+#: Of a stage that streams: what it has of a block, and libraries. `cluster` holds 100 MB of blocks at 384 dimensions.
+STREAMING_BYTES = 1.0e9
+
+
+def training_process_bytes(parameters: float, cached_bytes: float = 0.0) -> float:
+    """Private memory of one training process, on the host, without the activations of a batch.
+
+    Args:
+        parameters: of the model.
+        cached_bytes: of decoded images that are kept, see `cached_image_bytes`.
+    """
+    return PROCESS_BYTES + INDEX_BYTES_IN_MEMORY + parameters * BYTES_PER_PARAMETER + cached_bytes
+
+
+def training_node_bytes(process_bytes: float, processes: int) -> float:
+    """Memory of a machine on which so many training processes run; `process_bytes` is private to each."""
+    return processes * process_bytes + LIBRARIES_BYTES
+
+
+def cached_image_bytes(images: float, size: int, cache_mb: int, crops: bool) -> float:
+    """Decoded images that a training keeps: all of its own, or none (`machine.cache_mb`, `image.crop_scale`)."""
+    wanted = images * 3 * size**2
+    return wanted if not crops and wanted <= cache_mb * 2**20 else 0.0
+
+
+def cluster_files_bytes(fine: int, coarse: int, dimensions: int) -> float:
+    """`data/clusters/SOURCE`: centres in float32, and words of each cluster."""
+    return (fine + coarse) * (FLOAT32 * dimensions + CLUSTER_WORDS_BYTES) + CLUSTER_FILES_BYTES
+
+
+def lsa_bytes(words: float, dimensions: int) -> float:
+    """`data/embedder` with `lsa`: directions and idf of each word in float32, and the words."""
+    return words * (FLOAT32 * (dimensions + 1) + LSA_WORD_BYTES)

@@ -1,0 +1,134 @@
+"""Rates of this machine: what is measured, not how fast it is."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mode.data.glyphs.dataset import write_glyph_shards
+from mode.data.shards.manifest import Manifest, build_manifest
+from mode.errors import ModeError
+from mode.params import GlyphParams, ImageParams, Params, SourceParams, parse_params
+from mode.planning import measure as measuring
+from mode.planning.measure import bytes_of, decode_rate, first_rows, index_rate, measure, some_of
+from mode.planning.rates import Measured, Rates
+from mode.planning.trial import clusters_at
+from tests.small import VIT
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tars of 100 pairs each."""
+    root = tmp_path_factory.mktemp("project")
+    write_glyph_shards(GlyphParams(pairs=200, shard_pairs=100), root / "shards", random_seed=0, workers=1)
+    return root
+
+
+@pytest.fixture
+def manifest(root: Path) -> Manifest:
+    return build_manifest(SourceParams(shards="shards"), root)
+
+
+@pytest.fixture
+def params() -> Params:
+    content = {
+        "sources": {"base": {"shards": "shards"}},
+        "experts": {"expert-0": {"cluster": 0}},
+        "model": VIT.model_dump(),
+        "image": {"size": 16},
+        "clustering": {"fine": 4, "coarse": 1},
+        "training": {"batch_size": 8},
+        "machine": {"device": "cpu", "threads": 1},
+    }
+    return parse_params(content)
+
+
+def test_all_is_measured_and_nothing_is_left_behind(
+    root: Path, manifest: Manifest, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring, "_WINDOWS", (2, 0.01))
+    monkeypatch.setattr(measuring, "_VECTORS", 1_000)
+    before = sorted(root.rglob("*"))
+    found = measure(params, manifest, root, dimensions=16, flops_per_pair=lambda words: 1e6 * words)
+    assert sorted(root.rglob("*")) == before
+    of_others = {"training_share_of_peak", "inference_share_of_peak"}
+    of_others |= {"read_bytes_per_second", "small_read_seconds"}
+    assert found.values.keys() == Rates.model_fields.keys() - of_others
+    assert all(math.isfinite(value) and value > 0 for value in found.values.values())
+    assert found.values["captions_per_image"] == 1.0
+    assert found.values["image_bytes"] * 200 == bytes_of(root / "shards")
+    assert found.device == "cpu"
+    assert found.flops_per_pair == 1e6 * found.values["tokenizer_words"]
+    per_core = found.values["training_samples_per_second"] * found.flops_per_pair
+    assert found.values["training_flops_per_core_second"] == pytest.approx(per_core)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "7 of 7 rates" in printed.err
+    assert "index" not in printed.err  # bars of what is called stay away
+
+
+def test_what_was_measured_can_be_kept(root: Path, tmp_path: Path) -> None:
+    measured = Measured("cpu", 1e6, {"image_bytes": 3.0})
+    measured.save(tmp_path / "rates.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["rates.json"]
+
+
+def test_an_interrupted_measurement_leaves_the_earlier_one(
+    root: Path, manifest: Manifest, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "decode_rate", interrupted)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        measure(params, manifest, root, dimensions=16, flops_per_pair=lambda _: 1e6)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_the_first_shards_are_enough(manifest: Manifest) -> None:
+    sizes = [shard.size for shard in manifest.shards]
+    assert some_of(manifest, 1).shards == manifest.shards[:1]
+    assert some_of(manifest, sizes[0] + 1).shards == manifest.shards
+    assert some_of(manifest, sum(sizes) * 2).shards == manifest.shards
+
+
+def test_images_that_cannot_be_decoded_give_no_rate() -> None:
+    with pytest.raises(ModeError, match="none of 2 images can be decoded"):
+        decode_rate([b"no image", b""], ImageParams(size=8))
+
+
+def test_bytes_of_folders_are_those_of_their_files(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "one").write_bytes(bytes(5))
+    (tmp_path / "a" / "b" / "two").write_bytes(bytes(7))
+    assert (bytes_of(tmp_path), bytes_of(tmp_path / "a" / "one")) == (12, 5)
+
+
+def test_clusters_of_made_up_centres_are_dealt_out_in_turn() -> None:
+    assert clusters_at(np.ones((6, 4), np.float32), 2).coarse_of_fine.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_of_a_table_the_first_rows_are_taken(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    rows = [(f"{number}.png", f"a picture, of {number}") for number in range(5)]
+    for name, _ in rows:
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name)
+    frame = pd.DataFrame(rows, columns=["image", "caption"])
+    table = tmp_path / "pictures" / f"pairs.{suffix}"
+    if suffix == "parquet":
+        frame.to_parquet(table)
+    else:
+        frame.to_csv(table, index=False, sep="," if suffix == "csv" else "\t")
+    manifest = build_manifest(SourceParams(shards=f"pictures/pairs.{suffix}"), tmp_path)
+    few = first_rows(manifest, tmp_path, tmp_path / "few.parquet", rows=3)
+    _, index = index_rate(few, tmp_path, tmp_path / "index", check_images=True)
+    assert index.captions([0, 1, 2]) == [caption for _, caption in rows[:3]]
+    assert len(index) == 3
+    assert [Path(file).name for file in index.files] == ["0.png", "1.png", "2.png"]

@@ -1,0 +1,282 @@
+"""Plans worked out by hand, and what holds for any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mode.errors import ModeError
+from mode.planning.machines import Cluster
+from mode.planning.plan import EmbedderShape, Plan, StagePlan, Workload, make_plan, queue
+from mode.planning.rates import SourcedRates, sourced
+
+#: A GPU of 1 TFLOP/s makes 100 samples of 1 GFLOP a second; nothing else is as slow, unless a test says so.
+RATES = {
+    "training_share_of_peak": 0.1,
+    "inference_share_of_peak": 0.2,
+    "decode_images_per_core_second": 1e6,
+    "index_checked_images_per_core_second": 10.0,
+    "lsa_captions_per_core_second": 100.0,
+    "assign_multiply_adds_per_core_second": 2_000.0,
+    "read_bytes_per_second": 1e12,
+    "image_bytes": 1_000.0,
+    "index_bytes_per_pair": 50.0,
+    "caption_bytes": 64.0,
+}
+
+Make = Callable[..., Workload]
+Machines = Callable[..., Cluster]
+
+
+def rates(**changes: float) -> SourcedRates:
+    return sourced(("round", {**RATES, **changes}))
+
+
+def stages_of(plan: Plan) -> dict[str, StagePlan]:
+    return {stage.stage: stage for stage in plan.stages}
+
+
+def test_hours_worked_out_by_hand(workload: Make, machines: Machines) -> None:
+    plan = make_plan(workload(), machines(), rates(), price=2.0)
+    hours = {stage.stage: stage.hours for stage in plan.stages}
+    second = 1 / 3600
+    assert hours == pytest.approx(
+        {
+            "data@base": 0,
+            "index@base": 1.0,  # 36,000 images, 10 a second
+            "embedder": 0,
+            "embed@base": 360 * second,  # 36,000 captions, 100 a second
+            # 5 passes over 1,000 and 10 over 320 vectors; then all, fewer than 500,000; each x 10 centres
+            # x 20 dimensions, 2,000 a second;
+            # then the words of 36,000 captions.
+            "cluster@base": (8_200 / 10 + 36_000 / 10 + 360) * second,
+            "assign@base": 1.0,
+            "seed": 240 * second,  # 24,000 samples
+            "dense": 160 * second,
+            "dense-long": 320 * second,  # as long as two experts
+            "expert@expert-0": 160 * second,
+            "expert@expert-1": 160 * second,
+            "ensemble": 0,
+            # 3,600 images x 5 models x 0.2 GFLOP, 0.2 TFLOP/s
+            "evaluate": 18 * second,
+        }
+    )
+    assert plan.hours == pytest.approx(sum(hours.values()))  # one GPU: everything after one another
+    computed = (240 + 160 + 320 + 160 + 160 + 18) * second
+    assert plan.device_hours == pytest.approx(computed)
+    assert plan.cost == pytest.approx(2 * computed)
+    assert plan.rented_cost == pytest.approx(2 * plan.hours)
+    assert plan.bottleneck == "CPU cores"
+
+
+def test_experts_wait_for_the_seed_and_for_room(workload: Make, machines: Machines) -> None:
+    plan = stages_of(make_plan(workload(), machines(nodes=2, gpus=2), rates()))
+    seed, second = plan["seed"], 1 / 3600
+    assert (seed.devices, seed.hours) == (4, pytest.approx(60 * second))
+    after = seed.begins_at_hours + seed.hours
+    begins = {name: round((stage.begins_at_hours - after) * 3600) for name, stage in plan.items()}
+    # Two places, of two GPUs each: the first is free again after 80 seconds, the second after 160.
+    assert [begins[name] for name in ("dense", "dense-long", "expert@expert-0", "expert@expert-1")] == [0, 0, 80, 160]
+    assert begins["evaluate"] == 240
+
+
+def test_an_embedder_made_from_the_seed_waits_for_it(workload: Make, machines: Machines) -> None:
+    embedder = EmbedderShape(dimensions=16, flops_per_item=2e8, of_images=True, files_bytes=1.0)
+    embedding = {"kind": "seed", "made_from": "models/seed", "view": "image"}
+    work = workload(embedder=embedder, embedding=embedding)
+    plan = stages_of(make_plan(work, machines(), rates(decode_images_per_core_second=50.0)))
+    assert plan["embed@base"].begins_at_hours == pytest.approx(1.0 + 24_000 / 50 / 3600)
+    # 36,000 images: the GPU makes 1,000 a second, and one core decodes 50.
+    assert plan["embed@base"].hours == pytest.approx(36_000 / 50 / 3600)
+    assert plan["embed@base"].bottleneck == "CPU cores"
+
+
+def test_disk_worked_out_by_hand(workload: Make, machines: Machines) -> None:
+    plan = make_plan(workload(), machines(), rates())
+    disk = {stage.stage: stage.disk_bytes for stage in plan.stages}
+    assert disk["data@base"] == 36_000_000
+    assert disk["index@base"] == 1_800_000
+    assert disk["embed@base"] == 36_000 * 2 * 20
+    assert disk["assign@base"] == pytest.approx(36_000 * 10.4)
+    assert disk["cluster@base"] == 1_000 + 12 * (4 * 20 + 146)
+    assert disk["seed"] - disk["dense"] == 8_000_000  # two moments of a million parameters
+    assert disk["expert@expert-0"] == 4_004_000
+    assert plan.disk_bytes == pytest.approx(sum(disk.values()))
+
+
+def test_memory_worked_out_by_hand(workload: Make, machines: Machines) -> None:
+    plan = stages_of(make_plan(workload(), machines(gpus=4, per_training=2), rates()))
+    for name in ("seed", "dense", "expert@expert-1"):
+        assert plan[name].process_memory_bytes == pytest.approx(6.7e8 + 16e6)
+    assert plan["seed"].node_memory_bytes == pytest.approx(4 * plan["seed"].process_memory_bytes + 4.5e8)
+    assert plan["dense"].node_memory_bytes == pytest.approx(4 * plan["dense"].process_memory_bytes + 4.5e8)
+
+
+def test_no_memory_grows_with_the_pairs(workload: Make, machines: Machines) -> None:
+    few, many = (stages_of(make_plan(workload(pairs), machines(), rates())) for pairs in (36_000, 50_000_000))
+    assert [each.node_memory_bytes for each in few.values()] == [each.node_memory_bytes for each in many.values()]
+
+
+def test_what_does_not_fit_is_said(workload: Make, machines: Machines) -> None:
+    assert make_plan(workload(), machines(memory=2e9), rates()).shortages == []
+    short = make_plan(workload(), machines(memory=1.05e9), rates()).shortages
+    assert [line.partition(":")[0] for line in short] == ["seed", "dense", "dense-long"] + [
+        f"expert@expert-{n}" for n in (0, 1)
+    ]
+
+
+def test_a_training_waits_for_what_is_slowest(workload: Make, machines: Machines) -> None:
+    for slow, named, factor in (
+        ({}, "GPUs", 1),
+        ({"decode_images_per_core_second": 50.0}, "CPU cores", 2),
+        ({"read_bytes_per_second": 20_000.0}, "storage", 5),
+    ):
+        seed = stages_of(make_plan(workload(), machines(), rates(**slow)))["seed"]
+        assert (seed.bottleneck, seed.hours) == (named, pytest.approx(factor * 240 / 3600))
+
+
+def test_kept_images_are_decoded_once(workload: Make, machines: Machines) -> None:
+    slow = rates(decode_images_per_core_second=50.0)
+    kept = workload(pairs=6_000, machine={"cache_mb": 2})  # 6,000 x 300 bytes
+    assert stages_of(make_plan(kept, machines(), slow))["seed"].phases[0]["CPU cores"] == pytest.approx(120 / 3600)
+    cropped = workload(pairs=6_000, machine={"cache_mb": 2}, image={"crop_scale": 0.5})
+    assert stages_of(make_plan(cropped, machines(), slow))["seed"].phases[0]["CPU cores"] == pytest.approx(480 / 3600)
+
+
+def test_an_epoch_is_all_images_unless_it_is_said(workload: Make, machines: Machines) -> None:
+    work = workload(pairs=36_000, training={"epoch_samples": None})
+    plan = make_plan(work, machines(), rates(captions_per_image=4.5))
+    assert plan.epoch_samples == 8_000
+    assert stages_of(plan)["seed"].samples == 24_000
+
+
+def test_accumulation_takes_a_third_longer_and_a_given_rate_is_taken_as_it_is(
+    workload: Make, machines: Machines
+) -> None:
+    work = workload(training={"accumulate": 2})
+    assert stages_of(make_plan(work, machines(), rates()))["seed"].hours == pytest.approx(320 / 3600)
+    given_rate = rates(training_samples_per_second=1_000.0)
+    assert stages_of(make_plan(work, machines(), given_rate))["seed"].hours == pytest.approx(24 / 3600)
+
+
+def test_workers_gain_until_the_store_is_the_limit(workload: Make, machines: Machines) -> None:
+    embedder = EmbedderShape(dimensions=16, flops_per_item=2e8, of_images=False, files_bytes=1.0)
+    embedding = {"kind": "transformers", "name": "bert"}
+    hours = [
+        stages_of(
+            make_plan(
+                workload(embedder=embedder, embedding=embedding, machine={"engine": engine}),
+                machines(gpus=2),
+                rates(read_bytes_per_second=19_200.0),
+            )
+        )["embed@base"]
+        for engine in ("local", "dask")
+    ]
+    # One GPU: 36,000 captions, 1,000 a second. Two would take half of it, but the store takes 600 of 32 bytes a second.
+    assert [stage.hours for stage in hours] == pytest.approx([36 / 3600, 60 / 3600])
+    assert [stage.bottleneck for stage in hours] == ["GPUs", "storage"]
+
+
+def test_on_cpus_a_training_is_one_process(workload: Make, machines: Machines) -> None:
+    on_cpu = replace(machines(), device="cpu", gpu=None, threads=2, cores_per_node=4)
+    plan = make_plan(workload(), on_cpu, rates(training_flops_per_core_second=5e10))
+    seed = stages_of(plan)["seed"]
+    assert (seed.hours, seed.bottleneck) == (pytest.approx(240 / 3600), "training process")
+
+
+def test_a_pretrained_seed_is_not_trained(workload: Make, machines: Machines) -> None:
+    work = workload(
+        model={"name": None},
+        seed={"from": "pretrained", "name": "ViT-B-32", "weights": "openai"},
+        training={"seed_epochs": 0},
+    )
+    plan = stages_of(make_plan(work, machines(), rates()))
+    assert plan["seed"].hours == 0
+    assert plan["seed"].disk_bytes == 4_004_000
+    assert plan["dense"].samples == 40_000
+
+
+def test_places_are_given_in_order() -> None:
+    assert queue([4, 1, 1, 3], places=2) == ([0, 0, 1, 2], [0, 1, 1, 1])
+    assert queue([], places=2) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "each", "message"),
+    [
+        (1, 2, 4, "4 devices for one training, but there are 2 (more --gpus or --nodes)"),
+        (2, 4, 6, "6 devices for one training are not whole machines of 4 (a multiple of --gpus, or fewer)"),
+    ],
+)
+def test_trainings_that_have_no_room_are_refused(
+    machines: Machines, nodes: int, gpus: int, each: int, message: str
+) -> None:
+    with pytest.raises(ModeError) as refused:
+        machines(nodes, gpus, each)
+    assert str(refused.value) == message
+
+
+def test_json_is_the_whole_plan(workload: Make, machines: Machines) -> None:
+    plan = make_plan(workload(), machines(nodes=2), rates(), price=1.5)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+SIZES = st.integers(1_000, 10**9)
+MACHINES = st.tuples(st.integers(1, 6), st.integers(1, 8))
+
+
+@settings(deadline=None, max_examples=50)
+@given(MACHINES, st.integers(1, 4), st.booleans(), SIZES)
+def test_more_gpus_never_take_longer(
+    workload: Make, machines: Machines, given_machines: tuple[int, int], more: int, of_nodes: bool, pairs: int
+) -> None:
+    nodes, gpus = given_machines
+    work = workload(pairs=pairs)
+    few = make_plan(work, machines(nodes, gpus), rates())
+    many = make_plan(work, machines(nodes + more * of_nodes, gpus + more * (not of_nodes)), rates())
+    assert many.hours <= few.hours * (1 + 1e-9)
+    assert many.disk_bytes == few.disk_bytes
+
+
+@settings(deadline=None, max_examples=50)
+@given(MACHINES, SIZES)
+def test_twice_the_pairs_take_twice_the_disk(
+    workload: Make, machines: Machines, given_machines: tuple[int, int], pairs: int
+) -> None:
+    once, twice = (
+        stages_of(make_plan(workload(pairs=count), machines(*given_machines), rates())) for count in (pairs, 2 * pairs)
+    )
+    for stage in ("data@base", "index@base", "embed@base", "assign@base"):
+        assert twice[stage].disk_bytes == pytest.approx(2 * once[stage].disk_bytes)
+        assert twice[stage].hours == pytest.approx(2 * once[stage].hours)
+
+
+@settings(deadline=None, max_examples=50)
+@given(MACHINES, SIZES, st.floats(0.01, 100))
+def test_parts_add_up(
+    workload: Make, machines: Machines, given_machines: tuple[int, int], pairs: int, price: float
+) -> None:
+    plan = make_plan(workload(pairs=pairs), machines(*given_machines), rates(), price)
+    assert plan.disk_bytes == pytest.approx(sum(stage.disk_bytes for stage in plan.stages))
+    assert plan.device_hours == pytest.approx(sum(stage.device_hours for stage in plan.stages))
+    assert plan.cost == pytest.approx(sum(stage.cost or 0 for stage in plan.stages))
+    assert plan.cost == pytest.approx(price * plan.device_hours)
+    assert plan.hours == pytest.approx(max(stage.begins_at_hours + stage.hours for stage in plan.stages))
+    assert plan.device_hours <= plan.rented_device_hours * (1 + 1e-9)
+
+
+def test_a_small_model_is_warned_of_where_its_rate_is_worked_out(workload: Make, machines: Machines) -> None:
+    assert "does not fill a GPU" in make_plan(workload(), machines(), rates()).notes[0]
+    assert make_plan(workload(), machines(), rates(training_samples_per_second=5.0)).notes == []
+    assert make_plan(workload(), replace(machines(), gpu=None, device="cpu"), rates()).notes == []
+
+
+def test_an_epoch_that_is_next_to_nothing_is_pointed_out(workload: Make, machines: Machines) -> None:
+    given = rates(training_samples_per_second=5.0)
+    assert make_plan(workload(pairs=800_000), machines(), given).notes == []
+    [note] = make_plan(workload(pairs=800_001), machines(), given).notes
+    assert note.startswith("an epoch has 8,000 samples, of 800,001 images")
