@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -24,11 +25,10 @@ def job() -> dict[str, Any]:
 
 
 def test_the_job_is_one_by_kubernetes_schema(job: dict[str, Any]) -> None:
-    kubernetes = pytest.importorskip("kubernetes_validate")
-    kubernetes.validate(job, "1.30", strict=True)
+    kubernetes_validate.validate(job, "1.30", strict=True)
     job["spec"]["backoffLimits"] = 2  # a field that is none
-    with pytest.raises(kubernetes.ValidationError):
-        kubernetes.validate(job, "1.30", strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, "1.30", strict=True)
 
 
 def test_the_job_has_no_root_and_time_for_a_checkpoint(job: dict[str, Any]) -> None:
