@@ -105,7 +105,7 @@ def test_sets_filters_and_captions_reach_the_index(tmp_path: Path, capsys: pytes
     found = made.load_index("base")
     assert found.captions(range(4)) == ["web 0", "words", "own 0", "words"]
     assert found.factor is not None
-    assert found.factor[:].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert found.factor[found.file[:]].tolist() == [1.0, 1.0, 2.0, 2.0]
     assert _facts(made, "base") == {
         "shards": "web (1 times), own (2 times)",
         "images": 2,
