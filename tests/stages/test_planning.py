@@ -93,6 +93,14 @@ def test_files_that_are_there_are_counted(root: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("content", ['["data/tasks/a"', '{"a": 1}', "[1]", ""])
+def test_a_damaged_list_of_tasks_is_one_line(root: Path, content: str) -> None:
+    (root / "data/tasks").mkdir(parents=True)
+    (root / "data/tasks/tasks.json").write_text(content)
+    with pytest.raises(ModeError, match=r"tasks.json: damaged: not a list of folders \(dvc repro --force tasks\)"):
+        plan(root)
+
+
 def test_measurements_are_used_and_named_and_a_persons_rates_come_first(root: Path) -> None:
     flops = plan(root).flops_per_pair
     Measured("cpu", flops, {"training_samples_per_second": 64.0, "image_bytes": 8.0}).save(root / ".mode/rates.json")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mode.errors import ModeError
 from mode.params import load_params
 from mode.roles import ENSEMBLE, FULL, SEED, UNIFORM, UNIFORM_FULL, role_of
-from mode.stages.project import Project, cards_of, sample_captions, trained_models, write_json
+from mode.stages.project import Project, cards_of, sample_captions, task_folders, trained_models, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,7 +158,7 @@ def evaluate(project: Project) -> None:
     """Every model, the uniform average and the ensemble on every task."""
     from mode.reporting.summary import headline
 
-    results = _evaluate(project, project.models, _task_folders(project))
+    results = _evaluate(project, project.models, task_folders(project))
     results.save(project.metrics)
     write_json(project.reports / "summary.json", headline(results))
 
@@ -189,7 +189,7 @@ def _variants(project: Project, arms: list[str], known: Results) -> Results:
     return evaluate_variants(
         trained,
         router,
-        _task_folders(project),
+        task_folders(project),
         project.params.machine,
         arms,
         _calibration_captions(project) if "coarse" in arms else (),
@@ -247,7 +247,7 @@ def evaluate_checkpoint(checkpoint: Path, tasks: list[str], params: Path, device
             "checkpoints/NAME/kept/STEP, or checkpoints/NAME/*/checkpoint.safetensors of a training under way",
         )
     machine = project.params.machine.model_copy(update={"device": device})
-    return evaluate_tasks({name: clip}, None, [Path(task) for task in tasks] or _task_folders(project), machine)
+    return evaluate_tasks({name: clip}, None, [Path(task) for task in tasks] or task_folders(project), machine)
 
 
 def look_for_leakage(root: Path, params: Path, distance: int) -> Leakage:
@@ -266,7 +266,7 @@ def look_for_leakage(root: Path, params: Path, distance: int) -> Leakage:
     indexes = {source: project.index(source) for source in project.params.sources}
     if not project.task_list.is_file() or not all(folder.is_dir() for folder in indexes.values()):
         raise ModeError("there are no tasks or no index to compare yet", "`dvc repro tasks index` makes them")
-    found = find_leakage(indexes, project.root, open_tasks(_task_folders(project)), distance)
+    found = find_leakage(indexes, project.root, open_tasks(task_folders(project)), distance)
     if project.params.index.drop_leaked and project.leakage.is_file():
         found = found.with_dropped(Leakage.load(project.leakage))
     found.save(project.leakage)
@@ -312,17 +312,12 @@ def class_names(root: Path, params: Path, tasks: Sequence[str]) -> list[str]:
 
 def _task_folder(project: Project, task: str) -> Path:
     """The folder of a task of the project by its name, or any task folder."""
-    folders = {folder.name: folder for folder in (_task_folders(project) if project.task_list.is_file() else [])}
+    folders = {folder.name: folder for folder in (task_folders(project) if project.task_list.is_file() else [])}
     folder = folders.get(task, project.root / task)
     if not folder.is_dir():
         some = ", ".join([*folders][:8]) + (", ..." if len(folders) > 8 else "")
         raise ModeError(f"no task is called '{task}'", f"a task folder, or one of: {some}" if some else "a task folder")
     return folder
-
-
-def _task_folders(project: Project) -> list[Path]:
-    """The folders of the project's tasks, as the `tasks` stage has listed them."""
-    return [project.root / where for where in json.loads(project.task_list.read_text(encoding="utf-8"))]
 
 
 def _evaluate(

@@ -14,7 +14,7 @@ import yaml
 
 from mode.errors import ModeError
 from mode.params import ModelParams, Params, load_params, parse_params
-from mode.stages.project import BUILT_IN, Project
+from mode.stages.project import BUILT_IN, Project, task_folders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -316,8 +316,7 @@ def _evaluation_images(project: Project, is_here: bool) -> int:
 
     if not is_here or not project.task_list.is_file():
         return EVALUATION_IMAGES
-    folders = json.loads(project.task_list.read_text(encoding="utf-8"))
-    return sum(len(open_task(project.root / folder).images) for folder in folders)
+    return sum(len(open_task(folder).images) for folder in task_folders(project))
 
 
 def _model_shape(project: Project, asked: Asked, words: float | None) -> ModelShape:

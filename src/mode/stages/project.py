@@ -53,6 +53,17 @@ def cards_of(models: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: json.loads((models / name / "card.json").read_text(encoding="utf-8")) for name in names}
 
 
+def task_folders(project: Project) -> list[Path]:
+    """The folders of the project's tasks, as the `tasks` stage has listed them. Raises `ModeError` for damage."""
+    try:
+        listed = json.loads(project.task_list.read_text(encoding="utf-8"))
+        if not isinstance(listed, list) or not all(isinstance(where, str) for where in listed):
+            raise ValueError
+    except ValueError:
+        raise ModeError(f"{project.task_list}: damaged: not a list of folders", "dvc repro --force tasks") from None
+    return [project.root / where for where in listed]
+
+
 def sample_captions(index: PairIndex, count: int, random_seed: int) -> list[str]:
     """At most `count` captions, each once, in index order."""
     import numpy as np
