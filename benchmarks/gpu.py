@@ -21,13 +21,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from benchmarks.__main__ import machine
 from benchmarks.harness import Input
 from benchmarks.inputs import captions, index_shards, make_shards, model_params
-from benchmarks.train import Setting, ours, peak_flops, theirs
+from benchmarks.train import Setting, matmul_flops, ours, peak_flops, theirs
+
+if TYPE_CHECKING:
+    from mode.clip.model import Clip
 
 RESULTS = Path(__file__).with_name("gpu.json")
 #: Steps before the clock starts, and steps that are timed.
@@ -36,6 +40,7 @@ _WARM, _TIMED = 4, 12
 _SIDE_BY_SIDE = (1, 4, 12)
 #: A row of figures, by name.
 Row = dict[str, Any]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -67,17 +72,9 @@ def device(given: Given) -> list[Row]:
     if given.device == "cpu":
         return [{"device": "cpu"}]
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9
-    reached = _matmul_rate(8_192) / 1e12
+    reached = matmul_flops() / 1e12
     about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "memory_gb": memory}
     return [{**about, "matmul_tflops": reached, "stated_tflops": peak_flops() / 1e12}]
-
-
-def _matmul_rate(size: int) -> float:
-    import torch
-
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    seconds = _seconds(lambda: a @ b, "cuda")
-    return 2 * size**3 / seconds
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
@@ -125,37 +122,13 @@ def compiled(given: Given) -> list[Row]:
 
 
 def _steps(given: Given, batch: int, compile_it: bool = False, checkpointing: bool = False) -> Row:
-    """Samples a second of steps as `mode.training.learner` makes them, in bfloat16 on a GPU."""
-    from functools import partial
-
+    """Samples a second of steps in bfloat16 on a GPU, in float32 on a CPU."""
     import torch
 
-    from mode.clip.device import autocast
-    from mode.clip.model import build_model
-    from mode.params import TrainingParams
     from mode.training.card import flops_per_pair
-    from mode.training.learner import Towers, adamw, backward, loss_of
 
-    precision: Literal["fp32", "bf16"] = "bf16" if given.device == "cuda" else "fp32"
-    clip = build_model(*model_params(given.model), captions(256), random_seed=0, precision=precision)
-    model = clip.model.to(given.device).train()
-    model.set_grad_checkpointing(checkpointing)
-    optimizer = adamw(model, TrainingParams())
-    towers: torch.nn.Module = Towers(model)
-    if compile_it:
-        towers.compile(dynamic=True)
-    size = clip.model.visual.image_size
-    height = size if isinstance(size, int) else size[0]
-    images = torch.randn(batch, 3, height, height, device=given.device)
-    images = images.to(next(model.parameters()).dtype)
-    tokens = clip.tokenizer(captions(batch)).to(given.device)
-    loss, casting = loss_of(model), partial(autocast, torch.device(given.device), precision)
-
-    def step() -> None:
-        backward(towers, loss, images, tokens, autocast=casting)
-        optimizer.step()
-        optimizer.zero_grad()
-
+    precision: Precision = "bf16" if given.device == "cuda" else "fp32"
+    step, clip = _stepper(given.model, batch, given.device, precision, compile_it, checkpointing)
     started = time.perf_counter()
     step()
     first = time.perf_counter() - started
@@ -165,6 +138,43 @@ def _steps(given: Given, batch: int, compile_it: bool = False, checkpointing: bo
         row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         row["share_of_peak"] = flops_per_pair(clip) * batch / seconds / peak_flops()
     return row
+
+
+def _stepper(
+    name: str,
+    batch: int,
+    device: str,
+    precision: Precision = "fp32",
+    compile_it: bool = False,
+    checkpointing: bool = False,
+) -> tuple[Callable[[], None], Clip]:
+    """An optimiser step as `mode.training.learner` makes it, on the same random images each time, and its model."""
+    import torch
+
+    from mode.clip.device import autocast
+    from mode.clip.model import build_model
+    from mode.params import TrainingParams
+    from mode.training.learner import Towers, adamw, backward, loss_of
+
+    clip = build_model(*model_params(name), captions(256), random_seed=0, precision=precision)
+    model = clip.model.to(device).train()
+    model.set_grad_checkpointing(checkpointing)
+    optimizer, loss = adamw(model, TrainingParams()), loss_of(model)
+    towers: torch.nn.Module = Towers(model)
+    if compile_it:
+        towers.compile(dynamic=True)
+    size = clip.model.visual.image_size
+    height = size if isinstance(size, int) else size[0]
+    images = torch.randn(batch, 3, height, height, device=device).to(next(model.parameters()).dtype)
+    tokens = clip.tokenizer(captions(batch)).to(device)
+    casting = partial(autocast, torch.device(device), precision)
+
+    def step() -> None:
+        backward(towers, loss, images, tokens, autocast=casting)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, clip
 
 
 def train(given: Given) -> list[Row]:
@@ -266,24 +276,14 @@ def small(device: str, seconds: float) -> float:
     """Samples a second of the demo's model, over the second half of so many seconds."""
     import torch
 
-    from mode.clip.model import build_model
-    from mode.params import TrainingParams
-    from mode.training.learner import Towers, adamw, backward, loss_of
-
     torch.set_num_threads(1)
-    clip = build_model(*model_params("demo"), captions(256), random_seed=0)
-    model = clip.model.to(device).train()
-    optimizer, towers, loss = adamw(model, TrainingParams()), Towers(model), loss_of(model)
     batch = 128
-    images = torch.randn(batch, 3, 32, 32, device=device)
-    tokens = clip.tokenizer(captions(batch)).to(device)
+    step, _ = _stepper("demo", batch, device)
     started, steps, half = time.perf_counter(), 0, 0.0
     while (now := time.perf_counter()) - started < seconds:
         if not half and now - started > seconds / 2:
             half, steps = now, 0
-        backward(towers, loss, images, tokens)
-        optimizer.step()
-        optimizer.zero_grad()
+        step()
         steps += 1
         if device == "cuda" and steps % 20 == 0:
             torch.cuda.synchronize()

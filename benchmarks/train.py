@@ -184,9 +184,19 @@ def peak_flops() -> float:
     """Dense bfloat16 operations a second of the GPU, as its maker states them; of others, as a large GEMM has them."""
     import torch
 
-    stated = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
-    if found := [flops for known, flops in stated.items() if known in torch.cuda.get_device_name()]:
-        return found[0]
+    from mode.planning.machines import GPUS, device_called
+
+    name = torch.cuda.get_device_name()
+    if gpu := GPUS.get(device_called(name)):
+        return gpu.peak_flops_per_second
+    stated = {"L40": 181e12, "4090": 165e12}
+    return next((flops for known, flops in stated.items() if known in name), None) or matmul_flops()
+
+
+def matmul_flops() -> float:
+    """Operations a second that a large matrix product in bfloat16 reaches on the GPU."""
+    import torch
+
     a, b = (torch.randn(8_192, 8_192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for rounds in (3, 20):
         torch.cuda.synchronize()

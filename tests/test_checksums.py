@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mode.checksums import MANIFEST, SEAL, Seal, check_manifest, identity_of, listed_digest, write_manifest
 from mode.errors import ModeError
 from mode.files import sha256_of
+from tests.bits import flipped
 
 
 @pytest.fixture
@@ -22,12 +23,6 @@ def folder(tmp_path: Path) -> Path:
         (made / name).write_text(f"content of {name}")
     write_manifest(made)
     return made
-
-
-def flipped(content: bytes, bit: int) -> bytes:
-    changed = bytearray(content)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
 
 
 def test_a_folder_as_it_was_written_and_with_more_in_it(folder: Path) -> None:

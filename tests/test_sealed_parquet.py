@@ -12,6 +12,7 @@ from pyarrow import parquet
 from mode.checksums import SEAL
 from mode.errors import ModeError
 from mode.sealed_parquet import facts_of, iter_sealed, read_sealed, rows_of, write_sealed
+from tests.bits import flipped
 
 TABLE = pa.table(
     {
@@ -51,9 +52,7 @@ def test_a_flipped_bit_is_one_line_or_changes_nothing_that_is_read(file: Path) -
     anywhere, in_footer = random.integers(0, 8 * len(whole), 150), random.integers(0, 8 * footer, 150)
     said = []
     for bit in [*anywhere, *(8 * (len(whole) - footer) + in_footer)]:
-        changed = bytearray(whole)
-        changed[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(changed)
+        file.write_bytes(flipped(whole, bit))
         try:
             assert read_sealed(file, ["number", "distance"]).equals(TABLE.select(["number", "distance"]))
         except ModeError as error:

@@ -80,11 +80,6 @@ class Column:
         """What stands in each of these rows and in the one after it, [n, 2]."""
         return self._picked(np.asarray(rows), 2)
 
-    def blocks(self, size: int = BLOCK) -> Iterator[NDArray[Any]]:
-        """All of it, so many rows at a time."""
-        for start in range(0, self._length, size):
-            yield self._range(start, min(start + size, self._length))
-
     def _picked(self, rows: NDArray[Any], width: int) -> NDArray[Any]:
         """`width` numbers from each row on, [n, width]."""
         found = np.empty((len(rows), width), self.dtype)

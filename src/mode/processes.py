@@ -1,6 +1,6 @@
-"""What a process asks of Linux: to end with its parent, to adopt orphans, to give its tensors huge pages.
+"""What a process asks of its system: to end with its parent, to adopt orphans, to note signals, to give huge pages.
 
-Other systems have no `prctl`; there an orphan runs to its end.
+Other systems than Linux have no `prctl`; there an orphan runs to its end.
 """
 
 from __future__ import annotations
@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -20,6 +24,28 @@ def die_with_parent() -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextmanager
+def noting_signals() -> Iterator[list[int]]:
+    """Take SIGTERM and SIGINT as a request to stop: notes them; a second Ctrl-C ends the process.
+
+    A second SIGTERM changes nothing: those who stop a tree of processes send it to each, and again through each parent.
+    Outside the main thread, where Python allows no handler, nothing is noted.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def use_huge_pages() -> None:

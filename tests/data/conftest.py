@@ -83,3 +83,18 @@ def index_of(tmp_path: Path) -> Callable[..., PairIndex]:
         return PairIndex.load(tmp_path / "index")
 
     return make
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path) -> PairIndex:
+    """Two images of the set `web` (factor 1), one of them with two captions, and two of `own` (2.5), in a tar each."""
+    for name, members in {
+        "web/0": [*pair("a"), *texts("b", ["x", "y"])],
+        "own/1": pair("c"),
+        "own/0": pair("d"),
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(members))
+    manifest = build_manifest(SourceParams(shards={"web": 1.0, "own": 2.5}), tmp_path)
+    build_index(manifest, tmp_path, tmp_path / "index", IndexParams(), workers=1)
+    return PairIndex.load(tmp_path / "index")

@@ -18,6 +18,12 @@ from playwright.sync_api import Page as Tab
 from playwright.sync_api import sync_playwright
 
 REPOSITORY = Path(__file__).parent.parent.parent
+#: A ViT: batch norm on a CPU sees its own process's share only.
+VIT = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 12, "width": 16, "heads": 2, "layers": 1},
+}
 #: Milliseconds for what a page is to show: for what never comes, for a busy machine may take long.
 PATIENCE = 600_000
 

@@ -23,17 +23,11 @@ from mode.clustering.assignment import Assignment
 from mode.data.loading.selection import expert_rows
 from mode.data.shards.index import PairIndex
 from mode.stages import run_stage
-from tests.e2e.conftest import SmallProject, environment, make_project
+from tests.e2e.conftest import VIT, SmallProject, environment, make_project
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
-#: A ViT: batch norm on a CPU sees its own process's share only.
-VIT = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 12, "width": 16, "heads": 2, "layers": 1},
-}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mode.cli"]
 
 

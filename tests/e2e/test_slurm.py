@@ -19,18 +19,12 @@ import yaml
 
 from mode.files import sha256_of
 from mode.stages import run_stage
-from tests.e2e.conftest import REPOSITORY, SmallProject, environment, make_project
+from tests.e2e.conftest import REPOSITORY, VIT, SmallProject, environment, make_project
 from tests.e2e.slurm import NODES, Slurm, missing
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing() or "Slurm is here")]
 
-#: A ViT: batch norm on a CPU sees its own process's share only.
-VIT = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 12, "width": 16, "heads": 2, "layers": 1},
-}
 EXPERTS = ("expert-0", "expert-1")
 WEIGHTS = "open_clip_model.safetensors"
 #: The flow as a program of its own, with Prefect's temporary server.

@@ -24,6 +24,7 @@ from mode.training.checkpoint import (
     save_branch_state,
     save_checkpoint,
 )
+from tests.bits import flipped
 
 
 def trained() -> tuple[nn.Module, torch.optim.AdamW]:
@@ -56,9 +57,7 @@ def test_saved_and_resumed(checkpoint: Path) -> None:
 def test_a_flipped_bit_is_one_line(checkpoint: Path) -> None:
     whole = checkpoint.read_bytes()
     for bit in np.random.default_rng(0).choice(8 * len(whole), 200, replace=False).tolist():
-        changed = bytearray(whole)
-        changed[bit // 8] ^= 1 << bit % 8
-        checkpoint.write_bytes(changed)
+        checkpoint.write_bytes(flipped(whole, bit))
         with pytest.raises(ModeError, match=r"checkpoint\.safetensors: ") as refused:
             load_checkpoint(checkpoint, *trained(), "fingerprint")
         assert "\n" not in str(refused.value)

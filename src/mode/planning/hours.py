@@ -12,7 +12,7 @@ SECONDS_PER_HOUR = 3600.0
 
 #: What a phase may wait for.
 GPU, CORES, ONE_CORE, STORAGE = "GPUs", "CPU cores", "one core", "storage"
-#: The process that computes, where a training runs on CPUs; the process that all vectors come to.
+#: The process that computes, where a training runs on CPUs.
 TRAINER = "training process"
 
 #: Hours that each resource of a phase needs, were it alone.

@@ -96,10 +96,6 @@ class Cluster:
             return self.nodes // (self.devices_per_training // self.devices_per_node)
         return self.nodes * self.trainings_per_node
 
-    def nodes_of(self, devices: int) -> int:
-        """Machines that so many devices are spread over."""
-        return -(-devices // self.devices_per_node)
-
     def cores_of(self, devices: int) -> float:
         """CPU cores that fall to so many devices."""
         return self.cores_per_node * devices / self.devices_per_node

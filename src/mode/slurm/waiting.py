@@ -12,16 +12,15 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import FrameType
 
 from mode.errors import ModeError
 from mode.files import only_writer, write_aside
 from mode.params import MachineParams
 from mode.paths import JobPaths, Paths
+from mode.processes import noting_signals
 from mode.slurm import commands
 from mode.slurm.commands import Job, Unreachable
 
@@ -65,7 +64,7 @@ def run_as_job(training: str, command: Sequence[str], machine: MachineParams, ro
     paths.folder.mkdir(parents=True, exist_ok=True)
     for folder in (paths.folder.parent, paths.folder):
         folder.chmod(0o700)
-    with only_writer(paths.lock, f"the job of {training}"), _noting_signals() as told:
+    with only_writer(paths.lock, f"the job of {training}"), noting_signals() as told:
         code = _Wait(training, command, machine, Paths(root), paths, told).run()
     if code:
         sys.stdout.flush()
@@ -267,20 +266,3 @@ class _Wait:
         if what != self._said:
             self._said = what
             print(f"{self.training}: {what}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT in place of ending by them: the job has to be cancelled first. A second Ctrl-C ends."""
-    noted: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        noted.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

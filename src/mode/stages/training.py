@@ -194,7 +194,7 @@ def _train(project: Project, training: Training) -> None:
     lock = only_writer(project.training_lock(plan.name), f"models/{plan.name}") if leads else nullcontext()
     with lock, ending_together():
         if leads:
-            _say_where_it_goes_on(plan.name, checkpoints, copies)
+            _find_checkpoint(plan.name, checkpoints, copies)
         checkpoints.mkdir(parents=True, exist_ok=True)
         record = _Record(project, training, checkpoints)
         looks = checkpoints / "validation.jsonl"
@@ -233,7 +233,7 @@ def _copies(machine: MachineParams, training: Training) -> RemoteCheckpoints | N
     return RemoteCheckpoints(machine.checkpoint_url, training.plan.name, training.fingerprint, minutes, keep)
 
 
-def _say_where_it_goes_on(name: str, checkpoints: Path, copies: RemoteCheckpoints | None) -> None:
+def _find_checkpoint(name: str, checkpoints: Path, copies: RemoteCheckpoints | None) -> None:
     """Say that a training has a checkpoint; where it has none here, bring the newest copy.
 
     Other processes of the training look for a checkpoint when this one has joined them, and find it then.

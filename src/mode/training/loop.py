@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from mode.clip.model import Clip, write_configuration, write_model_files
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import MachineParams
+from mode.processes import noting_signals
 from mode.progress import Progress
 from mode.roles import TRAINED
 from mode.training.batches import Batches
@@ -135,7 +134,7 @@ def train(
         torch.set_num_threads(machine.threads)
     plan, checkpoint = training.plan, checkpoint_dir / CHECKPOINT
     group = process_group(machine.device)
-    with _noting_signals() as signals:
+    with noting_signals() as signals:
         accumulate = training.recipe.accumulate
         if plan.batch_size % (group.world * accumulate):
             raise ModeError(
@@ -191,28 +190,6 @@ def train(
         clip.model.set_grad_checkpointing(False)
         clip.card = make_card(training, clip, state, group)
         return TrainResult(clip, plan, optimizer, checkpoint, group.leads)
-
-
-@contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """Take SIGTERM and SIGINT as a request to stop at the next step: notes them; a second Ctrl-C ends the process.
-
-    A second SIGTERM changes nothing: those who stop a tree of processes send it to each, and again through each parent.
-    Outside the main thread, where Python allows no handler, nothing is noted.
-    """
-    noted: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        noted.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _first_state(training: Training, model: nn.Module, optimizer: AdamW, checkpoint: Path) -> RunState:

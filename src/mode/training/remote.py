@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from mode.data.shards.places import filesystem_of, patiently
 from mode.errors import ModeError
-from mode.files import write_aside
+from mode.files import sha256_of, write_aside
 
 log = logging.getLogger(__name__)
 
@@ -145,9 +145,7 @@ class RemoteCheckpoints:
             raise ModeError("its note is damaged")
         local = folder / "copy.tar"
         patiently(self.url, lambda: filesystem.get_file(f"{path}/step-{step}.tar", str(local)))
-        with local.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if {"sha256": digest, "bytes": local.stat().st_size} != note:
+        if {"sha256": sha256_of(local), "bytes": local.stat().st_size} != note:
             raise ModeError("is damaged, its checksum is another one")
         with tarfile.open(local, "r:") as tar:
             if strange := [member.name for member in tar if not member.isfile()]:

@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mode.data.loading.selection import Pairs, every_row, expert_rows, held_out_pairs, is_held_out, write_pairs
-from mode.data.shards.index import PairIndex, build_index
-from mode.data.shards.manifest import build_manifest
+from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
-from mode.params import IndexParams, SourceParams
 
 COARSE = np.array([0, 1, 0, 2, 1, 0, 2, 2, 1, 0], dtype=np.int32)
 
@@ -109,17 +107,8 @@ def test_pairs_in_files_are_those_of_a_look_at_all(index: PairIndex, tmp_path: P
     assert (known.rows.tolist(), known.first.tolist()) == (pairs.rows[:].tolist(), pairs.first[:].tolist())  # type: ignore[union-attr]
 
 
-def test_factors_are_those_of_the_files_of_the_images(tmp_path: Path, pair: Any, texts: Any, tar_bytes: Any) -> None:
-    for name, members in {
-        "web/0": [*pair("a"), *texts("b", ["x", "y"])],
-        "own/0": pair("c"),
-        "own/1": pair("d"),
-    }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(members))
-    manifest = build_manifest(SourceParams(shards={"web": 1.0, "own": 2.5}), tmp_path)
-    build_index(manifest, tmp_path, tmp_path / "index", IndexParams(), workers=1)
-    index = PairIndex.load(tmp_path / "index")
+def test_factors_are_those_of_the_files_of_the_images(tmp_path: Path, two_sets: PairIndex) -> None:
+    index = two_sets
     for number, (rows, factors) in enumerate(
         [([0, 1, 2, 3, 4], [(2, 1.0), (2, 2.5)]), ([2, 4], [(1, 1.0), (1, 2.5)]), ([3], [(1, 2.5)])]
     ):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from mode.data.shards.manifest import build_manifest
 from mode.data.shards.reading import ImageFiles
 from mode.errors import ModeError
 from mode.params import IndexParams, SourceParams
+from tests.bits import flipped
 
 IndexOf = Callable[..., PairIndex]
 Make = Callable[..., list[tuple[str, bytes]]]
@@ -187,9 +187,7 @@ def test_any_flipped_bit_gives_wrong_values_or_one_line(index_of: IndexOf, texts
     for file in sorted(columns):
         content = file.read_bytes()
         for bit in random.integers(0, 8 * len(content), 25).tolist():
-            changed = bytearray(content)
-            changed[bit // 8] ^= 1 << bit % 8
-            file.write_bytes(changed)
+            file.write_bytes(flipped(content, bit))
             try:
                 index = PairIndex.load(tmp_path / "index")
                 rows = np.arange(len(index))
@@ -244,17 +242,8 @@ def test_nothing_good_is_reported_not_raised(tmp_path: Path) -> None:
         verify(["nowhere.tar"], tmp_path)
 
 
-def test_factors_of_sets_are_those_of_their_images(tmp_path: Path, pair: Make, texts: Make, tar_bytes: Any) -> None:
-    for name, members in {
-        "web/0": [*pair("a"), *texts("b", ["x", "y"])],
-        "own/1": pair("c"),
-        "own/0": pair("d"),
-    }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(members))
-    manifest = build_manifest(SourceParams(shards={"web": 1.0, "own": 2.5}), tmp_path)
-    build_index(manifest, tmp_path, tmp_path / "index", IndexParams(), workers=1)
-    index = PairIndex.load(tmp_path / "index")
+def test_factors_of_sets_are_those_of_their_images(tmp_path: Path, two_sets: PairIndex) -> None:
+    index = two_sets
     assert index.files == ["web/0.tar", "own/0.tar", "own/1.tar"]
     assert index.factor is not None
     assert index.factor[:].tolist() == [1.0, 2.5, 2.5]
