@@ -194,7 +194,8 @@ def write_models(folder: Path, model: str, adapters: int, ranks: list[int]) -> N
     """A model with random weights, and adapters of it whose deltas are random; what is there is kept."""
     import torch
 
-    from mode.clip.model import WEIGHTS, adapted, build_model, load_model, save_model
+    from mode.clip.folder import WEIGHTS
+    from mode.clip.model import adapted, build_model, load_model, save_model
     from mode.files import sha256_of
     from mode.params import AdapterParams, ImageParams, ModelParams
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from mode.clip.model import WEIGHTS, Clip, adapted, build_model, load_model, save_model
+from mode.clip.folder import WEIGHTS
+from mode.clip.model import Clip, adapted, build_model, load_model, save_model
 from mode.files import sha256_of
 from mode.params import AdapterParams, ImageParams, ModelParams
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mode.checksums import ADVICE, SEAL, check_manifest, content_of, identity_of, listed_digest
-from mode.clip.model import CARD, CONFIG, WEIGHTS
+from mode.clip.folder import CARD, CONFIG, WEIGHTS
 from mode.clip.trust import read_json
 from mode.clustering.assignment import Assignment, same_embedder
 from mode.clustering.hierarchy import Clusters

@@ -15,17 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mode.checksums import write_manifest
+from mode.clip.folder import WEIGHTS, base_of, is_model
 from mode.clip.lora import base_state
-from mode.clip.model import (
-    WEIGHTS,
-    Clip,
-    base_of,
-    folded,
-    is_model,
-    load_model,
-    load_models,
-    save_model,
-)
+from mode.clip.model import Clip, folded, load_model, load_models, save_model
 from mode.clip.pretrained import open_pretrained
 from mode.embedding.base import load_embedder
 from mode.embedding.open_clip import OpenClipEmbedder

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mode.clip.model import CONFIG, WEIGHTS, Clip, build_model, load_model, save_model, write_model_files
+from mode.clip.folder import CONFIG, WEIGHTS
+from mode.clip.model import Clip, build_model, load_model, save_model, write_model_files
 from mode.clip.pretrained import given_card, open_seed
 from mode.errors import ModeError
 from mode.params import ImageParams, ModelParams, SeedParams

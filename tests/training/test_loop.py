@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from mode.checksums import write_manifest
+from mode.clip.folder import WEIGHTS
 from mode.clip.lora import base_state, delta_layers, delta_of
-from mode.clip.model import WEIGHTS, load_model
+from mode.clip.model import load_model
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest

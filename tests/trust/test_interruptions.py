@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mode.clip.model import WEIGHTS
+from mode.clip.folder import WEIGHTS
 from mode.data.shards.index import PairIndex
 from tests.killing import KILL, TERM, served
 from tests.trust import recorded

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mode.checksums import write_manifest
-from mode.clip.model import CARD, CONFIG, WEIGHTS
+from mode.clip.folder import CARD, CONFIG, WEIGHTS
 from mode.clustering.assignment import Assignment, assign_file
 from mode.embedding.base import StoredEmbedder, embed_index
 from mode.embedding.lsa import LsaEmbedder

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mode.checksums import check_manifest
+from mode.clip.folder import ADAPTER_CONFIG
 from mode.clip.lora import Lora, add_deltas, own_tensors
-from mode.clip.model import ADAPTER_CONFIG
 from mode.clip.trust import check_folder, read_json
 from mode.errors import ModeError
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mode.clip.model import folded, is_model, load_model, save_sealed
+from mode.clip.folder import is_model
+from mode.clip.model import folded, load_model, save_sealed
 from mode.errors import ModeError
 
 

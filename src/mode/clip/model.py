@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mode.checksums import check_manifest, listed_digest, write_manifest
+from mode.clip.folder import CARD, CONFIG, WEIGHTS, holds_adapter
 from mode.clip.tokenizer import fit_words
 from mode.clip.trust import check_configuration, check_folder, check_preprocessing, read_json
 from mode.errors import ModeError
@@ -36,10 +37,6 @@ from mode.params import AdapterParams, ImageParams, ModelParams
 
 if TYPE_CHECKING:
     from mode.clip.adapter import Adapter  # peft takes a second to import: only where there is an adapter
-
-CONFIG, WEIGHTS, CARD = "open_clip_config.json", "open_clip_model.safetensors", "card.json"
-#: What the folder of an adapter has in place of the first (`mode.clip.adapter`).
-ADAPTER_CONFIG = "adapter_config.json"
 
 #: Numbers of a model that any machine has room for: about 64 MB.
 _SMALL = 2**24
@@ -196,27 +193,8 @@ def load_models(
         return whole[place]
 
     return {
-        name: _load_adapter(folder, load) if _holds_adapter(folder) else load(folder)
-        for name, folder in folders.items()
+        name: _load_adapter(folder, load) if holds_adapter(folder) else load(folder) for name, folder in folders.items()
     }
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder looks like a model's: a whole one, or an adapter."""
-    return (folder / CONFIG).is_file() or _holds_adapter(folder)
-
-
-def base_of(folder: Path) -> Path | None:
-    """The folder of the model that an adapter is a change of; None of a whole model. Raises as `load_model`."""
-    if not _holds_adapter(folder):
-        return None
-    from mode.clip.adapter import read_adapter
-
-    return folder.parent / read_adapter(folder)[0].base
-
-
-def _holds_adapter(folder: Path) -> bool:
-    return not (folder / CONFIG).is_file() and (folder / ADAPTER_CONFIG).is_file()
 
 
 def _load_adapter(folder: Path, load: Callable[[Path], Clip]) -> Clip:

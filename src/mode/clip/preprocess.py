@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
 
-from mode.clip.model import CONFIG, Clip, read_configurations
+from mode.clip.folder import CONFIG
+from mode.clip.model import Clip, read_configurations
 from mode.data.images import normalise
 from mode.errors import ModeError
 from mode.params import ImageParams

@@ -24,9 +24,8 @@ from open_clip.pretrained import download_pretrained_from_hf, download_pretraine
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError
 
+from mode.clip.folder import CONFIG, WEIGHTS
 from mode.clip.model import (
-    CONFIG,
-    WEIGHTS,
     Clip,
     check_proportion,
     checked_folder,

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mode.clip.device import Precision, fastest_precision, pick_device
-from mode.clip.model import Clip, folded, is_model, load_models, save_model
+from mode.clip.folder import is_model
+from mode.clip.model import Clip, folded, load_models, save_model
 from mode.clip.preprocess import Preprocess
 from mode.ensemble.combine import by_model, combine, logit_scales, query_weights
 from mode.ensemble.encoder import JointEncoder

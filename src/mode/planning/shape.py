@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mode.clip.model import (
-    CONFIG,
-    Clip,
-    configuration_of,
-    new_network,
-    open_clip_errors,
-    read_configurations,
-    write_config,
-)
+from mode.clip.folder import CONFIG
+from mode.clip.model import Clip, configuration_of, new_network, open_clip_errors, read_configurations, write_config
 from mode.params import ModelParams
 from mode.training.card import flops_per_pair
 

@@ -228,7 +228,8 @@ def evaluate_checkpoint(checkpoint: Path, tasks: list[str], params: Path, device
     Raises:
         ModeError: neither of the two; damaged; or the project's tasks are not there yet.
     """
-    from mode.clip.model import is_model, load_model
+    from mode.clip.folder import is_model
+    from mode.clip.model import load_model
     from mode.evaluation.evaluate import evaluate_tasks
     from mode.training.checkpoint import CHECKPOINT, open_checkpoint
 

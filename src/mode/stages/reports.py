@@ -82,7 +82,7 @@ def _lock_hash(project: Project) -> dict[str, str]:
 
 def _record(project: Project, results: Results, artifacts: list[Path]) -> None:
     """Tell MLflow how good every model is, and register the ensemble."""
-    from mode.clip.model import base_of
+    from mode.clip.folder import base_of
     from mode.ensemble.router import Router
     from mode.tracking.runs import Tracker
 

@@ -201,7 +201,7 @@ def seed_called(given: str, folder: Path) -> dict[str, str]:
     """
     import open_clip
 
-    from mode.clip.model import CONFIG
+    from mode.clip.folder import CONFIG
     from mode.clip.pretrained import check_hub_name
 
     kind, _, rest = given.partition(":")

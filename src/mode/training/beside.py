@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from mode.clip.encode import encode_texts, unit_vectors
-from mode.clip.model import CARD, Clip, folded, save_sealed
+from mode.clip.folder import CARD
+from mode.clip.model import Clip, folded, save_sealed
 from mode.clip.trust import read_json
 from mode.data.images import normalise
 from mode.data.loading.store import ImageStore

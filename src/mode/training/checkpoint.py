@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mode.clip.model import WEIGHTS, Clip, base_of, load_model
+from mode.clip.folder import WEIGHTS, base_of
+from mode.clip.model import Clip, load_model
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.parallel import cores

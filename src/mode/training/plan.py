@@ -29,7 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from mode.clip.model import WEIGHTS
+from mode.clip.folder import WEIGHTS
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
