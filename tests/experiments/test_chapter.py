@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import yaml
 
 from mode.errors import ModeError
 from mode.experiments.chapter import Chapter, work_out
@@ -43,6 +44,16 @@ def test_a_comparison_is_made_by_each_metric(project: Paths) -> None:
     zeroshot, recall = chapter(project, "retrieval").claims
     assert (zeroshot.metric, zeroshot.difference.mean, zeroshot.ordering) == ("zero-shot", 2, "holds")
     assert (recall.metric, recall.difference.mean, recall.ordering) == ("flickr image_recall@1", 1, "undecided")
+
+
+def test_a_comparison_is_made_by_the_metrics_that_it_names(project: Paths) -> None:
+    file = project.experiments / "retrieval.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["metrics"] += ["cards"]
+    content["compare"][0]["metrics"] = ["cards"]
+    file.write_text(yaml.safe_dump(content))
+    [claim] = chapter(project, "retrieval").claims
+    assert (claim.metric, claim.difference.tasks) == ("cards", 1)
 
 
 def test_a_row_that_is_not_there_yet_is_not_measured(project: Paths) -> None:

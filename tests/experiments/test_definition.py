@@ -63,6 +63,7 @@ def test_only_some_experts_of_many() -> None:
         ({"rows": {"A": ["c", "dense"]}}, "rows.A: no run is called 'c'"),
         ({"rows": {"A": "a"}}, "rows.A: "),
         ({"compare": [{"row": "A", "than": "C"}]}, "compare.0: no row is called 'C'"),
+        ({"compare": [{"row": "A", "than": "A", "metrics": ["chess"]}]}, "compare.0: 'chess' is none of `metrics`"),
         ({"figure": {"x": {"c": 1.0}}}, "figure.x: no run is called 'c'"),
         ({"seeds": [0, 0]}, "seeds: one is there twice"),
         ({"seeds": []}, "seeds: "),

@@ -43,11 +43,12 @@ def test_figures_of_a_row_by_metric(tmp_path: Path, frame: pd.DataFrame) -> None
         0: {"chess": pytest.approx(0.53)},
         1: {"chess": pytest.approx(0.5311)},
     }
+    assert table.figures(row, "cards, chess").equals(table.figures(row, "zero-shot"))
     recall = table.figures(row, "flickr image_recall@1")
     assert recall.index.tolist() == [0, 1]
     assert recall["flickr"].tolist() == [pytest.approx(0.26), pytest.approx(0.26055)]
     assert table.figures(row, "chess acc1").equals(table.figures(row, "chess"))
-    for absent in ("flickr", "chess roc_auc", "flickr recall@7"):
+    for absent in ("flickr", "chess roc_auc", "flickr recall@7", "chess, dice"):
         assert table.figures(row, absent).empty
     assert table.figures(Of("m", "uniform"), "zero-shot").empty
 

@@ -120,6 +120,6 @@ def work_out(name: str, definition: Experiment, table: Findings) -> Chapter:
     claims = [
         Claim(compared, metric, difference(figures[compared.row, metric], figures[compared.than, metric]))
         for compared in definition.compare
-        for metric in definition.metrics
+        for metric in compared.metrics or definition.metrics
     ]
     return Chapter(name, definition, table, lines, claims)

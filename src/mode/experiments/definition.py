@@ -53,6 +53,8 @@ class Compared(Section):
     """What the paper found, in a few words with its figures."""
     expect: Literal["better", "worse", ""] = ""
     """What the paper's ordering would be; empty: it has none."""
+    metrics: list[str] = Field(default=[])
+    """Of the experiment's metrics, those by which the two are compared; empty: by each."""
 
 
 class FigureOf(Section):
@@ -129,7 +131,8 @@ class Experiment(Section):
     rows: dict[str, Of]
     """Label -> `[RUN, ARM]`: the rows of the table."""
     metrics: list[str] = Field(default=["zero-shot"])
-    """Columns: `zero-shot` (the mean over the classification tasks), a task's name, or `TASK METRIC`."""
+    """Columns: `zero-shot` (the mean over the classification tasks), a task's name, `TASK, TASK, ...` (the mean over
+    these), or `TASK METRIC`."""
     compare: list[Compared] = Field(default=[])
     """The claims that are put to the test."""
     figure: FigureOf | None = None
@@ -164,6 +167,9 @@ class Experiment(Section):
             for label in (compared.row, compared.than):
                 if label not in self.rows:
                     raise ValueError(f"compare.{number}: no row is called '{label}'")
+            for metric in compared.metrics:
+                if metric not in self.metrics:
+                    raise ValueError(f"compare.{number}: '{metric}' is none of `metrics`")
         for place in self.figure.x if self.figure else ():
             if place not in self.runs:
                 raise ValueError(f"figure.x: no run is called '{place}'")

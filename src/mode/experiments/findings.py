@@ -63,7 +63,7 @@ class Findings:
 
         Args:
             row: run and arm.
-            metric: `zero-shot`, a classification task, or `TASK METRIC`.
+            metric: `zero-shot`, a classification task, several (`TASK, TASK, ...`), or `TASK METRIC`.
 
         Raises:
             ModeError: a task was scored in two ways, and the metric does not say which is meant.
@@ -71,10 +71,11 @@ class Findings:
         lines = self._of(row)
         recall = lines["metric"].str.fullmatch(_RECALL)
         task, _, name = metric.rpartition(" ")
+        tasks = metric.split(", ")
         if metric == ZERO_SHOT:
             lines = lines[~recall]
-        elif metric in set(lines["task"][~recall]):
-            lines = lines[~recall & (lines["task"] == metric)]
+        elif {*tasks} <= {*lines["task"][~recall]}:
+            lines = lines[~recall & lines["task"].isin(tasks)]
         else:
             lines = lines[(lines["task"] == task) & (lines["metric"] == name)]
         twice = lines.duplicated(["random_seed", "task"])
