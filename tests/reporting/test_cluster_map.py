@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 
-from mode.reporting.cluster_map import draw_map, places
+from mode.reporting.cluster_map import COVERED, LARGEST, SIZE, draw_map, places
 from mode.reporting.summary import Cluster, FineCluster
 
 
@@ -45,6 +46,16 @@ def test_a_point_per_fine_cluster_its_area_by_size() -> None:
     assert first == pytest.approx(2 * second)
     titles = [circle.findtext("title") for circle in circles]
     assert titles == ["expert-0: <dog>, cat (400 captions)", "expert-0: (no words) (100 captions)"]
+
+
+def test_many_points_leave_room_between_them() -> None:
+    def covered(count: int) -> float:
+        fine = [FineCluster(0.5, 0.5, 7) for _ in range(count)]
+        circles = ET.fromstring(draw_map([Cluster("base", 0, 5, fine=fine)])).iter("circle")
+        return sum(math.pi * float(circle.attrib["r"]) ** 2 for circle in circles) / math.prod(SIZE)
+
+    assert covered(4) == pytest.approx(4 * math.pi * LARGEST**2 / math.prod(SIZE))
+    assert covered(4_000) == pytest.approx(COVERED, rel=0.05)  # radii are written with one digit
 
 
 def test_nothing_to_draw() -> None:

@@ -83,6 +83,27 @@ def test_curves_are_thinned(curves: CurvesOf) -> None:
     assert all(len(line.get_xydata()) < 20 for line in axes.lines)
 
 
+def test_more_experts_than_colours_share_one_and_one_line_of_the_legend() -> None:
+    curve = [(0.0, 3.0), (10.0, 2.0)]
+    names = ["seed", *(f"{kind}-{number}" for kind in ("expert", "full-expert") for number in range(4))]
+    axes = axes_of(plots.training(dict.fromkeys(names, curve)))
+    assert [line.get_text() for line in axes.get_legend().get_texts()] == ["seed", "4 × expert", "4 × full"]
+    assert len(axes.lines) == 9
+    axes = axes_of(plots.training(dict.fromkeys(names[:8], curve)))
+    assert [line.get_text() for line in axes.get_legend().get_texts()] == names[:8]
+    assert len({line.get_color() for line in axes.lines}) == 8
+
+
+def test_heads_of_many_columns_are_names_alone(clusters: list[Cluster]) -> None:
+    def heads(experts: int) -> list[str]:
+        weights = {"task": {f"expert-{number}": 1 / experts for number in range(experts)}}
+        axes = axes_of(plots.routing_map(of({"routing": weights}), clusters))
+        return [label.get_text() for label in axes.get_xticklabels()]
+
+    assert heads(17) == [f"expert-{number}" for number in range(17)]
+    assert heads(16)[0] == "\n".join(["expert-0", *clusters[0].words[:3]])
+
+
 def test_figures_of_the_way_are_drawn_of_each_model_that_has_them() -> None:
     looks = {"loss": {"seed": [(0.0, 3.0), (10.0, 2.0)]}, "accuracy": {"seed": [(0.0, 0.1), (10.0, 0.4)]}}
     drawn = plots.all_plots(Results(), validation=looks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +14,9 @@ from mode.reporting.summary import Cluster
 
 #: Below so many centres their two main axes say all; beyond so many t-SNE takes minutes, and they have to do.
 FEW, MANY = 8, 5_000
-#: Width and height of the drawing, its margin, and the radius of the largest cluster, in its own units.
-SIZE, MARGIN, LARGEST = (1000, 560), 26, 15.0
+#: Width and height of the drawing, its margin, and the radius of the largest cluster and of the smallest, in its own
+#: units; so many clusters that all together they would cover more than a share of it are drawn smaller.
+SIZE, MARGIN, LARGEST, SMALLEST, COVERED = (1000, 560), 26, 15.0, 2.5, 0.15
 WORDS = 6
 
 
@@ -56,14 +58,17 @@ def draw_map(clusters: Sequence[Cluster]) -> Markup:
     Args:
         clusters: with their `fine` clusters; the colours are those of their order.
     """
-    largest = max((fine.size for cluster in clusters for fine in cluster.fine), default=0)
+    sizes = [fine.size for cluster in clusters for fine in cluster.fine]
+    largest = max(sizes, default=0)
     if not largest:
         return Markup()
+    area = math.pi * LARGEST**2 * sum(sizes) / largest
+    scale = min(1.0, (COVERED * SIZE[0] * SIZE[1] / area) ** 0.5)
     points = []
     for position, cluster in enumerate(clusters):
         for fine in cluster.fine:
             x, y = (MARGIN + place * (side - 2 * MARGIN) for place, side in zip((fine.x, fine.y), SIZE, strict=True))
-            radius = max(2.5, LARGEST * (fine.size / largest) ** 0.5)  # area by size
+            radius = scale * max(SMALLEST, LARGEST * (fine.size / largest) ** 0.5)  # area by size
             said = f"{cluster.name}: {', '.join(fine.words[:WORDS]) or '(no words)'} ({fine.size:,} captions)"
             points.append((x, y, radius, position, said))
     return Markup(render("map.svg", size=SIZE, points=points, coarse=len(clusters)))

@@ -31,8 +31,8 @@ Validation = Mapping[str, Curves]
 
 #: For things of which there are several: experts, clusters. Told apart by order and label, should they recur.
 SERIES = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#b8a92b")
-#: More rows than this and a heat map carries no numbers.
-NUMBERED_ROWS = 80
+#: More rows or columns than this and a heat map carries no numbers; columns then have no words at their heads either.
+NUMBERED_ROWS, NUMBERED_COLUMNS = 80, 16
 #: Inches; at the 500 to 600 pixels that half a page gives, text of 10 points stays readable.
 WIDTH = 5.8
 #: Words that name a cluster in a plot.
@@ -115,22 +115,24 @@ def routing_map(results: Results, clusters: Sequence[Cluster] = ()) -> Figure | 
     tasks = list(main.sort_values(["expert", "share"]).index)
     grid = weights.loc[tasks, experts].to_numpy()
     words = {cluster.expert: cluster.words for cluster in clusters}
-    heads = ["\n".join([expert, *words.get(expert, [])[:3]]) for expert in experts]
+    crowded = len(experts) > NUMBERED_COLUMNS
+    heads = experts if crowded else ["\n".join([expert, *words.get(expert, [])[:3]]) for expert in experts]
     longest = max(len(task) for task in tasks)
-    figure, axes = new_axes(1.2 + 0.075 * longest + 1.15 * len(experts), 1.5 + 0.235 * len(tasks))
+    column = 0.26 if crowded else 1.15
+    figure, axes = new_axes(1.2 + 0.075 * longest + column * len(experts), 1.5 + 0.235 * len(tasks))
     # From nearly the page's own colour to a strong blue, even in lightness.
     dark = sum(to_rgb(mpl.rcParams["text.color"])) > 1.5
     ends = ("#1b2430", "#2f6da8", "#9fd0ff") if dark else ("#f3f6fa", "#6baed6", "#08406f")
     ramp = LinearSegmentedColormap.from_list("weight", ends)
     image = axes.imshow(grid, aspect="auto", cmap=ramp, vmin=0, vmax=1)
-    axes.set_xticks(range(len(experts)), heads, linespacing=1.25)
+    axes.set_xticks(range(len(experts)), heads, linespacing=1.25, rotation=90 if crowded else 0)
     axes.set_yticks(range(len(tasks)), tasks)
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.tick_params(axis="y", labelsize=9)
     axes.spines[:].set_visible(False)
     axes.set_xticks([column + 0.5 for column in range(len(experts) - 1)], minor=True)
     axes.tick_params(which="minor", length=0)
-    if len(tasks) <= NUMBERED_ROWS and len(experts) <= 16:
+    if len(tasks) <= NUMBERED_ROWS and not crowded:
         for y, line in enumerate(grid):
             for x, weight in enumerate(line):
                 tone = _contrast(to_rgb(ramp(weight)))
@@ -205,13 +207,15 @@ def training(curves: Curves, points: int = 400, label: str = "training loss", ma
     if not drawn:
         return None
     several = sorted((name for name in drawn if role_of(name).many), key=natural)
+    told_apart = are_told_apart(len(several))
     figure, axes = new_axes(WIDTH, 4.0)
     for name, curve in drawn.items():
         role = role_of(name)
+        alike = [other for other in several if role_of(other) == role] if not told_apart else []
         axes.plot(
             *zip(*curve[:: max(1, len(curve) // points)], strict=True),
-            label=name,
-            color=series_colour(several.index(name)) if role.many else role.colour,
+            label=name if name not in alike else f"{len(alike)} × {role.name}" if name == alike[0] else "",
+            color=series_colour(several.index(name) if told_apart else 0) if role.many else role.colour,
             linewidth=1.2 if role.many else 1.8,
             linestyle=(0, (4, 1.5)) if role.many else ":" if role.length == "total" else "-",
             marker=marker,
@@ -304,6 +308,11 @@ def svg(figure: Figure, background: str = "none") -> str:
 def series_colour(position: int) -> str:
     """Colour of the n-th expert or cluster."""
     return SERIES[position % len(SERIES)]
+
+
+def are_told_apart(count: int) -> bool:
+    """Whether so many experts or clusters have a colour each."""
+    return count <= len(SERIES)
 
 
 def _long(table: Mapping[str, Mapping[str, float | None]], heads: Iterable[str]) -> pd.DataFrame:

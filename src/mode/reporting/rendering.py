@@ -6,7 +6,7 @@ import base64
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from mode.reporting.plots import series_colour
+from mode.reporting.plots import are_told_apart, series_colour
 from mode.reporting.summary import duration, percent, quantity, times
 
 
@@ -32,4 +32,6 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-ENVIRONMENT.filters |= {each.__name__: each for each in (data_url, duration, percent, quantity, series_colour, times)}
+ENVIRONMENT.filters |= {
+    each.__name__: each for each in (are_told_apart, data_url, duration, percent, quantity, series_colour, times)
+}
