@@ -51,7 +51,9 @@ def report(project: Project) -> None:
     )
     write_text(page, html)
     parameters = project.params.model_dump(include={"seed", "model", "training", "embedding", "clustering", "routing"})
-    facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
+    roots = dict.fromkeys(cluster.source for cluster in clusters)
+    sources = [each for root in roots for each in (root, *project.params.continuations_of(root))]
+    facts = {source: _facts(project, source) for source in sources}
     write_text(card, model_card(results, clusters, facts, parameters))
     _record(project, results, [figures, page, card])
     print(f"wrote {page.relative_to(project.root)}")
@@ -112,7 +114,7 @@ def _reported_clusters(project: Project) -> list[Cluster]:
     from mode.reporting.summary import Cluster, FineCluster
 
     kept = Router.load(project.ensemble).images
-    experts = {(params.source, params.cluster): name for name, params in project.params.experts.items()}
+    experts = {(params.source, params.cluster): name for name, params in project.params.members.items()}
     sources = dict.fromkeys(source for source, _ in experts)
     loaded = {source: Clusters.load(project.clusters(source)) for source in sources}
     # One map for all sources: they are embedded alike.
@@ -121,8 +123,9 @@ def _reported_clusters(project: Project) -> list[Cluster]:
     reported = []
     for source, clusters in loaded.items():
         sizes = np.zeros(len(clusters.coarse_words), np.int64)
-        for part in Assignment.blocks(project.assignment(source)):
-            sizes += np.bincount(part.coarse, minlength=len(sizes))
+        for each in (source, *project.params.continuations_of(source)):
+            for coarse in Assignment.coarse_blocks(project.assignment(each)):
+                sizes += np.bincount(coarse, minlength=len(sizes))
         fine: list[list[FineCluster]] = [[] for _ in clusters.coarse_words]
         for owner, size, words in zip(clusters.coarse_of_fine, clusters.fine_sizes, clusters.fine_words, strict=True):
             x, y = next(where)
