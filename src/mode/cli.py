@@ -566,6 +566,20 @@ def look_for_arrivals(
     typer.echo(f"{said}; `mode arrivals {source}` makes them '{found.name}'" if look else f"{said}: {entered}")
 
 
+@app.command("drift")
+def look_for_drift(params: ParamsFile = PARAMS) -> None:
+    """Say how what has arrived differs from what it continues, and whether it is worth an expert of its own."""
+    from mode.params import load_params
+    from mode.reporting.tables import print_drift
+    from mode.stages.project import Project
+    from mode.stages.reports import drifts
+
+    found = drifts(Project(Path.cwd(), load_params(params)))
+    if not found:
+        raise ModeError("nothing that has arrived is assigned yet", "`mode arrivals SOURCE`, then `dvc repro`")
+    print_drift(found)
+
+
 @app.command("update-expert")
 def train_on(
     name: Annotated[str, typer.Argument(help="The expert, such as `expert-2`.")],

@@ -95,7 +95,15 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_demo_is_this_repository_s(here: Path) -> None:
     root = start()
-    for name in ("params.yaml", "prefect.yaml", "leakage.json", "arrivals.json", ".gitignore", ".dvcignore", ".dvc/config"):
+    for name in (
+        "params.yaml",
+        "prefect.yaml",
+        "leakage.json",
+        "arrivals.json",
+        ".gitignore",
+        ".dvcignore",
+        ".dvc/config",
+    ):
         assert (root / name).read_bytes() == (REPOSITORY / name).read_bytes(), name
     flows = {path.name: path.read_bytes() for path in (REPOSITORY / "flows").glob("*.py")}
     assert {path.name: path.read_bytes() for path in (root / "flows").iterdir()} == flows
