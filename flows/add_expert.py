@@ -59,4 +59,5 @@ def is_known(params: Params, name: str, shards: str) -> bool:
 
 def part_for(pipeline: nx.DiGraph, experts: list[str]) -> nx.DiGraph:
     """What makes the new experts, then ensemble, evaluation and report; no other expert is trained."""
-    return pipeline.subgraph([*graph.upto(pipeline, map(graph.stage_of, experts)), "tasks", *STAGES])
+    stages = [graph.stage_of(pipeline, name) for name in experts]
+    return pipeline.subgraph([*graph.upto(pipeline, stages), "tasks", *STAGES])

@@ -27,9 +27,10 @@ def evaluate(remote: bool = False, machine: Machine = Machine()) -> State[Any]: 
         machine: Where the evaluation runs, and how it is tried again.
     """
     with work(machine) as here:
-        experts = list(load_params(Paths(here.root).params_file).experts)
+        experts = list(load_params(Paths(here.root).params_file).members)
         if remote:
-            needed = graph.upto(graph.read(here.root)[0], map(graph.stage_of, experts))
+            pipeline = graph.read(here.root)[0]
+            needed = graph.upto(pipeline, [graph.stage_of(pipeline, name) for name in experts])
             here.step("fetch", "flows.remote", "fetch", *graph.in_order(needed))
         absent = [name for name in experts if not Paths(here.root).model(name).exists()]
         outcome = here.run(lambda pipeline: pipeline.subgraph(STAGES))

@@ -57,14 +57,16 @@ def group(stage: str) -> str:
     return stage.partition("@")[0]
 
 
-def stage_of(expert: str) -> str:
-    """The stage that trains an expert."""
-    return f"{roles.EXPERT.name}@{expert}"
+def stage_of(pipeline: nx.DiGraph, expert: str) -> str:
+    """The stage that trains an expert, or trains it on where that is the name of an update."""
+    update = f"{roles.UPDATE.name}@{expert}"
+    return update if update in pipeline else f"{roles.EXPERT.name}@{expert}"
 
 
 def experts_of(pipeline: nx.DiGraph) -> list[str]:
-    """Names of the experts that a pipeline trains."""
-    return [stage.partition("@")[2] for stage in in_order(pipeline) if group(stage) == roles.EXPERT.name]
+    """Names of the experts, and of the updates of experts, that a pipeline trains."""
+    groups = (roles.EXPERT.name, roles.UPDATE.name)
+    return [stage.partition("@")[2] for stage in in_order(pipeline) if group(stage) in groups]
 
 
 def read(root: Path) -> tuple[nx.DiGraph, set[str]]:

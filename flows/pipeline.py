@@ -46,8 +46,10 @@ def pipeline(
             return here.finish(before)
         path = Paths(here.root).order
         here.step(f"order by {task}", "mode.cli", "order", "--output", str(path), "--", task)
-        experts = [graph.stage_of(name) for name in json.loads(path.read_text(encoding="utf-8"))]
-        return here.finish(here.run(lambda pipeline: graph.first(pipeline, experts)))
+        names = json.loads(path.read_text(encoding="utf-8"))
+        return here.finish(
+            here.run(lambda pipeline: graph.first(pipeline, [graph.stage_of(pipeline, name) for name in names]))
+        )
 
 
 if __name__ == "__main__":

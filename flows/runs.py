@@ -46,7 +46,7 @@ from mode.paths import Paths, RunPaths
 from mode.reporting.summary import duration, quantity
 from mode.results import Results
 from mode.stages.project import BUILT_IN, Project, cards_of, write_json
-from mode.stages.sources import keep_seed_watch, keep_tasks_watch, keep_watch
+from mode.stages.sources import keep_clusters_watch, keep_seed_watch, keep_tasks_watch, keep_watch
 from mode.tracking.runs import Tracker
 
 _STARTED = re.compile(r"^Running stage '(.+)':")
@@ -269,6 +269,7 @@ class Runner:
                 keep_watch(project, source, generated=params.shards == BUILT_IN)
             keep_tasks_watch(project)
             keep_seed_watch(project)
+            keep_clusters_watch(project)
         return clone
 
     def _follow(self, active: Active) -> None:

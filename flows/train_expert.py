@@ -11,13 +11,16 @@ from pydantic import Field
 
 from flows import graph
 from flows.devices import Machine, Name
-from flows.work import work
+from flows.work import Work, work
 from mode.errors import ModeError
+from mode.params import load_params
+from mode.paths import Paths
 
 
 @flow(name="train-expert", validate_parameters=True, persist_result=False)
 def train_expert(
     experts: Annotated[list[Name], Field(min_length=1)],
+    update: bool = False,
     remote: bool = False,
     machine: Machine = Machine(),  # noqa: B008
 ) -> State[Any]:
@@ -25,11 +28,15 @@ def train_expert(
 
     Args:
         experts: Names of the experts, such as expert-0.
+        update: Train them on with pairs that have arrived since (`mode update-expert`), once for each arrival that
+            they have not seen.
         remote: Fetch what they need from the DVC remote first, as far as another machine has made it, and push what
             is made here.
         machine: Where trainings run, and how they are tried again.
     """
     with work(machine) as here:
+        if update:
+            experts = updated(here, experts)
         needed = graph.in_order(part_for(graph.read(here.root)[0], experts))
         if remote:
             here.step("fetch", "flows.remote", "fetch", *needed)
@@ -40,10 +47,27 @@ def train_expert(
         return here.finish(outcome, essential=True)
 
 
+def updated(here: Work, experts: list[str]) -> list[str]:
+    """Enter the updates of experts; the names of their newest versions. Those that are entered already stay."""
+    file = Paths(here.root).params_file
+    for name in experts:
+        before = load_params(file)
+        versions = next((names for names in before.versions.values() if name in names), None)
+        if versions is None:
+            raise ModeError(f"no expert is called '{name}'", f"params.yaml has: {', '.join(before.experts)}")
+        unseen = {*before.continuations_of(before.sources_of(name)[0])} - {*before.sources_of(versions[-1])}
+        if unseen:
+            here.step(f"update {name}", "mode.cli", "update-expert", "--", name)
+        elif len(versions) == 1:
+            raise ModeError(f"{name}: nothing has arrived that it has not seen", "`mode arrivals SOURCE` looks for it")
+    params = load_params(file)
+    return [names[-1] for name in experts for names in params.versions.values() if name in names]
+
+
 def part_for(pipeline: nx.DiGraph, experts: list[str]) -> nx.DiGraph:
     """The part of the pipeline that makes these experts. Raises `ModeError` if there is no such expert."""
     known = graph.experts_of(pipeline)
     for name in experts:
         if name not in known:
             raise ModeError(f"no expert is called '{name}'", f"params.yaml has: {', '.join(known) or 'none'}")
-    return graph.upto(pipeline, map(graph.stage_of, experts))
+    return graph.upto(pipeline, [graph.stage_of(pipeline, name) for name in experts])

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mode.edit import add_source, remove_expert
+from mode.edit import add_arrival, add_source, add_updates, remove_expert, set_values
 from mode.errors import ModeError
 from mode.params import load_params
 
@@ -42,3 +42,46 @@ def test_bad_names_are_refused() -> None:
         remove_expert(TEXT, "expert-9")
     with pytest.raises(ModeError, match=r"sources.No way"):
         add_source(TEXT, "No way", "x")
+
+
+def test_an_arrival_is_read_as_the_source_that_it_continues() -> None:
+    text = set_values(TEXT, {"sources.base.shards": "tars", "sources.base.fine": 32, "sources.base.checksum": True})
+    first, name = add_arrival(text, "base")
+    second, other = add_arrival(first, "base")
+    assert (name, other) == ("base-2", "base-3")
+    sources = yaml.safe_load(second)["sources"]
+    assert sources["base-2"] == {"shards": "tars", "checksum": True, "continues": "base"}
+    assert sources["base"] == yaml.safe_load(text)["sources"]["base"]
+    assert [line for line in text.splitlines() if "#" in line] == [line for line in second.splitlines() if "#" in line]
+    with pytest.raises(ModeError, match="nothing arrives in them"):
+        add_arrival(TEXT, "base")
+
+
+def test_an_update_for_each_arrival_that_the_expert_has_not_seen() -> None:
+    text = set_values(TEXT, {"sources.base.shards": "tars", "experts.expert-2.lr": 0.5})
+    with pytest.raises(ModeError, match=r"expert-2: there are no pairs that it has not seen \(`mode arrivals base`"):
+        add_updates(text, "expert-2")
+    text, _ = add_arrival(add_arrival(text, "base")[0], "base")
+    text, added = add_updates(text, "expert-2")
+    assert added == ["expert-2-v2", "expert-2-v3"]
+    text, _ = add_arrival(text, "base")
+    text, more = add_updates(text, "expert-2-v2")  # any name of the expert
+    assert more == ["expert-2-v4"]
+    common = {"cluster": 2, "replays": "base", "lr": 0.5}
+    assert yaml.safe_load(text)["updates"] == {
+        "expert-2-v2": {"continues": "expert-2", "source": "base-2", **common},
+        "expert-2-v3": {"continues": "expert-2-v2", "source": "base-3", **common},
+        "expert-2-v4": {"continues": "expert-2-v3", "source": "base-4", **common},
+    }
+    with pytest.raises(ModeError, match="no expert is called 'expert-9'"):
+        add_updates(text, "expert-9")
+    with pytest.raises(ModeError, match="expert-2-v4 goes on from expert-2-v3"):
+        remove_expert(text, "expert-2-v3")
+    assert list(yaml.safe_load(remove_expert(text, "expert-2-v4"))["updates"]) == ["expert-2-v2", "expert-2-v3"]
+
+
+def test_a_source_goes_with_those_that_continue_it() -> None:
+    text, (expert,) = add_source(TEXT, "food", "shards/food", experts=1)
+    text, _ = add_arrival(text, "food")
+    assert "food-2" in yaml.safe_load(text)["sources"]
+    assert list(yaml.safe_load(remove_expert(text, expert))["sources"]) == ["base"]

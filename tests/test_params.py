@@ -270,3 +270,87 @@ def test_copies_on_all_pairs_are_of_experts_that_there_are() -> None:
     assert parse_params({**given, "full": ["expert-0"]}).full == ["expert-0"]
     with pytest.raises(ModeError, match="full: no expert is called 'expert-1'"):
         parse_params({**given, "full": ["expert-1"]})
+
+
+TARS = {"base": {"shards": "tars"}, "base-2": {"shards": "tars", "continues": "base"}}
+UPDATE = {"continues": "expert-1", "source": "base-2", "cluster": 1, "replays": "base"}
+
+
+def arrived(**changes: object) -> dict[str, object]:
+    experts = {f"expert-{number}": {"cluster": number} for number in range(2)}
+    return changed(**{"sources": TARS, "experts": experts, **changes})
+
+
+def test_a_source_that_continues_another_has_its_clusters() -> None:
+    params = parse_params(arrived(sources={**TARS, "base": {"shards": "tars", "fine": 8, "coarse": 3}}))
+    assert params.clusters_of("base-2") == (8, 3)
+    assert (params.root_of("base-2"), params.root_of("base")) == ("base", "base")
+    assert params.continuations_of("base") == ["base-2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"continues": "no"}, "sources.x.continues: no other source is called 'no'"),
+        ({"continues": "x"}, "sources.x.continues: no other source is called 'x'"),
+        ({"continues": "base-2"}, "sources.x.continues: 'base-2' itself continues 'base': name that"),
+        ({"continues": "base", "fine": 8}, "sources.x: fine and coarse are those of 'base'"),
+        ({"continues": "base", "checksum": True}, "sources.x.checksum: not that of 'base', which it continues"),
+        ({"continues": "base", "filters": ["a > 1"]}, "sources.x.filters: not that of 'base'"),
+        ({"continues": "base", "shards": "glyphs"}, "the built-in data are made at once"),
+        ({"continues": "drawn"}, "the built-in data are made at once"),
+    ],
+)
+def test_a_continuation_that_cannot_be(source: dict[str, object], message: str) -> None:
+    sources = {**TARS, "drawn": {"shards": "glyphs"}, "x": {"shards": "tars", **source}}
+    with pytest.raises(ModeError) as caught:
+        parse_params(arrived(sources=sources))
+    assert message in str(caught.value)
+
+
+def test_a_continuation_has_no_expert_and_no_seed_of_its_own() -> None:
+    with pytest.raises(ModeError, match="'base-2' continues 'base' and has no clusters of its own"):
+        parse_params(arrived(experts={"a": {"source": "base-2", "cluster": 0}}))
+    with pytest.raises(ModeError, match=r"training\.source: 'base-2' continues 'base'"):
+        parse_params(arrived(training={"source": "base-2"}))
+
+
+def test_an_expert_is_known_by_its_newest_version() -> None:
+    sources = {**TARS, "base-3": TARS["base-2"]}
+    second = {**UPDATE, "continues": "v2", "source": "base-3"}
+    params = parse_params(arrived(sources=sources, updates={"v3": second, "v2": UPDATE}))
+    assert params.versions == {"expert-0": ["expert-0"], "expert-1": ["expert-1", "v2", "v3"]}
+    assert {name: expert.cluster for name, expert in params.members.items()} == {"expert-0": 0, "v3": 1}
+    assert [params.sources_of(name) for name in ("expert-1", "v2", "v3")] == [
+        ["base"],
+        ["base", "base-2"],
+        ["base", "base-2", "base-3"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        ({"a": {**UPDATE, "continues": "no"}}, "updates.a.continues: no expert and no update is called 'no'"),
+        ({"a": {**UPDATE, "continues": "a"}}, "updates.a.continues: 'a' leads back to 'a'"),
+        ({"a": {**UPDATE, "continues": "b"}, "b": {**UPDATE, "continues": "a"}}, "'b' leads back to 'a'"),
+        ({"a": UPDATE, "b": UPDATE}, "updates.b.continues: 'a' already goes on from 'expert-1'"),
+        ({"a": UPDATE, "b": {**UPDATE, "continues": "a"}}, "updates.b.source: 'a' has seen 'base-2' already"),
+        ({"a": {**UPDATE, "cluster": 0}}, "updates.a.cluster: 0, but expert-1 has cluster 1"),
+        ({"a": {**UPDATE, "source": "base"}}, "updates.a.source: 'base' is no source that continues 'base'"),
+        ({"a": {**UPDATE, "source": "no"}}, "updates.a.source: 'no' is no source that continues 'base'"),
+        ({"a": {**UPDATE, "replays": "base-2"}}, "updates.a.replays: 'base-2', but expert-1 has pairs of 'base'"),
+        ({"a": {**UPDATE, "replay_share": 1.0}}, "updates.a.replay_share: Input should be less than 1"),
+        ({"expert-0": UPDATE}, "updates.expert-0: that name belongs to another model"),
+        ({"dense": UPDATE}, "updates.dense: that name belongs to another model"),
+    ],
+)
+def test_an_update_that_cannot_be(updates: dict[str, object], message: str) -> None:
+    with pytest.raises(ModeError) as caught:
+        parse_params(arrived(updates=updates))
+    assert message in str(caught.value)
+
+
+def test_an_adapter_is_not_trained_on() -> None:
+    with pytest.raises(ModeError, match=r"updates\.a: an expert that is an adapter cannot be trained on"):
+        parse_params(arrived(updates={"a": UPDATE}, training={"adapter": {}}))

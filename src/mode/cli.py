@@ -240,16 +240,19 @@ def verify(
 
 
 @app.command()
-def check() -> None:
+def check(params: ParamsFile = PARAMS) -> None:
     """Compare everything that the project's stages have written with its checksums; exit code 1 if anything is damaged.
 
     All of it is read: indexes, vectors, embedder, clusters, assignments, models, checkpoints, metrics.
     """
     from mode.integrity import check_project
+    from mode.params import load_params
     from mode.paths import Paths
 
     damaged, total = 0, 0
-    for finding in check_project(Paths(Path.cwd())):
+    known = load_params(params) if params.is_file() else None
+    roots = {source: known.root_of(source) for source in known.sources} if known else {}
+    for finding in check_project(Paths(Path.cwd()), roots):
         state = "DAMAGED" if finding.fault else "ok" if finding.has_checksum else "no checksum"
         typer.echo(f"{finding.number} of {finding.total}: {state}: {finding.fault or finding.path}")
         damaged, total = damaged + bool(finding.fault), finding.total
@@ -542,12 +545,64 @@ def new_source(
     typer.echo(f"added source '{name}' with {', '.join(added)}; `dvc repro` trains {'it' if experts == 1 else 'them'}")
 
 
+@app.command("arrivals")
+def look_for_arrivals(
+    source: Annotated[str, typer.Argument(help="The source that shards may have come to, such as `base`.")],
+    look: Annotated[bool, typer.Option("--look", help="Say what has come, and change nothing.")] = False,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Make shards that have come to a source one of their own, which continues it. Then: `dvc repro`.
+
+    They are indexed, embedded, and assigned to the clusters that stand. What
+    was made of the shards of before stays as it is, and so do all models;
+    `mode update-expert` trains one on. Call it before `dvc repro`, which
+    would otherwise make everything of the source anew.
+    """
+    from mode.stages.sources import find_arrival
+
+    found = find_arrival(Path.cwd(), params, source, enter=not look)
+    said = f"{found.shards:,} new shard{'s' if found.shards != 1 else ''} of '{source}', {found.bytes / 1e6:,.1f} MB"
+    entered = f"now the source '{found.name}', which `dvc repro` indexes, embeds and assigns"
+    typer.echo(f"{said}; `mode arrivals {source}` makes them '{found.name}'" if look else f"{said}: {entered}")
+
+
+@app.command("drift")
+def look_for_drift(params: ParamsFile = PARAMS) -> None:
+    """Say how what has arrived differs from what it continues, and whether it is worth an expert of its own."""
+    from mode.params import load_params
+    from mode.reporting.tables import print_drift
+    from mode.stages.project import Project
+    from mode.stages.reports import drifts
+
+    found = drifts(Project(Path.cwd(), load_params(params)))
+    if not found:
+        raise ModeError("nothing that has arrived is assigned yet", "`mode arrivals SOURCE`, then `dvc repro`")
+    print_drift(found)
+
+
+@app.command("update-expert")
+def train_on(
+    name: Annotated[str, typer.Argument(help="The expert, such as `expert-2`.")],
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train an expert on, with pairs of its cluster that have arrived since. Then: `dvc repro`.
+
+    The new model takes the expert's place in the ensemble; the old one stays
+    as it is, and so do all others. There is one training for each arrival that
+    the expert has not seen, and each goes on from the one before.
+    """
+    from mode.stages.sources import add_updates
+
+    added = add_updates(Path.cwd(), params, name)
+    typer.echo(f"added {', '.join(added)}; `dvc repro` trains {'it' if len(added) == 1 else 'them'}")
+
+
 @app.command("remove-expert")
 def drop_expert(
     name: Annotated[str, typer.Argument(help="The expert, such as `expert-4`.")],
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Take an expert out of the ensemble. Then: `dvc repro`. DVC's cache keeps its model."""
+    """Take an expert, or an update of one, out of the ensemble. Then: `dvc repro`. DVC's cache keeps its model."""
     from mode.stages.sources import remove_expert
 
     remove_expert(Path.cwd(), params, name)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from itertools import count
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from mode.errors import ModeError
-from mode.params import Params, explanations, parse_params
+from mode.params import Params, SourceParams, explanations, parse_params
 
 
 def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | None = None) -> tuple[str, list[str]]:
@@ -50,20 +51,98 @@ def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | 
     return _checked(content), names
 
 
-def remove_expert(text: str, name: str) -> str:
-    """Remove an expert; the source it was trained on stays as long as another expert, seed or embedder needs it.
+def add_arrival(text: str, source: str) -> tuple[str, str]:
+    """Add a source that continues another one: it looks at the same place, and reads what is there in the same way.
+
+    Args:
+        text: params.yaml as it is.
+        source: that is continued.
+
+    Returns:
+        The new text, and the new source's name: `base-2`, then `base-3`.
 
     Raises:
-        ModeError: there is no such expert.
+        ModeError: the result would not be a valid params.yaml.
     """
     content, params = _yaml().load(text), _params(text)
-    if name not in params.experts:
-        raise ModeError(f"no expert is called '{name}'", f"there are: {', '.join(params.experts)}")
+    name = _numbered(f"{source}-", params.sources)
+    alike = yaml.safe_load(text)["sources"][source]
+    kept = {key: value for key, value in alike.items() if key in ("shards", *SourceParams.READING)}
+    content["sources"][name] = CommentedMap({**kept, "continues": source})
+    return _checked(content), name
+
+
+def add_updates(text: str, expert: str) -> tuple[str, list[str]]:
+    """Add the updates of an expert by the sources that continue its own and that it has not seen: one for each.
+
+    Its own learning rate and share of other pairs are theirs, too.
+
+    Args:
+        text: params.yaml as it is.
+        expert: its name, or that of an update of it.
+
+    Returns:
+        The new text, and the names of the updates: `expert-2-v2`, then `expert-2-v3`.
+
+    Raises:
+        ModeError: no such expert, nothing new for it, or the result would not be a valid params.yaml.
+    """
+    content, params = _yaml().load(text), _params(text)
+    found = [(root, names) for root, names in params.versions.items() if expert in names]
+    if not found:
+        raise ModeError(f"no expert is called '{expert}'", f"there are: {', '.join(params.experts)}")
+    root, names = found[0]
+    expert_params = params.experts[root]
+    source, cluster = expert_params.source, expert_params.cluster
+    own = expert_params.model_dump(include={"lr", "outside_share"}, exclude_none=True)
+    seen = {params.updates[name].source for name in names[1:]}
+    new = [each for each in params.continuations_of(source) if each not in seen]
+    if not new:
+        raise ModeError(
+            f"{expert}: there are no pairs that it has not seen", f"`mode arrivals {source}` looks for new shards"
+        )
+    if not content.get("updates"):
+        content["updates"] = CommentedMap()
+    added: list[str] = []
+    for block in new:
+        name = _numbered(f"{root}-v", {*params.experts, *params.updates, *added})
+        entry = CommentedMap(continues=[*names, *added][-1], source=block, cluster=cluster, replays=source, **own)
+        entry.fa.set_flow_style()
+        content["updates"][name] = entry
+        added.append(name)
+    return _checked(content), added
+
+
+def _numbered(stem: str, taken: Container[str]) -> str:
+    """The first name of `STEM2`, `STEM3` ... that is free."""
+    return next(name for number in count(2) if (name := f"{stem}{number}") not in taken)
+
+
+def remove_expert(text: str, name: str) -> str:
+    """Remove an expert, or the last update of one.
+
+    The source that an expert was trained on stays as long as another expert, seed or embedder needs it, and so do those
+    that continue it.
+
+    Raises:
+        ModeError: there is no such expert, or an update goes on from it.
+    """
+    content, params = _yaml().load(text), _params(text)
+    if name not in {**params.experts, **params.updates}:
+        raise ModeError(f"no expert is called '{name}'", f"there are: {', '.join([*params.experts, *params.updates])}")
+    if later := [other for other, update in params.updates.items() if update.continues == name]:
+        raise ModeError(f"{later[0]} goes on from {name}", f"remove {later[0]} first")
+    if name in params.updates:
+        del content["updates"][name]
+        return _checked(content)
     source = params.experts[name].source
     del content["experts"][name]
-    needed = {expert.source for key, expert in params.experts.items() if key != name}
-    if source not in needed | {params.training.source, params.embedding.fit_on}:
-        del content["sources"][source]
+    others = {expert.source for key, expert in params.experts.items() if key != name}
+    needed = others | {params.training.source, params.embedding.fit_on}
+    block = [source, *params.continuations_of(source)]
+    if not needed.intersection(block):
+        for each in block:
+            del content["sources"][each]
     return _checked(content)
 
 

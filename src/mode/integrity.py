@@ -39,18 +39,19 @@ class Finding:
     has_checksum: bool
 
 
-def check_project(paths: Paths) -> Iterator[Finding]:
+def check_project(paths: Paths, roots: Mapping[str, str] | None = None) -> Iterator[Finding]:
     """Look at every index, vectors, embedder, clusters, assignment, model, ensemble, checkpoint and metrics file.
 
     All of each is read. Nothing is written, and whatever is missing is passed over.
 
     Args:
         paths: of the project.
+        roots: source -> the one whose clusters its pairs are assigned to; default its own.
 
     Yields:
         One finding for each, as it is done.
     """
-    outputs = list(_outputs(paths))
+    outputs = list(_outputs(paths, roots or {}))
     for number, (path, check) in enumerate(outputs, start=1):
         fault: str | None = None
         has_checksum = True
@@ -90,7 +91,7 @@ def check_parents(models: Path, names: Collection[str]) -> None:
             raise ModeError(f"{models / name / CONFIG}: not the configuration of {folder}", "train it again")
 
 
-def _outputs(paths: Paths) -> Iterator[tuple[Path, Callable[[], bool]]]:
+def _outputs(paths: Paths, roots: Mapping[str, str]) -> Iterator[tuple[Path, Callable[[], bool]]]:
     """Each output that is there, and what looks at it: True where it was compared with a checksum."""
     for folder in _below(paths.index("_").parent):
         yield folder, partial(check_manifest, folder)
@@ -101,7 +102,7 @@ def _outputs(paths: Paths) -> Iterator[tuple[Path, Callable[[], bool]]]:
     for folder in _below(paths.clusters("_").parent):
         yield folder, partial(_check_clusters, paths, folder)
     for file in _below(paths.assignment("_").parent, ".parquet"):
-        yield file, partial(_check_assignment, paths, file)
+        yield file, partial(_check_assignment, paths, file, paths.clusters(roots.get(file.stem, file.stem)))
     for folder in _below(paths.models):
         if any(folder.iterdir()):  # a model that is not trained, by `baselines`
             yield folder, partial(_check_model, folder)
@@ -136,9 +137,9 @@ def _check_clusters(paths: Paths, folder: Path) -> bool:
     return sealed
 
 
-def _check_assignment(paths: Paths, file: Path) -> bool:
+def _check_assignment(paths: Paths, file: Path, clusters: Path) -> bool:
     sealed = SEAL.check(file)
-    pairs, clusters, vectors = Assignment.pairs(file), paths.clusters(file.stem), paths.vectors(file.stem)
+    pairs, vectors = Assignment.pairs(file), paths.vectors(file.stem)
     if vectors.is_file() and pairs != len(load_vectors(vectors)):
         raise ModeError(f"{file}: {pairs:,} pairs, but {vectors} has others", "run its stage again")
     opened = Clusters.load(clusters) if clusters.is_dir() else None

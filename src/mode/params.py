@@ -138,6 +138,12 @@ class SourceParams(Section):
     """Fine clusters of this source; default `clustering.fine`."""
     coarse: PositiveInt | None = None
     """Coarse clusters of this source; default `clustering.coarse`."""
+    continues: Name | None = None
+    """A source of which this one has later shards: its pairs are assigned to the clusters of that source, and it has
+    none of its own. `mode arrivals` enters such a source."""
+
+    #: What decides how shards are read: alike in a source and in those that continue it.
+    READING: ClassVar[tuple[str, ...]] = ("checksum", "image_column", "caption_column", "filters", "captions")
 
     @field_validator("shards")
     @classmethod
@@ -283,6 +289,30 @@ class ExpertParams(Section):
     """Its own length in epochs, in place of `training.epochs - training.seed_epochs`."""
     lr: PositiveFloat | None = None
     """Its own learning rate, in place of `training.lr`."""
+    outside_share: Share | None = None
+    """Its own share of pairs from outside its cluster, in place of `branch.outside_share`."""
+
+
+class UpdateParams(Section):
+    """A training that goes on from an expert, on pairs of its cluster that have arrived since; in the ensemble the
+    model takes the expert's place. `mode update-expert` enters it.
+    """
+
+    continues: Name
+    """The expert that it goes on from, or an earlier update of one."""
+    source: Name
+    """Where the new pairs are from: a source that continues the expert's."""
+    cluster: NonNegativeInt
+    """Number of the expert's coarse cluster."""
+    replays: Name
+    """The expert's own source, of whose pairs some are shown again."""
+    replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Share of its pairs that are not new, but of those that the expert was trained on: without any it forgets them."""
+    epochs: PositiveInt | None = None
+    """Its own length in epochs; default: as many samples for each of its pairs as an expert sees of each of its own in
+    `training.epochs - training.seed_epochs`, and no more than an expert sees."""
+    lr: PositiveFloat | None = None
+    """Its own learning rate at its highest, in place of `training.lr`."""
     outside_share: Share | None = None
     """Its own share of pairs from outside its cluster, in place of `branch.outside_share`."""
 
@@ -719,6 +749,7 @@ class Params(Section):
     """Decides everything that is random: the built-in data, clusters, first weights, the order of samples."""
     sources: dict[Name, SourceParams]
     experts: dict[Name, ExpertParams]
+    updates: dict[Name, UpdateParams] = {}
     model: ModelParams = ModelParams()
     seed: SeedParams = SeedParams()
     glyphs: GlyphParams = GlyphParams()
@@ -742,6 +773,7 @@ class Params(Section):
         if not self.sources:
             raise ValueError("sources: at least one is needed")
         self._seed_and_model_agree()
+        self._continuations_agree()
         if self.embedding.view == "image" and (self.routing.kind, self.routing.protocol) != ("calibrated", "query"):
             raise ValueError(
                 "embedding.view: 'image' weighs the experts by each image: it needs routing.kind 'calibrated' and"
@@ -772,6 +804,11 @@ class Params(Section):
                 raise ValueError(f"experts.{name}: that name belongs to another model")
             if expert.source not in self.sources:
                 raise ValueError(f"experts.{name}.source: no source is called '{expert.source}'")
+            if root := self.sources[expert.source].continues:
+                raise ValueError(
+                    f"experts.{name}.source: '{expert.source}' continues '{root}' and has no clusters of its own:"
+                    f" `mode update-expert` trains an expert of '{root}' on"
+                )
             coarse = self.coarse_of(expert.source)
             if expert.cluster >= coarse:
                 raise ValueError(
@@ -781,7 +818,88 @@ class Params(Section):
             other = taken.setdefault((expert.source, expert.cluster), name)
             if other != name:
                 raise ValueError(f"experts.{name}: '{other}' already has cluster {expert.cluster} of '{expert.source}'")
+        self._updates_agree()
         return self
+
+    def _continuations_agree(self) -> None:
+        """A source that continues another one is read as that one is, and is nothing that needs clusters of its own."""
+        for name, each in self.sources.items():
+            if each.continues is None:
+                continue
+            key, root = f"sources.{name}", self.sources.get(each.continues)
+            if each.continues == name or root is None:
+                raise ValueError(f"{key}.continues: no other source is called '{each.continues}'")
+            if root.continues is not None:
+                raise ValueError(f"{key}.continues: '{each.continues}' itself continues '{root.continues}': name that")
+            if "glyphs" in (each.shards, root.shards):
+                raise ValueError(f"{key}.continues: the built-in data are made at once, nothing arrives in them")
+            if each.fine is not None or each.coarse is not None:
+                raise ValueError(f"{key}: fine and coarse are those of '{each.continues}', whose clusters these are")
+            for field in SourceParams.READING:
+                if getattr(each, field) != getattr(root, field):
+                    raise ValueError(f"{key}.{field}: not that of '{each.continues}', which it continues")
+        if root_of_seed := self.sources.get(self.training.source, SourceParams(shards="glyphs")).continues:
+            raise ValueError(f"training.source: '{self.training.source}' continues '{root_of_seed}': name that")
+
+    def _updates_agree(self) -> None:
+        """Updates of an expert are a chain, and each has another source."""
+        followed: dict[str, str] = {}
+        for name, update in self.updates.items():
+            key = f"updates.{name}"
+            if name in self.experts or any(name == role.name for role in ROLES):
+                raise ValueError(f"{key}: that name belongs to another model")
+            if update.continues not in {**self.experts, **self.updates}:
+                raise ValueError(f"{key}.continues: no expert and no update is called '{update.continues}'")
+            other = followed.setdefault(update.continues, name)
+            if other != name:
+                raise ValueError(f"{key}.continues: '{other}' already goes on from '{update.continues}'")
+        # Each update follows one model at most, and none follows two: what no expert leads to is a circle.
+        led_to = {name for versions in self.versions.values() for name in versions}
+        for name in self.updates:
+            if name not in led_to:
+                raise ValueError(f"updates.{name}.continues: '{self.updates[name].continues}' leads back to '{name}'")
+        for expert, (_, *names) in self.versions.items():
+            root, seen = self.experts[expert].source, dict[str, str]()
+            for name in names:
+                update, key = self.updates[name], f"updates.{name}"
+                if update.source not in self.continuations_of(root):
+                    raise ValueError(f"{key}.source: '{update.source}' is no source that continues '{root}'")
+                if update.cluster != self.experts[expert].cluster:
+                    raise ValueError(
+                        f"{key}.cluster: {update.cluster}, but {expert} has cluster {self.experts[expert].cluster}"
+                    )
+                if update.replays != root:
+                    raise ValueError(f"{key}.replays: '{update.replays}', but {expert} has pairs of '{root}'")
+                other = seen.setdefault(update.source, name)
+                if other != name:
+                    raise ValueError(f"{key}.source: '{other}' has seen '{update.source}' already")
+        if self.updates and self.training.adapter is not None:
+            raise ValueError(f"updates.{next(iter(self.updates))}: an expert that is an adapter cannot be trained on")
+
+    @property
+    def versions(self) -> dict[str, list[str]]:
+        """Expert -> its own name and those of its updates, the newest last."""
+        after = {update.continues: name for name, update in self.updates.items()}
+        found = {}
+        for expert in self.experts:
+            names = [expert]
+            while (name := after.get(names[-1])) is not None:
+                names.append(name)
+            found[expert] = names
+        return found
+
+    def sources_of(self, name: str) -> list[str]:
+        """The sources whose pairs an expert, or an update of one, was trained on, its own before those of later."""
+        for expert, names in self.versions.items():
+            if name in names:
+                updates = names[1 : names.index(name) + 1]
+                return [self.experts[expert].source, *(self.updates[update].source for update in updates)]
+        raise KeyError(name)
+
+    @property
+    def members(self) -> dict[str, ExpertParams]:
+        """What the ensemble is made of: each expert, under the name of its newest version."""
+        return {names[-1]: self.experts[expert] for expert, names in self.versions.items()}
 
     def _seed_and_model_agree(self) -> None:
         model, epochs = self.model.name or self.model.config, self.training.seed_epochs
@@ -795,12 +913,20 @@ class Params(Section):
             raise ValueError(f"training.seed_epochs: {epochs}, but a pretrained seed is not trained here: 0")
 
     def clusters_of(self, source: str) -> tuple[int, int]:
-        """(fine, coarse) of a source: its own numbers, or those of `clustering`."""
-        return self.sources[source].fine or self.clustering.fine, self.coarse_of(source)
+        """(fine, coarse) of a source, or of the one that it continues: its own numbers, or those of `clustering`."""
+        return self.sources[self.root_of(source)].fine or self.clustering.fine, self.coarse_of(source)
 
     def coarse_of(self, source: str) -> int:
-        """Coarse clusters of a source: its own number, or that of `clustering`."""
-        return self.sources[source].coarse or self.clustering.coarse
+        """Coarse clusters of a source, or of the one that it continues: its own number, or that of `clustering`."""
+        return self.sources[self.root_of(source)].coarse or self.clustering.coarse
+
+    def root_of(self, source: str) -> str:
+        """The source whose clusters the pairs of a source are assigned to: itself, or the one that it continues."""
+        return self.sources[source].continues or source
+
+    def continuations_of(self, source: str) -> list[str]:
+        """The sources that continue a source, in the order in which they came."""
+        return [name for name, each in self.sources.items() if each.continues == source]
 
 
 def load_params(path: Path) -> Params:

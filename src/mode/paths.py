@@ -48,6 +48,7 @@ class Paths:
         self.watch_file = root / "watch.yaml"
         self.version_file = root / "mode-version.yaml"
         self.leakage = root / "leakage.json"
+        self.arrivals = root / "arrivals.json"
         self.dvc_file = root / "dvc.yaml"
         self.dvc_lock = root / "dvc.lock"
         self.deployments = root / "prefect.yaml"
@@ -111,6 +112,10 @@ class Paths:
     def pairs(self, name: str, digest: str) -> Path:
         """The pairs of a training that is not finished, by a digest of what they were chosen from."""
         return self.checkpoints / name / f"pairs-{digest[:12]}"
+
+    def joined_index(self, name: str, digest: str) -> Path:
+        """The index of a training that is not finished and has pairs of several sources, by a digest of what it is."""
+        return self.checkpoints / name / f"index-{digest[:12]}"
 
     def training_lock(self, name: str) -> Path:
         return self.state / "trainings" / f"{name}.lock"

@@ -180,7 +180,8 @@ class Results(BaseModel):
     def experts(self) -> list[str]:
         """The experts, trained or not: whatever is routed to, and models of that role, in natural order."""
         routed = {expert for weights in self.routing.values() for expert in weights}
-        return sorted(routed | {model for model in self.models if role_of(model) == EXPERT}, key=natural)
+        alone = {model for model in self.models if role_of(model) == EXPERT} - {*self.stand_ins.values()}
+        return sorted(routed | alone, key=natural)
 
     @property
     def costs(self) -> dict[str, Cost]:

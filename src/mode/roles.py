@@ -6,7 +6,7 @@ MLflow and the report read the table; none of them lists the arms itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,12 +23,13 @@ class Role:
         kind: which part of the method it is.
         label: what sentences call it.
         note: Markdown for its run's page in MLflow.
-        parent: `seed`, whose weights it starts from; None: from random weights.
+        parent: `seed`, whose weights it starts from; None: from random weights, or (`update`) from those of the model
+            that params.yaml names.
         pairs: what a training sees: all pairs of a source, or those of one cluster. None: not trained, but derived
             from other models.
         length: how long a training is, see `mode.training.plan`.
-        many: there is one for each key of `experts` in params.yaml, with the source, epochs and learning rate that
-            stand there, made by a stage `NAME@KEY`.
+        many: there is one for each key of `experts` in params.yaml (of an `update`: of `updates`), with the source,
+            epochs and learning rate that stand there, made by a stage `NAME@KEY`.
         dispensable: the rest of the pipeline can do without it; the seed answers for a missing expert.
         colour: of its models in plots and on the page.
     """
@@ -39,7 +40,7 @@ class Role:
     note: str
     parent: str | None = None
     pairs: Literal["all", "cluster"] | None = None
-    length: Literal["seed", "dense", "expert", "total"] | None = None
+    length: Literal["seed", "dense", "expert", "total", "update"] | None = None
     many: bool = False
     dispensable: bool = False
     colour: str = "#cc79a7"
@@ -118,6 +119,18 @@ FULL = Role(
     dispensable=True,
     colour="#009e73",
 )
+UPDATE = Role(
+    "update",
+    "expert",
+    "an expert that was trained on",
+    "A data expert of later: continues from an expert on pairs of its cluster that have arrived since, and takes its"
+    " place.",
+    pairs="cluster",
+    length="update",
+    many=True,
+    dispensable=True,
+    colour="#e69f00",
+)
 UNIFORM = Role(
     "uniform",
     "ensemble",
@@ -141,7 +154,7 @@ ENSEMBLE = Role(
 )
 
 #: In the order of every table.
-ROLES = (SEED, DENSE, DENSE_LONG, FULL, EXPERT, UNIFORM_FULL, UNIFORM, ENSEMBLE)
+ROLES = (SEED, DENSE, DENSE_LONG, FULL, EXPERT, UPDATE, UNIFORM_FULL, UNIFORM, ENSEMBLE)
 TRAINED = tuple(role for role in ROLES if role.trained)
 DERIVED = tuple(role for role in ROLES if not role.trained)
 
@@ -156,11 +169,14 @@ def role_of(model: str) -> Role:
     return max(own, key=lambda role: len(role.name), default=EXPERT)
 
 
-def models_of(experts: Iterable[str]) -> list[str]:
-    """Names of all models that a run with these experts may have trained, in the order of the tables.
+def models_of(versions: Mapping[str, str]) -> list[str]:
+    """Names of all models that a run may have trained and goes on using, in the order of the tables.
 
-    >>> models_of(["expert-0", "expert-1"])
-    ['seed', 'dense', 'dense-long', 'full-expert-0', 'full-expert-1', 'expert-0', 'expert-1']
+    Args:
+        versions: expert -> its newest version, which is the expert itself or an update of it.
+
+    >>> models_of({"expert-0": "expert-0", "expert-1": "expert-1-v2"})
+    ['seed', 'dense', 'dense-long', 'full-expert-0', 'full-expert-1', 'expert-0', 'expert-1-v2']
     """
-    experts = list(experts)
-    return [role.model(key) for role in TRAINED for key in (experts if role.many else [None])]
+    keys: dict[Role, Iterable[str]] = {EXPERT: versions.values(), UPDATE: ()}
+    return [role.model(key) for role in TRAINED for key in (keys.get(role, versions) if role.many else [None])]

@@ -94,7 +94,7 @@ def make_project(root: Path) -> SmallProject:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "src", root / "src", ignore=ignore)
     shutil.copytree(REPOSITORY / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
-    for name in ("dvc.yaml", "watch.yaml", "leakage.json", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "watch.yaml", "arrivals.json", "leakage.json", ".dvcignore", ".gitignore"):
         shutil.copy(REPOSITORY / name, root / name)
     project = SmallProject(root)
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())

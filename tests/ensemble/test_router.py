@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,24 @@ class TestMembers:
 
     def test_all_trained_needs_no_seed(self, router: Router) -> None:
         assert router.members(["tools", "animals"]) == {"animals": "animals", "tools": "tools"}
+
+    def test_an_earlier_version_comes_before_the_seed(self, router: Router, tmp_path: Path) -> None:
+        """The latest of those that are there; a saved router knows them, too."""
+        replace(router, earlier={"animals": ["animals-v2", "animals-v1"]}).save(tmp_path / "router")
+        saved = Router.load(tmp_path / "router")
+        assert saved.members(["seed", "tools", "animals-v1"])["animals"] == "animals-v1"
+        assert saved.members(["tools", "animals-v1", "animals-v2"])["animals"] == "animals-v2"
+        assert saved.members(["seed", "tools"])["animals"] == "seed"
+        assert saved.members(["tools", "animals", "animals-v2"])["animals"] == "animals"
+
+    def test_earlier_versions_that_are_no_names_are_damage(self, router: Router, tmp_path: Path) -> None:
+        router.save(tmp_path / "router")
+        file = tmp_path / "router/ensemble.json"
+        for earlier in ([], {"animals": "seed"}, {"animals": [1]}):
+            file.write_text(json.dumps({**json.loads(file.read_text()), "earlier": earlier}))
+            (tmp_path / "router/SHA256SUMS").unlink(missing_ok=True)
+            with pytest.raises(ModeError, match="damaged ensemble: earlier versions of experts that are no names"):
+                Router.load(tmp_path / "router")
 
     def test_neither_expert_nor_seed(self, router: Router) -> None:
         with pytest.raises(ModeError, match=r"no model for animals, nor 'seed'.*there are: dense, tools"):

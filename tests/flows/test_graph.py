@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.graph import experts_of, first, in_order, make_pipeline, read, upto
+from flows.graph import experts_of, first, in_order, make_pipeline, read, stage_of, upto
 from mode.errors import ModeError
 
 DIAMOND = make_pipeline({"report": ["a", "b"], "a": ["seed"], "b": ["seed"], "seed": []})
@@ -65,6 +65,14 @@ def test_stages_of_a_project_in_the_order_of_its_files(tmp_path: Path, monkeypat
     assert experts_of(pipeline) == ["expert-2", "expert-10", "expert-1"]
     assert in_order(pipeline)[0] == "seed"
     assert stale == set(pipeline)
+
+
+def test_an_update_has_a_stage_of_its_own() -> None:
+    pipeline = make_pipeline({"seed": [], "expert@expert-0": ["seed"], "update@expert-0-v2": ["expert@expert-0"]})
+    assert experts_of(pipeline) == ["expert-0", "expert-0-v2"]
+    assert stage_of(pipeline, "expert-0") == "expert@expert-0"
+    assert stage_of(pipeline, "expert-0-v2") == "update@expert-0-v2"
+    assert stage_of(pipeline, "expert-9") == "expert@expert-9"
 
 
 def test_stages_that_need_each_other_are_refused(tmp_path: Path) -> None:

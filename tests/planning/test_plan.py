@@ -280,3 +280,19 @@ def test_an_epoch_that_is_next_to_nothing_is_pointed_out(workload: Make, machine
     assert make_plan(workload(pairs=800_000), machines(), given).notes == []
     [note] = make_plan(workload(pairs=800_001), machines(), given).notes
     assert note.startswith("an epoch has 8,000 samples, of 800,001 images")
+
+
+def test_what_arrives_is_not_clustered_and_an_update_is_as_long_as_its_pairs(
+    workload: Make, machines: Machines
+) -> None:
+    """A fifth as many pairs as the source has, and as many old ones: two fifths of an expert's 16,000 samples."""
+    work = workload(
+        sources={"base-2": {"shards": "/shards", "continues": "base"}},
+        updates={"v2": {"continues": "expert-1", "source": "base-2", "cluster": 1, "replays": "base"}},
+    )
+    found = stages_of(make_plan(replace(work, pairs={**work.pairs, "base-2": 7_200}), machines(), rates()))
+    assert {"index@base-2", "embed@base-2", "assign@base-2"} < found.keys()
+    assert "cluster@base-2" not in found
+    assert (found["expert@expert-1"].samples, found["update@v2"].samples) == (16_000, 6_400)
+    before = stages_of(make_plan(workload(), machines(), rates()))
+    assert found["evaluate"].hours == before["evaluate"].hours  # an update takes its expert's place

@@ -74,3 +74,27 @@ def test_vectors_that_are_missing_or_of_another_index(root: Path) -> None:
     path.unlink()
     with pytest.raises(ModeError, match=r"base.npy: no such file"):
         evidence_of(project, "expert-0")
+
+
+def test_an_expert_that_was_trained_on_has_captions_of_all_its_sources_in_proportion(root: Path) -> None:
+    """30 of 60 pairs are as many as 15 of the 30 that came later."""
+    base = project_at(root)
+    later = {
+        "sources": {"base": {"shards": "shards"}, "base-2": {"shards": "more", "continues": "base"}},
+        "updates": {"v2": {"continues": "expert-1", "source": "base-2", "cluster": 1, "replays": "base"}},
+    }
+    write_glyph_shards(GlyphParams(pairs=30, shard_pairs=30), root / "more", random_seed=1, workers=1)
+    manifest = build_manifest(SourceParams(shards="more"), root)
+    build_index(manifest, root, base.index("base-2"), IndexParams(), 1)
+    np.save(base.vectors("base-2"), np.ones((30, 4), np.float16) / 2)
+    coarse = (np.arange(30) % 3 == 1).astype(np.int32)
+    Assignment(coarse, coarse, np.zeros(30, np.float32)).save(base.assignment("base-2"))
+    project = Project(root, parse_params({**PARAMS, **later, "routing": {"evidence_captions": 30}}))
+    texts, vectors = evidence_of(project, "v2")
+    first = [*project.load_index("base").captions(np.arange(1, 60, 3))]
+    second = [*project.load_index("base-2").captions(np.arange(1, 30, 3))]
+    assert (len(texts), len(vectors)) == (15, 15)
+    assert set(texts[:10]) <= set(first)
+    assert set(texts[10:]) <= set(second)
+    assert (vectors[10:] == 0.5).all()
+    assert evidence_of(project, "expert-0").texts == evidence_of(project_at(root, 0, 30), "expert-0").texts

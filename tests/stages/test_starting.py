@@ -95,7 +95,15 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_demo_is_this_repository_s(here: Path) -> None:
     root = start()
-    for name in ("params.yaml", "prefect.yaml", "leakage.json", ".gitignore", ".dvcignore", ".dvc/config"):
+    for name in (
+        "params.yaml",
+        "prefect.yaml",
+        "leakage.json",
+        "arrivals.json",
+        ".gitignore",
+        ".dvcignore",
+        ".dvc/config",
+    ):
         assert (root / name).read_bytes() == (REPOSITORY / name).read_bytes(), name
     flows = {path.name: path.read_bytes() for path in (REPOSITORY / "flows").glob("*.py")}
     assert {path.name: path.read_bytes() for path in (root / "flows").iterdir()} == flows
@@ -104,6 +112,7 @@ def test_the_demo_is_this_repository_s(here: Path) -> None:
     assert watch == {
         **{"generated": ["base"], "watched": [], "watched_tasks": [], "tasks_from": "mode-version.yaml"},
         **{"watched_seed": [], "seed_from": "data/names.txt"},
+        **{"clustered": ["base"], "assigned": {"base": "base"}},
     }
 
 
@@ -194,6 +203,7 @@ def test_shards_and_tasks_are_entered_and_watched(here: Path) -> None:
         **{"generated": [], "watched": ["base"], "watched_tasks": ["tasks"]},
         "tasks_from": "data/tasks-manifest.json",
         **{"watched_seed": [], "seed_from": "data/names.txt"},
+        **{"clustered": ["base"], "assigned": {"base": "base"}},
     }
 
 
@@ -356,7 +366,7 @@ def test_force_replaces_nothing(here: Path, capsys: pytest.CaptureFixture[str]) 
     root = start(force=True)
     assert (root / "mine/mine.py").read_text() == "mine"
     assert load_params(root / "params.yaml")
-    assert "new: not empty: .dvc, .dvcignore, .gitignore and 10 more" in refusal(capsys, "new")
+    assert "new: not empty: .dvc, .dvcignore, .gitignore and 11 more" in refusal(capsys, "new")
     assert "there already" in refusal(capsys, "new", "--force")
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mode.data.loading.selection import Pairs
 from mode.errors import ModeError
-from mode.params import ExpertParams, TrainingParams
-from mode.roles import DENSE, DENSE_LONG, EXPERT, SEED, UNIFORM, Role
+from mode.params import ExpertParams, TrainingParams, UpdateParams
+from mode.roles import DENSE, DENSE_LONG, EXPERT, SEED, UNIFORM, UPDATE, Role
 from mode.training.plan import Schedule, TrainPlan, make_plan
 
 PAIRS = Pairs.of(np.arange(10), np.arange(10))
@@ -201,3 +201,29 @@ def test_a_schedule_can_begin_at_the_branch() -> None:
     """With no moments to go on with, the warm-up begins there."""
     schedule = Schedule("wsd", 1.0, warmup=10, branch=100, end=160, start=100)
     assert [schedule.rate(step) for step in (100, 109, 110, 135, 160)] == [0.1, 1.0, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_an_update_warms_up_and_falls_anew_after_the_last_step_of_the_expert(schedule: str) -> None:
+    """An expert has 50 steps here; four tenths of its pairs are 20 steps, of which 5 are warm-up."""
+    own = UpdateParams(continues="expert-1", source="base-2", cluster=1, replays="base")
+    parent = Path("models/expert-1")
+    found = plan(UPDATE, schedule, key="v2", expert=own, parent=parent, begins=320, share=0.4)
+    assert (found.name, found.source, found.cluster, found.parent) == ("v2", "base-2", 1, parent)
+    assert (found.first_step, found.last_step, found.stream_start) == (320, 340, 0)
+    rates = [found.schedule.rate(step) for step in range(320, 341)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5] == 1.0
+    assert rates[-1] == pytest.approx(0.0)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_an_update_is_never_longer_than_an_expert_unless_it_says_so() -> None:
+    own = UpdateParams(continues="expert-1", source="base-2", cluster=1, replays="base")
+    details: dict[str, Any] = {"key": "v2", "parent": PARENT, "begins": 7}
+    assert plan(UPDATE, expert=own, share=3.0, **details).steps == 50
+    assert plan(UPDATE, expert=own, share=1e-9, **details).steps == 1
+    assert plan(UPDATE, expert=own, share=0.06, **details).schedule.warmup == 0
+    longer = own.model_copy(update={"epochs": 8, "lr": 0.5})
+    assert plan(UPDATE, expert=longer, share=0.1, **details).steps == 80
+    assert plan(UPDATE, expert=longer, share=0.1, **details).schedule.lr == 0.5

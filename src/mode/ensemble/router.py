@@ -68,6 +68,8 @@ class Router:
         images: expert -> uint8 [k, 3, size, size], training images of its cluster in random order, that the
             normalisation statistics of merged experts are estimated on (`mode.ensemble.merge`); may be empty.
         evidence: of the `evidence` rule, what it knows of the training captions; `None` for the other rules.
+        earlier: expert that goes on from others -> these, the latest first: while it is not trained, one of them
+            answers for it.
     """
 
     conditions: Mapping[str, NDArray[np.float32]]
@@ -76,6 +78,7 @@ class Router:
     temperature: float | None = None
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     evidence: Evidence | None = None
+    earlier: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -259,18 +262,22 @@ class Router:
         return dict(zip(self.experts, weights.T, strict=True))
 
     def members(self, available: Collection[str]) -> dict[str, str]:
-        """Expert -> the model that answers for it: its own, or the seed where it is not trained yet.
+        """Expert -> the model that answers for it: its own; where it is not trained yet, an earlier one, or the seed.
 
         Raises:
             ModeError: an expert is missing and so is the seed.
         """
-        missing = [expert for expert in self.experts if expert not in available]
+        own = {
+            expert: next((name for name in (expert, *self.earlier.get(expert, ())) if name in available), None)
+            for expert in self.experts
+        }
+        missing = [expert for expert, model in own.items() if model is None]
         if missing and STAND_IN not in available:
             raise ModeError(
                 f"no model for {', '.join(missing)}, nor '{STAND_IN}' to stand in",
                 f"train one of them first; there are: {', '.join(sorted(available)) or 'none'}",
             )
-        return {expert: STAND_IN if expert in missing else expert for expert in self.experts}
+        return {expert: model or STAND_IN for expert, model in own.items()}
 
     def save(self, folder: Path) -> None:
         """Write `folder` (replaced as a whole): ensemble.json, conditions.safetensors, embedder/, images.safetensors
@@ -285,6 +292,8 @@ class Router:
                 "temperature": self.temperature,
                 "embedder": self.embedder.name,
             }
+            if self.earlier:
+                description["earlier"] = {expert: list(names) for expert, names in self.earlier.items()}
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             tensors = {name: np.ascontiguousarray(centres, np.float32) for name, centres in self.conditions.items()}
             save_file(tensors, temporary / _CONDITIONS)
@@ -313,7 +322,9 @@ class Router:
             tensors = load_file(folder / _CONDITIONS)
             conditions = {name: tensors[name] for name in description["experts"]}
             routing = RoutingParams.model_validate(description["routing"])
-            temperature = description["temperature"]
+            temperature, earlier = description["temperature"], description.get("earlier", {})
+            if not isinstance(earlier, dict) or not all(_are_names(names) for names in earlier.values()):
+                raise ValueError("earlier versions of experts that are no names")
             images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
             evidence = Evidence.load(folder, conditions) if routing.kind == "evidence" else None
         except FileNotFoundError:
@@ -321,7 +332,7 @@ class Router:
             raise ModeError(f"{folder}: no saved ensemble: {missing} is missing") from None
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}") from None
-        return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images, evidence)
+        return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images, evidence, earlier)
 
 
 def _check_conditions(conditions: Mapping[str, NDArray[np.float32]], embedder: Embedder) -> None:
@@ -334,6 +345,10 @@ def _check_conditions(conditions: Mapping[str, NDArray[np.float32]], embedder: E
                 f" of embedder '{embedder.name}'",
                 "cluster again with this embedder",
             )
+
+
+def _are_names(names: object) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from mode.data.loading.selection import Pairs
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.params import Params, parse_params
-from mode.roles import DENSE, DENSE_LONG, ENSEMBLE, EXPERT, FULL, SEED, TRAINED, UNIFORM, UNIFORM_FULL, Role
+from mode.roles import DENSE, DENSE_LONG, ENSEMBLE, EXPERT, FULL, SEED, TRAINED, UNIFORM, UNIFORM_FULL, UPDATE, Role
 from mode.training.plan import TrainPlan, make_plan
 
 #: Sections of params.yaml that decide the seed, and so whether two runs share it.
@@ -230,17 +230,19 @@ def trainings_of(params: Params) -> Iterator[tuple[Role, str | None]]:
     for role in TRAINED:
         if (role is SEED and params.seed.pretrained) or (role is DENSE_LONG and not params.baselines.dense_long):
             continue
-        keys: Iterable[str | None] = params.full if role is FULL else params.experts if role.many else [None]
+        many: dict[Role, Iterable[str]] = {FULL: params.full, EXPERT: params.experts, UPDATE: params.updates}
+        keys: Iterable[str | None] = many[role] if role.many else [None]
         yield from ((role, key) for key in keys)
 
 
-def training_plan(params: Params, role: Role, key: str | None, images: int) -> TrainPlan:
+def training_plan(params: Params, role: Role, key: str | None, images: int, share: float = 1.0) -> TrainPlan:
     """Length and schedule of one of `trainings_of`, before its pairs are known.
 
     Args:
         params: of the run.
         role, key: which training.
         images: of the source that the seed is trained on: samples of an epoch if `training.epoch_samples` is null.
+        share: of an update, see `make_plan`; here its steps are counted from 0.
 
     Raises:
         ModeError: as `make_plan`.
@@ -251,9 +253,10 @@ def training_plan(params: Params, role: Role, key: str | None, images: int) -> T
         params.training,
         images,
         key=key,
-        expert=params.experts[key] if key is not None else None,
+        expert=params.updates[key] if role is UPDATE and key else params.experts[key] if key is not None else None,
         experts=params.coarse_of(params.training.source) if role is DENSE_LONG else 0,
         parent=None if role is SEED else Path(SEED.name),
+        share=share,
     )
 
 
@@ -268,7 +271,9 @@ def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
         if role is DENSE_LONG:
             own = {"coarse": params.coarse_of(params.training.source)}
         elif key is not None:
-            own = {"key": key, "expert": values["experts"][key]}
+            # An update goes on from another model, which its own name may be but the last link to.
+            own = {"key": key, "expert": values["experts"] if role is UPDATE else values["experts"][key]}
+            own |= {"updates": values["updates"]} if role is UPDATE else {}
             own |= {} if role is FULL else {section: values.get(section) for section in _OF_EXPERT}
         yield Work(role.model(key), _digest({"role": role.name, **seed_key, **own}), samples)
 

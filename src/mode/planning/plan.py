@@ -22,7 +22,7 @@ from mode.planning import sizes
 from mode.planning.machines import Cluster
 from mode.planning.rates import SourcedRates
 from mode.planning.shape import ModelShape
-from mode.roles import EXPERT, SEED
+from mode.roles import EXPERT, SEED, UPDATE
 from mode.training.plan import TrainPlan
 
 #: Operations of a pair below which a GPU waits for Python to start its kernels: the demo's 0.04 GFLOP reach 5,100
@@ -266,7 +266,14 @@ class _Planner:
 
     def _train_plans(self) -> Iterator[tuple[str | None, TrainPlan]]:
         for role, key in trainings_of(self._params):
-            yield key, training_plan(self._params, role, key, self.epoch_samples)
+            share = self._share_of_update(key) if role is UPDATE and key is not None else 1.0
+            yield key, training_plan(self._params, role, key, self.epoch_samples, share)
+
+    def _share_of_update(self, key: str) -> float:
+        """Pairs of an update as a multiple of the expert's: clusters are taken to be equally large, as everywhere."""
+        update, pairs = self._params.updates[key], self._work.pairs
+        new = pairs[update.source] / pairs[update.replays]
+        return new + min(1.0, new * update.replay_share / (1 - update.replay_share))
 
     def _preparation(self) -> tuple[list[StagePlan], list[StagePlan]]:
         """What comes before an embedder, and what it is needed for."""
@@ -275,7 +282,8 @@ class _Planner:
             before += [self._shards(source), self._index(source)]
         after.append(StagePlan(stage="embedder", disk_bytes=self._work.embedder.files_bytes))
         for source in self._work.pairs:
-            after += [self._embed(source), self._cluster_stage(source), self._assign(source)]
+            clustered = [self._cluster_stage(source)] if self._params.root_of(source) == source else []
+            after += [self._embed(source), *clustered, self._assign(source)]
         return before, after
 
     def _shards(self, source: str) -> StagePlan:
@@ -363,8 +371,7 @@ class _Planner:
         """One training; `key` of an expert."""
         cluster, rates, params = self._cluster, self._rates, self._params
         devices = cluster.devices_of_seed if plan.role is SEED else cluster.devices_per_training
-        pairs = float(self._work.pairs[plan.source])
-        own = pairs * self._share_of(plan)
+        own = self._pairs_of(key, plan)
         own_images = own / rates.captions_per_image
         crops = params.image.crop_scale is not None
         cached = sizes.cached_image_bytes(own_images, self._model.image_size, params.machine.cache_mb, crops)
@@ -415,13 +422,15 @@ class _Planner:
         """Trainings after the seed."""
         return sum(role is not SEED for role, _ in trainings_of(self._params))
 
-    def _share_of(self, plan: TrainPlan) -> float:
-        """Share of its source's pairs that a model is trained on: clusters are taken to be equally large."""
-        if plan.cluster is None:
-            return 1.0
-        expert, inside = self._params.experts[plan.name], 1 / self._params.coarse_of(plan.source)
-        outside = self._params.branch.outside_share if expert.outside_share is None else expert.outside_share
-        return inside + outside * (1 - inside)
+    def _pairs_of(self, key: str | None, plan: TrainPlan) -> float:
+        """Pairs that a model is trained on: clusters are taken to be equally large."""
+        if plan.cluster is None or key is None:
+            return float(self._work.pairs[plan.source])
+        params, is_update = self._params, plan.role is UPDATE
+        trained, inside = params.updates[key] if is_update else params.experts[key], 1 / params.coarse_of(plan.source)
+        outside = params.branch.outside_share if trained.outside_share is None else trained.outside_share
+        of_expert = self._work.pairs[params.root_of(plan.source)] * (inside + outside * (1 - inside))
+        return of_expert * (self._share_of_update(key) if is_update else 1.0)
 
     def _model_bytes(self) -> float:
         words = min(self._params.model.vocabulary, self._rates.tokenizer_words)
@@ -432,11 +441,12 @@ class _Planner:
         """The ensemble, which is read from clusters and embedder, and the evaluation of all models on one device."""
         rates, cluster, params = self._rates, self._cluster, self._params
         kept = images_to_keep(max(1, len(params.experts)), self._model.image_size)
-        fine = sum(params.clusters_of(source)[0] for source in self._work.pairs)
+        fine = sum(params.clusters_of(source)[0] for source in self._work.pairs if params.root_of(source) == source)
         conditions = fine * self._work.embedder.dimensions * sizes.FLOAT32
         images = len(params.experts) * kept * 3 * self._model.image_size**2
         ensemble = StagePlan(stage="ensemble", disk_bytes=conditions + images + self._work.embedder.files_bytes)
-        models = sum(1 for _ in trainings_of(params)) + params.seed.pretrained
+        used = sum(role is not UPDATE for role, _ in trainings_of(params))  # an update takes another model's place
+        models = used + params.seed.pretrained
         flops = self._work.evaluation_images * models * self._model.flops_per_image
         decoding = h.per_hour(
             self._work.evaluation_images, rates.decode_images_per_core_second * cluster.cores_per_node

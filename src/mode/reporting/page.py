@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 
 from mode import roles
+from mode.clustering.drift import Drift
 from mode.data.leakage import Leakage
 from mode.reporting.cluster_map import draw_map
 from mode.reporting.plots import Curves, Validation, all_plots, series_colour, svg, theme
 from mode.reporting.rendering import data_url, render
 from mode.reporting.summary import Cluster, Row, baselines, comparison, rows, task_figures, verdict
-from mode.reporting.tables import comparison_cells
+from mode.reporting.tables import comparison_cells, drift_rows
 from mode.results import Results
 from mode.roles import ENSEMBLE, SEED
 
@@ -60,6 +61,7 @@ def render_page(
     dropped: bool = False,
     doubts: Sequence[str] = (),
     validation: Validation | None = None,
+    drifts: Sequence[Drift] = (),
 ) -> str:
     """The whole page as HTML.
 
@@ -73,6 +75,7 @@ def render_page(
         dropped: whether the training was done without those.
         doubts: sentences on what may have gone wrong without an error.
         validation: figures of the models while they trained.
+        drifts: how what arrived differs from what its source was clustered by.
     """
     table, cells = rows(comparison(results)), comparison_cells(results)
     tasks = task_figures(results)
@@ -100,6 +103,8 @@ def render_page(
         routed=bool(results.routing),
         leakage=leakage,
         dropped=dropped,
+        drifts=drifts,
+        drift_rows=drift_rows(drifts),
         provenance=results.provenance,
     )
 

@@ -28,6 +28,7 @@ from mode.results import Results
 from mode.roles import ENSEMBLE, UNIFORM
 
 if TYPE_CHECKING:
+    from mode.clustering.drift import Drift
     from mode.data.leakage import Leakage
     from mode.data.shards.account import IndexReport
     from mode.tracking.runs import Comparison
@@ -243,6 +244,31 @@ def print_leakage(found: Leakage, console: Console | None = None) -> None:
     console.print(table)
     looked = sum(found.images.values())
     console.print(f"{len(found.leaks):,} of {looked:,} training images look like one of them", highlight=False)
+
+
+def print_drift(found: Sequence[Drift], console: Console | None = None) -> None:
+    """Print how each arrival differs from the source that it continues: in figures, and in words."""
+    console = console or wide_console()
+    table = Table("source", header_style="bold", box=None)
+    clusters = max((len(each.clusters) for each in found), default=0)
+    for head in ("pairs", "far captions %", *(f"cluster {number} %" for number in range(clusters))):
+        table.add_column(head, justify="right")
+    for source, pairs, cells in drift_rows(found):
+        table.add_row(escape(source), pairs, *cells)
+    console.print(table)
+    for each in found:
+        for sentence in each.sentences():
+            console.print(escape(sentence), highlight=False)
+
+
+def drift_rows(found: Sequence[Drift]) -> list[tuple[str, str, list[str]]]:
+    """(source, pairs, share of far captions and of each cluster) of what arrived, before it of what it continues."""
+    rows: dict[str, tuple[str, list[str]]] = {}
+    for each in found:
+        rows.setdefault(each.continues, ("", ["", *(percent(cluster.share) for cluster in each.clusters)]))
+        shares = [each.far_share, *(cluster.new_share for cluster in each.clusters)]
+        rows[each.source] = (f"{each.pairs:,}", [percent(share) for share in shares])
+    return [(source, pairs, cells) for source, (pairs, cells) in rows.items()]
 
 
 def wide_console() -> Console:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
 from mode.params import load_params
-from mode.roles import ENSEMBLE, FULL, SEED, UNIFORM, UNIFORM_FULL, role_of
+from mode.roles import ENSEMBLE, FULL, SEED, UNIFORM, UNIFORM_FULL, UPDATE, role_of
 from mode.stages.project import Project, cards_of, sample_captions, task_folders, trained_models, write_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mode.data.leakage import Leakage
-    from mode.data.shards.index import PairIndex
     from mode.embedding.base import Embedder
     from mode.ensemble.evidence import Captions
     from mode.evaluation.tasks import Task
@@ -39,7 +38,7 @@ def ensemble(project: Project) -> None:
     from mode.embedding.base import load_embedder
     from mode.ensemble.router import Router
 
-    experts = project.params.experts
+    experts, versions = project.params.members, project.params.versions.values()
     sources = list(dict.fromkeys(params.source for params in experts.values()))
     clusters = {source: Clusters.load(project.clusters(source)) for source in sources}
     embedder = load_embedder(project.embedder)
@@ -56,7 +55,8 @@ def ensemble(project: Project) -> None:
         evidence = {name: evidence_of(project, name) for name in experts} if routing.kind == "evidence" else {}
         router = Router.fit(conditions, embedder, routing, _calibration_captions(project), random_seed, evidence)
     images = {name: _kept_images(project, name) for name in experts}
-    replace(router, images=images).save(project.ensemble)
+    earlier = {names[-1]: names[-2::-1] for names in versions if len(names) > 1}
+    replace(router, images=images, earlier=earlier).save(project.ensemble)
     temperature = f", temperature {router.temperature:.4g}" if router.temperature is not None else ""
     print(f"{len(experts)} experts, {routing.kind} routing{' by image' if router.by_image else ''}{temperature}")
 
@@ -92,6 +92,8 @@ def _calibration_captions(project: Project) -> list[str]:
 def evidence_of(project: Project, expert: str) -> Captions:
     """Some training captions of an expert's cluster with their vectors, those of held-out images left out.
 
+    An expert that was trained on has those of all its sources, in proportion to their pairs.
+
     Raises:
         ModeError: the vectors are missing, damaged, or of another index or embedder than the assignment.
     """
@@ -102,56 +104,78 @@ def evidence_of(project: Project, expert: str) -> Captions:
     from mode.ensemble.evidence import Captions
     from mode.vectors import load_vectors, origin_of
 
-    source = project.expert(expert).source
-    path, assignment = project.vectors(source), project.assignment(source)
-    index, vectors = project.load_index(source), load_vectors(path)
-    same_embedder(path, origin_of(path), assignment, Assignment.origin(assignment))
-    if len(vectors) != len(index):
-        raise ModeError(f"{path}: {len(vectors)} vectors, {len(index)} pairs in the index", "embed again")
     most = max(1, project.params.routing.evidence_captions // len(project.params.experts))
-    drawn = np.sort(_drawn_rows(project, expert, index, most))
-    return Captions(index.captions(drawn), Rows(vectors, drawn).take(np.arange(len(drawn)))[:, :-1])
+    texts, found = [], []
+    for source, rows in _drawn_rows(project, expert, most):
+        path, assignment = project.vectors(source), project.assignment(source)
+        index, vectors = project.load_index(source), load_vectors(path)
+        same_embedder(path, origin_of(path), assignment, Assignment.origin(assignment))
+        if len(vectors) != len(index):
+            raise ModeError(f"{path}: {len(vectors)} vectors, {len(index)} pairs in the index", "embed again")
+        drawn = np.sort(rows)
+        texts += index.captions(drawn)
+        found.append(Rows(vectors, drawn).take(np.arange(len(drawn)))[:, :-1])
+    return Captions(texts, np.concatenate(found))
 
 
-def _drawn_rows(project: Project, expert: str, index: PairIndex, most: int) -> NDArray[np.int64]:
-    """So many training pairs of an expert's cluster, or all if there are fewer, in random order."""
+def _drawn_rows(project: Project, expert: str, most: int) -> list[tuple[str, NDArray[np.int64]]]:
+    """So many training pairs of an expert's cluster, or all if there are fewer: by source, in random order.
+
+    Of several sources each has its share.
+    """
     import numpy as np
 
-    from mode.clustering.assignment import Assignment
-    from mode.data.loading.selection import expert_rows, is_held_out
     from mode.permutation import permuted
 
-    params, random_seed = project.expert(expert), project.params.random_seed
+    params, random_seed = project.params.members[expert], project.params.random_seed
+    sources = project.params.sources_of(expert)
+    totals = [sum(len(rows) for rows in _cluster_rows(project, source, params.cluster)) for source in sources]
+    wanted = min(sum(totals), most)
+    # Whole numbers that add up to all of them.
+    ends = np.round(np.cumsum(totals) * (wanted / max(1, sum(totals)))).astype(int)
+    found = []
+    for source, total, number in zip(sources, totals, np.diff(ends, prepend=0).tolist(), strict=True):
+        # Which of them by number, in one pass over the assignment; and these, in another.
+        numbers = permuted(np.arange(number), total, random_seed, params.cluster)
+        drawn, first = np.empty(len(numbers), np.int64), 0
+        for rows in _cluster_rows(project, source, params.cluster):
+            here = np.flatnonzero((first <= numbers) & (numbers < first + len(rows)))
+            drawn[here] = rows[numbers[here] - first]
+            first += len(rows)
+        found.append((source, drawn))
+    return found
 
-    def blocks() -> Iterator[NDArray[np.int64]]:
-        coarse = partial(Assignment.coarse_blocks, project.assignment(params.source))
-        for rows in expert_rows(coarse, params.cluster, outside_share=0.0, random_seed=random_seed):
-            left = is_held_out(index.image[rows], project.params.training.held_out, index.images, random_seed)
-            yield rows[~left]
 
-    # Which of them by number, in one pass over the assignment; and these, in another.
-    total = sum(len(rows) for rows in blocks())
-    numbers = permuted(np.arange(min(total, most)), total, random_seed, params.cluster)
-    drawn, first = np.empty(len(numbers), np.int64), 0
-    for rows in blocks():
-        here = np.flatnonzero((first <= numbers) & (numbers < first + len(rows)))
-        drawn[here] = rows[numbers[here] - first]
-        first += len(rows)
-    return drawn
+def _cluster_rows(project: Project, source: str, cluster: int) -> Iterator[NDArray[np.int64]]:
+    """The pairs of a cluster, those of held-out images left out, in blocks."""
+    from mode.clustering.assignment import Assignment
+    from mode.data.loading.selection import expert_rows, is_held_out
+
+    index, random_seed = project.load_index(source), project.params.random_seed
+    coarse = partial(Assignment.coarse_blocks, project.assignment(source))
+    for rows in expert_rows(coarse, cluster, outside_share=0.0, random_seed=random_seed):
+        left = is_held_out(index.image[rows], project.params.training.held_out, index.images, random_seed)
+        yield rows[~left]
 
 
 def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
     """Some training images of an expert's cluster, for the statistics of merged models."""
+    import numpy as np
+
     from mode.clip.preprocess import image_of_folder
     from mode.data.loading.store import ImageStore
     from mode.ensemble.merge import images_to_keep
 
-    index = project.load_index(project.expert(expert).source)
+    random_seed = project.params.random_seed
     image = image_of_folder(project.model(SEED.name), project.params.image.model_copy(update={"crop_scale": None}))
-    drawn = _drawn_rows(project, expert, index, images_to_keep(len(project.params.experts), image.size))
-    pixels, good = ImageStore(index, project.root, image, cache_mb=0, rows=drawn).load(drawn)
-    kept: NDArray[np.uint8] = pixels.numpy()[good]
-    return kept
+    parts = []
+    for source, drawn in _drawn_rows(project, expert, images_to_keep(len(project.params.experts), image.size)):
+        store = ImageStore(project.load_index(source), project.root, image, cache_mb=0, rows=drawn)
+        pixels, good = store.load(drawn)
+        parts.append(pixels.numpy()[good])
+    kept: NDArray[np.uint8] = np.concatenate(parts)
+    # Those of several sources are mixed: whoever takes some takes the first ones.
+    return kept if len(parts) == 1 else kept[np.random.default_rng(random_seed).permutation(len(kept))]
 
 
 def evaluate(project: Project) -> None:
@@ -343,7 +367,8 @@ def _evaluate(
         if copies := [name for name in cards if role_of(name) is FULL]:
             together[UNIFORM_FULL.name] = copies
         if router is not None:
-            together[UNIFORM.name] = together[ENSEMBLE.name] = [name for name in router.experts if name in cards]
+            answering = [name for name in router.members(cards).values() if name != SEED.name]
+            together[UNIFORM.name] = together[ENSEMBLE.name] = answering
         results.cost |= {name: _total(cards, members) for name, members in together.items()}
     results.provenance = _provenance(project)
     if router is not None and results.retrieval.tasks:
@@ -352,10 +377,18 @@ def _evaluate(
 
 
 def _total(cards: Mapping[str, Mapping[str, Any]], members: Sequence[str]) -> Cost:
-    """What models that branched from one seed cost together: the seed once."""
+    """What models that branched from one seed cost together: the seed once, and all that came after it."""
     from mode.results import Cost
 
-    seed, own = cards[SEED.name]["total"], [cards[name]["own"] for name in members]
+    seed = cards[SEED.name]["total"]
+
+    def after_seed(card: Mapping[str, Any]) -> Mapping[str, Any]:
+        if card.get("role") != UPDATE.name:
+            own: Mapping[str, Any] = card["own"]
+            return own
+        return {kind: round(card["total"][kind] - seed[kind], 3) for kind in Cost.model_fields}
+
+    own = [after_seed(cards[name]) for name in members]
     return Cost(**{kind: seed[kind] + sum(each[kind] for each in own) for kind in Cost.model_fields})
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mode.errors import ModeError
 from mode.parallel import cores
 from mode.params import MachineParams
-from mode.roles import DENSE_LONG, SEED, TRAINED
+from mode.roles import DENSE_LONG, SEED, TRAINED, UPDATE
 from mode.stages.project import Project
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def as_job(project: Project, name: str, key: str | None, arguments: list[str]) -
     from mode.slurm.waiting import run_as_job
 
     if key is not None:
-        project.expert(key)
+        (project.update if name == UPDATE.name else project.expert)(key)
     [role] = [role for role in TRAINED if role.name == name]
     command = [sys.executable, "-m", "mode.cli", "stage", *arguments]
     run_as_job(role.model(key), command, params.machine, project.root)

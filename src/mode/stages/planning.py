@@ -185,7 +185,7 @@ def _expert_changes(content: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
     source = (content.get("training") or {}).get("source", "base")
     others = {name: each for name, each in content["experts"].items() if (each or {}).get("source", "base") != source}
     own = {f"expert-{number}": {"source": source, "cluster": number} for number in range(asked.experts)}
-    return {"experts": {**own, **others}, f"sources.{source}.coarse": asked.experts, "full": []}
+    return {"experts": {**own, **others}, f"sources.{source}.coarse": asked.experts, "full": [], "updates": {}}
 
 
 def _model_changes(content: Mapping[str, Any], asked: Asked) -> dict[str, Any]:

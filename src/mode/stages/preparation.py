@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mode.errors import ModeError
 from mode.stages.machine import open_engine
 from mode.stages.project import BUILT_IN, Project, sample_captions, write_json, write_text
-from mode.stages.sources import check_names, keep_tasks_watch, keep_watch
+from mode.stages.sources import check_names, keep_clusters_watch, keep_tasks_watch, keep_watch
 
 
 def names(project: Project) -> None:
-    """Refuse names that are none before DVC removes what they lead to; the output is there to be waited for."""
+    """Refuse names that are none before DVC removes what they lead to; the output is there to be waited for.
+
+    Raises:
+        ModeError: as `check_names`; or DVC has read a watch.yaml that was not in step with the sources.
+    """
     check_names(project)
+    if keep_clusters_watch(project):
+        raise ModeError("watch.yaml: did not say whose clusters belong to which source; now it does", "run it again")
     write_text(project.names, "Every source and expert has a name.\n")
 
 
 def data(project: Project, source: str) -> None:
     """Shards of a built-in source, and the manifest of any source; keeps watch.yaml in step with params.yaml."""
+    from mode.data.shards.arrivals import Arrivals
     from mode.data.shards.manifest import build_manifest
 
     params = project.source(source)
@@ -29,7 +37,8 @@ def data(project: Project, source: str) -> None:
         # DVC knows these files by their content; the time at which they were made must not make them look changed.
         manifest = build_manifest(params.model_copy(update={"shards": where, "checksum": True}), project.root)
     else:
-        manifest = build_manifest(params, project.root)
+        only = Arrivals.load(project.arrivals).of(source, project.params.sources)
+        manifest = build_manifest(params, project.root, only)
     folder.mkdir(parents=True, exist_ok=True)
     manifest.save(project.manifest(source))
     keep_watch(project, source, generated=params.shards == BUILT_IN)
@@ -148,6 +157,10 @@ def cluster(project: Project, source: str) -> None:
     from mode.clustering.words import name_clusters
     from mode.vectors import load_vectors, origin_of
 
+    if (root := project.source(source).continues) is not None:
+        raise ModeError(
+            f"source '{source}' continues '{root}' and has no clusters of its own", f"mode stage cluster {root}"
+        )
     vectors = load_vectors(project.vectors(source))
     fine, coarse = project.params.clusters_of(source)
     params, near_targets = project.params.clustering, None
@@ -163,10 +176,14 @@ def cluster(project: Project, source: str) -> None:
 
 
 def assign(project: Project, source: str) -> None:
-    """Every pair of a source to its nearest fine centre, hence to one coarse cluster."""
+    """Every pair of a source to its nearest fine centre, hence to one coarse cluster.
+
+    The centres are its own, or those of the source that it continues.
+    """
     import faiss
 
     from mode.clustering.assignment import assign_file
 
+    clusters = project.clusters(project.params.root_of(source))
     with open_engine(project.params.machine, faiss.get_num_gpus()) as engine:
-        assign_file(project.vectors(source), project.clusters(source), project.assignment(source), engine)
+        assign_file(project.vectors(source), clusters, project.assignment(source), engine)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
-from mode.params import ExpertParams, Params, SourceParams
+from mode.params import ExpertParams, Params, SourceParams, UpdateParams
 from mode.paths import Paths
 from mode.roles import models_of
 
@@ -38,6 +38,13 @@ class Project(Paths):
             raise ModeError(f"no expert is called '{name}'", f"params.yaml has: {', '.join(self.params.experts)}")
         return self.params.experts[name]
 
+    def update(self, name: str) -> UpdateParams:
+        """Parameters of an update of an expert; `ModeError` names those there are."""
+        if name not in self.params.updates:
+            there = ", ".join(self.params.updates) or "no update"
+            raise ModeError(f"no update is called '{name}'", f"params.yaml has: {there}")
+        return self.params.updates[name]
+
     def load_index(self, source: str) -> PairIndex:
         from mode.data.shards.index import PairIndex
 
@@ -45,8 +52,16 @@ class Project(Paths):
 
 
 def trained_models(project: Project) -> list[str]:
-    """Names of the models that are there, in the order of the tables."""
-    return [name for name in models_of(project.params.experts) if (project.model(name) / "card.json").is_file()]
+    """Names of the models that are there, in the order of the tables; of each expert, its newest version of these."""
+
+    def is_there(name: str) -> bool:
+        return (project.model(name) / "card.json").is_file()
+
+    newest = {
+        expert: next((name for name in reversed(versions) if is_there(name)), expert)
+        for expert, versions in project.params.versions.items()
+    }
+    return [name for name in models_of(newest) if is_there(name)]
 
 
 def cards_of(models: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from mode.roles import ENSEMBLE
 from mode.stages.project import Project, cards_of, trained_models, write_text
 
 if TYPE_CHECKING:
+    from mode.clustering.drift import Drift
     from mode.reporting.summary import Cluster
     from mode.results import Results
 
@@ -37,6 +38,7 @@ def report(project: Project) -> None:
     light = {path.stem: path.read_text(encoding="utf-8") for path in drawn}
     write_plot_data(project.reports / "plots", results, curves)
     page, card = project.reports / "index.html", project.reports / "model-card.md"
+    drifted = drifts(project)
     leakage, dropped = Leakage.load(project.leakage), project.params.index.drop_leaked
     doubtful = doubts(cards_of(project.models, trained_models(project)))
     html = render_page(
@@ -48,13 +50,38 @@ def report(project: Project) -> None:
         dropped=dropped,
         doubts=doubtful,
         validation=validation,
+        drifts=drifted,
     )
     write_text(page, html)
     parameters = project.params.model_dump(include={"seed", "model", "training", "embedding", "clustering", "routing"})
-    facts = {source: _facts(project, source) for source in dict.fromkeys(cluster.source for cluster in clusters)}
+    roots = dict.fromkeys(cluster.source for cluster in clusters)
+    sources = [each for root in roots for each in (root, *project.params.continuations_of(root))]
+    facts = {source: _facts(project, source) for source in sources}
     write_text(card, model_card(results, clusters, facts, parameters))
-    _record(project, results, [figures, page, card])
+    _record(project, results, [figures, page, card], drifted)
     print(f"wrote {page.relative_to(project.root)}")
+
+
+def drifts(project: Project) -> list[Drift]:
+    """How each arrival that is assigned differs from the source that it continues; nothing where nothing arrived.
+
+    Raises:
+        ModeError: an assignment is damaged, or that of the source that is continued is missing.
+    """
+    from mode.clustering.assignment import Assignment
+    from mode.clustering.drift import Counts, drift
+
+    params, found = project.params, []
+    for root in params.sources:
+        there = [each for each in params.continuations_of(root) if project.assignment(each).is_file()]
+        if not there:
+            continue
+        old, *new = (
+            Counts.of(Assignment.blocks(project.assignment(source)), params.coarse_of(root))
+            for source in (root, *there)
+        )
+        found += [drift(source, counts, root, old) for source, counts in zip(there, new, strict=True)]
+    return found
 
 
 def _facts(project: Project, source: str) -> dict[str, Any]:
@@ -80,7 +107,7 @@ def _lock_hash(project: Project) -> dict[str, str]:
     return {"dvc_lock_sha256": hashlib.sha256(json.dumps(upstream, sort_keys=True).encode()).hexdigest()}
 
 
-def _record(project: Project, results: Results, artifacts: list[Path]) -> None:
+def _record(project: Project, results: Results, artifacts: list[Path], drifted: list[Drift]) -> None:
     """Tell MLflow how good every model is, and register the ensemble."""
     from mode.clip.folder import base_of
     from mode.ensemble.router import Router
@@ -93,6 +120,7 @@ def _record(project: Project, results: Results, artifacts: list[Path]) -> None:
         {name: card.get("mlflow_run") for name, card in cards_of(project.models, trained).items()},
         params=project.params.model_dump(include={"routing", "clustering", "embedding", "random_seed"}),
         artifacts=artifacts,
+        more={f"drift/{each.source}/far_share": each.far_share for each in drifted},
     )
     needed = set(Router.load(project.ensemble).members(trained).values())
     needed |= {base.name for name in needed if (base := base_of(project.model(name)))}
@@ -112,7 +140,7 @@ def _reported_clusters(project: Project) -> list[Cluster]:
     from mode.reporting.summary import Cluster, FineCluster
 
     kept = Router.load(project.ensemble).images
-    experts = {(params.source, params.cluster): name for name, params in project.params.experts.items()}
+    experts = {(params.source, params.cluster): name for name, params in project.params.members.items()}
     sources = dict.fromkeys(source for source, _ in experts)
     loaded = {source: Clusters.load(project.clusters(source)) for source in sources}
     # One map for all sources: they are embedded alike.
@@ -121,8 +149,9 @@ def _reported_clusters(project: Project) -> list[Cluster]:
     reported = []
     for source, clusters in loaded.items():
         sizes = np.zeros(len(clusters.coarse_words), np.int64)
-        for part in Assignment.blocks(project.assignment(source)):
-            sizes += np.bincount(part.coarse, minlength=len(sizes))
+        for each in (source, *project.params.continuations_of(source)):
+            for coarse in Assignment.coarse_blocks(project.assignment(each)):
+                sizes += np.bincount(coarse, minlength=len(sizes))
         fine: list[list[FineCluster]] = [[] for _ in clusters.coarse_words]
         for owner, size, words in zip(clusters.coarse_of_fine, clusters.fine_sizes, clusters.fine_words, strict=True):
             x, y = next(where)

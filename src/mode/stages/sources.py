@@ -1,10 +1,11 @@
-"""Edits of a project: sources and experts that come and go, and watch.yaml."""
+"""Edits of a project: sources, experts and shards that come and go, and watch.yaml."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mode.params import SourceParams, load_params, parse_params
 from mode.stages.project import BUILT_IN, Project, write_text
 
 #: Keys of watch.yaml.
-_WATCHED = ("generated", "watched", "watched_tasks", "tasks_from", "watched_seed", "seed_from")
+_WATCHED = ("generated", "watched", "watched_tasks", "tasks_from", "watched_seed", "seed_from", "clustered", "assigned")
 
 
 def add_source(root: Path, params: Path, name: str, shards: str, experts: int, fine: int | None) -> list[str]:
@@ -32,29 +33,135 @@ def add_source(root: Path, params: Path, name: str, shards: str, experts: int, f
         build_manifest(SourceParams(shards=shards), project.root)
     text, added = edit.add_source(params.read_text(encoding="utf-8"), name, shards, experts, fine)
     keep_watch(project, name, generated=shards == BUILT_IN)
-    write_text(params, text)
+    _enter(project, params, text)
     return added
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """Shards that have come to a source.
+
+    Attributes:
+        source: that has been there.
+        name: of the source that continues it with these shards.
+        shards, bytes: how many, how large together.
+    """
+
+    source: str
+    name: str
+    shards: int
+    bytes: int
+
+
+def find_arrival(root: Path, params: Path, source: str, enter: bool = True) -> Arrival:
+    """Look for shards that have come to a source since it was listed, and make a source of them that continues it.
+
+    Nothing that was made of the source is touched: from now on it has the shards that it had, by name
+    (`mode.data.shards.arrivals`). params.yaml comes last: if the call is cut short, it can be made again.
+
+    Args:
+        root, params: the project, and its params.yaml.
+        source: one that continues no other.
+        enter: change the project; False: only look.
+
+    Raises:
+        ModeError: no such source, one in which nothing can arrive, or nothing has arrived; an old shard has changed or
+            gone; arrivals.json is damaged. Then no file is changed.
+    """
+    from mode import edit
+    from mode.data.shards.arrivals import Arrivals, compare
+    from mode.data.shards.manifest import Manifest, build_manifest
+
+    project = Project(root, load_params(params))
+    own = project.source(source)
+    if own.continues is not None:
+        raise ModeError(f"source '{source}' continues '{own.continues}'", f"`mode arrivals {own.continues}`")
+    if own.shards == BUILT_IN:
+        raise ModeError(
+            f"source '{source}' is built in: nothing arrives in it", "`mode add-source` adds shards of yours"
+        )
+    arrivals = Arrivals.load(project.arrivals)
+    if not project.manifest(source).is_file():
+        raise ModeError(f"source '{source}' has not been listed yet", "`dvc repro`, or `dvc pull` in a fresh clone")
+    before = Manifest.load(project.manifest(source))
+    if before.kind == "table":
+        raise ModeError(
+            f"{own.shards}: a table, which is changed and not continued", "`mode add-source` adds another one"
+        )
+    known = {source: before}
+    entered: set[str] = set()  # what earlier arrivals have, listed yet or not
+    for other in project.params.continuations_of(source):
+        if project.params.sources[other].shards != own.shards:
+            continue
+        entered |= {*(arrivals.of(other, project.params.sources) or ())}
+        if project.manifest(other).is_file():
+            known[other] = Manifest.load(project.manifest(other))
+    new = [shard for shard in compare(build_manifest(own, project.root), known) if shard.path not in entered]
+    if not new:
+        total = len(entered | {shard.path for shard in before.shards})
+        raise ModeError(f"nothing has arrived: all {total:,} shards of '{source}' are known")
+    text, name = edit.add_arrival(params.read_text(encoding="utf-8"), source)
+    if enter:
+        names = {source: [shard.path for shard in before.shards], **arrivals.names, name: [shard.path for shard in new]}
+        Arrivals(names).save(project.arrivals)
+        keep_watch(project, name, generated=False)
+        _enter(project, params, text)
+    return Arrival(source, name, len(new), sum(shard.size for shard in new))
+
+
+def add_updates(root: Path, params: Path, expert: str) -> list[str]:
+    """Enter the trainings that take an expert on through the sources that have continued its own since.
+
+    Args:
+        root, params: the project, and its params.yaml.
+        expert: its name, or that of an update of it.
+
+    Returns:
+        The names of the new models, one for each source that the expert has not seen, in the order of these.
+
+    Raises:
+        ModeError: no such expert, or none that can be trained on; or there is nothing new for it.
+    """
+    from mode import edit
+
+    project = Project(root, load_params(params))
+    text, added = edit.add_updates(params.read_text(encoding="utf-8"), expert)
+    _enter(project, params, text)
+    return added
+
+
+def _enter(project: Project, params: Path, text: str) -> None:
+    """Replace params.yaml, and before it what watch.yaml has to say of it."""
+    import yaml
+
+    keep_clusters_watch(Project(project.root, parse_params(yaml.safe_load(text))))
+    write_text(params, text)
+
+
 def remove_expert(root: Path, params: Path, name: str) -> None:
-    """Take an expert out of params.yaml, and its model out of `models/`.
+    """Take an expert, or an update of one, out of params.yaml, and its model out of `models/`.
 
     params.yaml comes last: if the call is cut short, it can be made again.
 
     Raises:
-        ModeError: there is no such expert.
+        ModeError: there is no such expert, or a later update goes on from it.
     """
     import yaml
 
     from mode import edit
+    from mode.data.shards.arrivals import Arrivals
 
     project = Project(root, load_params(params))
     text = edit.remove_expert(params.read_text(encoding="utf-8"), name)
-    for source in project.params.sources.keys() - parse_params(yaml.safe_load(text)).sources.keys():
+    unneeded = sorted(project.params.sources.keys() - parse_params(yaml.safe_load(text)).sources.keys())
+    for source in unneeded:
         keep_watch(project, source, generated=None)
+    arrivals = Arrivals.load(project.arrivals)
+    if (left := arrivals.without(unneeded)) != arrivals:
+        left.save(project.arrivals)
     for folder in (project.model(name), project.checkpoints / name):
         shutil.rmtree(folder, ignore_errors=True)
-    write_text(params, text)
+    _enter(project, params, text)
 
 
 def check_names(project: Project) -> None:
@@ -68,14 +175,19 @@ def check_names(project: Project) -> None:
     params, watch = _as_dvc_reads(project.params_file), _as_dvc_reads(project.watch_file)
     if strange := [key for key in watch if key not in _WATCHED]:
         raise ModeError(f"watch.yaml: {strange[0]}: unknown key", "edit params.yaml, not this file")
-    sources, experts = list(project.params.sources), list(project.params.experts)
+    sources, experts, updates = (
+        list(each) for each in (project.params.sources, project.params.experts, project.params.updates)
+    )
     for key, found, known in (
         ("params.yaml: sources", params.get("sources"), sources),
         ("params.yaml: experts", params.get("experts"), experts),
+        ("params.yaml: updates", params.get("updates"), updates),
         ("watch.yaml: generated", watch.get("generated"), sources),
         ("watch.yaml: watched", watch.get("watched"), sources),
         ("watch.yaml: watched_tasks", watch.get("watched_tasks"), ["tasks"]),
         ("watch.yaml: watched_seed", watch.get("watched_seed"), ["seed"]),
+        ("watch.yaml: clustered", watch.get("clustered"), sources),
+        ("watch.yaml: assigned", watch.get("assigned"), sources),
     ):
         if not isinstance(found or [], list | dict):
             raise ModeError(f"{key}: names are wanted, not {found!r}")
@@ -104,6 +216,20 @@ def keep_watch(project: Project, source: str, generated: bool | None) -> None:
         for group, belongs in (("generated", generated), ("watched", generated is False)):
             others = [other for other in content.get(group) or [] if other != source]
             content[group] = sorted([*others, source] if belongs else others)
+
+
+def keep_clusters_watch(project: Project) -> bool:
+    """Note in watch.yaml which sources are clustered, and to whose clusters the pairs of each are assigned.
+
+    Returns:
+        Whether it said something else.
+    """
+    params = project.params
+    with _watch(project) as content:
+        before = dict(content)
+        content["clustered"] = [source for source in params.sources if params.root_of(source) == source]
+        content["assigned"] = {source: params.root_of(source) for source in params.sources}
+        return content != before
 
 
 def keep_tasks_watch(project: Project) -> None:

@@ -30,11 +30,20 @@ from mode.params import Params, SourceParams, load_params, parse_params
 from mode.paths import Paths
 from mode.stages import preparation
 from mode.stages.project import BUILT_IN, Project, write_text
-from mode.stages.sources import keep_seed_watch, keep_tasks_watch, keep_watch
+from mode.stages.sources import keep_clusters_watch, keep_seed_watch, keep_tasks_watch, keep_watch
 from mode.stages.version import PACKAGE, Version, checksum_of, code_name
 
 #: Files that are a project's own once it is made, and those that an upgrade replaces (`flows` is a folder).
-OWN = (".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "leakage.json", "mlruns/.gitignore", "watch.yaml")
+OWN = (
+    ".dvc/.gitignore",
+    ".dvc/config",
+    ".dvcignore",
+    ".gitignore",
+    "arrivals.json",
+    "leakage.json",
+    "mlruns/.gitignore",
+    "watch.yaml",
+)
 UPGRADED = ("dvc.yaml", "prefect.yaml", "flows")
 #: What a folder may hold in which a project is started.
 WELCOME = frozenset({".git", ".venv", "venv"})
@@ -262,14 +271,19 @@ def upgrade_project(folder: Path, force: bool = False) -> Upgrade:
         (folder / name).unlink(missing_ok=True)
     if sections:
         write_text(paths.params_file, completed)
-    keep_seed_watch(Project(folder, load_params(paths.params_file)))  # watch.yaml of an older project lacks it
+    project = Project(folder, load_params(paths.params_file))
+    # What an older project lacks.
+    keep_seed_watch(project)
+    keep_clusters_watch(project)
+    if not paths.arrivals.is_file():
+        shutil.copyfile(_template(paths.arrivals.name), paths.arrivals)
     changed = recorded.changed()
     # Behind all that is written anew: if the call is cut short, it can be made again.
     if version != recorded:
         version.save(paths.version_file)
     if paths.dvc_lock.is_file():
         # DVC has removed its file for the run that was refused, and would call everything that waits for it changed.
-        preparation.names(Project(folder, load_params(paths.params_file)))
+        preparation.names(project)
     return Upgrade(recorded.version, version.version, changed, [*written, *outdated], sections)
 
 
@@ -362,6 +376,7 @@ def _write_project(root: Path, text: str, params: Params) -> None:
         keep_watch(project, name, generated=source.shards == BUILT_IN)
     keep_tasks_watch(project)
     keep_seed_watch(project)
+    keep_clusters_watch(project)
 
 
 def _write_experiments(root: Path) -> None:

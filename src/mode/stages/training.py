@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
 from mode.params import load_params
-from mode.roles import DENSE_LONG, SEED, Role
+from mode.roles import DENSE_LONG, SEED, UPDATE, Role
 from mode.stages.project import Project
 from mode.stages.sources import keep_seed_watch
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mode.clip.model import Clip
     from mode.data.loading.selection import Pairs
     from mode.data.shards.index import PairIndex
-    from mode.params import MachineParams
+    from mode.params import ExpertParams, MachineParams, UpdateParams
     from mode.training.plan import Training
     from mode.training.remote import RemoteCheckpoints
 
@@ -73,6 +73,8 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
     from mode.clip.preprocess import image_of_folder
     from mode.training.plan import Training, make_plan
 
+    if role is UPDATE and key is not None:
+        return _update_of(project, key)
     params, recipe = project.params, project.params.training
     expert = project.expert(key) if key is not None else None
     parent = project.model(role.parent) if role.parent else None
@@ -95,6 +97,104 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
     return Training(plan, index, params.model, image, recipe, params.random_seed)
 
 
+def _update_of(project: Project, key: str) -> Training:
+    """`training_of` an update: on an index of its own, which has pairs of two sources."""
+    from mode.clip.preprocess import image_of_folder
+    from mode.stages.project import cards_of
+    from mode.training.plan import Training, make_plan
+
+    params, update = project.params, project.update(key)
+    parent = project.model(update.continues)
+    card = cards_of(project.models, [update.continues])[update.continues]
+    index, pairs = _open_joined(project, key)
+    before = sum(
+        len(rows) for rows in seen_rows(project, update.replays, update.cluster, _outside_share(project, update))
+    )
+    images = project.load_index(params.training.source).images
+    plan = make_plan(
+        UPDATE,
+        pairs,
+        params.training,
+        images,
+        key=key,
+        expert=update,
+        parent=parent,
+        begins=int(card["steps"][1]),
+        share=len(pairs) / before,
+    )
+    return Training(
+        plan, index, params.model, image_of_folder(parent, params.image), params.training, params.random_seed
+    )
+
+
+def _open_joined(project: Project, key: str) -> tuple[PairIndex, Pairs]:
+    """Index and pairs of an update, in files beside its checkpoint that the first process to come writes."""
+    from mode.checksums import SEAL, content_of
+    from mode.data.loading.selection import Pairs, every_row, write_pairs
+    from mode.data.shards.index import PairIndex
+
+    params, update = project.params, project.update(key)
+    sources = (update.replays, update.source)
+    made_from: dict[str, object] = {
+        "held_out": params.training.held_out,
+        "random_seed": params.random_seed,
+        "cluster": update.cluster,
+        "share": _outside_share(project, update),
+        "replay_share": update.replay_share,
+        "indexes": [content_of(project.index(source)) for source in sources],
+        "assignments": [SEAL.digest_of(project.assignment(source)) for source in sources],
+    }
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    joined, folder = project.joined_index(key, digest), project.pairs(key, digest)
+    if _leads() and not (joined.is_dir() and folder.is_dir()):
+        join_update(project, key, joined)
+        index = PairIndex.load(joined)
+        # Those of held-out images are left out already: which these are, only their own source says.
+        write_pairs(folder, index, every_row(len(index)), held_out=0, random_seed=params.random_seed)
+    while not folder.is_dir():
+        time.sleep(0.2)
+    return PairIndex.load(joined), Pairs.open(folder)
+
+
+def join_update(project: Project, key: str, out: Path) -> None:
+    """Write an index of the pairs of an update: some that the expert was trained on, then those that are new.
+
+    Raises:
+        ModeError: none is new, or as `rows_of_cluster`.
+    """
+    from mode.data.loading.selection import some_rows
+    from mode.data.shards.join import join_indexes
+
+    update = project.update(key)
+    share = _outside_share(project, update)
+    if not any((block == update.cluster).any() for block in _coarse_blocks(project, update.source)):
+        advice = f"`mode remove-expert {key}` takes it out again"
+        raise ModeError(f"{key}: no pair of '{update.source}' is in cluster {update.cluster}", advice)
+    new = sum(len(rows) for rows in seen_rows(project, update.source, update.cluster, share))
+    if not new:
+        raise ModeError(f"{key}: all new pairs of cluster {update.cluster} are held out", "a smaller training.held_out")
+    again = round(new * update.replay_share / (1 - update.replay_share))
+    before = partial(seen_rows, project, update.replays, update.cluster, share)
+    parts = [
+        (project.load_index(update.replays), some_rows(before, again, project.params.random_seed)),
+        (project.load_index(update.source), seen_rows(project, update.source, update.cluster, share)),
+    ]
+    join_indexes(out, parts)
+
+
+def seen_rows(project: Project, source: str, cluster: int, outside_share: float) -> Iterator[NDArray[np.int64]]:
+    """The pairs of a source that an expert of a cluster is trained on, without those of held-out images, in blocks."""
+    from mode.data.loading.selection import is_held_out
+
+    index, held_out, random_seed = (
+        project.load_index(source),
+        project.params.training.held_out,
+        project.params.random_seed,
+    )
+    for rows in _rows_of_cluster(project, source, cluster, outside_share, index):
+        yield rows[~is_held_out(index.image[rows], held_out, index.images, random_seed)]
+
+
 def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -> Pairs:
     """The pairs of a training, in files beside its checkpoint that the first process to come writes.
 
@@ -111,7 +211,7 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
         rows = rows_of_expert(project, key, index)
         expert = project.expert(key)
         assignment = SEAL.digest_of(project.assignment(expert.source))
-        made_from |= {"cluster": expert.cluster, "share": _outside_share(project, key), "assignment": assignment}
+        made_from |= {"cluster": expert.cluster, "share": _outside_share(project, expert), "assignment": assignment}
     else:
         rows = every_row(len(index))
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
@@ -130,22 +230,40 @@ def rows_of_expert(project: Project, name: str, index: PairIndex) -> Iterator[ND
         ModeError: the assignment is of another index, whose rows are other pairs; or, when blocks are asked for, the
             cluster is empty.
     """
-    from mode.checksums import identity_of
-    from mode.clustering.assignment import Assignment
+    params = project.expert(name)
+    return _rows_of_cluster(project, params.source, params.cluster, _outside_share(project, params), index)
+
+
+def _rows_of_cluster(
+    project: Project, source: str, cluster: int, outside_share: float, index: PairIndex
+) -> Iterator[NDArray[np.int64]]:
     from mode.data.loading.selection import expert_rows
 
-    params = project.expert(name)
-    path = project.assignment(params.source)
+    _check_assignment(project, source, index)
+    coarse = partial(_coarse_blocks, project, source)
+    return expert_rows(coarse, cluster, outside_share, project.params.random_seed)
+
+
+def _coarse_blocks(project: Project, source: str) -> Iterator[NDArray[np.int32]]:
+    from mode.clustering.assignment import Assignment
+
+    return Assignment.coarse_blocks(project.assignment(source))
+
+
+def _check_assignment(project: Project, source: str, index: PairIndex) -> None:
+    """Refuse an assignment of another index, whose rows are other pairs."""
+    from mode.checksums import identity_of
+    from mode.clustering.assignment import Assignment
+
+    path = project.assignment(source)
     of, present = Assignment.origin(path).get("index"), identity_of(index.folder)
     if Assignment.pairs(path) != len(index) or (of and present and of != present):
         raise ModeError(f"{path}: of another index than {index.folder}", "embed and assign again")
-    coarse = partial(Assignment.coarse_blocks, path)
-    return expert_rows(coarse, params.cluster, _outside_share(project, name), project.params.random_seed)
 
 
-def _outside_share(project: Project, name: str) -> float:
-    """Of the pairs outside its cluster, the share that an expert sees."""
-    own = project.expert(name).outside_share
+def _outside_share(project: Project, trained: ExpertParams | UpdateParams) -> float:
+    """Of the pairs outside its cluster, the share that an expert, or an update of one, sees."""
+    own = trained.outside_share
     return project.params.branch.outside_share if own is None else own
 
 
@@ -155,7 +273,9 @@ def _leads() -> bool:
 
 
 def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_shard: int, force: bool) -> None:
-    """The pairs that an expert is trained on, as webdataset tars in `folder`; see `mode.data.shards.export`.
+    """The pairs that an expert, or an update of one, is trained on, as webdataset tars in `folder`.
+
+    See `mode.data.shards.export`.
 
     Raises:
         ModeError: no such expert, its source is not assigned yet, or the folder holds something else.
@@ -164,6 +284,9 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
     from mode.data.shards.export import Chosen, export_pairs
 
     project = Project(root, load_params(params))
+    if name in project.params.updates:
+        _export_update(project, name, folder, pairs_per_shard, force)
+        return
     expert = project.expert(name)
     index = project.load_index(expert.source)
     about: dict[str, object] = {"expert": name, "source": expert.source, "cluster": expert.cluster}
@@ -176,6 +299,29 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
             first += len(part)
 
     pairs, shards = export_pairs(index, chosen, project.root, folder, about, pairs_per_shard, force)
+    print(f"{name}: {pairs:,} pairs in {shards:,} tars in {folder}")
+
+
+def _export_update(project: Project, name: str, folder: Path, pairs_per_shard: int, force: bool) -> None:
+    """The same of an update: rows are those of the index of old and new pairs together."""
+    from tempfile import TemporaryDirectory
+
+    from mode.data.loading.selection import every_row
+    from mode.data.shards.export import Chosen, export_pairs
+    from mode.data.shards.index import PairIndex
+
+    update = project.update(name)
+    about: dict[str, object] = {"expert": name, **update.model_dump(include={"continues", "source", "cluster"})}
+    project.checkpoints.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=project.checkpoints, prefix=f".{name}-") as aside:
+        joined = Path(aside) / "index"
+        join_update(project, name, joined)
+        index = PairIndex.load(joined)
+
+        def chosen() -> Iterator[Chosen]:
+            return (Chosen(rows, {}) for rows in every_row(len(index)))
+
+        pairs, shards = export_pairs(index, chosen, project.root, folder, about, pairs_per_shard, force)
     print(f"{name}: {pairs:,} pairs in {shards:,} tars in {folder}")
 
 
@@ -252,7 +398,7 @@ def _mix_with_seed(project: Project, training: Training, clip: Clip) -> None:
     from mode.training.mixing import best_share, mix
 
     recipe, parent = training.recipe, training.plan.parent
-    if not recipe.seed_share or parent is None:
+    if not recipe.seed_share or parent is None or training.plan.role is UPDATE:  # which goes on from a mixed one
         return
     seed = load_model(parent).model.state_dict()
     if recipe.seed_share != "held-out":

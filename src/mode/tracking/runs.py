@@ -133,6 +133,7 @@ class Tracker:
         *,
         params: Mapping[str, object] | None = None,
         artifacts: Iterable[Path] = (),
+        more: Mapping[str, float] | None = None,
     ) -> dict[str, str | None]:
         """Add evaluation and cost to every model's run.
 
@@ -145,6 +146,7 @@ class Tracker:
                 here means its latest run.
             params: for the runs of ensembles.
             artifacts: files and folders for the run of `ensemble`: figures and the report.
+            more: figures for the run of `ensemble` that are no part of its results.
 
         Returns:
             Run id of every model in `results`; `None` for one whose figures wait in a journal.
@@ -167,7 +169,7 @@ class Tracker:
             )
             run.header.results = True
             with run:
-                run.log(0, metrics_of(results, model))
+                run.log(0, metrics_of(results, model) | ({**(more or {})} if model == ENSEMBLE.name else {}))
             ids[model] = run.run_id
         if run_of_ensemble := ids.get(ENSEMBLE.name):
             self.log_artifacts(run_of_ensemble, artifacts)

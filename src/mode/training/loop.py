@@ -204,8 +204,8 @@ def _first_state(training: Training, model: nn.Module, optimizer: AdamW, checkpo
                 "remove it to start again",
             )
         return state
-    if plan.parent is not None and plan.first_step and training.adapter is None:
-        # A pretrained seed has no moments to go on with, and an adapter's parameters are new.
+    if plan.parent is not None and plan.role.parent is not None and plan.first_step and training.adapter is None:
+        # A pretrained seed and an expert have no moments to go on with, and an adapter's parameters are new.
         load_branch_state(plan.parent / BRANCH_STATE, model, optimizer, plan.first_step)
     return RunState(step=plan.first_step)
 

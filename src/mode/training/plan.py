@@ -11,12 +11,18 @@ role trains, by its `length` in `mode.roles`:
 |          | all experts together, falling to 0       | all experts together, on a cosine of its own           |
 | `expert` | from the seed at S, for D - S steps or   | the same, on the rest of the cosine, stretched to its  |
 |          | its own number of epochs, falling to 0   | own length                                             |
+| `update` | from a model at its last step, see below | the same                                               |
 
 Training the seed and then the dense model is therefore the same as training the dense model in one go.
 
 With a pretrained seed S is 0: it has taken no step here and left no optimiser state. Every other model then goes on
 from its weights with a warm-up and a schedule of its own, wherever it ends: a fine-tuning. So does an expert that is an
 adapter, whose parameters are new, from any seed.
+
+An update goes on from an expert whose rate has fallen to 0, and which has left no optimiser state. Its rate warms up
+and falls anew: with some old data shown again, that is as good as to train on everything anew (Ibrahim et al., arXiv
+2403.08763). It has as many samples for each of its pairs as an expert has for each of its own in D - S steps, and D - S
+steps at most. These may be few: a quarter of them at most is warm-up.
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 from mode.files import sha256_of
-from mode.params import AdapterParams, ExpertParams, ImageParams, ModelParams, TrainingParams
+from mode.params import AdapterParams, ExpertParams, ImageParams, ModelParams, TrainingParams, UpdateParams
 from mode.roles import Role
 
 
@@ -188,9 +194,11 @@ def make_plan(
     images: int,
     *,
     key: str | None = None,
-    expert: ExpertParams | None = None,
+    expert: ExpertParams | UpdateParams | None = None,
     experts: int = 0,
     parent: Path | None = None,
+    begins: int = 0,
+    share: float = 1.0,
 ) -> TrainPlan:
     """Work out the steps and the schedule of one model.
 
@@ -202,8 +210,11 @@ def make_plan(
         key: which of the models of a role of which there are many.
         expert: what params.yaml says about that key; default: a whole length on the recipe's source and learning rate.
         experts: how many a `total` length counts, each of the common length.
-        parent: the seed's folder; None: from random weights, which an expert cannot start from. Ignored where the role
-            starts from random weights anyway: the seed, and a `total` length on a cosine.
+        parent: the seed's folder, or that of the model that an update goes on from; None: from random weights, which an
+            expert cannot start from. Ignored where the role starts from random weights anyway: the seed, and a `total`
+            length on a cosine.
+        begins: the last step of the model that an update goes on from.
+        share: the pairs of an update, as a multiple of those that the expert was trained on.
 
     Raises:
         ModeError: no pairs, fewer samples than one step, a warm-up longer than the seed, an expert without a seed, or
@@ -230,18 +241,24 @@ def make_plan(
         )
     if role.length == "total" and not experts:
         raise ModeError(f"{name}: needs experts whose steps it can match", "set baselines.dense_long: false")
-    if role.length == "expert" and parent is None:
+    if role.length in ("expert", "update") and parent is None:
         raise ModeError(f"{name}: needs a seed to branch from", "train the seed first")
     if not recipe.seed_epochs and parent is None:
         raise ModeError(f"{name}: needs the pretrained seed", "`dvc repro seed` makes its folder")
-    if role.parent is None or (role.length == "total" and recipe.schedule == "cosine" and recipe.seed_epochs):
+    is_update = role.length == "update"
+    from_scratch = role.length == "total" and recipe.schedule == "cosine" and recipe.seed_epochs
+    if (role.parent is None and not is_update) or from_scratch:
         parent = None
 
-    own = max(1, steps_of(expert.epochs)) if expert and expert.epochs is not None else dense - seed
+    common = round((dense - seed) * min(1.0, share)) if is_update else dense - seed
+    own = max(1, steps_of(expert.epochs) if expert and expert.epochs is not None else common)
     ends = {"seed": seed, "dense": dense, "total": seed + experts * (dense - seed), "expert": seed + own}
-    first, last = 0 if parent is None else seed, ends[role.length]
+    ends["update"] = begins + own
+    first, last = begins if is_update else 0 if parent is None else seed, ends[role.length]
     adapter = recipe.adapter if role.kind == "expert" else None
-    if (adapter or not recipe.seed_epochs) and recipe.warmup >= last - first:
+    begins_anew = adapter is not None or is_update
+    warmup = min(recipe.warmup, own // 4) if is_update else recipe.warmup
+    if not is_update and (adapter or not recipe.seed_epochs) and recipe.warmup >= last - first:
         raise ModeError(f"training.warmup: {recipe.warmup} of {name}'s {last - first} steps", "set a shorter warm-up")
     # The pairs of a cluster are a stream of their own. On all pairs, a model goes on where the seed stopped; of many
     # such models, each takes the next stretch of the stream, so that no two of them are the same.
@@ -259,12 +276,12 @@ def make_plan(
         schedule=Schedule(
             recipe.schedule,
             (expert and expert.lr) or (adapter and adapter.lr) or recipe.lr,
-            recipe.warmup,
+            warmup,
             branch=seed,
             end=dense if role.length == "seed" else last,
             # Of a schedule that the seed began; from a pretrained one each model has its own, and so has an adapter.
             dense_end=dense if role.length == "expert" and recipe.seed_epochs and not adapter else None,
-            start=first if adapter else 0,
+            start=first if begins_anew else 0,
         ),
         parent=parent,
     )

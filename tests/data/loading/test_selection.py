@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mode.data.loading.selection import Pairs, every_row, expert_rows, held_out_pairs, is_held_out, write_pairs
+from mode.data.loading.selection import (
+    Pairs,
+    every_row,
+    expert_rows,
+    held_out_pairs,
+    is_held_out,
+    some_rows,
+    write_pairs,
+)
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
 
@@ -156,3 +164,12 @@ def test_held_out_pairs_are_one_of_each_image(images: list[int], count: int, see
     assert {*drawn} <= {*left}
     assert len(drawn) == len({*image[drawn].tolist()}) == min(count, 6)
     assert {*drawn} <= {*held_out_pairs(pairs, image, count + 1, seed)}
+
+
+@given(rows=st.sets(st.integers(0, 99), min_size=1), number=st.integers(0, 120), cut=st.integers(0, 99))
+def test_some_rows_are_so_many_whatever_the_blocks(rows: set[int], number: int, cut: int) -> None:
+    given = np.array(sorted(rows), np.int64)
+    drawn = np.concatenate([*some_rows(lambda: [given[:cut], given[cut:]], number, random_seed=3)])
+    assert len(drawn) == min(number, len(rows))
+    assert drawn.tolist() == sorted(rows.intersection(drawn.tolist()))
+    np.testing.assert_array_equal(drawn, np.concatenate([*some_rows(lambda: [given], number, random_seed=3)]))

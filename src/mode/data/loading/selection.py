@@ -23,7 +23,7 @@ from mode.permutation import permuted
 from mode.progress import Progress
 
 # Keep draws with the same seed apart.
-_HELD_OUT, _HELD_OUT_ORDER, _OUTSIDE = 1_000_003, 1_000_039, 1_000_081
+_HELD_OUT, _HELD_OUT_ORDER, _OUTSIDE, _AGAIN = 1_000_003, 1_000_039, 1_000_081, 1_000_099
 
 #: Files of a folder of pairs: three columns of int64, and the factors.
 _COLUMNS, _FACTORS = ("rows", "first", "held_out"), "factors.json"
@@ -199,6 +199,30 @@ def expert_rows(
             chosen[outside] = permuted(numbers, others, random_seed, _OUTSIDE, cluster) < count
         yield row + np.flatnonzero(chosen)
         row, other = row + len(block), other + len(outside)
+
+
+def some_rows(
+    blocks: Callable[[], Iterable[NDArray[np.int64]]], number: int, random_seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """So many of some rows, drawn at random, or all if there are no more.
+
+    Args:
+        blocks: gives the rows, in blocks; it is called twice.
+        number: of rows to draw.
+        random_seed: of the draw.
+
+    Yields:
+        The rows of each block that are drawn, in their order.
+
+    Example:
+        >>> [*some_rows(lambda: [np.array([3, 5]), np.array([8])], 7, random_seed=0)]
+        [array([3, 5]), array([8])]
+    """
+    total, first = sum(len(rows) for rows in blocks()), 0
+    for rows in blocks():
+        places = permuted(np.arange(first, first + len(rows)), total, random_seed, _AGAIN)
+        yield rows[places < number]
+        first += len(rows)
 
 
 def every_row(pairs: int, block: int = 1 << 20) -> Iterator[NDArray[np.int64]]:

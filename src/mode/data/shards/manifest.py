@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -95,7 +95,7 @@ class Manifest:
             raise ModeError(f"{path}: not a manifest", "delete it and run its stage again") from None
 
 
-def build_manifest(source: SourceParams, root: Path) -> Manifest:
+def build_manifest(source: SourceParams, root: Path, only: Collection[str] | None = None) -> Manifest:
     """List the shards of a source.
 
     Args:
@@ -104,14 +104,15 @@ def build_manifest(source: SourceParams, root: Path) -> Manifest:
             (`{000..999}`), a glob or a prefix; or a `.txt` with a path or URL in each line; or several of these (but no
             table), each with its factor.
         root: the project folder; relative paths start from it, and stay relative in the manifest.
+        only: names of the tars to list, of those that are found; default all.
 
     Raises:
-        ModeError: no such path, no tar in the folder, no match of the glob, a tar in two sets, or a table without the
-            named columns; a server that does not answer.
+        ModeError: no such path, no tar in the folder, no match of the glob, a tar in two sets, a tar of `only` that is
+            not there, or a table without the named columns; a server that does not answer.
     """
     if isinstance(source.shards, dict):
-        return _of_sets(source.shards, source, root)
-    found = _files_of(source.shards, root)
+        return _of_sets(source.shards, source, root, only)
+    found = _only(_files_of(source.shards, root), only)
     others = [name for name in found if not name.endswith(".tar")]
     if not others:
         return _of_tars(found, source, root)
@@ -147,7 +148,19 @@ def _files_of(shards: str, root: Path) -> list[str]:
     return sorted(found)
 
 
-def _of_sets(sets: Mapping[str, float], source: SourceParams, root: Path) -> Manifest:
+def _only(found: list[str], only: Collection[str] | None) -> list[str]:
+    """Those that are wanted, in the order in which they were found."""
+    if only is None:
+        return found
+    if missing := sorted(set(only) - set(found)):
+        raise ModeError(f"{missing[0]}: no such shard, but arrivals.json names it", "put it back")
+    wanted = set(only)
+    return [name for name in found if name in wanted]
+
+
+def _of_sets(
+    sets: Mapping[str, float], source: SourceParams, root: Path, only: Collection[str] | None = None
+) -> Manifest:
     """Tars of several sets, one set after the other, each with the factor of its set."""
     set_of: dict[str, str] = {}
     for each in sets:
@@ -156,7 +169,7 @@ def _of_sets(sets: Mapping[str, float], source: SourceParams, root: Path) -> Man
                 raise ModeError(f"{name}: not a .tar, but one of several sets", "a table is a source by itself")
             if set_of.setdefault(name, each) != each:
                 raise ModeError(f"{name}: in two sets of one source: {set_of[name]} and {each}")
-    manifest = _of_tars(list(set_of), source, root)
+    manifest = _of_tars(_only(list(set_of), only), source, root)
     shards = [replace(shard, factor=sets[set_of[shard.path]]) for shard in manifest.shards]
     return replace(manifest, shards=shards)
 
