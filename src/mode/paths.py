@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 
@@ -111,6 +112,10 @@ class Paths:
     def pairs(self, name: str, digest: str) -> Path:
         """The pairs of a training that is not finished, by a digest of what they were chosen from."""
         return self.checkpoints / name / f"pairs-{digest[:12]}"
+
+    def spool(self, name: str, digest: str) -> Path:
+        """Images that a training under way has fetched to this machine, by a digest of the training."""
+        return self.checkpoints / name / f"spool-{digest[:12]}" / platform.node()
 
     def training_lock(self, name: str) -> Path:
         return self.state / "trainings" / f"{name}.lock"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mode.data.loading.selection import Pairs
     from mode.data.shards.index import PairIndex
     from mode.params import MachineParams
+    from mode.training.batches import Images
     from mode.training.plan import Training
     from mode.training.remote import RemoteCheckpoints
 
@@ -202,7 +203,16 @@ def _train(project: Project, training: Training) -> None:
         with record.run if leads else nullcontext():
             try:
                 machine = project.params.machine
-                result = train(training, project.root, machine, checkpoints, record.add, beside=beside, copies=copies)
+                result = train(
+                    training,
+                    project.root,
+                    machine,
+                    checkpoints,
+                    record.add,
+                    beside=beside,
+                    copies=copies,
+                    images=_images(project, training),
+                )
             except Interrupted as interrupted:
                 if leads:
                     print(interrupted, file=sys.stderr)
@@ -221,6 +231,13 @@ def _train(project: Project, training: Training) -> None:
             _remove_checkpoints(project, plan.name)
         if copies is not None:
             copies.clear()
+
+
+def _images(project: Project, training: Training) -> Images:
+    """Where a training on this machine has its images from."""
+    from mode.training.batches import Images
+
+    return Images(spool=project.spool(training.plan.name, training.fingerprint))
 
 
 def _copies(machine: MachineParams, training: Training) -> RemoteCheckpoints | None:
