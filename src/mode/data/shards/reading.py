@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mode.checksums import ADVICE
 from mode.columns import Rows
 from mode.data.shards.identity import HEADER, is_same, sample_of
-from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, describe_all, is_url
+from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, WrongRange, describe, describe_all, is_url
 from mode.data.shards.scan import LARGEST_IMAGE
 from mode.errors import ModeError
 from mode.parallel import in_order
@@ -136,7 +136,10 @@ class ImageFiles:
 
     def read_range(self, file: int, start: int, stop: int) -> bytes:
         """Bytes of a file as they are: fewer at its end, and no image in them compared. Raises as `read`."""
-        return self._file(file).read(stop - start, start)
+        try:
+            return self._file(file).read(stop - start, start)
+        except WrongRange as wrong:
+            raise self._changed(file) or wrong from None
 
     def locate(self, rows: Rows) -> Located:
         """Where the images of pairs lie.
@@ -163,12 +166,13 @@ class ImageFiles:
 
     def _read(self, place: _Place) -> bytes:
         before = min(HEADER, place.offset)
-        content = self._file(place.file).read(before + place.length, place.offset - before)
+        content = self.read_range(place.file, place.offset - before, place.offset + place.length)
         header, content = content[:before], content[before:]
         if len(content) < place.length:
-            raise self._changed(place.file, f"it ends inside the image at byte {place.offset}")
+            raise ChangedShard(self.places.path(place.file), f"it ends inside the image at byte {place.offset}")
         if not is_same(place.check, header, content):
-            raise self._changed(place.file, f"another image is at byte {place.offset}")
+            what = f"another image is at byte {place.offset}"
+            raise self._changed(place.file) or ChangedShard(self.places.path(place.file), what)
         return content
 
     def _open(self, number: int) -> ByteFile:
@@ -186,14 +190,16 @@ class ImageFiles:
             self._compared[number] = file.mtime_ns
         return file
 
-    def _changed(self, number: int, what: str) -> ChangedShard:
-        """The error that a file is another one; of an object, its server is asked what it says of it now."""
+    def _changed(self, number: int) -> ChangedShard | None:
+        """The error that an object is another one, if its server says so now."""
         path = self.places.path(number)
-        if is_url(path):
-            try:
-                check_files(self.places, self._root, [number])
-            except ChangedShard as changed:
-                return changed
+        if not is_url(path):
+            return None
+        size, _, etag = self.places.identity(number)
+        found = describe(path, self._root)
+        if found.size == size and (not etag or not found.etag or found.etag == etag):
+            return None
+        what = f"{found.size:,} bytes with ETag {found.etag}, it had {size:,} with {etag}"
         return ChangedShard(path, what)
 
     def _read_or_error(self, place: _Place) -> bytes | OSError:
