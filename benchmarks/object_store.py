@@ -164,9 +164,10 @@ def rows_of(images: int, everything: bool) -> NDArray[np.int64]:
     return np.flatnonzero(np.random.default_rng(1).integers(0, SHARE, images) == 0)
 
 
-def ours(given: Given, read: str, everything: bool) -> Callable[[], int]:
+def ours(given: Given, read: str, everything: bool, packed: bool = False) -> Callable[[], int]:
     """One pass of a training's loader."""
     from mode.data.loading.loader import ImageStore, PairStream, make_loader
+    from mode.data.loading.pack import Pack
     from mode.data.loading.selection import Pairs
     from mode.data.loading.spool import REQUESTS, Spool
     from mode.data.shards.index import PairIndex
@@ -178,11 +179,12 @@ def ours(given: Given, read: str, everything: bool) -> Callable[[], int]:
     stream = PairStream(
         Pairs.of(rows, index.image), index.image, 0, shuffle_images=given.shuffle if sequential else None
     )
-    reader: ImageReader = ImageFiles(index, given.folder)
+    files = ImageFiles(Pack(given.folder / "table", index) if packed else index, given.folder)
+    reader: ImageReader = files
     spool = None
     if sequential:
         folder = given.folder / "spool"
-        reader = spool = Spool(folder, ImageFiles(index, given.folder), stream, len(rows), REQUESTS // WORKERS)
+        reader = spool = Spool(folder, files, stream, len(rows), REQUESTS // WORKERS)
     store = ImageStore(index, given.folder, ImageParams(size=PIXELS), cache_mb=0, rows=rows, reader=reader)
 
     def run() -> int:
@@ -242,14 +244,22 @@ def measure(side: Side, given: Given) -> dict[str, float]:
 
 
 def prepare(given: Given) -> None:
-    """Index the tars where the server has them."""
-    from mode.data.shards.index import build_index
+    """Index the tars where the server has them, and pack the quarter beside them."""
+    from mode.data.loading.pack import fetch_table, read_record, write_pack
+    from mode.data.loading.selection import Pairs
+    from mode.data.shards.index import PairIndex, build_index
     from mode.data.shards.manifest import build_manifest
     from mode.params import IndexParams, SourceParams
 
     (given.folder / "tars.txt").write_text("\n".join(given.tars))
     manifest = build_manifest(SourceParams(shards="tars.txt"), given.folder)
     build_index(manifest, given.folder, given.folder / "index", IndexParams(check_images=False), workers=1)
+    index = PairIndex.load(given.folder / "index")
+    pairs = Pairs.of(rows_of(given.images, everything=False), index.image)
+    write_pack("a quarter", index, pairs, given.folder, "pack", PER_TAR)
+    where = f"{given.url}/pack"
+    record = read_record(where, given.folder, index, pairs)
+    fetch_table(where, given.folder, index, pairs, record, given.folder / "table")
 
 
 SIDES: dict[str, Side] = {
@@ -257,6 +267,7 @@ SIDES: dict[str, Side] = {
     "everything, webdataset": webdataset,
     "everything, `random`": partial(ours, read="random", everything=True),
     "a quarter, `sequential`": partial(ours, read="sequential", everything=False),
+    "a quarter, `sequential`, from its pack": partial(ours, read="sequential", everything=False, packed=True),
     "a quarter, `random`": partial(ours, read="random", everything=False),
 }
 

@@ -700,6 +700,9 @@ class MachineParams(Section):
     spool_mb: PositiveInt = 4_096
     """Of `training.read: sequential`: room on the disk beside the checkpoint, in MiB, for the images that are mixed and
     those that come next. A training that needs more ends at its start."""
+    packs: dict[Name, Annotated[str, Field(min_length=1)]] = {}
+    """Where trainings read their images in place of the source's shards: by name of the model, the folder or URL that
+    `mode pack NAME` wrote, such as `{expert-2: s3://bucket/expert-2}`."""
     inference_batch: PositiveInt = 256
     """Captions, texts or images in one forward pass of embedding and evaluation."""
     models_mb: PositiveInt = 8_192

@@ -117,6 +117,10 @@ class Paths:
         """Images that a training under way has fetched to this machine, by a digest of the training."""
         return self.checkpoints / name / f"spool-{digest[:12]}" / platform.node()
 
+    def pack(self, name: str, digest: str) -> Path:
+        """Where the images of a training lie in its pack, by a digest of the pack."""
+        return self.checkpoints / name / f"pack-{digest[:12]}"
+
     def training_lock(self, name: str) -> Path:
         return self.state / "trainings" / f"{name}.lock"
 

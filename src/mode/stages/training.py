@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
 from mode.params import load_params
-from mode.roles import DENSE_LONG, SEED, Role
+from mode.roles import DENSE_LONG, SEED, TRAINED, Role
 from mode.stages.project import Project
 from mode.stages.sources import keep_seed_watch
 
@@ -103,7 +103,6 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
     """
     from mode.checksums import SEAL, content_of
     from mode.data.loading.selection import Pairs, every_row, write_pairs
-    from mode.files import is_there
 
     params = project.params
     chosen = {"held_out": params.training.held_out, "random_seed": params.random_seed}
@@ -117,11 +116,18 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
         rows = every_row(len(index))
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = project.pairs(role.model(key), digest)
+    _made_by_one(folder, lambda: write_pairs(folder, index, rows, **chosen))
+    return Pairs.open(folder)
+
+
+def _made_by_one(folder: Path, make: Callable[[], None]) -> None:
+    """See to it that a folder is there: the process that leads makes it, the others wait."""
+    from mode.files import is_there
+
     if _leads() and not is_there(folder):
-        write_pairs(folder, index, rows, **chosen)
+        make()
     while not folder.is_dir():
         time.sleep(0.2)
-    return Pairs.open(folder)
 
 
 def rows_of_expert(project: Project, name: str, index: PairIndex) -> Iterator[NDArray[np.int64]]:
@@ -180,6 +186,33 @@ def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_s
     print(f"{name}: {pairs:,} pairs in {shards:,} tars in {folder}")
 
 
+def pack_images(root: Path, params: Path, name: str, where: str, images_per_shard: int, force: bool) -> None:
+    """The images that a training uses, as tars of its own at a path or URL; see `mode.data.loading.pack`.
+
+    Raises:
+        ModeError: nothing that is trained is called so, earlier stages have not run, or something else is there.
+    """
+    from mode.data.loading.pack import write_pack
+
+    project = Project(root, load_params(params))
+    role, key = _role_called(project, name)
+    index = project.load_index(project.expert(key).source if key else project.params.training.source)
+    pairs = _pairs_of(project, role, key, index)
+    images, tars = write_pack(name, index, pairs, project.root, where, images_per_shard, force)
+    print(f"{name}: {images:,} images in {tars:,} tars in {where}")
+    print(f"`machine: {{packs: {{{name}: {where}}}}}` in params.yaml has its training read them")
+
+
+def _role_called(project: Project, name: str) -> tuple[Role, str | None]:
+    """Role and key of the training that makes the model of a name."""
+    trainings = {
+        role.model(key): (role, key) for role in TRAINED for key in (project.params.experts if role.many else [None])
+    }
+    if name not in trainings:
+        raise ModeError(f"no training is called '{name}'", f"there are: {', '.join(trainings)}")
+    return trainings[name]
+
+
 def _train(project: Project, training: Training) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.files import only_writer
@@ -235,9 +268,19 @@ def _train(project: Project, training: Training) -> None:
 
 def _images(project: Project, training: Training) -> Images:
     """Where a training on this machine has its images from."""
+    from mode.data.loading.pack import Pack, fetch_table, read_record
     from mode.training.batches import Images
 
-    return Images(spool=project.spool(training.plan.name, training.fingerprint))
+    name, index, pairs = training.plan.name, training.index, training.plan.pairs
+    spool = project.spool(name, training.fingerprint)
+    where = project.params.machine.packs.get(name)
+    if where is None:
+        return Images(spool=spool)
+    record = read_record(where, project.root, index, pairs)
+    digest = hashlib.sha256(json.dumps([where, record], sort_keys=True).encode()).hexdigest()
+    folder = project.pack(name, digest)
+    _made_by_one(folder, lambda: fetch_table(where, project.root, index, pairs, record, folder))
+    return Images(Pack(folder, index), spool)
 
 
 def _copies(machine: MachineParams, training: Training) -> RemoteCheckpoints | None:

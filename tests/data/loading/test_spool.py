@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from mode.data.loading import windows as windows_module
 from mode.data.loading.loader import Batch, ImageStore, PairStream, make_loader, samples_ahead
+from mode.data.loading.ranges import Range, joined
 from mode.data.loading.selection import Pairs
-from mode.data.loading.spool import Range, Spool, check_room, joined, room_for
+from mode.data.loading.spool import Spool, check_room, room_for
 from mode.data.loading.windows import Windows
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ChangedShard, ImageFiles

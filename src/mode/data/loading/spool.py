@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mode.columns import blocks_of
+from mode.data.loading.ranges import bounds, read_near
 from mode.data.loading.selection import Pairs
 from mode.data.loading.stream import Chunk, PairStream, Window
 from mode.data.loading.windows import CHUNK
@@ -36,27 +37,12 @@ from mode.errors import ModeError
 
 log = logging.getLogger(__name__)
 
-#: Unwanted bytes between two images that are read over: what a request costs where one takes 30 ms, some 25 are under
-#: way and all of them together get 100 MB/s.
-GAP = 128 * 2**10
-#: Bytes of one request: longer ones are hardly faster, and each is in memory as a whole.
-LONGEST = 8 * 2**20
 #: Requests of a machine under way at a time.
 REQUESTS = 32
 #: Chunks kept open, and those of which a process knows where each image lies.
 _OPEN_CHUNKS, _KNOWN_CHUNKS = 128, 4_096
 
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)(\.part)?")
-
-
-class Range(NamedTuple):
-    """Bytes of a file that are read at once; they hold the images `first .. last` of a chunk."""
-
-    file: int
-    start: int
-    stop: int
-    first: int
-    last: int
 
 
 class _Layout(NamedTuple):
@@ -199,61 +185,21 @@ class Spool:
                     aside.unlink(missing_ok=True)
                     return
                 file.truncate(0)
-                for content in self._images(chunk):
+                for content in read_near(self._files, self._layout(chunk).located):
                     file.write(content)
                 file.flush()
                 aside.replace(path)
         except FileNotFoundError:
             pass  # another one has thought that everyone is done with it
 
-    def _images(self, chunk: Chunk) -> Iterator[bytes]:
-        """Content of a chunk's file: zeros where its source has nothing, whose reader then learns why."""
-        _, located, begins = self._layout(chunk)
-        first = located.offset - np.diff(begins) + located.length  # of the header before each
-        last = located.offset + located.length
-        for each in joined(located.file, first, last):
-            try:
-                content = self._files.read_range(each.file, each.start, each.stop)
-            except OSError:
-                content = b""
-            for number in range(each.first, each.last):
-                size = int(last[number] - first[number])
-                yield content[int(first[number]) - each.start :][:size].ljust(size, b"\0")
-
     def _layout_of(self, chunk: Chunk) -> _Layout:
         rows = self._stream.images_of(chunk)
         located = self._files.locate(rows)
-        sizes = located.length.astype(np.int64) + np.minimum(located.offset, HEADER)
-        return _Layout(rows, located, np.concatenate([[0], np.cumsum(sizes)]))
+        first, last = bounds(located)
+        return _Layout(rows, located, np.concatenate([[0], np.cumsum(last - first)]))
 
     def _path(self, chunk: Chunk) -> Path:
         return self._folder / "-".join(map(str, chunk))
-
-
-def joined(
-    file: NDArray[np.integer], first: NDArray[np.int64], last: NDArray[np.int64], gap: int = GAP, longest: int = LONGEST
-) -> list[Range]:
-    """The ranges to read for images that ascend by file and place.
-
-    Args:
-        file: int [images], number of the file of each.
-        first, last: int64 [images], its first byte, and the one behind its last.
-        gap: unwanted bytes between two images, at most, that are read over.
-        longest: bytes of a range, at most; an image that is longer has one of its own.
-
-    Example:
-        >>> joined(np.array([0, 0, 0, 1]), np.array([0, 15, 50, 0]), np.array([10, 25, 60, 10]), gap=9)
-        [Range(file=0, start=0, stop=25, first=0, last=2), Range(file=0, start=50, stop=60, first=2, last=3), \
-Range(file=1, start=0, stop=10, first=3, last=4)]
-    """
-    ranges: list[Range] = []
-    for number, (of, start, stop) in enumerate(zip(file.tolist(), first.tolist(), last.tolist(), strict=True)):
-        before = ranges[-1] if ranges else None
-        if before and before.file == of and 0 <= start - before.stop <= gap and stop - before.start <= longest:
-            ranges[-1] = before._replace(stop=stop, last=number + 1)
-        else:
-            ranges.append(Range(of, start, stop, number, number + 1))
-    return ranges
 
 
 def room_for(pairs: Pairs, files: ImageFiles, stream: PairStream, samples_ahead: int) -> int:
