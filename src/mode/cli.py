@@ -422,6 +422,36 @@ def export_expert(
     export_shards(Path.cwd(), params, expert, folder, pairs_per_shard, force)
 
 
+@app.command("pack")
+def pack_training(
+    name: Annotated[str, typer.Argument(help="A model that is trained, such as `expert-2` or `dense`.")],
+    where: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder or URL to write to, such as s3://bucket/expert-2.")
+    ],
+    images_per_shard: Annotated[int, typer.Option(min=1, help="Images in one tar.")] = 10_000,
+    force: Annotated[bool, typer.Option("--force", help="Replace another pack in a folder that is not empty.")] = False,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Write the images that a training uses into shards of its own, so that it reads nothing else.
+
+    An expert's pairs lie scattered over all shards. From object storage a
+    training that reads in long ranges then fetches much that it does not want;
+    from its pack it fetches its share alone. Its index has to be there, and for
+    an expert the assignment: `dvc repro assign`.
+
+    mode pack expert-2 s3://bucket/expert-2
+
+    Then, in params.yaml: `machine: {packs: {expert-2: s3://bucket/expert-2}}`.
+    What is trained is the same, bit by bit. Other trainers read the tars, too:
+    an image once, with its captions (txt: the first; json, `texts`: all).
+
+    Interrupted, it goes on when it is called again.
+    """
+    from mode.stages.training import pack_images
+
+    pack_images(Path.cwd(), params, name, where, images_per_shard, force)
+
+
 @app.command("export-model")
 def export_one_model(
     name: Annotated[str, typer.Argument(help="A trained model, such as `expert-0`; `merged`: the experts' mean.")],

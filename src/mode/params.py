@@ -516,6 +516,12 @@ class TrainingParams(Section):
     #: What is done beside a training and decides nothing in it.
     BESIDE: ClassVar[frozenset[str]] = frozenset({"validation", "keep_checkpoints"})
 
+    read: Literal["random", "sequential"] = "random"
+    """How images come from their shards, which decides the order of samples: `random` (each by itself, all of a pass
+    mixed) or `sequential` (in long ranges, for object storage; `shuffle_images` of them mixed)."""
+    shuffle_images: PositiveInt = 10_000
+    """Of `sequential`: images that are mixed with one another. Chunks of 256 neighbours are drawn at random; so many
+    images of them are on the disk at a time, and twice as many more that come next (`machine.spool_mb`)."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning rate of a group of layers, as a multiple of that of the group above it; the head has `lr` itself."""
     unlocked_image_groups: NonNegativeInt | None = None
@@ -721,6 +727,12 @@ class MachineParams(Section):
     """Threads that decode images for an evaluation."""
     cache_mb: NonNegativeInt = 1_024
     """Decoded images of a training are kept in memory if they all fit into this many MiB."""
+    spool_mb: PositiveInt = 4_096
+    """Of `training.read: sequential`: room on the disk beside the checkpoint, in MiB, for the images that are mixed and
+    those that come next. A training that needs more ends at its start."""
+    packs: dict[Name, Annotated[str, Field(min_length=1)]] = {}
+    """Where trainings read their images in place of the source's shards: by name of the model, the folder or URL that
+    `mode pack NAME` wrote, such as `{expert-2: s3://bucket/expert-2}`."""
     inference_batch: PositiveInt = 256
     """Captions, texts or images in one forward pass of embedding and evaluation."""
     models_mb: PositiveInt = 8_192

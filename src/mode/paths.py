@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 
@@ -116,6 +117,14 @@ class Paths:
     def joined_index(self, name: str, digest: str) -> Path:
         """The index of a training that is not finished and has pairs of several sources, by a digest of what it is."""
         return self.checkpoints / name / f"index-{digest[:12]}"
+
+    def spool(self, name: str, digest: str) -> Path:
+        """Images that a training under way has fetched to this machine, by a digest of the training."""
+        return self.checkpoints / name / f"spool-{digest[:12]}" / platform.node()
+
+    def pack(self, name: str, digest: str) -> Path:
+        """Where the images of a training lie in its pack, by a digest of the pack."""
+        return self.checkpoints / name / f"pack-{digest[:12]}"
 
     def training_lock(self, name: str) -> Path:
         return self.state / "trainings" / f"{name}.lock"

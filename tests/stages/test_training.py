@@ -24,7 +24,7 @@ from mode.integrity import check_parents, check_project
 from mode.params import GlyphParams, ImageParams, IndexParams, ModelParams, SourceParams, parse_params
 from mode.roles import DENSE, DENSE_LONG, SEED, Role
 from mode.stages.project import Project
-from mode.stages.training import train_role, training_of
+from mode.stages.training import pack_images, train_role, training_of
 from mode.training.mixing import mix
 from tests.small import VIT
 
@@ -214,6 +214,41 @@ def test_a_machine_that_vanishes_leaves_a_copy_to_go_on_from(root: Path, tmp_pat
     curves = [(each.root / "models/seed/curve.csv").read_text() for each in (second, whole)]
     assert curves[0] == curves[1]
     assert not list((tmp_path / "store" / "seed").iterdir())
+
+
+@pytest.mark.parametrize("read", ["random", "sequential"])
+def test_a_training_from_its_pack_is_the_same_bit_by_bit(
+    root: Path, tmp_path: Path, read: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even where the shards are gone; a pack of other pairs ends it in one line."""
+    params: dict[str, Any] = {**PARAMS, "model": VIT.model_dump(exclude_none=True), "image": {"size": 16}}
+    params["training"] = {**TRAINING, "lr": 0.01, "read": read, "shuffle_images": 20}
+    params["machine"] = {"device": "cpu", "threads": 1, "cache_mb": 0}
+    weights = {}
+    for name in ("shards", "pack"):
+        project = Project(copied(root, tmp_path / name), parse_params(params))
+        if name == "pack":
+            file = project.params_file
+            file.write_text(yaml.safe_dump(params))
+            pack_images(project.root, file, "seed", f"file://{tmp_path}/packed", 10, force=False)
+            assert "seed: 64 images in 7 tars in file://" in capsys.readouterr().out
+            shutil.rmtree(project.root / "shards")
+            params["machine"]["packs"] = {"seed": f"file://{tmp_path}/packed"}
+            project = Project(project.root, parse_params(params))
+        train_role(SEED, project)
+        weights[name] = (project.model("seed") / "open_clip_model.safetensors").read_bytes()
+        assert not (project.checkpoints / "seed").exists()
+    assert weights["pack"] == weights["shards"]
+    params["training"]["held_out"] = 5
+    with pytest.raises(ModeError, match="a pack of other pairs than the training's"):
+        train_role(SEED, Project(tmp_path / "pack", parse_params(params)))
+
+
+def test_only_what_is_trained_is_packed(root: Path, tmp_path: Path) -> None:
+    file = copied(root, tmp_path / "project") / "params.yaml"
+    file.write_text(yaml.safe_dump(PARAMS))
+    with pytest.raises(ModeError, match=r"no training is called 'ensemble' .*seed, dense, dense-long, full-expert-0"):
+        pack_images(file.parent, file, "ensemble", "packed", 10, force=False)
 
 
 def copied(root: Path, to: Path) -> Path:

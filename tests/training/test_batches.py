@@ -19,9 +19,10 @@ from PIL import Image
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
+from mode.errors import ModeError
 from mode.params import ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
 from mode.roles import SEED
-from mode.training.batches import stream_of
+from mode.training.batches import Images, stream_of
 from mode.training.loop import Interrupted, TrainResult, train
 from mode.training.plan import Training, make_plan
 
@@ -110,3 +111,46 @@ def test_interrupted_and_resumed_is_uninterrupted(root: Path, vit: ModelParams, 
     made = replace(made, image=ImageParams(size=32, crop_scale=0.5, crop_ratio=(0.5, 2.0)))
     other = run("plain").clip.model.state_dict()
     assert not all(torch.equal(tensor, theirs[name]) for name, tensor in other.items())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_in_long_ranges_goes_on_exactly_where_it_was(
+    root: Path, vit: ModelParams, tmp_path: Path, workers: int
+) -> None:
+    """Interrupted within a window, and after a kill that has left what it had fetched; nothing is left in the end."""
+    recipe = RECIPE.model_copy(update={"read": "sequential", "shuffle_images": 4})
+    made = replace(training(root, vit), recipe=recipe)
+
+    def run(folder: str, stop_after: int | None = None, workers: int = 0) -> TrainResult:
+        def look(step: int, _: dict[str, float]) -> None:
+            assert any((tmp_path / folder / "spool").iterdir())
+            if step == stop_after:
+                signal.raise_signal(signal.SIGTERM)
+
+        machine = MachineParams(device="cpu", threads=1, workers=workers, cache_mb=0)
+        images = Images(spool=tmp_path / folder / "spool")
+        result = train(made, root, machine, tmp_path / folder / "checkpoint", look, log_every=1, images=images)
+        assert not images.spool or not images.spool.exists()
+        return result
+
+    whole = run("whole")
+    with pytest.raises(Interrupted):
+        run("broken", stop_after=3)
+    (tmp_path / "broken/spool").mkdir(exist_ok=True)
+    for name in ("0-0-0", "0-1-1.part", "0-2-2"):
+        (tmp_path / "broken/spool" / name).write_bytes(b"of a process that was killed")
+    resumed = run("broken", workers=workers)
+    theirs = whole.clip.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.clip.model.state_dict().items())
+    made = replace(made, recipe=recipe.model_copy(update={"shuffle_images": 2}))
+    other = run("less mixed").clip.model.state_dict()
+    assert not all(torch.equal(tensor, theirs[name]) for name, tensor in other.items())
+
+
+def test_a_training_that_does_not_fit_into_its_spool_is_one_line(root: Path, vit: ModelParams, tmp_path: Path) -> None:
+    made = replace(training(root, vit), recipe=RECIPE.model_copy(update={"read": "sequential"}))
+    # So many workers read ahead through thousands of windows.
+    machine, images = MachineParams(device="cpu", workers=2_000, spool_mb=1), Images(spool=tmp_path / "spool")
+    with pytest.raises(ModeError, match=r"keeps up to [\d,]+ MiB of images in .*spool, but machine.spool_mb is 1"):
+        train(made, root, machine, tmp_path / "checkpoint", images=images)
+    assert not (tmp_path / "spool").exists()

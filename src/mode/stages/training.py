@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
 from mode.params import load_params
-from mode.roles import DENSE_LONG, SEED, UPDATE, Role
+from mode.roles import DENSE_LONG, SEED, TRAINED, UPDATE, Role
 from mode.stages.project import Project
 from mode.stages.sources import keep_seed_watch
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mode.data.loading.selection import Pairs
     from mode.data.shards.index import PairIndex
     from mode.params import ExpertParams, MachineParams, UpdateParams
+    from mode.training.batches import Images
     from mode.training.plan import Training
     from mode.training.remote import RemoteCheckpoints
 
@@ -202,7 +203,6 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
     """
     from mode.checksums import SEAL, content_of
     from mode.data.loading.selection import Pairs, every_row, write_pairs
-    from mode.files import is_there
 
     params = project.params
     chosen = {"held_out": params.training.held_out, "random_seed": params.random_seed}
@@ -216,11 +216,18 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
         rows = every_row(len(index))
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = project.pairs(role.model(key), digest)
+    _made_by_one(folder, lambda: write_pairs(folder, index, rows, **chosen))
+    return Pairs.open(folder)
+
+
+def _made_by_one(folder: Path, make: Callable[[], None]) -> None:
+    """See to it that a folder is there: the process that leads makes it, the others wait."""
+    from mode.files import is_there
+
     if _leads() and not is_there(folder):
-        write_pairs(folder, index, rows, **chosen)
+        make()
     while not folder.is_dir():
         time.sleep(0.2)
-    return Pairs.open(folder)
 
 
 def rows_of_expert(project: Project, name: str, index: PairIndex) -> Iterator[NDArray[np.int64]]:
@@ -325,6 +332,40 @@ def _export_update(project: Project, name: str, folder: Path, pairs_per_shard: i
     print(f"{name}: {pairs:,} pairs in {shards:,} tars in {folder}")
 
 
+def pack_images(root: Path, params: Path, name: str, where: str, images_per_shard: int, force: bool) -> None:
+    """The images that a training uses, as tars of its own at a path or URL; see `mode.data.loading.pack`.
+
+    Raises:
+        ModeError: nothing that is trained is called so, earlier stages have not run, or something else is there.
+    """
+    from mode.data.loading.pack import write_pack
+
+    project = Project(root, load_params(params))
+    role, key = _role_called(project, name)
+    if role is UPDATE and key is not None:
+        index, pairs = _open_joined(project, key)
+    else:
+        index = project.load_index(project.expert(key).source if key else project.params.training.source)
+        pairs = _pairs_of(project, role, key, index)
+    images, tars = write_pack(name, index, pairs, project.root, where, images_per_shard, force)
+    print(f"{name}: {images:,} images in {tars:,} tars in {where}")
+    print(f"`machine: {{packs: {{{name}: {where}}}}}` in params.yaml has its training read them")
+
+
+def _role_called(project: Project, name: str) -> tuple[Role, str | None]:
+    """Role and key of the training that makes the model of a name."""
+    params = project.params
+    keys = {UPDATE: params.updates}
+    trainings = {
+        role.model(key): (role, key)
+        for role in TRAINED
+        for key in (keys.get(role, params.experts) if role.many else [None])
+    }
+    if name not in trainings:
+        raise ModeError(f"no training is called '{name}'", f"there are: {', '.join(trainings)}")
+    return trainings[name]
+
+
 def _train(project: Project, training: Training) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.files import only_writer
@@ -348,7 +389,16 @@ def _train(project: Project, training: Training) -> None:
         with record.run if leads else nullcontext():
             try:
                 machine = project.params.machine
-                result = train(training, project.root, machine, checkpoints, record.add, beside=beside, copies=copies)
+                result = train(
+                    training,
+                    project.root,
+                    machine,
+                    checkpoints,
+                    record.add,
+                    beside=beside,
+                    copies=copies,
+                    images=_images(project, training),
+                )
             except Interrupted as interrupted:
                 if leads:
                     print(interrupted, file=sys.stderr)
@@ -367,6 +417,23 @@ def _train(project: Project, training: Training) -> None:
             _remove_checkpoints(project, plan.name)
         if copies is not None:
             copies.clear()
+
+
+def _images(project: Project, training: Training) -> Images:
+    """Where a training on this machine has its images from."""
+    from mode.data.loading.pack import Pack, fetch_table, read_record
+    from mode.training.batches import Images
+
+    name, index, pairs = training.plan.name, training.index, training.plan.pairs
+    spool = project.spool(name, training.fingerprint)
+    where = project.params.machine.packs.get(name)
+    if where is None:
+        return Images(spool=spool)
+    record = read_record(where, project.root, index, pairs)
+    digest = hashlib.sha256(json.dumps([where, record], sort_keys=True).encode()).hexdigest()
+    folder = project.pack(name, digest)
+    _made_by_one(folder, lambda: fetch_table(where, project.root, index, pairs, record, folder))
+    return Images(Pack(folder, index), spool)
 
 
 def _copies(machine: MachineParams, training: Training) -> RemoteCheckpoints | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,31 @@ from torch import Tensor
 from mode.clip.encode import takes_short_texts, without_padding
 from mode.clip.model import Clip
 from mode.data.images import normalise
-from mode.data.loading.loader import ImageStore, PairStream, augment_batch, make_loader
+from mode.data.loading.loader import ImageStore, PairStream, augment_batch, make_loader, samples_ahead
+from mode.data.loading.spool import REQUESTS, Spool, check_room, room_for
 from mode.data.shards.index import PairIndex
+from mode.data.shards.reading import ImageFiles, Places
 from mode.params import MachineParams
 from mode.training.distribution import Group
 from mode.training.plan import Training
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where a training on this machine has its images from; it decides no pixel of them.
+
+    Attributes:
+        pack: of the training's images; None: they come from where the index says.
+        spool: folder of `training.read: sequential`, which this training alone uses on this machine.
+    """
+
+    pack: Places | None = None
+    spool: Path | None = None
+
+    def clear(self) -> None:
+        """Remove what is in the spool."""
+        if self.spool is not None:
+            shutil.rmtree(self.spool, ignore_errors=True)
 
 
 class Batches:
@@ -27,27 +49,59 @@ class Batches:
 
     Attributes:
         waited: seconds spent on waiting for data and preparing it, until someone sets it back.
+
+    Raises:
+        ModeError: a file of images is missing or another one; the spool takes more room than it may.
     """
 
     def __init__(
-        self, training: Training, clip: Clip, step: int, root: Path, machine: MachineParams, group: Group
-    ) -> None:
+        self, training: Training, clip: Clip, step: int, root: Path, machine: MachineParams, group: Group,
+        images: Images = Images(),
+    ) -> None:  # fmt: skip
         plan, index = training.plan, training.index
         self.waited = 0.0
-        self._training, self._device = training, group.device
+        self._training, self._device, self._images, self._group = training, group.device, images, group
         self._dtype = torch.bfloat16 if training.recipe.precision == "bf16" else torch.float32
         self._tokens = _Tokens(index, clip, machine.cache_mb)
-        self._store = ImageStore(index, root, training.image, machine.cache_mb, plan.pairs.rows)
+        files, stream = ImageFiles(images.pack or index, root), stream_of(training)
+        self._spool = self._spool_of(files, stream, machine)
+        self._store = ImageStore(
+            index, root, training.image, machine.cache_mb, plan.pairs.rows, reader=self._spool or files
+        )
+        if self._spool and self._store.cached:
+            # After the first whole pass from here all are in memory.
+            passes = -(-plan.position(step) // stream.images_per_pass) + 1
+            self._spool.until = min(plan.stream_stop, passes * stream.images_per_pass)
         self._loader = make_loader(
             self._store,
-            stream_of(training),
+            stream,
             start=plan.position(step),
             stop=plan.stream_stop,
             batch_size=plan.batch_size,
             workers=machine.workers,
             rank=group.rank,
             world=group.world,
+            spool=self._spool if group.leads_machine else None,
         )
+
+    def close(self) -> None:
+        """Stop reading ahead, and remove what is left of it."""
+        if self._spool is not None:
+            self._spool.close()
+            if self._group.leads_machine:
+                self._images.clear()
+
+    def _spool_of(self, files: ImageFiles, stream: PairStream, machine: MachineParams) -> Spool | None:
+        plan, recipe, folder = self._training.plan, self._training.recipe, self._images.spool
+        if recipe.read == "random":
+            return None
+        if folder is None:
+            raise ValueError("training.read: sequential needs the folder of a spool")
+        if self._group.leads_machine:
+            need = room_for(plan.pairs, files, stream, samples_ahead(plan.batch_size, machine.workers))
+            check_room(need, machine.spool_mb, folder, recipe.shuffle_images)
+        readers = max(machine.workers, 1) * self._group.local_world
+        return Spool(folder, files, stream, plan.stream_stop, REQUESTS // readers)
 
     @property
     def bad(self) -> int:
@@ -68,8 +122,9 @@ class Batches:
 
 def stream_of(training: Training) -> PairStream:
     """The order in which a training sees its pairs."""
-    index = training.index
-    return PairStream(training.plan.pairs, index.image, training.random_seed, index.probability)
+    index, recipe = training.index, training.recipe
+    shuffled = recipe.shuffle_images if recipe.read == "sequential" else None
+    return PairStream(training.plan.pairs, index.image, training.random_seed, index.probability, shuffled)
 
 
 class _Tokens:

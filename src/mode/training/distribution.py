@@ -25,16 +25,24 @@ class Group:
     Attributes:
         rank, world: this process's number, and how many there are.
         device: where this one computes.
+        local_rank, local_world: as `rank` and `world`, among the processes of this machine.
     """
 
     rank: int
     world: int
     device: torch.device
+    local_rank: int = 0
+    local_world: int = 1
 
     @property
     def leads(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+    @property
+    def leads_machine(self) -> bool:
+        """Whether this process keeps the files in order that the processes of this machine share."""
+        return self.local_rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
         """Each flag: is it set in any process? All have to ask at the same step, and wait for one another."""
@@ -85,7 +93,7 @@ def process_group(device: str) -> Group:
             rank, reason = _from_environment("RANK", 0), str(error).splitlines()[0]
             raise ModeError(f"process {rank} could not join the others: {reason}", "see what they said") from None
         atexit.register(dist.destroy_process_group)
-    return Group(dist.get_rank(), dist.get_world_size(), chosen)
+    return Group(dist.get_rank(), dist.get_world_size(), chosen, local_rank, _from_environment("LOCAL_WORLD_SIZE", 1))
 
 
 def _from_environment(name: str, default: int) -> int:

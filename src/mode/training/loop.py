@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from mode.params import MachineParams
 from mode.processes import noting_signals
 from mode.progress import Progress
 from mode.roles import TRAINED
-from mode.training.batches import Batches
+from mode.training.batches import Batches, Images
 from mode.training.beside import Beside
 from mode.training.card import make_card
 from mode.training.checkpoint import (
@@ -107,6 +107,7 @@ def train(
     log_every: int = 20,
     beside: Sequence[Beside] = (),
     copies: RemoteCheckpoints | None = None,
+    images: Images = Images(),  # noqa: B008 (it cannot be changed)
 ) -> TrainResult:
     """Train one model, or resume it where an interrupted run of the same configuration left off.
 
@@ -124,6 +125,7 @@ def train(
         beside: what else is done with the model at some steps, before the checkpoint of the step. Its time is no part
             of the training's. If it fails with `ModeError`, the log says so.
         copies: copies of the checkpoints somewhere else; of the process that leads.
+        images: where images come from; with `training.read: sequential` it has to have a spool.
 
     Raises:
         ModeError: the loss became NaN or infinite; a checkpoint or seed of another configuration; a batch that the
@@ -147,6 +149,8 @@ def train(
         optimizer = adamw(clip.model, training.recipe)
         clip.model.set_grad_checkpointing(machine.grad_checkpointing)
         state = _first_state(training, clip.model, optimizer, checkpoint)
+        if group.leads_machine:
+            images.clear()  # before the others come to it: what is there is of a process that was killed
         if not group.agree(state.step, int(training.fingerprint[:8], 16)):
             raise ModeError(
                 f"{plan.name}: the {group.world} processes do not begin with the same data, parameters or checkpoint",
@@ -155,14 +159,14 @@ def train(
         learner = Learner(training, clip.model, optimizer, group)
 
         # Data from the position of the next step on.
-        batches = Batches(training, clip, state.step, root, machine, group)
+        batches = Batches(training, clip, state.step, root, machine, group, images)
 
         monitor = _Monitor(training, learner, batches, state, group, checkpoint)
-        with monitor.bar or nullcontext():
+        with closing(batches), monitor.bar or nullcontext():
             monitor.do_beside(beside, clip)  # at the first step, and what the end of an interrupted run left out
             while state.step < plan.last_step:
-                images, tokens = batches.next()
-                monitor.count(learner.step(state.step, images, tokens))
+                pixels, tokens = batches.next()
+                monitor.count(learner.step(state.step, pixels, tokens))
 
                 due = monitor.since_checkpoint > machine.checkpoint_minutes * 60
                 stop, due = group.any(bool(signals), group.leads and due)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mode.data.loading.augment import augment_batch
+from mode.data.loading.spool import Spool
 from mode.data.loading.store import ImageStore, replacements
 from mode.data.loading.stream import PairStream
 from mode.errors import ModeError
@@ -21,8 +22,8 @@ __all__ = ["Batch", "ImageStore", "PairStream", "augment_batch", "make_loader"]
 
 _log = logging.getLogger(__name__)
 
-#: Batches that are read ahead without worker processes.
-_AHEAD = 4
+#: Batches that are read ahead without worker processes, and by each of these.
+_AHEAD, _AHEAD_OF_WORKER = 4, 2
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def make_loader(
     workers: int,
     rank: int = 0,
     world: int = 1,
+    spool: Spool | None = None,
 ) -> Iterator[Batch]:
     """Batches of the sample positions `start .. stop`, the last one smaller if they do not divide.
 
@@ -98,6 +100,7 @@ def make_loader(
         workers: processes that read and decode; 0 reads ahead in one thread of this process, which is faster where
             decoded images are kept.
         rank, world: this process and how many train together; process r has the r-th slice of each batch.
+        spool: to be cleared of what all processes of this machine are done with, when this one asks for the next batch.
 
     Raises:
         ModeError: not one image of a batch can be read; a shard is not the one that was indexed; a server does not
@@ -109,7 +112,13 @@ def make_loader(
     ahead: Iterable[Batch | ModeError] = _from_thread(batches)
     if in_processes:  # forked, so that all share the store's memory; whole batches, in order
         workers = min(workers, len(batches))
-        ahead = DataLoader(batches, batch_size=None, num_workers=workers, multiprocessing_context="fork")
+        ahead = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=_AHEAD_OF_WORKER,
+            multiprocessing_context="fork",
+        )
     reported: set[int] = set()
     for batch in ahead:
         if isinstance(batch, ModeError):
@@ -117,6 +126,13 @@ def make_loader(
         if len(batch.bad):
             _report(store, batch, reported)
         yield batch
+        if spool is not None:
+            spool.pass_by(batch.position)
+
+
+def samples_ahead(batch_size: int, workers: int) -> int:
+    """Sample positions, at most, between the first of a batch that `make_loader` gives and the last that it reads."""
+    return batch_size * (1 + max(_AHEAD + 1, workers * _AHEAD_OF_WORKER))
 
 
 def _from_thread(batches: _Batches) -> Iterator[Batch | ModeError]:

@@ -16,7 +16,7 @@ from mode.columns import Column, Numbers, blocks_of
 from mode.data.loading.pixels import pixels_on_device, training_pixels
 from mode.data.loading.selection import every_row
 from mode.data.shards.index import PairIndex
-from mode.data.shards.reading import ImageFiles, check_files
+from mode.data.shards.reading import ImageFiles, ImageReader, check_files
 from mode.errors import ModeError
 from mode.params import ImageParams
 
@@ -37,6 +37,7 @@ class ImageStore:
         image: size, and whether training cuts random parts (then nothing can be kept).
         cache_mb: memory for decoded images in MiB; 0 keeps none.
         rows: int64, those that will be asked for, which the memory is reckoned for; default all of the index.
+        reader: of the encoded images; default each from its place in the index.
 
     Attributes:
         cached: whether decoded images are kept.
@@ -48,12 +49,18 @@ class ImageStore:
     """
 
     def __init__(
-        self, index: PairIndex, root: Path, image: ImageParams, cache_mb: int, rows: Numbers | None = None
+        self,
+        index: PairIndex,
+        root: Path,
+        image: ImageParams,
+        cache_mb: int,
+        rows: Numbers | None = None,
+        reader: ImageReader | None = None,
     ) -> None:
         self.image = image
         self.bad = 0
         self._index, self._root = index, root
-        self._files = ImageFiles(index, root)
+        self._files: ImageReader = reader or ImageFiles(index, root)
         blocks = partial(every_row, len(index)) if rows is None else partial(blocks_of, rows)
         self._check_files(blocks)
         shape = (3, image.size, image.size)
@@ -88,16 +95,16 @@ class ImageStore:
             ModeError: a file is not the one that was indexed; a server does not answer.
         """
         if self.device.type != "cpu":
-            read = self._files.read_many(rows.tolist())
+            read = self._read(rows, positions)
             contents = [b"" if isinstance(content, OSError) else content for content in read]
             on_device, good = pixels_on_device(contents, self.image, positions, random_seed, self.device)
             return on_device if good.all() else on_device[torch.from_numpy(replacements(good))], good
         if self.cached:
-            pixels, good = self._load_cached(rows)
+            pixels, good = self._load_cached(rows, positions)
         else:
             pixels = np.zeros((len(rows), 3, self.image.size, self.image.size), np.uint8)
             good = np.zeros(len(rows), bool)
-            for number, content in enumerate(self._files.read_many(rows.tolist())):
+            for number, content in enumerate(self._read(rows, positions)):
                 position = None if positions is None else int(positions[number])
                 good[number] = self._decode_into(pixels[number], content, position, random_seed)
         if not good.all():
@@ -106,16 +113,20 @@ class ImageStore:
 
     def place_of(self, row: int) -> str:
         """Where a pair's image lies, for people: file, and offset in it."""
-        return f"{self._index.path(self._index.file[row])} at byte {self._index.offset[row]}"
+        return self._files.place_of(int(row))
 
-    def _load_cached(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, rows: np.ndarray, positions: np.ndarray | None) -> Iterator[bytes | OSError]:
+        return self._files.read_many(rows.tolist(), None if positions is None else positions.tolist())
+
+    def _load_cached(self, rows: np.ndarray, positions: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         images = self._index.image[rows]
         slots = np.searchsorted(self._images, images)
         if len(rows) and (slots[-1:] >= len(self._images) or not np.array_equal(self._images[slots], images)):
             raise IndexError("rows that this store was not made for")
         unread = np.flatnonzero(self._states[slots] == _UNREAD)
         unread = unread[np.sort(np.unique(slots[unread], return_index=True)[1])]  # an image may be in the batch twice
-        for slot, content in zip(slots[unread], self._files.read_many(rows[unread].tolist()), strict=True):
+        read = self._read(rows[unread], None if positions is None else positions[unread])
+        for slot, content in zip(slots[unread], read, strict=True):
             good = self._decode_into(self._pixels[slot], content, None, 0)
             self._states[slot] = _GOOD if good else _BAD
         return self._pixels[slots], self._states[slots] == _GOOD
@@ -132,10 +143,14 @@ class ImageStore:
         return True
 
     def _check_files(self, blocks: Blocks) -> None:
-        # One more could not be found than there are: then the rest of the rows need not be looked at.
-        files = _distinct(self._index.file, blocks, min(self._index.file_count - 1, _FILES_TO_CHECK))
+        places = self._files.places
+        if places is self._index:
+            # One more could not be found than there are: then the rest of the rows need not be looked at.
+            files = _distinct(self._index.file, blocks, min(places.file_count - 1, _FILES_TO_CHECK))
+        else:  # a pack has the files of these rows and no others
+            files = np.arange(places.file_count)
         try:
-            check_files(self._index, self._root, files[:_FILES_TO_CHECK].tolist())
+            check_files(places, self._root, files[:_FILES_TO_CHECK].tolist())
         except (FileNotFoundError, NotADirectoryError) as error:
             advice = "put it back, or index the source again"
             raise ModeError(f"{error.filename}: missing, but the index names it", advice) from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from mode.checksums import ADVICE
 from mode.columns import Numbers, spans
 from mode.data.loading.selection import Pairs
+from mode.data.loading.windows import CHUNK, Windows
 from mode.errors import ModeError
 from mode.permutation import hash_numbers, permuted
 
@@ -18,6 +20,24 @@ from mode.permutation import hash_numbers, permuted
 _PASS, _TURNS = 1_000_099, 1_000_033
 #: An image's second visit in a pass draws its caption as an image of this number further on.
 _AGAIN = 2**40
+
+
+class Chunk(NamedTuple):
+    """Neighbouring images that a stream visits at about the same time: of a pass, a window of it, and a slot of that.
+
+    Chunks of a stream are in the order in which they are read.
+    """
+
+    number: int
+    window: int
+    slot: int
+
+
+class Window(NamedTuple):
+    """Chunks whose images are mixed with one another, and the first sample position of them."""
+
+    begin: int
+    chunks: list[Chunk]
 
 
 class PairStream:
@@ -31,12 +51,16 @@ class PairStream:
     in the next; 2.5 is both. Of n images whose factor has a fractional part f, f * n (rounded up) are visited once
     more: the next ones in an order of their own, so that all have their turn.
 
+    With `shuffle_images` the order is one to be read in long ranges, see `Windows`: neighbours of the index come near
+    each other. All else stays as it is; of images with a fractional factor, neighbours have their turn together.
+
     Args:
         pairs: what to draw from: a whole source, or the pairs of one cluster.
         images: int64 [pairs of the index], number of the image of each.
         random_seed: of orders and captions.
         probabilities: float [pairs of the index], how probable each caption of an image is, up to a factor that all of
             them share; default: all are alike.
+        shuffle_images: images that are mixed with one another; default: all of a pass.
 
     Attributes:
         images_per_pass: number of distinct images; with factors, of visits.
@@ -53,13 +77,21 @@ class PairStream:
         True
     """
 
-    def __init__(self, pairs: Pairs, images: Numbers, random_seed: int, probabilities: Numbers | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Pairs,
+        images: Numbers,
+        random_seed: int,
+        probabilities: Numbers | None = None,
+        shuffle_images: int | None = None,
+    ) -> None:
         if not len(pairs):
             raise ModeError("no pairs to train on", "the cluster is empty: fewer clusters, or more data")
         self.random_seed = random_seed
         self._pairs, self._images, self._probabilities = pairs, images, probabilities
-        self._visits = _Visits(pairs.factors, random_seed)
+        self._visits = _Visits(pairs.factors, random_seed, together=1 if shuffle_images is None else CHUNK)
         self.images_per_pass = self._visits.per_pass
+        self._windows = None if shuffle_images is None else Windows(self.images_per_pass, shuffle_images, random_seed)
 
     def rows_at(self, start: int, count: int) -> NDArray[np.int64]:
         """Index rows at sample positions `start .. start + count`, int64 [count]."""
@@ -67,10 +99,43 @@ class PairStream:
         while count > 0:
             number, within = divmod(start, self.images_per_pass)
             positions = np.arange(within, min(within + count, self.images_per_pass))
-            visits = permuted(positions, self.images_per_pass, self.random_seed, number, _PASS)
-            parts.append(self._rows_of(number, visits))
+            parts.append(self._rows_of(number, self._visits_at(number, positions)))
             start, count = start + len(positions), count - len(positions)
         return np.concatenate(parts)
+
+    @property
+    def windows(self) -> Windows:
+        """The order of a pass of a stream with `shuffle_images`."""
+        assert self._windows is not None
+        return self._windows
+
+    def chunks_at(self, positions: NDArray[np.int64]) -> list[Chunk]:
+        """The chunk that holds the image at each sample position."""
+        chunks: list[Chunk] = []
+        numbers, within = np.divmod(positions, self.images_per_pass)
+        for number in np.unique(numbers).tolist():
+            slots = self.windows.slots_of(number, within[numbers == number]).tolist()
+            chunks += [Chunk(number, slot // self.windows.slots_per_window, slot) for slot in slots]
+        return chunks
+
+    def windows_from(self, start: int, stop: int) -> Iterator[Window]:
+        """The window at a sample position and those behind it, as far as they begin before `stop`."""
+        number, within = divmod(start, self.images_per_pass)
+        window = self.windows.window_of(number, within)
+        while (begin := number * self.images_per_pass + self.windows.span(number, window)[0]) < stop:
+            yield Window(begin, [Chunk(number, window, slot) for slot in self.windows.slots_in(window)])
+            number, window = (number, window + 1) if window + 1 < self.windows.per_pass else (number + 1, 0)
+
+    def images_of(self, chunk: Chunk) -> NDArray[np.int64]:
+        """A row of the index for each image of a chunk, its first one of the training: ascending, each once."""
+        visits = np.arange(*self.windows.chunk_of(chunk.number, chunk.slot))
+        images, _ = self._visits.images_of(chunk.number, visits)
+        return self._rows_in(self._pairs.first[np.unique(images)])
+
+    def _visits_at(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._windows is not None:
+            return self._windows.visits_at(number, positions)
+        return permuted(positions, self.images_per_pass, self.random_seed, number, _PASS)
 
     def _rows_of(self, number: int, visits: NDArray[np.int64]) -> NDArray[np.int64]:
         """A caption for each visit to an image."""
@@ -116,13 +181,14 @@ class _Visits:
     Args:
         factors: (images, factor) of consecutive images; factors are above 0.
         random_seed: of the order in which images have their turn.
+        together: neighbours that have their turn one after the other.
 
     Attributes:
         per_pass: visits in one pass.
     """
 
-    def __init__(self, factors: Sequence[tuple[int, float]], random_seed: int) -> None:
-        self._random_seed = random_seed
+    def __init__(self, factors: Sequence[tuple[int, float]], random_seed: int, together: int = 1) -> None:
+        self._random_seed, self._together = random_seed, together
         images, of_each = np.array([images for images, _ in factors]), np.array([factor for _, factor in factors])
         first, whole = np.cumsum(images) - images, np.floor(of_each).astype(np.int64)
         always = [(run, earlier) for earlier in range(int(whole.max())) for run in np.flatnonzero(whole > earlier)]
@@ -150,7 +216,15 @@ class _Visits:
             mine = part == which
             total = int(counts.sum())
             places = (within[mine] + number * int(self._counts[which]) % total) % total
-            places = permuted(places, total, self._random_seed, _TURNS, turn)
+            places = self._in_turn(places, total, turn)
             run = np.searchsorted(np.cumsum(counts), places, side="right")
             images[mine] = first[run] + places - (np.cumsum(counts) - counts)[run]
         return images, self._again[part]
+
+    def _in_turn(self, places: NDArray[np.int64], total: int, turn: int) -> NDArray[np.int64]:
+        """Which of so many images have their turn at these places: neighbours together, the last few at the end."""
+        groups, within = np.divmod(places, self._together)
+        whole = total // self._together
+        is_whole = groups < whole
+        groups[is_whole] = permuted(groups[is_whole], max(whole, 1), self._random_seed, _TURNS, turn)
+        return groups * self._together + within

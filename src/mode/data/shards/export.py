@@ -90,12 +90,7 @@ def export_pairs(
                 continue
             with write_aside(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for row, caption, origin in of_tar:
-                    content = images.read(row)
-                    key = f"{row:010d}"
-                    add_to_tar(tar, f"{key}.{_suffix(content)}", content)
-                    add_to_tar(tar, f"{key}.txt", caption.encode())
-                    add_to_tar(tar, f"{key}.json", json.dumps(origin).encode())
-                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
+                    add_sample(tar, f"{row:010d}", images.read(row), caption, origin)
                     bar.update()
     return pairs, -(-pairs // pairs_per_shard)
 
@@ -108,6 +103,14 @@ def _samples(index: PairIndex, chosen: Iterable[Chosen]) -> Iterator[tuple[int, 
         for place, (row, caption) in enumerate(zip(rows.tolist(), index.captions(rows), strict=True)):
             values = {name: values[place].item() for name, values in columns.items()}
             yield row, caption, {**values, "shard": index.path(files[place])}
+
+
+def add_sample(tar: tarfile.TarFile, key: str, image: bytes, caption: str, origin: Mapping[str, object]) -> None:
+    """Append `KEY.jpg` (or png, webp), `KEY.txt` and `KEY.json` to a tar that is being written."""
+    add_to_tar(tar, f"{key}.{_suffix(image)}", image)
+    add_to_tar(tar, f"{key}.txt", caption.encode())
+    add_to_tar(tar, f"{key}.json", json.dumps(origin).encode())
+    tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
 
 
 def _suffix(content: bytes) -> str:

@@ -18,6 +18,7 @@ from mode.data.shards.account import IndexReport
 from mode.data.shards.filters import Filters
 from mode.data.shards.manifest import Manifest, Shard, build_manifest
 from mode.data.shards.places import Description, describe_all, is_url
+from mode.data.shards.reading import Located
 from mode.data.shards.scan import Scan, Wanted, scan_tar
 from mode.data.shards.tables import scan_table
 from mode.errors import ModeError
@@ -300,6 +301,10 @@ class PairIndex:
     def file_count(self) -> int:
         """Number of files that hold images."""
         return len(self._paths)
+
+    def locate(self, rows: Rows) -> Located:
+        """Where the images of pairs lie, in the order asked for."""
+        return Located(self.file[rows], self.offset[rows], self.length[rows], self.check[rows])
 
     def path(self, file: int) -> str:
         """Path of one file by its number, without a list of all. Raises `ModeError` where no file has that number."""

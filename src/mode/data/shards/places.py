@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import logging
 import math
 import os
 import re
 import stat
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -28,8 +30,14 @@ from mode.errors import ModeError
 
 Result = TypeVar("Result")
 
-#: Seconds before a failed request is made again: five requests in all.
-PAUSES = (0.5, 1.0, 2.0, 4.0)
+log = logging.getLogger(__name__)
+
+#: Seconds before a failed request is made again: nine requests in all, over a minute and a half.
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
+#: An answer that is not the range that was asked for is one of a server that cannot do better: so many requests more.
+_FEW = 4
+#: A wait that is told in the log, in seconds.
+_LONG = 8.0
 #: Bytes that a scan asks for at once: more than the headers and texts between two images, less than waiting for another
 #: answer costs. Images that are larger are passed over.
 AHEAD = 512 * 2**10
@@ -38,6 +46,34 @@ _REQUESTS = 16
 _RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
 #: Objects that ranges may name: more are asked about one by one for days, and are a slip of the key.
 _MOST_NAMED = 1_000_000
+
+
+#: What stores that speak S3 call credentials that were right once, and what will not be right by itself.
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
+_DENIED = (
+    "AccessDenied",
+    "AccountProblem",
+    "AllAccessDisabled",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "NoCredentialsError",
+    "NotSignedUp",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "401",
+    "403",
+)
+_NO_BUCKET, _NO_RANGE = "NoSuchBucket", ("InvalidRange", "416")
+#: Answers to a question without a body, which do not say why.
+_WITHOUT_REASON = ("400", "403")
+
+
+class WrongRange(ModeError):
+    """An object has not the bytes that were asked for, again and again: it may be another one than it was."""
+
+
+class _ShortAnswer(OSError):
+    """Other bytes than were asked for."""
 
 
 class ByteFile(Protocol):
@@ -108,7 +144,9 @@ class RemoteFile:
         filesystem, path = filesystem_of(self.url)
         content: bytes = filesystem.cat_file(path, start=start, end=end)
         if len(content) != end - start:
-            raise OSError(f"{len(content)} bytes instead of {end - start}: no ranges, or another object than before")
+            raise _ShortAnswer(
+                f"{len(content)} bytes instead of {end - start}: no ranges, or another object than before"
+            )
         return content
 
     def close(self) -> None:
@@ -150,13 +188,24 @@ def describe(path: str, root: Path) -> Description:
         status = (root / path).stat()
         return Description(status.st_size, status.st_mtime_ns, None)
     filesystem, inside = filesystem_of(path)
-    info: dict[str, Any] = patiently(path, lambda: filesystem.info(inside))
+    info: dict[str, Any] = patiently(path, lambda: _info(filesystem, inside))
     if info.get("size") is None:
         raise ModeError(f"{path}: the server does not say how long it is", "shards have to be plain objects")
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     names = ("LastModified", "Last-Modified", "mtime", "updated", "created")
     changed = next(filter(None, map(info.get, names)), None)
     return Description(int(info["size"]), _nanoseconds(changed), str(etag) if etag else None)
+
+
+def _info(filesystem: Any, path: str) -> dict[str, Any]:
+    """What a file system says of an object; where it must not, the error says why."""
+    try:
+        info: dict[str, Any] = filesystem.info(path)
+    except OSError as error:
+        if _code_of(error) in _WITHOUT_REASON:
+            filesystem.cat_file(path, start=0, end=1)
+        raise
+    return info
 
 
 def describe_all(paths: Sequence[str], root: Path) -> list[Description]:
@@ -245,26 +294,94 @@ def _filesystem(url: str, _process: int) -> tuple[Any, str]:
 def patiently(url: str, request: Callable[[], Result]) -> Result:
     """The answer to a request, which is made again if it fails in a way that may pass.
 
+    Credentials that have expired may be renewed meanwhile: they are looked for anew before each request.
+
     Raises:
         FileNotFoundError: there is nothing at the URL.
-        ModeError: it failed again and again.
+        WrongRange: its object has not the bytes that were asked for.
+        ModeError: it failed again and again, or in a way that does not pass: wrong credentials, no such bucket.
     """
-    for pause in (*PAUSES, None):
+    for number, pause in enumerate((*PAUSES, None)):
+        asked = time.monotonic()
         try:
             return request()
         except ModeError:
             raise
         except Exception as raised:  # whatever the file system's own library calls it
-            # fsspec's http says "not found" of every question for a size that failed, whatever the server's answer.
-            status = 404 if raised.__cause__ is None else getattr(raised.__cause__, "status", None)
-            if isinstance(raised, FileNotFoundError) and status in (404, 410):
+            code, reason = _code_of(raised), _reason_of(raised)
+            if code == _NO_BUCKET:
+                raise ModeError(f"{url}: no such bucket", "see its name, and whose credentials are used") from None
+            if isinstance(raised, FileNotFoundError) and code in ("", "404", "410", "NoSuchKey"):
                 raise FileNotFoundError(errno.ENOENT, "not there", url) from None
+            if code in _DENIED:
+                raise ModeError(f"{url}: refused: {reason}", f"see {_credentials_of(url)}") from None
+            is_short = isinstance(raised, _ShortAnswer)
+            if code in _NO_RANGE or (is_short and (number == _FEW or pause is None)):
+                raise WrongRange(f"{url}: {reason}", f"asked {number + 1} times; try again later") from None
+            if pause is None and code in _EXPIRED:
+                what = f"{url}: {_credentials_of(url)} have expired"
+                raise ModeError(what, "renew them and run it again; a training goes on from its checkpoint") from None
             if pause is None:
-                error = raised.__cause__ or raised
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise ModeError(f"{url}: {reason[:200]}", f"asked {len(PAUSES) + 1} times; try again later") from None
-            time.sleep(pause)
+                raise ModeError(f"{url}: {reason}", f"asked {number + 1} times; try again later") from None
+            if pause >= _LONG:
+                log.warning("%s: %s; asked again in %.0f s", url, reason, pause)
+            wait(pause)
+            if code in _EXPIRED:
+                _renew(url, asked)
     raise AssertionError
+
+
+def wait(seconds: float) -> None:
+    """Do nothing for so long."""
+    time.sleep(seconds)
+
+
+def _code_of(error: BaseException) -> str:
+    """What a store calls an error: a word of S3, or the number of an answer by HTTP; "" if neither is known."""
+    for each in (error, error.__cause__):
+        response = getattr(each, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        if type(each).__name__ in _DENIED:
+            return type(each).__name__
+        if isinstance(status := getattr(each, "status", None), int):
+            return str(status)
+    # fsspec's http says "not found" of every question for a size that failed, whatever the server's answer.
+    return "unknown" if isinstance(error.__cause__, OSError) else ""
+
+
+def _reason_of(error: BaseException) -> str:
+    """On one line, for people."""
+    told = error.__cause__ or error
+    return (" ".join(str(told).split()) or type(told).__name__)[:200]
+
+
+def _credentials_of(url: str) -> str:
+    """Where the credentials for a URL were found, for people: never they themselves."""
+    if not url.startswith(("s3://", "s3a://")):
+        return f"the credentials for {url.partition('://')[0]}://"
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        return "the credentials in the environment (AWS_ACCESS_KEY_ID ...)"
+    file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    return f"the credentials of profile '{os.environ.get('AWS_PROFILE', 'default')}' in {file}"
+
+
+_renewing = threading.Lock()
+_renewed: dict[int, float] = {}
+
+
+def _renew(url: str, asked: float) -> None:
+    """Have a file system look for its credentials anew, unless that was done since a time."""
+    with _renewing:
+        if _renewed.get(os.getpid(), 0.0) > asked:
+            return
+        filesystem, _ = filesystem_of(url)
+        if hasattr(filesystem, "connect"):  # s3fs
+            filesystem.connect(refresh=True)
+        else:
+            filesystem.clear_instance_cache()
+            _filesystem.cache_clear()
+        _renewed[os.getpid()] = time.monotonic()
 
 
 def _nanoseconds(changed: object) -> int:

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mode.checksums import ADVICE
+from mode.columns import Rows
 from mode.data.shards.identity import HEADER, is_same, sample_of
-from mode.data.shards.index import PairIndex
-from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, describe_all, is_url
+from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, WrongRange, describe, describe_all, is_url
 from mode.data.shards.scan import LARGEST_IMAGE
 from mode.errors import ModeError
 from mode.parallel import in_order
@@ -34,18 +37,81 @@ class ChangedShard(ModeError):
         return ModeError, (str(self),)
 
 
+class Located(NamedTuple):
+    """Where images lie.
+
+    Attributes:
+        file: int [n], number of the file that holds each.
+        offset, length: int [n], bytes of each in its file.
+        check: int [n], what tells each from another image, see `identity`.
+    """
+
+    file: NDArray[Any]
+    offset: NDArray[Any]
+    length: NDArray[Any]
+    check: NDArray[Any]
+
+
+class Places(Protocol):
+    """What knows where the image of a pair lies: the index of a source, or a pack of a training's images.
+
+    Attributes:
+        folder: of this knowledge, for people.
+        has_urls: whether images lie in objects, and not only in files of this machine.
+        file_count: number of files that hold images.
+    """
+
+    folder: Path
+
+    @property
+    def has_urls(self) -> bool: ...
+
+    @property
+    def file_count(self) -> int: ...
+
+    def locate(self, rows: Rows) -> Located:
+        """Where the images of pairs lie, in the order asked for."""
+
+    def path(self, file: int) -> str:
+        """Path or URL of one file by its number."""
+
+    def identity(self, file: int) -> tuple[int, int, str | None]:
+        """Size in bytes, sample and ETag of one file as they were."""
+
+
+class ImageReader(Protocol):
+    """What gives the encoded images of pairs.
+
+    Attributes:
+        places: where they lie.
+    """
+
+    places: Places
+
+    def read_many(self, rows: Sequence[int], positions: Sequence[int] | None = None) -> Iterator[bytes | OSError]:
+        """Images of pairs, in order, an OSError in place of one that cannot be read.
+
+        Args:
+            rows: of the index.
+            positions: at which a training sees them, ascending, where it is one that asks.
+        """
+
+    def place_of(self, row: int) -> str:
+        """Where a pair's image lies, for people: file, and offset in it."""
+
+
 class ImageFiles:
     """Reads images by row: one `pread` each, files kept open; or, of objects, one request by range.
 
     A file is compared with the index when it is opened, and each image when it is read (see `identity`).
 
     Args:
-        index: where the images lie.
-        root: folder that relative paths of the index start from.
+        places: where the images lie.
+        root: folder that relative paths start from.
     """
 
-    def __init__(self, index: PairIndex, root: Path) -> None:
-        self._index, self._root = index, root
+    def __init__(self, places: Places, root: Path) -> None:
+        self.places, self._root = places, root
         self._file = lru_cache(maxsize=_OPEN_FILES)(self._open)
         self._compared: dict[int, int] = {}  # file -> its time of change when its bytes were compared
 
@@ -57,33 +123,65 @@ class ImageFiles:
             ChangedShard: the file is another one than was indexed.
             ModeError: a server fails again and again.
         """
-        number, length, offset = (int(each[row]) for each in (self._index.file, self._index.length, self._index.offset))
-        if offset < 0 or not 0 <= length <= LARGEST_IMAGE:
-            what = f"pair {row:,} has {length:,} bytes at byte {offset:,}"
-            raise ModeError(f"{self._index.folder}: damaged: {what}", ADVICE)
-        before = min(HEADER, offset)
-        content = self._file(number).read(before + length, offset - before)
+        [place] = self._places_of([row])
+        return self._read(place)
+
+    def read_many(self, rows: Sequence[int], positions: Sequence[int] | None = None) -> Iterator[bytes | OSError]:  # noqa: ARG002 (it reads in any order)
+        """`read` of each row, in order, its OSError in place of the bytes; several objects are asked for at once."""
+        places = self._places_of(rows)
+        if not self.places.has_urls:
+            return map(self._read_or_error, places)
+        threads = _threads(os.getpid())
+        return in_order(lambda place: threads.submit(self._read_or_error, place), places, _REQUESTS - 1)
+
+    def read_range(self, file: int, start: int, stop: int) -> bytes:
+        """Bytes of a file as they are: fewer at its end, and no image in them compared. Raises as `read`."""
+        try:
+            return self._file(file).read(stop - start, start)
+        except WrongRange as wrong:
+            raise self._changed(file) or wrong from None
+
+    def locate(self, rows: Rows) -> Located:
+        """Where the images of pairs lie.
+
+        Raises:
+            ModeError: the index is damaged: at no place, or longer than any image.
+        """
+        located = self.places.locate(rows)
+        wrong = (located.offset < 0) | (located.length < 0) | (located.length > LARGEST_IMAGE)
+        if wrong.any():
+            [first, *_] = np.flatnonzero(wrong).tolist()
+            what = f"pair {rows[first]:,} has {located.length[first]:,} bytes at byte {located.offset[first]:,}"
+            raise ModeError(f"{self.places.folder}: damaged: {what}", ADVICE)
+        return located
+
+    def place_of(self, row: int) -> str:
+        """Where a pair's image lies, for people: file, and offset in it."""
+        [place] = self._places_of([row])
+        return f"{self.places.path(place.file)} at byte {place.offset}"
+
+    def _places_of(self, rows: Sequence[int]) -> list[_Place]:
+        located = self.locate(np.asarray(rows, np.int64))
+        return [_Place(*each) for each in zip(*(column.tolist() for column in located), strict=True)]
+
+    def _read(self, place: _Place) -> bytes:
+        before = min(HEADER, place.offset)
+        content = self.read_range(place.file, place.offset - before, place.offset + place.length)
         header, content = content[:before], content[before:]
-        if len(content) < length:
-            raise ChangedShard(self._index.path(number), f"it ends inside the image at byte {offset}")
-        if not is_same(int(self._index.check[row]), header, content):
-            raise ChangedShard(self._index.path(number), f"another image is at byte {offset}")
+        if len(content) < place.length:
+            raise ChangedShard(self.places.path(place.file), f"it ends inside the image at byte {place.offset}")
+        if not is_same(place.check, header, content):
+            what = f"another image is at byte {place.offset}"
+            raise self._changed(place.file) or ChangedShard(self.places.path(place.file), what)
         return content
 
-    def read_many(self, rows: Sequence[int]) -> Iterator[bytes | OSError]:
-        """`read` of each row, in order, its OSError in place of the bytes; several objects are asked for at once."""
-        if not self._index.has_urls:
-            return map(self._read_or_error, rows)
-        threads = _threads(os.getpid())
-        return in_order(lambda row: threads.submit(self._read_or_error, row), rows, _REQUESTS - 1)
-
     def _open(self, number: int) -> ByteFile:
-        path = self._index.path(number)
+        path = self.places.path(number)
         if is_url(path):
             # The index has seen to the length of an object: the server need not be asked.
             return RemoteFile(path, size=sys.maxsize)
         file = LocalFile(self._root / path)
-        size, sample, _ = self._index.identity(number)
+        size, sample, _ = self.places.identity(number)
         _check_size(path, file.size, size)
         # Files are opened again and again where there are many, but a look at a disk's far places takes long.
         if sample and self._compared.get(number) != file.mtime_ns:
@@ -92,23 +190,44 @@ class ImageFiles:
             self._compared[number] = file.mtime_ns
         return file
 
-    def _read_or_error(self, row: int) -> bytes | OSError:
+    def _changed(self, number: int) -> ChangedShard | None:
+        """The error that an object is another one, if its server says so now."""
+        path = self.places.path(number)
+        if not is_url(path):
+            return None
+        size, _, etag = self.places.identity(number)
+        found = describe(path, self._root)
+        if found.size == size and (not etag or not found.etag or found.etag == etag):
+            return None
+        what = f"{found.size:,} bytes with ETag {found.etag}, it had {size:,} with {etag}"
+        return ChangedShard(path, what)
+
+    def _read_or_error(self, place: _Place) -> bytes | OSError:
         try:
-            return self.read(row)
+            return self._read(place)
         except OSError as error:
             return error
 
 
-def check_files(index: PairIndex, root: Path, files: Sequence[int]) -> None:
-    """Compare size and ETag of files with those of the index, without reading them.
+class _Place(NamedTuple):
+    """Of one image, as `Located`."""
+
+    file: int
+    offset: int
+    length: int
+    check: int
+
+
+def check_files(places: Places, root: Path, files: Sequence[int]) -> None:
+    """Compare size and ETag of files with those that they had, without reading them.
 
     Raises:
         FileNotFoundError: one is missing.
         ChangedShard: one is another one.
     """
-    paths = [index.path(file) for file in files]
+    paths = [places.path(file) for file in files]
     for file, path, found in zip(files, paths, describe_all(paths, root), strict=True):
-        size, _, etag = index.identity(file)
+        size, _, etag = places.identity(file)
         _check_size(path, found.size, size)
         if etag not in (None, found.etag):
             raise ChangedShard(path, f"its ETag is {found.etag}, it was {etag}")

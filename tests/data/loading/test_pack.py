@@ -1,0 +1,228 @@
+"""A training's images in shards of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from mode.data.loading import pack as pack_module
+from mode.data.loading.pack import Pack, fetch_table, read_record, write_pack
+from mode.data.loading.selection import Pairs
+from mode.data.shards.index import PairIndex, build_index
+from mode.data.shards.manifest import build_manifest
+from mode.data.shards.reading import ChangedShard, ImageFiles, check_files
+from mode.errors import ModeError
+from mode.params import IndexParams, SourceParams
+
+Make = Callable[..., list[tuple[str, bytes]]]
+flat = chain.from_iterable
+#: Nine images: one of the first tar is left out, of the second only some captions are wanted.
+ROWS = np.array([0, 1, 3, 4, 5, 6, 8, 10, 12, 14])
+
+
+@pytest.fixture
+def index(index_of: Callable[..., PairIndex], pair: Make, texts: Make) -> PairIndex:
+    """Five images with a caption each, five with two."""
+    first = [*flat(pair(f"a{n}", n) for n in range(5))]
+    return index_of({"0.tar": first, "1.tar": [*flat(texts(f"b{n}", ["x", "y"], n + 5) for n in range(5))]})
+
+
+@pytest.fixture
+def pairs(index: PairIndex) -> Pairs:
+    return Pairs.of(ROWS, index.image)
+
+
+@pytest.fixture(params=["folder", "url"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return "packed" if request.param == "folder" else f"file://{tmp_path}/packed"
+
+
+def opened(where: str, root: Path, index: PairIndex, pairs: Pairs, to: str = "table") -> Pack:
+    fetch_table(where, root, index, pairs, read_record(where, root, index, pairs), root / to)
+    return Pack(root / to, index)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_a_pack_gives_the_bytes_of_the_source(
+    index: PairIndex, pairs: Pairs, tmp_path: Path, where: str, size: int
+) -> None:
+    assert write_pack("expert-0", index, pairs, tmp_path, where, size) == (9, -(-9 // size))
+    pack = opened(where, tmp_path, index, pairs)
+    assert (pack.file_count, pack.has_urls) == (-(-9 // size), where != "packed")
+    mixed = np.array([14, 0, 5, 6, 12, 12, 3])
+    packed = list(ImageFiles(pack, tmp_path).read_many(mixed.tolist()))
+    assert packed == list(ImageFiles(index, tmp_path).read_many(mixed.tolist()))
+    check_files(pack, tmp_path, range(pack.file_count))
+    located = pack.locate(ROWS)
+    order = list(zip(located.file.tolist(), located.offset.tolist(), strict=True))
+    assert order == sorted(order), "in the order of the index"
+    with pytest.raises(ModeError, match="an image of the training is not in it"):
+        pack.locate(np.array([2]))
+
+
+def test_images_are_found_between_marks(
+    index: PairIndex, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_module, "_STRIDE", 2)
+    write_pack("expert-0", index, pairs, tmp_path, "packed", 4)
+    pack = opened("packed", tmp_path, index, pairs)
+    assert np.array_equal(pack.locate(ROWS[::-1]).length, index.locate(ROWS[::-1]).length)
+
+
+def test_other_trainers_find_each_image_once_with_its_captions(
+    index: PairIndex, pairs: Pairs, tmp_path: Path, where: str
+) -> None:
+    write_pack("expert-0", index, pairs, tmp_path, where, 4)
+    found = {}
+    for path in sorted((tmp_path / "packed").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for name in tar.getnames():
+                member = tar.extractfile(name)
+                assert member is not None
+                found[name] = member.read()
+    assert len(found) == 9 * 3
+    about = json.loads(found["0000000005.json"])
+    assert about == {"image": 5, "pairs": [5, 6], "texts": index.captions([5, 6]), "shard": "shards/1.tar"}
+    assert found["0000000005.txt"].decode() == index.caption(5)
+    [suffix] = {name.partition(".")[2] for name in found} - {"txt", "json"}
+    assert found[f"0000000000.{suffix}"] == ImageFiles(index, tmp_path).read(0)
+    manifest = build_manifest(SourceParams(shards="packed"), tmp_path)
+    report = build_index(manifest, tmp_path, tmp_path / "again", IndexParams(max_bad_share=0), workers=1)
+    assert (report.pairs, report.bad) == (len(ROWS), 0)
+
+
+def test_tars_are_checksummed(index: PairIndex, pairs: Pairs, tmp_path: Path, where: str) -> None:
+    write_pack("expert-0", index, pairs, tmp_path, where, 5)
+    note = json.loads((tmp_path / "packed/00001.json").read_text())
+    tar, places = (tmp_path / f"packed/00001.{suffix}" for suffix in ("tar", "npy"))
+    assert note == {
+        "images": 4,
+        "bytes": tar.stat().st_size,
+        "sha256": hashlib.sha256(tar.read_bytes()).hexdigest(),
+        "places": hashlib.sha256(places.read_bytes()).hexdigest(),
+    }
+
+
+def test_interrupted_it_goes_on_and_ends_the_same(
+    index: PairIndex, pairs: Pairs, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pack("expert-0", index, pairs, tmp_path, where, 3)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "packed").iterdir()}
+    (tmp_path / "packed").rename(tmp_path / "whole")
+    write = pack_module.Store.write
+
+    def stopping(self: pack_module.Store, name: str, content: bytes | Path) -> None:
+        if name == "00001.npy":
+            raise KeyboardInterrupt
+        write(self, name, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pack_module.Store, "write", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            write_pack("expert-0", index, pairs, tmp_path, where, 3)
+    with pytest.raises(ModeError, match=r"packed: not complete: 00001\.json is missing .*mode pack"):
+        opened(where, tmp_path, index, pairs)
+    (tmp_path / "packed/00000.tar").touch()
+    time = (tmp_path / "packed/00000.tar").stat().st_mtime_ns
+    write_pack("expert-0", index, pairs, tmp_path, where, 3)
+    assert (tmp_path / "packed/00000.tar").stat().st_mtime_ns == time, "what is whole is left alone"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "packed").iterdir()} == whole
+
+
+def test_what_is_of_something_else_is_refused(
+    index: PairIndex, pairs: Pairs, index_of: Callable[..., PairIndex], pair: Make, tmp_path: Path, where: str
+) -> None:
+    with pytest.raises(ModeError, match="no pack"):
+        read_record(where, tmp_path, index, pairs)
+    write_pack("expert-0", index, pairs, tmp_path, where, 4)
+    with pytest.raises(ModeError, match="a pack of other pairs than the training's"):
+        read_record(where, tmp_path, index, Pairs.of(ROWS[:5], index.image))
+    with pytest.raises(ModeError, match=r"another pack .*--force"):
+        write_pack("expert-0", index, Pairs.of(ROWS[:5], index.image), tmp_path, where, 4)
+    assert write_pack("expert-0", index, Pairs.of(ROWS[:5], index.image), tmp_path, where, 4, force=True) == (5, 2)
+    assert not (tmp_path / "packed/00002.tar").exists()
+    other = index_of({"other.tar": [*flat(pair(f"a{n}", n + 50) for n in range(15))]})
+    with pytest.raises(ModeError, match="a pack of another index than the training's"):
+        read_record(where, tmp_path, other, pairs)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/text.txt").write_text("mine")
+    with pytest.raises(ModeError, match=r"mine: not empty \(text\.txt, \.\.\.\)"):
+        write_pack("expert-0", index, pairs, tmp_path, "mine", 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("00001.npy", None),
+        ("00001.npy", b"\x93NUMPY\x01\x00v\x00{" + b"(" * 117 + b"\n"),
+        ("00001.npy", b"much" * 9_000),
+        ("00001.json", b"{}"),
+        ("00001.json", b"[" * 9_000),
+        ("pack.json", b"null"),
+    ],
+)
+def test_damage_is_one_line(index: PairIndex, pairs: Pairs, tmp_path: Path, name: str, content: bytes | None) -> None:
+    write_pack("expert-0", index, pairs, tmp_path, "packed", 4)
+    file = tmp_path / "packed" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if content is None else content)
+    with pytest.raises(ModeError, match="packed") as refused:
+        opened("packed", tmp_path, index, pairs)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_table_that_lies_is_found_out(index: PairIndex, pairs: Pairs, tmp_path: Path) -> None:
+    """Somebody has written another table with its own checksum."""
+    write_pack("expert-0", index, pairs, tmp_path, "packed", 100)
+    file, note = tmp_path / "packed/00000.npy", tmp_path / "packed/00000.json"
+    for column, value in (("offset", -5), ("offset", 2**40), ("length", 3), ("image", 7)):
+        places = np.load(file)
+        kept = file.read_bytes()
+        places[column][2] = value
+        content = io.BytesIO()
+        np.save(content, places)
+        file.write_bytes(content.getvalue())
+        told = json.loads(note.read_text())
+        note.write_text(json.dumps({**told, "places": hashlib.sha256(content.getvalue()).hexdigest()}))
+        with pytest.raises(ModeError, match=r"00000\.npy: damaged"):
+            opened("packed", tmp_path, index, pairs)
+        file.write_bytes(kept)
+
+
+def test_another_tar_in_the_place_of_one_is_noticed(index: PairIndex, pairs: Pairs, tmp_path: Path) -> None:
+    write_pack("expert-0", index, pairs, tmp_path, "packed", 100)
+    pack = opened("packed", tmp_path, index, pairs)
+    tar = tmp_path / "packed/00000.tar"
+    tar.write_bytes(bytes(tar.stat().st_size))
+    with pytest.raises(ChangedShard, match=r"packed/00000\.tar: .*another image is at byte"):
+        ImageFiles(pack, tmp_path).read(4)
+
+
+def test_a_shard_that_has_changed_is_not_packed(index: PairIndex, pairs: Pairs, tmp_path: Path) -> None:
+    shard = tmp_path / index.path(1)
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(ChangedShard, match=r"1\.tar: not the file that was indexed"):
+        write_pack("expert-0", index, pairs, tmp_path, "packed", 100)
+    assert [path.name for path in (tmp_path / "packed").iterdir()] == ["pack.json"]
+
+
+def test_a_store_without_folders(index: PairIndex, pairs: Pairs, tmp_path: Path) -> None:
+    where = "memory://bucket/packed"
+    try:
+        write_pack("expert-0", index, pairs, tmp_path, where, 4)
+        pack = opened(where, tmp_path, index, pairs)
+        rows = ROWS.tolist()
+        packed = list(ImageFiles(pack, tmp_path).read_many(rows))
+        assert packed == list(ImageFiles(index, tmp_path).read_many(rows))
+    finally:
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)

@@ -1,0 +1,280 @@
+"""Images read in long ranges: the same as one by one, each fetched once, whatever happens to the files beside."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mode.data.loading import windows as windows_module
+from mode.data.loading.loader import Batch, ImageStore, PairStream, make_loader, samples_ahead
+from mode.data.loading.ranges import Range, joined
+from mode.data.loading.selection import Pairs
+from mode.data.loading.spool import Spool, check_room, room_for
+from mode.data.loading.windows import Windows
+from mode.data.shards.index import PairIndex
+from mode.data.shards.reading import ChangedShard, ImageFiles
+from mode.errors import ModeError
+from mode.params import ImageParams
+from tests.waiting import wait_until
+
+Make = Callable[..., list[tuple[str, bytes]]]
+flat = chain.from_iterable
+IMAGE = ImageParams(size=8)
+
+
+class Counting(ImageFiles):
+    """Image files that note which ranges were asked for."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.ranges: list[tuple[int, int, int]] = []
+
+    def read_range(self, file: int, start: int, stop: int) -> bytes:
+        self.ranges.append((file, start, stop))
+        return super().read_range(file, start, stop)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images a chunk, so that a few make many."""
+    assert Windows.__init__.__defaults__ == (windows_module.CHUNK,)
+    monkeypatch.setattr(Windows.__init__, "__defaults__", (3,))
+
+
+@pytest.fixture
+def index(index_of: Callable[..., PairIndex], pair: Make, texts: Make) -> PairIndex:
+    """Forty images in three tars, some with two captions, one that cannot be decoded."""
+    tars = {
+        "0.tar": [*flat(pair(f"a{n:02}", n) for n in range(15))],
+        "1.tar": [*flat(texts(f"b{n:02}", ["x", "y"], n + 15) for n in range(15))],
+        "2.tar": [*flat(pair(f"c{n:02}", n + 30) for n in range(10))],
+    }
+    tars["0.tar"][6] = (tars["0.tar"][6][0], b"no image")
+    return index_of(tars)
+
+
+@pytest.fixture
+def spools() -> Iterator[list[Spool]]:
+    """Those of a test, whose threads end with it."""
+    made: list[Spool] = []
+    yield made
+    for spool in made:
+        spool.close()
+
+
+@pytest.fixture
+def make(index: PairIndex, tmp_path: Path, spools: list[Spool]) -> Callable[..., Any]:
+    """A spool with its stream, and the files that it reads from."""
+
+    def make(shuffle: int = 9, rows: np.ndarray | None = None, stop: int = 200) -> tuple[Spool, PairStream, Counting]:
+        stream = stream_of(index, shuffle, rows)
+        files = Counting(index, tmp_path)
+        spools.append(Spool(tmp_path / "spool", files, stream, stop, requests=2))
+        return spools[-1], stream, files
+
+    return make
+
+
+def stream_of(index: PairIndex, shuffle: int = 9, rows: np.ndarray | None = None) -> PairStream:
+    rows = np.arange(len(index)) if rows is None else rows
+    return PairStream(Pairs.of(rows, index.image), index.image, 4, shuffle_images=shuffle)
+
+
+def read(spool: Spool, stream: PairStream, start: int, count: int) -> list[bytes | OSError]:
+    rows = stream.rows_at(start, count).tolist()
+    return list(spool.read_many(rows, range(start, start + count)))
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=30),
+    gap=st.integers(0, 30),
+    longest=st.integers(1, 120),
+)
+def test_ranges_hold_each_image_once(lengths: list[tuple[int, int, int]], gap: int, longest: int) -> None:
+    """Every image of a walk through three files, with gaps between them."""
+    images, place, file = [], 0, 0
+    for number, before, length in sorted(lengths, key=lambda each: each[0]):
+        place = place if number == file else 0
+        file = number
+        images.append((file, place + before, place + before + length))
+        place += before + length
+    columns = [np.array(column) for column in zip(*images, strict=True)]
+    ranges = joined(*columns, gap, longest)
+    assert [number for each in ranges for number in range(each.first, each.last)] == list(range(len(images)))
+    for each in ranges:
+        of = images[each.first : each.last]
+        assert {file for file, _, _ in of} == {each.file}
+        assert (each.start, each.stop) == (of[0][1], of[-1][2])
+        assert each.stop - each.start <= longest or len(of) == 1
+        assert all(after[1] - before[2] <= gap for before, after in pairwise(of))
+    for one, other in pairwise(ranges):
+        apart = one.file != other.file or other.start - one.stop > gap or other.stop - one.start > longest
+        assert apart
+
+
+def test_ranges_worked_out_by_hand() -> None:
+    file, first, last = np.array([0, 0, 0, 1]), np.array([0, 15, 50, 0]), np.array([10, 25, 60, 10])
+    assert joined(file, first, last, gap=4, longest=99) == [
+        Range(0, 0, 10, 0, 1), Range(0, 15, 25, 1, 2), Range(0, 50, 60, 2, 3), Range(1, 0, 10, 3, 4)
+    ]  # fmt: skip
+    assert joined(file, first, last, gap=25, longest=99)[0] == Range(0, 0, 60, 0, 3)
+    assert joined(file, first, last, gap=25, longest=59)[0] == Range(0, 0, 25, 0, 2)
+
+
+@pytest.mark.parametrize("rows", [None, np.arange(0, 55, 4)])
+def test_images_are_those_of_the_source_and_each_chunk_is_read_once(
+    make: Callable[..., Any], index: PairIndex, tmp_path: Path, rows: np.ndarray | None
+) -> None:
+    spool, stream, files = make(rows=rows, stop=80)
+    plain = ImageFiles(index, tmp_path)
+    for start in range(0, 80, 8):
+        expected = list(plain.read_many(stream.rows_at(start, 8).tolist()))
+        assert read(spool, stream, start, 8) == expected
+    wanted = [*stream.windows_from(0, 80)]
+    names = {"-".join(map(str, chunk)) for window in wanted for chunk in window.chunks}
+    wait_until(lambda: {path.name for path in (tmp_path / "spool").iterdir()} == names)
+    chunks = len(names)
+    # A chunk that reaches over the end of a shard takes two.
+    assert chunks <= len(files.ranges) <= 2 * chunks
+    assert max(Counter(files.ranges).values()) <= len({chunk.number for window in wanted for chunk in window.chunks})
+
+
+def test_what_lies_far_from_the_next_is_not_read(
+    make: Callable[..., Any], index: PairIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined, "__defaults__", (0, 2**23))
+    spool, stream, files = make(rows=np.arange(0, 15, 2), stop=8)
+    read(spool, stream, 0, 8)
+    wanted = index.locate(np.arange(0, 15, 2))
+    assert sum(stop - start for _, start, stop in files.ranges) == int((wanted.length + 512).sum())
+
+
+def batches(
+    index: PairIndex, root: Path, make: Callable[..., Any] | None, start: int = 0, workers: int = 0, **given: Any
+) -> list[Batch]:
+    stream, reader = stream_of(index), None
+    if make is not None:
+        reader, stream, _ = make()
+    store = ImageStore(index, root, IMAGE, given.pop("cache_mb", 0), reader=reader)
+    return list(make_loader(store, stream, start=start, stop=90, batch_size=10, workers=workers, spool=reader, **given))
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        np.array_equal(a.rows, b.rows) and torch.equal(a.images, b.images) and np.array_equal(a.bad, b.bad)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("cache_mb", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 30, 50])
+def test_batches_are_those_of_the_source_wherever_they_begin(
+    make: Callable[..., Any], index: PairIndex, tmp_path: Path, workers: int, cache_mb: int, start: int
+) -> None:
+    expected = batches(index, tmp_path, None)[start // 10 :]
+    assert any(len(batch.bad) for batch in expected)
+    assert same(batches(index, tmp_path, make, start, workers, cache_mb=cache_mb), expected)
+
+
+def test_processes_share_what_was_fetched(make: Callable[..., Any], index: PairIndex, tmp_path: Path) -> None:
+    one, stream, files = make(stop=27)
+    other, _, files_of_other = make(stop=27)
+    for start in range(0, 27, 9):
+        rows, positions = stream.rows_at(start, 9).tolist(), range(start, start + 9)
+        with ThreadPoolExecutor(2) as threads:
+            halves = [
+                threads.submit(list, spool.read_many(rows[some], positions[some]))
+                for spool, some in ((one, slice(5)), (other, slice(5, 9)))
+            ]
+        assert [len(half.result()) for half in halves] == [5, 4]
+    assert max(Counter(files.ranges + files_of_other.ranges).values()) == 1
+
+
+def test_what_is_passed_goes(make: Callable[..., Any], tmp_path: Path) -> None:
+    spool, stream, _ = make(stop=40)
+    read(spool, stream, 0, 40)
+    windows = [*stream.windows_from(0, 40)]
+    spool.pass_by(windows[2].begin)
+    left = {path.name for path in (tmp_path / "spool").iterdir()}
+    assert left == {"-".join(map(str, chunk)) for window in windows[2:] for chunk in window.chunks}
+    assert read(spool, stream, 0, 9) == read(spool, stream, 0, 9), "and is fetched again if it has to be"
+
+
+def test_one_who_died_while_fetching_is_followed_by_another(make: Callable[..., Any], tmp_path: Path) -> None:
+    """Its lock ends with it; what it had written is written again."""
+    spool, stream, files = make(stop=9)
+    (tmp_path / "spool").mkdir()
+    aside = tmp_path / "spool" / "0-0-0.part"
+    aside.write_bytes(b"half")
+    with aside.open("ab") as dying:
+        fcntl.flock(dying, fcntl.LOCK_EX)
+        reading = threading.Thread(target=read, args=(spool, stream, 0, 9), daemon=True)
+        reading.start()
+        wait_until(lambda: (tmp_path / "spool" / "0-0-2").exists())
+        assert not (tmp_path / "spool" / "0-0-0").exists()
+    reading.join(30)
+    assert not reading.is_alive()
+    assert read(spool, stream, 0, 9) == list(files.read_many(stream.rows_at(0, 9).tolist()))
+    assert not list((tmp_path / "spool").glob("*.part"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_file_of_the_spool_changes_nothing(make: Callable[..., Any], tmp_path: Path, damage: str) -> None:
+    spool, stream, _ = make(stop=40)
+    expected = read(spool, stream, 0, 40)
+    for path in (tmp_path / "spool").iterdir():
+        content = path.read_bytes()
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(content[:-7] if damage == "cut" else bytes(byte ^ 255 for byte in content))
+    fresh, _, _ = make(stop=40)
+    assert read(fresh, stream, 0, 40) == expected
+
+
+def test_a_shard_that_changes_while_it_is_read_ends_it(
+    make: Callable[..., Any], index: PairIndex, tmp_path: Path
+) -> None:
+    spool, stream, _ = make(stop=9)
+    (tmp_path / index.path(1)).write_bytes(bytes((tmp_path / index.path(1)).stat().st_size))
+    with pytest.raises(ChangedShard, match=r"1\.tar: not the file that was indexed"):
+        read(spool, stream, 0, 40)
+
+
+def test_a_shard_that_is_gone_costs_its_images(make: Callable[..., Any], index: PairIndex, tmp_path: Path) -> None:
+    """As where images are read one by one."""
+    spool, stream, _ = make(stop=40)
+    (tmp_path / index.path(2)).unlink()
+    rows = stream.rows_at(0, 40)
+    is_lost = [isinstance(content, OSError) for content in read(spool, stream, 0, 40)]
+    assert is_lost == (index.file[rows] == 2).tolist()
+
+
+def test_room_is_that_of_the_largest_chunks(make: Callable[..., Any], index: PairIndex, tmp_path: Path) -> None:
+    """Windows of three chunks of three; four samples ahead lie in two windows at most, with one behind them."""
+    spool, stream, files = make()
+    assert samples_ahead(4, 0) == 24
+    need = room_for(Pairs.of(np.arange(len(index)), index.image), files, stream, 40)
+    read(spool, stream, 0, 40)
+    taken = sum(path.stat().st_size for path in (tmp_path / "spool").iterdir())
+    assert need >= taken
+    check_room(need, 100, tmp_path / "spool", 9)
+    with pytest.raises(
+        ModeError, match=r"sequential keeps up to 21 MiB of images in .*spool_mb is 20 .*shuffle_images"
+    ):
+        check_room(20 * 2**20 + 1, 20, tmp_path / "spool", 9)
+    with pytest.raises(ModeError, match="MiB are free there"):
+        check_room(2**60, 2**50, tmp_path / "spool", 9)
