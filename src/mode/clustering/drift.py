@@ -14,7 +14,8 @@ from mode.clustering.assignment import Assignment
 NEAR = 0.99
 #: Distances of unit vectors and their means are 0 to 2; they are counted in so many steps.
 _STEPS, _LARGEST = 1 << 16, 2.0
-#: An expert of their own pays from such a share of far captions on, and such a number (docs/performance.md).
+#: An expert of their own is advised from such a share of far captions on, which is no chance any more
+#: (docs/performance.md), and such a number.
 PAYS_SHARE, PAYS_PAIRS = 0.02, 100
 #: A cluster fills up where its share of the new pairs is so many times its share of the old ones, and more by so much.
 _FILLS_TIMES, _FILLS_BY = 1.5, 0.02
@@ -93,7 +94,7 @@ class Drift:
 
     @property
     def needs_expert(self) -> bool:
-        """Whether the far captions are so many that an expert of their own pays."""
+        """Whether the far captions are so many that an expert of their own is advised."""
         return self.far_share >= PAYS_SHARE and self.far >= PAYS_PAIRS
 
     def sentences(self) -> list[str]:
