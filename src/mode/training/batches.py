@@ -86,6 +86,7 @@ class Batches:
 
     def close(self) -> None:
         """Stop reading ahead, and remove what is left of it."""
+        self._loader.close()
         if self._spool is not None:
             self._spool.close()
             if self._group.leads_machine:

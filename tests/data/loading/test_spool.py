@@ -245,6 +245,14 @@ def test_a_damaged_file_of_the_spool_changes_nothing(make: Callable[..., Any], t
     assert read(fresh, stream, 0, 40) == expected
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(index: PairIndex, tmp_path: Path, spools: list[Spool]) -> None:
+    (tmp_path / "occupied").write_text("a file")
+    stream = stream_of(index)
+    spools.append(Spool(tmp_path / "occupied", ImageFiles(index, tmp_path), stream, 9, requests=2))
+    with pytest.raises(ModeError, match=r"occupied/\d+-\d+-\d+: cannot be written: File exists .*make room"):
+        read(spools[0], stream, 0, 9)
+
+
 def test_a_shard_that_changes_while_it_is_read_ends_it(
     make: Callable[..., Any], index: PairIndex, tmp_path: Path
 ) -> None:

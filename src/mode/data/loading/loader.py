@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -88,7 +88,7 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
     spool: Spool | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of the sample positions `start .. stop`, the last one smaller if they do not divide.
 
     The batches are the same whatever `workers`, and the same whether one began at `start` or came there.

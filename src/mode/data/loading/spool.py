@@ -144,7 +144,7 @@ class Spool:
         while (chunk := queue.get()) is not None:
             try:
                 self._fetch(chunk, wait=False)
-            except (ModeError, OSError) as error:  # who needs it meets it again, and says so
+            except ModeError as error:  # who needs it meets it again, and says so
                 log.debug("%s: not fetched ahead: %s", self._path(chunk), error)
 
     def _take(self, row: int, chunk: Chunk) -> bytes | OSError:
@@ -175,9 +175,9 @@ class Spool:
         path = self._path(chunk)
         if path.exists():
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.part")
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             with _locked(aside, wait) as file:
                 if file is None:
                     return
@@ -191,6 +191,9 @@ class Spool:
                 aside.replace(path)
         except FileNotFoundError:
             pass  # another one has thought that everyone is done with it
+        except OSError as error:
+            advice = "make room there, as much as machine.spool_mb says"
+            raise ModeError(f"{path}: cannot be written: {error.strerror or error}", advice) from None
 
     def _layout_of(self, chunk: Chunk) -> _Layout:
         rows = self._stream.images_of(chunk)
