@@ -88,6 +88,7 @@ def export_pairs(
             if path.is_file():
                 bar.update(sum(1 for _ in of_tar))
                 continue
+            written: list[int] = []
             with write_aside(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for row, caption, origin in of_tar:
                     content = images.read(row)
@@ -96,7 +97,9 @@ def export_pairs(
                     add_to_tar(tar, f"{key}.txt", caption.encode())
                     add_to_tar(tar, f"{key}.json", json.dumps(origin).encode())
                     tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
+                    written.append(row)
                     bar.update()
+                images.check(written)
     return pairs, -(-pairs // pairs_per_shard)
 
 

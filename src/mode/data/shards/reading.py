@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mode.checksums import ADVICE
+from mode.columns import Rows
 from mode.data.shards.identity import HEADER, is_same, sample_of
 from mode.data.shards.index import PairIndex
 from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, describe_all, is_url
@@ -37,7 +38,8 @@ class ChangedShard(ModeError):
 class ImageFiles:
     """Reads images by row: one `pread` each, files kept open; or, of objects, one request by range.
 
-    A file is compared with the index when it is opened, and each image when it is read (see `identity`).
+    A file is compared with the index when it is opened, and again when it is written to while it is open; each image
+    is when it is read (see `identity`). An object's ETag is compared by `check`.
 
     Args:
         index: where the images lie.
@@ -47,7 +49,7 @@ class ImageFiles:
     def __init__(self, index: PairIndex, root: Path) -> None:
         self._index, self._root = index, root
         self._file = lru_cache(maxsize=_OPEN_FILES)(self._open)
-        self._compared: dict[int, int] = {}  # file -> its time of change when its bytes were compared
+        self._compared: dict[int, tuple[int, ...]] = {}  # file -> its state when its bytes were compared
 
     def read(self, row: int) -> bytes:
         """The encoded image of a pair.
@@ -61,14 +63,29 @@ class ImageFiles:
         if offset < 0 or not 0 <= length <= LARGEST_IMAGE:
             what = f"pair {row:,} has {length:,} bytes at byte {offset:,}"
             raise ModeError(f"{self._index.folder}: damaged: {what}", ADVICE)
-        before = min(HEADER, offset)
-        content = self._file(number).read(before + length, offset - before)
+        before, file = min(HEADER, offset), self._file(number)
+        content = file.read(before + length, offset - before)
         header, content = content[:before], content[before:]
         if len(content) < length:
             raise ChangedShard(self._index.path(number), f"it ends inside the image at byte {offset}")
         if not is_same(int(self._index.check[row]), header, content):
             raise ChangedShard(self._index.path(number), f"another image is at byte {offset}")
+        if isinstance(file, LocalFile) and file.has_changed():
+            self._compare(number, file)
         return content
+
+    def check(self, rows: Rows) -> None:
+        """See that the objects that hold these rows are still those that were indexed, by size and ETag.
+
+        What was read of them before is then what was indexed. Files of this machine are compared when they are read.
+
+        Raises:
+            FileNotFoundError: one is gone.
+            ChangedShard: one is another one.
+        """
+        if self._index.has_urls:
+            files = sorted(set(self._index.file[rows].tolist()))
+            check_files(self._index, self._root, [file for file in files if is_url(self._index.path(file))])
 
     def read_many(self, rows: Sequence[int]) -> Iterator[bytes | OSError]:
         """`read` of each row, in order, its OSError in place of the bytes; several objects are asked for at once."""
@@ -83,14 +100,17 @@ class ImageFiles:
             # The index has seen to the length of an object: the server need not be asked.
             return RemoteFile(path, size=sys.maxsize)
         file = LocalFile(self._root / path)
-        size, sample, _ = self._index.identity(number)
+        self._compare(number, file)
+        return file
+
+    def _compare(self, number: int, file: LocalFile) -> None:
+        path, (size, sample, _) = self._index.path(number), self._index.identity(number)
         _check_size(path, file.size, size)
         # Files are opened again and again where there are many, but a look at a disk's far places takes long.
-        if sample and self._compared.get(number) != file.mtime_ns:
+        if sample and self._compared.get(number) != file.state:
             if sample_of(file) != sample:
                 raise ChangedShard(path, "as long as it was, but other bytes")
-            self._compared[number] = file.mtime_ns
-        return file
+            self._compared[number] = file.state
 
     def _read_or_error(self, row: int) -> bytes | OSError:
         try:
