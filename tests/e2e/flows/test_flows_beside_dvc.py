@@ -1,4 +1,4 @@
-"""Two schedulers on one project, one of them a terminal's `dvc repro`: nothing runs twice, and one line says who waits."""
+"""Two schedulers on one project, one of them a terminal: nothing runs twice, and one line says who waits."""
 
 from __future__ import annotations
 
