@@ -29,6 +29,8 @@ STAGES = {
     ("cluster", "base"): 0.0,
     ("assign", "base"): 0.0,
     ("expert", "expert-0"): 0.5,
+    ("ensemble", None): 0.5,
+    ("evaluate", None): 0.0,
 }
 
 
