@@ -233,7 +233,7 @@ def verify(
     from mode.data.shards.index import verify as verify_shards
     from mode.reporting.tables import print_index_report
 
-    report = verify_shards(shards, Path.cwd(), check_images=images)
+    report = verify_shards(shards, Path.cwd(), images, details)
     print_index_report(report, details)
     if report.bad:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import io
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -24,6 +25,45 @@ _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
 _CANNOT = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV)
 #: Of renameat2(2): paths start at the working directory; exchange the two.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+#: What a system says where there is no room for a file, and what libraries make of it that keep no number: numpy,
+#: safetensors and SQLite.
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_NO_ROOM_SAID = re.compile(
+    r"No space left on device|File too large|quota exceeded|requested and \d+ written|disk is full"
+)
+
+
+class NoRoom(ModeError):
+    """A disk is full; `reason` says so without the file."""
+
+    def __init__(self, path: Path, error: BaseException, written: int) -> None:
+        known = error.strerror if isinstance(error, OSError) and error.errno in _NO_ROOM else None
+        free = shutil.disk_usage(path.parent).free
+        self.reason = (
+            f"{known or os.strerror(errno.ENOSPC)}: {written:,} bytes of it were written, {free:,} more are free"
+        )
+        super().__init__(f"{path}: cannot be written: {self.reason}", "make room and run it again")
+
+
+@contextmanager
+def told_of_no_room(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Make an error in the block that says in any library's words that the disk is full one that names the file.
+
+    Args:
+        path: the file or folder that the block writes.
+        temporary: where it writes it, if that is elsewhere.
+
+    Raises:
+        NoRoom: there is no room.
+    """
+    try:
+        yield
+    except ModeError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) not in _NO_ROOM and not _NO_ROOM_SAID.search(str(error)):
+            raise
+        raise NoRoom(path, error, _size_of(temporary or path)) from None
 
 
 @contextmanager
@@ -45,6 +85,7 @@ def write_aside(path: Path) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the block wrote nothing.
+        NoRoom: the disk is full.
 
     Example:
         >>> with write_aside(Path("numbers.txt")) as temporary:
@@ -55,8 +96,9 @@ def write_aside(path: Path) -> Iterator[Path]:
     aside, lock = _new_folder_beside(path)
     try:
         temporary = aside / path.name
-        yield temporary
-        _flush(temporary)
+        with told_of_no_room(path, temporary):
+            yield temporary
+            _flush(temporary)
         _move_into_place(temporary, path)
         _flush_folder(path.parent)
     finally:
@@ -145,7 +187,7 @@ def make_room(path: Path, size: int) -> None:
         except OSError as error:
             if is_new:
                 path.unlink()
-            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            if error.errno not in _NO_ROOM:
                 raise
             free = shutil.disk_usage(path.parent).free
             raise ModeError(
@@ -242,6 +284,12 @@ def _allocate(descriptor: int, size: int) -> None:
             raise
     if os.fstat(descriptor).st_size < size:
         os.truncate(descriptor, size)
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder and below it; 0 of nothing."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(each.stat().st_size for each in files if each.is_file())
 
 
 def _flush(path: Path) -> None:

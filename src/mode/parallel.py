@@ -7,7 +7,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from mode.errors import ModeError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,9 +48,18 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     """`map`, in `workers` processes if there are two or more; `function` has to be importable by name.
 
     Processes are spawned, not forked: a fork of a process in which torch or faiss run threads can hang.
+
+    Raises:
+        ModeError: one of the processes was killed.
     """
     if workers < 2:
         yield from map(function, items)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from in_order(lambda item: pool.submit(function, item), items, _AHEAD * workers)
+        try:
+            yield from in_order(lambda item: pool.submit(function, item), items, _AHEAD * workers)
+        except BrokenProcessPool:
+            raise ModeError(
+                f"one of {workers} processes that work side by side was killed, perhaps for want of memory",
+                "run it again; with fewer cores (`taskset`) fewer are started",
+            ) from None

@@ -33,6 +33,7 @@ class JobPaths:
         self.name = folder / "name"
         self.log = folder / "log"
         self.exit = folder / "exit"
+        self.claim = folder / "claim"
 
 
 class Paths:

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -181,6 +183,74 @@ def test_a_worker_that_fails_tells_why_and_one_that_dies_is_replaced(dask: Engin
     with pytest.raises(ModeError, match=r"a worker failed: ValueError: two is too many$"):
         next(results)
     assert list(dask(die_once, [str(tmp_path / "died")] * 3)) == ["done"] * 3
+
+
+@dataclass(frozen=True)
+class DiesInTheMiddle:
+    """Does a block, but the first process that comes to flush what it has written is killed then."""
+
+    function: Callable[[Any], Any]
+    marker: Path
+
+    def __call__(self, item: Any) -> Any:
+        flush = os.fsync
+
+        def die(descriptor: int) -> None:
+            with contextlib.suppress(FileExistsError):
+                self.marker.touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+            flush(descriptor)
+
+        os.fsync = die  # type: ignore[assignment]
+        try:
+            return self.function(item)
+        finally:
+            os.fsync = flush
+
+
+def test_a_worker_that_dies_over_a_block_of_vectors(dask: Engine, tmp_path: Path) -> None:
+    """Its block is done again, and is in the file once."""
+    index, out, marker = captions_of(9 * BLOCK + 3), tmp_path / "vectors.npy", tmp_path / "died"
+    LsaEmbedder.fit(next(index.iter_captions(200)), 5, random_seed=0).save(tmp_path / "embedder")
+    stored = StoredEmbedder.at(tmp_path / "embedder")
+    embed_index(stored.open(), index, tmp_path / "whole.npy", BLOCK)
+
+    def dying(function, items):
+        yield from dask(DiesInTheMiddle(function, marker), items)
+
+    embed_index(stored.open(), index, out, BLOCK, engine=dying, encode=stored)
+    assert marker.exists()
+    assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+@dataclass(frozen=True)
+class DiesOnce:
+    """Does a block, but the first process that has done one is killed before it can say so."""
+
+    function: Callable[[Any], Any]
+    marker: str
+
+    def __call__(self, item: Any) -> Any:
+        result = self.function(item)
+        die_once(self.marker)
+        return result
+
+
+def test_a_worker_that_dies_over_a_block_to_assign(dask: Engine, tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    vectors = random.normal(size=(5 * BLOCK + 3, 6))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    np.save(tmp_path / "vectors.npy", vectors)
+    fit_clusters(vectors, ClusteringParams(), 8, 2, random_seed=0).save(tmp_path / "clusters")
+    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    assign_file(tmp_path / "vectors.npy", tmp_path / "clusters", whole, block=BLOCK)
+
+    def dying(function, items):
+        yield from dask(DiesOnce(function, str(tmp_path / "died")), items)
+
+    assign_file(tmp_path / "vectors.npy", tmp_path / "clusters", out, dying, BLOCK)
+    assert (tmp_path / "died").exists()
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_no_scheduler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

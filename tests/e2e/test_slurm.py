@@ -316,3 +316,75 @@ def test_a_job_that_slurm_refuses_is_one_line(
     assert len(re.findall(message, said(project))) == 1, said(project)
     assert "Traceback" not in said(project)
     wait_until(lambda: not slurm.jobs(), slurm.jobs)
+
+
+#: In place of sbatch: a controller that goes away just then. `$STATE` is a folder of its own.
+AWAY = """#!/bin/bash
+exec 9> "$STATE/lock"
+flock 9
+calls=$(ls "$STATE" | grep -c call)
+touch "$STATE/call-$calls"
+if [ "$calls" -eq 0 ]; then
+    [ "$MOMENT" = late ] || {real} $([ "$MOMENT" = ended ] && echo --wait) "$@" > /dev/null
+    echo "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)" >&2
+    exit 1
+fi
+[ "$MOMENT" = late ] && {real} "$@" > /dev/null
+exec {real} "$@"
+"""
+WAIT = """
+import sys
+from pathlib import Path
+from mode.params import MachineParams
+from mode.slurm.waiting import run_as_job
+machine = MachineParams(device="cpu", slurm={"poll_seconds": 0.2})
+run_as_job("expert-0", ["sh", "-c", "echo $SLURM_JOB_ID >> ran"], machine, Path.cwd())
+"""
+
+
+@pytest.mark.parametrize(("moment", "calls"), [("queued", 1), ("ended", 1), ("late", 2)])
+def test_a_submission_in_doubt_runs_once(slurm: Slurm, tmp_path: Path, moment: str, calls: int) -> None:
+    """The controller had taken the job; it has even ended already; or it takes it beside the next attempt."""
+    for name in ("bin", "state", "root"):
+        (tmp_path / name).mkdir()
+    real = shutil.which("sbatch", path=slurm.variables["PATH"])
+    (tmp_path / "bin/sbatch").write_text(AWAY.replace("{real}", str(real)))
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{slurm.variables['PATH']}"
+    variables = {"PATH": path, "STATE": str(tmp_path / "state"), "MOMENT": moment}
+    done = subprocess.run(
+        [sys.executable, "-c", WAIT],
+        cwd=tmp_path / "root",
+        env=environment() | slurm.variables | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + slurm.logs()
+    assert done.stderr.count("Slurm does not answer, and is asked again: Batch job submission failed") == 1
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "state").glob("call-*"))) == calls
+    wait_until(lambda: not slurm.jobs(), slurm.logs)
+    assert len((tmp_path / "root/ran").read_text().split()) == 1
+
+
+def test_templates_train_experts_without_prefect(
+    project: SmallProject, slurm: Slurm, here: dict[str, str], start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    forget(project)
+    shutil.copytree(REPOSITORY / "deploy", project.root / "deploy", dirs_exist_ok=True)
+    script = "import os, sys; os.execvp('sbatch', ['sbatch', '--wait', *sys.argv[1:]])"
+    process = start("-c", script, "--array=0-1", "deploy/slurm/experts.sbatch", *EXPERTS)
+    training(project, slurm, process, "expert-1")
+    # What Slurm sends before a time limit; the job then asks to be started again.
+    [log] = project.root.glob("mode-expert-*-1.log")
+    slurm.ask("scancel", "--signal=TERM", log.stem.removeprefix("mode-expert-").replace("-", "_"))
+    finish(project, slurm, process)
+    assert weights(project, *EXPERTS) == here
+    assert log.read_text().count("expert-1 goes on from its checkpoint") == 1
+    [other] = project.root.glob("mode-expert-*-0.log")
+    assert "goes on from its checkpoint" not in other.read_text()
+
+    finish(project, slurm, start("-c", script, "deploy/slurm/pipeline.sbatch", *(f"expert@{name}" for name in EXPERTS)))
+    [log] = project.root.glob("mode-pipeline-*.log")
+    assert all(f"Stage 'expert@{name}' didn't change, skipping" in log.read_text() for name in EXPERTS)

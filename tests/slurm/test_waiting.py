@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mode.errors import ModeError
 from mode.params import MachineParams
+from mode.paths import Paths
 from mode.slurm.commands import ENDED, Job
-from mode.slurm.waiting import STOPPED, JobCancelled, environment_of_jobs, exit_code, run_as_job
+from mode.slurm.waiting import STOPPED, JobCancelled, _Wait, environment_of_jobs, exit_code, run_as_job
 
 
 @pytest.mark.parametrize(
@@ -78,3 +82,18 @@ def test_a_machine_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ModeError, match=r"no `sbatch` here, but machine.launch is slurm"):
         run_as_job("expert-0", ["true"], MachineParams(), tmp_path)
+
+
+def test_that_a_training_got_on_is_told_by_its_checkpoint_and_not_by_a_clock(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints/expert-0/abc/checkpoint.safetensors"
+    path.parent.mkdir(parents=True)
+    wait = _Wait("expert-0", ["true"], MachineParams(), Paths(tmp_path), Paths(tmp_path).job("expert-0"), [])
+    seen = []
+    for step, time in ((3, 5_000), (3, 1_400), (4, 1_400), (5, 1_400)):
+        save_file({"weight": np.zeros(2)}, path, {"record": f"step {step}, with its checksum"})
+        os.utime(path, (time, time))
+        seen.append(wait._checkpoint())
+    assert seen[0] == seen[1]
+    assert seen[1] != seen[2] != seen[3]
+    path.write_bytes(b"torn")
+    assert wait._checkpoint() != seen[3]

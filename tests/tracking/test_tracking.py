@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mode.errors import ModeError
 from mode.results import Results
 from mode.roles import role_of
+from mode.tracking import journal
 from mode.tracking.runs import Tracker, flatten, metrics_of, status_of
 from mode.tracking.store import VIEW_TAG, metric_name, page_addresses
 from tests.waiting import wait_until
@@ -211,6 +212,22 @@ def test_resuming_logs_nothing_twice_and_takes_changed_parameters(tracker: Track
     assert stored.data.params == {"lr": "0.1", "old": "1", "new": "3"}
     assert stored.data.tags["changed.lr"] == "0.2"
     assert stored.info.status == "FINISHED"
+
+
+def test_a_run_that_goes_on_where_the_clock_is_an_hour_behind(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of it is told by steps: nothing is logged twice, and the last value is that of the last step."""
+    with tracker.run("dense", "dense") as run:
+        for step in range(10):
+            run.log(step, {"train/loss": float(step)})
+    real = journal.now
+    monkeypatch.setattr(journal, "now", lambda: real() - 3_600_000)
+    with tracker.run("dense", "dense", run_id=run.run_id) as again:
+        for step in range(5, 15):
+            again.log(step, {"train/loss": float(step)})
+    assert history(tracker, run.run_id) == [(step, float(step)) for step in range(15)]
+    assert run_of(tracker, run.run_id).data.metrics["train/loss"] == 14
 
 
 def test_resuming_a_run_that_was_deleted_starts_a_new_one(tracker: Tracker) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -243,6 +244,22 @@ bench.train("dense", epochs=10, seed_epochs=8, checkpoints="killed", checkpoint_
             break
     assert process.wait(60) == -signal.SIGKILL
     resumed, losses = bench.train("dense", epochs=10, seed_epochs=8, checkpoints="killed")
+    assert 6 <= min(losses) <= 20  # it did not start again
+    assert_equal(weights(resumed), weights(whole))
+
+
+def test_a_loader_process_that_is_killed_is_one_line_and_the_checkpoint_stands(bench: Bench) -> None:
+    longer: dict[str, Any] = {"epochs": 10, "seed_epochs": 8}
+    whole, _ = bench.train("dense", **longer)
+
+    def kill(step: int) -> None:
+        if step == 6:
+            for child in psutil.Process().children():
+                child.kill()
+
+    with pytest.raises(ModeError, match=r"^a process that reads images has died: DataLoader worker [^\n]*$"):
+        bench.train("dense", on_step=kill, checkpoints="killed", checkpoint_minutes=1e-9, workers=2, **longer)
+    resumed, losses = bench.train("dense", checkpoints="killed", workers=2, **longer)
     assert 6 <= min(losses) <= 20  # it did not start again
     assert_equal(weights(resumed), weights(whole))
 

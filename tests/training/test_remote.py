@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Iterator
 from hashlib import sha256
@@ -95,6 +96,23 @@ def test_so_many_stay_as_are_to_be_kept(tmp_path: Path, store: Path) -> None:
     assert left == ["step-100.json", "step-100.tar", "step-101.json", "step-101.tar"]
     copies.fetch(tmp_path / "there")
     assert (tmp_path / "there" / "checkpoint.safetensors").read_bytes() == b"101"
+
+
+def test_the_newest_copy_is_that_of_the_last_step_whatever_clocks_say(tmp_path: Path, store: Path) -> None:
+    """Of machines that are hours apart: the later a step, the earlier the time of its files."""
+    folder = store / "expert-0" / FINGERPRINT[:12]
+
+    def set_times() -> None:
+        for path in folder.iterdir():
+            hours = int(path.stem.partition("-")[2])
+            os.utime(path, (2_000_000_000 - 3_600 * hours,) * 2)
+
+    copies = copies_at(f"file://{store}", keep=2)
+    for step in (3, 8, 20):
+        copies.finish(written(tmp_path / "here", b"%d" % step), step)
+        set_times()
+    assert sorted(path.name for path in folder.glob("*.tar")) == ["step-20.tar", "step-8.tar"]
+    assert copies_at(f"file://{store}").fetch(tmp_path / "there") == 20
 
 
 def test_a_copy_is_made_when_it_is_time(tmp_path: Path, store: Path) -> None:

@@ -91,6 +91,7 @@ def encode_images(
             batch = torch.stack([each for each in pixels if each is not None])
             vectors[done + np.array(good)] = embedder.encode_images(batch)
         done += len(pixels)
+    files.check(first + rows)
     return vectors[owners]
 
 

@@ -223,14 +223,12 @@ def print_index_report(report: IndexReport, details: int = 20, console: Console 
         bad = [f"{file.bad[kind]:,}" if kind in file.bad else "" for kind in kinds]
         table.add_row(escape(printable(file.path)), f"{file.images:,}", f"{file.pairs:,}", *bad)
     console.print(table)
-    console.print(
-        f"{report.images:,} images, {report.pairs:,} pairs, {len(report.problems):,} problems", highlight=False
-    )
+    console.print(f"{report.images:,} images, {report.pairs:,} pairs, {report.bad:,} problems", highlight=False)
     for problem in report.problems[:details]:
         place = f"{problem.file}: {problem.key}" if problem.key else problem.file
         console.print(f"{escape(place)}: {problem.kind}: {escape(problem.detail)}", highlight=False, soft_wrap=True)
-    if len(report.problems) > details:
-        console.print(f"... and {len(report.problems) - details:,} more", highlight=False)
+    if report.bad > details:
+        console.print(f"... and {report.bad - details:,} more", highlight=False)
 
 
 def print_leakage(found: Leakage, console: Console | None = None) -> None:

@@ -140,12 +140,16 @@ def parse_job(text: str) -> Job:
     )
 
 
-def jobs_called(name: str) -> list[int]:
-    """Ids of the jobs of this name that have not ended. Raises `Unreachable`."""
-    done = _run(["squeue", "--noheader", "--me", f"--name={name}", "--format=%A"])
+def jobs_called(name: str, ended: bool = False) -> list[int]:
+    """Ids of the jobs of this name, ascending: those that have not ended, or also those that have `ended` of late.
+
+    Slurm lists a job for some minutes after its end (`MinJobAge`). Raises `Unreachable`.
+    """
+    states = ["--states=all"] if ended else []
+    done = _run(["squeue", "--noheader", "--me", f"--name={name}", "--format=%A", *states])
     if done.returncode:
         raise Unreachable(_last_line(done))
-    return [int(line) for line in done.stdout.split() if line.isdecimal()]
+    return sorted(int(line) for line in done.stdout.split() if line.isdecimal())
 
 
 def cancel(job: int) -> None:

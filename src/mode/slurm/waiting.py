@@ -6,6 +6,7 @@ the same exit codes, and SIGTERM or Ctrl-C stops it with a checkpoint.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -13,8 +14,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from mode.errors import ModeError
 from mode.files import only_writer, write_aside
@@ -118,6 +122,7 @@ class _Wait:
         self.project, self.paths, self.told = project, paths, told
         self._read = 0
         self._said = ""
+        self._twice = False  # whether the present submission was made twice
 
     def run(self) -> int:
         """The exit code, after as many jobs as it takes."""
@@ -135,6 +140,8 @@ class _Wait:
                 break
             code = exit_code(job, self.training, number)
             if code is not None:
+                with suppress(Unreachable):  # it would do nothing
+                    self._cancel_twin()
                 self.paths.name.unlink(missing_ok=True)
                 return code
             after = self._checkpoint()
@@ -172,18 +179,20 @@ class _Wait:
         # The name is known before the job is, so that no job can be lost.
         with write_aside(self.paths.name) as temporary:
             temporary.write_text(name, encoding="utf-8")
-        log, exit_file = (str(path.relative_to(self.project.root)) for path in (self.paths.log, self.paths.exit))
+        self.paths.claim.unlink(missing_ok=True)
+        log, folder = (str(path.relative_to(self.project.root)) for path in (self.paths.log, self.paths.folder))
         options = commands.submit_options(self.machine, name, log)
-        in_doubt = False
+        in_doubt = self._twice = False
         while in_doubt or not self.told:
             try:
-                if in_doubt and (there := commands.jobs_called(name)):
-                    return there[0]
-                if in_doubt:  # none has come of it
-                    in_doubt = False
+                if in_doubt and (there := self._claimed() or next(iter(commands.jobs_called(name, ended=True)), None)):
+                    self._say(f"job {there} was submitted")
+                    return there
+                if in_doubt:  # none has come of it, or none yet: one of the two does nothing then (job.sh)
+                    in_doubt, self._twice = False, True
                     continue
                 with as_file(files("mode.slurm") / "job.sh") as script:
-                    job = [str(script), exit_file, *self.command]
+                    job = [str(script), folder, *self.command]
                     return commands.submit(options, job, self.project.root, environment_of_jobs(dict(os.environ)))
             except Unreachable as reason:
                 in_doubt = True
@@ -197,11 +206,13 @@ class _Wait:
         while True:
             try:
                 if self.told and not cancelled:
+                    self._cancel_twin()
                     commands.cancel(number)
                     cancelled = True
                     self._say(f"job {number} is cancelled: it writes its checkpoint")
+                number = self._claimed() or number
                 job = commands.look_at(number) or self._forgotten(number)
-                if job.ended:
+                if job.ended and self._claimed() in (None, number):
                     self._pass_on()
                     return job
                 self._say_state(number, job)
@@ -213,6 +224,18 @@ class _Wait:
             except Unreachable as reason:
                 self._say_unreachable(reason)
             self._pause()
+
+    def _cancel_twin(self) -> None:
+        """End what a submission that was made twice has in the queue, but for the job that does the work."""
+        if self._twice:
+            name = self.paths.name.read_text(encoding="utf-8").strip()
+            for number in set(commands.jobs_called(name)) - {self._claimed()}:
+                commands.cancel(number)
+
+    def _claimed(self) -> int | None:
+        """The job that does the work, where that is known: of one submission there may be several."""
+        text = self.paths.claim.read_text(encoding="utf-8").strip() if self.paths.claim.is_file() else ""
+        return int(text) if text.isdecimal() else None
 
     def _forgotten(self, number: int) -> Job:
         """A job that Slurm no longer lists, by the exit code that it has left."""
@@ -226,10 +249,10 @@ class _Wait:
             )
         return Job("FAILED" if int(text) else "COMPLETED", code=int(text))
 
-    def _checkpoint(self) -> list[tuple[str, int]]:
-        """What tells that a training has got on: names and times of its checkpoints."""
-        found = (self.project.checkpoints / self.training).glob("*/*.safetensors")
-        return sorted((str(path), path.stat().st_mtime_ns) for path in found)
+    def _checkpoint(self) -> list[tuple[str, str]]:
+        """What tells that a training has got on: its checkpoints by their content, as a node's clock may be wrong."""
+        found = sorted((self.project.checkpoints / self.training).glob("*/*.safetensors"))
+        return [(str(path), _record_of(path)) for path in found]
 
     def _pause(self) -> None:
         """Until the next look at the job, or a signal; passes output on meanwhile."""
@@ -266,3 +289,12 @@ class _Wait:
         if what != self._said:
             self._said = what
             print(f"{self.training}: {what}", file=sys.stderr, flush=True)
+
+
+def _record_of(path: Path) -> str:
+    """What a checkpoint says of itself, with the checksum of its content; nothing of one that cannot be read."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return json.dumps(file.metadata(), sort_keys=True)
+    except (OSError, SafetensorError):
+        return ""

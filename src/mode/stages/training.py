@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
+from mode.files import told_of_no_room
 from mode.params import load_params
 from mode.roles import DENSE_LONG, SEED, TRAINED, UPDATE, Role
 from mode.stages.project import Project
@@ -518,7 +519,7 @@ class _Record:
     def add(self, step: int, figures: dict[str, float]) -> None:
         """Figures of the last steps up to `step`."""
         samples = step * self._batch_size
-        with self._losses.open("a", encoding="utf-8") as file:
+        with told_of_no_room(self._losses), self._losses.open("a", encoding="utf-8") as file:
             file.write(f"{samples},{figures['train/loss']:.6f}\n")
         self.run.log(samples, figures)
         if self.run.header.run_id and not self._noted_run.is_file():

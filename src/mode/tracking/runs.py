@@ -26,7 +26,7 @@ from mode.tracking.store import Store, database_uri, import_mlflow, is_of_the_st
 Result = TypeVar("Result")
 #: MLflow's limit for one parameter's value, in characters.
 PARAM_LENGTH = 6_000
-#: Seconds that the last flush of a cancelled run may take: a cancelled training has to be gone soon.
+#: Seconds that the last flush of a run may take that was cancelled or has failed: it has to be gone soon.
 FAREWELL_SECONDS = 3.0
 log = logging.getLogger(__name__)
 
@@ -325,7 +325,8 @@ class Run:
         status = status_of(error)
         self._journal.end(status)
         self._ending.set()
-        patience = FAREWELL_SECONDS if status == "KILLED" else self.tracker.patience
+        # What did not go well tells so at once, on a full disk above all; its journal is sent later.
+        patience = self.tracker.patience if status == "FINISHED" else FAREWELL_SECONDS
         self._thread.join(min(patience, 10.0))
         if self._thread.is_alive() and patience > 10.0:
             log.warning("MLflow: %s: waiting for the database, up to %.0f s", self.header.name, patience)

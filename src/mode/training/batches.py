@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from mode.data.loading.loader import ImageStore, PairStream, augment_batch, make
 from mode.data.loading.spool import REQUESTS, Spool, check_room, room_for
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ImageFiles, Places
+from mode.errors import ModeError
 from mode.params import MachineParams
 from mode.training.distribution import Group
 from mode.training.plan import Training
@@ -119,6 +122,28 @@ class Batches:
         images = normalise(pixels, image.mean, image.std).to(self._dtype)
         self.waited += time.monotonic() - asked
         return images, tokens.to(self._device, non_blocking=True)
+
+
+@contextmanager
+def told_of_dead_workers() -> Iterator[None]:
+    """A worker process of the loader that is killed ends the block in one line.
+
+    torch finds out by a signal, and so raises its error wherever the program is just then, in the middle of a step too:
+    what is in memory is no state to go on from, the last checkpoint is.
+
+    Raises:
+        ModeError: a worker was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ModeError(
+            f"a process that reads images has died: {reason}",
+            "the next run goes on from the last checkpoint; fewer machine.workers take less memory",
+        ) from None
 
 
 def stream_of(training: Training) -> PairStream:

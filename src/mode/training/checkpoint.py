@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from mode.clip.folder import WEIGHTS, base_of
 from mode.clip.model import Clip, load_model
 from mode.errors import ModeError
-from mode.files import write_aside
+from mode.files import NoRoom, write_aside
 from mode.parallel import cores
 
 CHECKPOINT, BRANCH_STATE = "checkpoint.safetensors", "branch_state.safetensors"
@@ -220,11 +220,11 @@ def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
             # In one text: safetensors writes several in an order that changes from one process to the next.
             record = json.dumps({**metadata, _DIGEST: _digest(tensors, metadata)}, sort_keys=True)
             save_file(tensors, temporary, {_RECORD: record})
-    except (OSError, SafetensorError) as error:
+    except (NoRoom, OSError, SafetensorError) as error:
         kept = "; the one before is kept, and the next run goes on from it" if path.is_file() else ""
         # What the system said; safetensors wraps it.
         wrapped = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
-        reason = getattr(error, "strerror", None) or wrapped or str(error)
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or wrapped or str(error)
         raise ModeError(f"{path}: cannot be written: {reason}{kept}", "make room and run it again") from None
 
 

@@ -28,7 +28,7 @@ from mode.params import MachineParams
 from mode.processes import noting_signals
 from mode.progress import Progress
 from mode.roles import TRAINED
-from mode.training.batches import Batches, Images
+from mode.training.batches import Batches, Images, told_of_dead_workers
 from mode.training.beside import Beside
 from mode.training.card import make_card
 from mode.training.checkpoint import (
@@ -129,7 +129,7 @@ def train(
 
     Raises:
         ModeError: the loss became NaN or infinite; a checkpoint or seed of another configuration; a batch that the
-            processes cannot share; a device that is not there.
+            processes cannot share; a device that is not there; a process that reads images was killed.
         Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
     """
     if machine.threads is not None:
@@ -162,7 +162,7 @@ def train(
         batches = Batches(training, clip, state.step, root, machine, group, images)
 
         monitor = _Monitor(training, learner, batches, state, group, checkpoint)
-        with closing(batches), monitor.bar or nullcontext():
+        with closing(batches), monitor.bar or nullcontext(), told_of_dead_workers():
             monitor.do_beside(beside, clip)  # at the first step, and what the end of an interrupted run left out
             while state.step < plan.last_step:
                 pixels, tokens = batches.next()

@@ -7,15 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from mode.checksums import check_manifest
-from mode.data.shards.index import PairIndex, build_index, verify
+from mode.data.shards.index import IndexWriter, PairIndex, build_index, verify
 from mode.data.shards.manifest import build_manifest
 from mode.data.shards.reading import ImageFiles
 from mode.errors import ModeError
+from mode.files import sha256_of_folder
 from mode.params import IndexParams, SourceParams
 from tests.bits import flipped
 
@@ -157,6 +160,31 @@ def test_processes_find_the_same(index_of: IndexOf, pair: Make, tmp_path: Path) 
     assert len(files) > 15
     for name in files:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "index" / name).read_bytes()
+
+
+def test_a_process_that_dies_over_a_shard_leaves_the_old_index(
+    index_of: IndexOf, pair: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_of({f"{n:02d}.tar": [*flat(pair(f"{n}{m}") for m in range(9))] for n in range(30)})
+    manifest, params = build_manifest(SourceParams(shards="shards"), tmp_path), IndexParams(check_images=False)
+    before = sha256_of_folder(tmp_path / "index")
+    add = IndexWriter.add
+
+    def kill_another(self: IndexWriter, *given: Any) -> None:
+        """When the first shard comes, some are still to be done."""
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+        add(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexWriter, "add", kill_another)
+        with pytest.raises(ModeError, match="processes that work side by side was killed"):
+            build_index(manifest, tmp_path, tmp_path / "index", params, workers=2)
+    assert sha256_of_folder(tmp_path / "index") == before
+    build_index(manifest, tmp_path, tmp_path / "index", params, workers=2)
+    assert sha256_of_folder(tmp_path / "index") == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
 def test_captions_by_row_and_in_blocks(index_of: IndexOf, texts: Make) -> None:

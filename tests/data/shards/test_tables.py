@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mode.data.loading.store import ImageStore
+from mode.data.shards.account import LISTED
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
+from mode.errors import ModeError
 from mode.params import ImageParams, IndexParams, SourceParams
 
 
@@ -96,3 +100,77 @@ def test_images_are_decoded_only_if_asked_for(folder: Path) -> None:
     manifest = build_manifest(SourceParams(shards="photos/pairs.csv"), folder)
     report = build_index(manifest, folder, folder / "index", IndexParams(check_images=False))
     assert (report.pairs, report.bad) == (1, 0)
+
+
+IMAGES = st.sampled_from(["in/0.jpg", "in/1.jpg", "in/2.jpg", "no", ""])
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(["in/0.jpg", "in/1.jpg", "in/2.jpg", "no", ""]), st.sampled_from("abc ")))
+)
+def test_any_order_of_rows_is_grouped_as_a_naive_reading_has_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str]]
+) -> None:
+    monkeypatch.setattr("mode.data.shards.tables.BLOCK", 2)
+    pd.DataFrame([*rows, ("in/0.jpg", "z")], columns=["image", "caption"]).to_csv(folder / "pairs.csv", index=False)
+    grouped: dict[str, list[str]] = {}
+    bad = {"caption-without-image": 0, "empty-caption": 0, "duplicate-key": 0}
+    for image, caption in [*rows, ("in/0.jpg", "z")]:
+        known = grouped.setdefault(image, []) if image else []
+        kind = "empty-caption" if caption == " " else "duplicate-key" if caption in known else ""
+        kind = kind if image else "caption-without-image"
+        if kind:
+            bad[kind] += 1
+        else:
+            known.append(caption)
+    bad["caption-without-image"] += "no" in grouped
+    expected = {image: captions for image, captions in grouped.items() if captions and image != "no"}
+
+    if not (folder / "in").exists():
+        (folder / "in").symlink_to(folder / "photos" / "in")
+    manifest = build_manifest(SourceParams(shards="pairs.csv"), folder)
+    report = build_index(manifest, folder, folder / "index", IndexParams(max_bad_share=1.0), workers=1)
+    index = PairIndex.load(folder / "index")
+    assert index.captions(range(len(index))) == [caption for captions in expected.values() for caption in captions]
+    assert index.keys(index.first[:-1]) == list(expected)
+    assert report.counts == {kind: count for kind, count in bad.items() if count}
+    assert report.bad == len((folder / "index/quarantine.csv").read_text().splitlines()) - 1
+    assert len(report.files) == 1
+
+
+def test_everything_that_is_skipped_is_listed_once(folder: Path) -> None:
+    """More of it than is kept in memory, and than one part of a table has."""
+    rows = [(f"lost/{number}.jpg", "words") if number % 2 else ("in/0.jpg", " ") for number in range(3_000)]
+    rows += [("in/0.jpg", "again")] * 1_500
+    pd.DataFrame(rows, columns=["image", "caption"]).to_csv(folder / "photos" / "pairs.csv", index=False)
+    manifest = build_manifest(SourceParams(shards="photos/pairs.csv"), folder)
+    report = build_index(manifest, folder, folder / "index", IndexParams(max_bad_share=1.0), workers=1)
+    assert report.counts == {"empty-caption": 1_500, "duplicate-key": 1_499, "caption-without-image": 1_500}
+    with (folder / "index" / "quarantine.csv").open(newline="") as file:
+        listed = [(line["key"], line["kind"]) for line in csv.DictReader(file)]
+    assert listed == [
+        *[("in/0.jpg", "empty-caption")] * 1_500,
+        *[("in/0.jpg", "duplicate-key")] * 1_499,
+        *((f"lost/{number}.jpg", "caption-without-image") for number in range(1, 3_000, 2)),
+    ]
+    assert [(each.key, each.kind) for each in report.problems] == listed[:LISTED]
+
+
+def test_no_room_to_sort_in_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite is told that its file may not grow, which it says as it does of a full disk."""
+    from mode.data.shards import tables
+
+    init = tables._Database.__init__
+
+    def small(self: tables._Database, table: str) -> None:
+        init(self, table)
+        self._connection.execute("PRAGMA max_page_count = 3")
+
+    monkeypatch.setattr(tables._Database, "__init__", small)
+    pd.DataFrame([("in/0.jpg", "x" * 90)] * 500, columns=["image", "caption"]).to_csv(folder / "pairs.csv", index=False)
+    with pytest.raises(ModeError, match=r"^pairs.csv: its rows cannot be sorted in /[^:]+: .*full: [\d,]+ bytes are"):
+        build_index(
+            build_manifest(SourceParams(shards="pairs.csv"), folder), folder, folder / "index", IndexParams(), workers=1
+        )
+    assert not (folder / "index").exists()

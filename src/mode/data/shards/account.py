@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mode.data.shards.scan import DAMAGED_TAR, Problem, Scan
 from mode.errors import ModeError
+
+#: Problems that a report keeps to be shown, by default: all of them stand in `quarantine.csv`.
+LISTED = 1_000
 
 
 @dataclass(frozen=True)
@@ -35,28 +40,45 @@ class FileReport:
     dropped: int = 0
     filtered: dict[str, int] = field(default_factory=dict)
 
+    def __add__(self, other: FileReport) -> FileReport:
+        """Both together, of two parts of one file."""
+        return FileReport(
+            self.path,
+            self.images + other.images,
+            self.pairs + other.pairs,
+            dict(Counter(self.bad) + Counter(other.bad)),
+            self.read_bytes + other.read_bytes,
+            self.lost_bytes + other.lost_bytes,
+            self.dropped + other.dropped,
+            dict(sorted((Counter(self.filtered) + Counter(other.filtered)).items())),
+        )
+
 
 @dataclass
 class IndexReport:
-    """All files of a source.
+    """All files of a source. Its memory does not grow with what was skipped.
 
     Attributes:
         files: in the manifest's order.
-        problems: what was skipped, in the same order.
+        problems: the first `listed` of what was skipped, in the order in which it was met.
+        listed: how many of them are kept.
     """
 
     files: list[FileReport] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    listed: int = LISTED
 
     def add(self, scan: Scan) -> None:
-        """Enter one file."""
+        """Enter one file, or the next part of a table."""
         bad = dict(Counter(problem.kind for problem in scan.problems))
         pairs, read = sum(map(len, scan.captions)), scan.size - scan.lost_bytes
         filtered = dict(sorted(scan.filtered.items()))
-        self.files.append(
-            FileReport(scan.path, len(scan.keys), pairs, bad, read, scan.lost_bytes, scan.dropped, filtered)
-        )
-        self.problems.extend(scan.problems)
+        entry = FileReport(scan.path, len(scan.keys), pairs, bad, read, scan.lost_bytes, scan.dropped, filtered)
+        if self.files and self.files[-1].path == scan.path:
+            self.files[-1] += entry
+        else:
+            self.files.append(entry)
+        self.problems += scan.problems[: max(self.listed - len(self.problems), 0)]
 
     @property
     def images(self) -> int:
@@ -81,7 +103,7 @@ class IndexReport:
     @property
     def bad(self) -> int:
         """Problems of any kind."""
-        return len(self.problems)
+        return sum(sum(file.bad.values()) for file in self.files)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -130,7 +152,7 @@ class IndexReport:
         return file.pairs + self.bad_pairs(file)
 
     def save(self, folder: Path) -> None:
-        """Write `report.json` (counts) and `quarantine.csv` (one line per problem)."""
+        """Write `report.json`: the counts. What they count is written by `quarantine` as it comes."""
         content: dict[str, Any] = {
             "images": self.images,
             "pairs": self.pairs,
@@ -145,7 +167,12 @@ class IndexReport:
             if not file["filtered"]:
                 del file["filtered"]
         (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        with (folder / "quarantine.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Problem._fields)
-            writer.writerows(self.problems)
+
+
+@contextmanager
+def quarantine(folder: Path) -> Iterator[Callable[[Iterable[Problem]], None]]:
+    """What adds problems to `quarantine.csv` in a folder, a line each."""
+    with (folder / "quarantine.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Problem._fields)
+        yield writer.writerows

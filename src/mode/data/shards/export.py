@@ -88,10 +88,13 @@ def export_pairs(
             if path.is_file():
                 bar.update(sum(1 for _ in of_tar))
                 continue
+            written: list[int] = []
             with write_aside(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for row, caption, origin in of_tar:
                     add_sample(tar, f"{row:010d}", images.read(row), caption, origin)
+                    written.append(row)
                     bar.update()
+                images.check(written)
     return pairs, -(-pairs // pairs_per_shard)
 
 

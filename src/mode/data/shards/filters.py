@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from mode.data.shards.bounded import iter_rows, plain_values
+from mode.data.shards.identity import unchanged
 from mode.data.shards.places import open_bytes
 from mode.errors import ModeError
 from mode.params import parse_comparison
@@ -94,10 +95,11 @@ def faults_in_sidecar(sidecar: str, root: Path, filters: Filters, keys: Collecti
         keys: of the images in the tar; other rows, such as those of images that were never fetched, are passed over.
 
     Raises:
-        ModeError: it is missing or damaged, has no column `key` or none that a filter names, or is too large.
+        ModeError: it is missing, damaged or too large, changes meanwhile, or has no column `key` or none that a filter
+            names.
     """
     try:
-        with closing(open_bytes(sidecar, root)) as file:
+        with unchanged(sidecar, root) as found, closing(open_bytes(sidecar, root, size=found.size)) as file:
             if file.size > _LARGEST_SIDECAR:
                 raise ModeError(f"{sidecar}: {file.size:,} bytes", f"at most {_LARGEST_SIDECAR:,} are read for filters")
             content = file.read(file.size, 0)

@@ -9,8 +9,12 @@ and another order of them; bits that have flipped inside an image are not what t
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from mode.data.shards.places import ByteFile
+from mode.data.shards.places import ByteFile, Description, describe
+from mode.errors import ModeError
 
 #: Bytes before a member's content in a tar.
 HEADER = 512
@@ -29,6 +33,45 @@ def is_same(check: int, header: bytes, content: bytes) -> bool:
     """Whether an image and the header before it are those that the index knows by `check`, with or without a look."""
     before = check_of(header) if header else 0
     return check in (0, before, check_of(content, before))
+
+
+@contextmanager
+def unchanged(path: str, root: Path) -> Iterator[Description]:
+    """See that a file or object is the same after the block as before it: what was read there is of one version.
+
+    Times are compared for being equal, never for their order, so that no clock has to be right.
+
+    Args:
+        path: relative to `root` or absolute; or a URL.
+
+    Yields:
+        What it is before and after.
+
+    Raises:
+        ModeError: it has changed, or is gone.
+    """
+    before = describe(path, root)
+    yield before
+    try:
+        after = describe(path, root)
+    except FileNotFoundError:
+        raise changed(path, "it is gone") from None
+    if after != before:
+        raise changed(path, difference(before, after))
+
+
+def difference(before: Description, after: Description) -> str:
+    """What tells two states of a file apart, for a message."""
+    if before.size != after.size:
+        return f"{after.size:,} bytes, it had {before.size:,}"
+    if before.etag != after.etag:
+        return f"its ETag is {after.etag}, it was {before.etag}"
+    return "as long as it was, but written to"
+
+
+def changed(path: str, how: str) -> ModeError:
+    """The error of a shard that changes while it is indexed."""
+    return ModeError(f"{path}: changed while it was read: {how}", "run it again when nobody writes to it")
 
 
 def sample_of(file: ByteFile) -> int:

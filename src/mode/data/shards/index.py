@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from mode.checksums import ADVICE, listed_digest, write_manifest
 from mode.columns import Column, Rows, Texts, open_columns, write_columns
-from mode.data.shards.account import IndexReport
+from mode.data.shards.account import LISTED, IndexReport, quarantine
 from mode.data.shards.filters import Filters
+from mode.data.shards.identity import changed, difference
 from mode.data.shards.manifest import Manifest, Shard, build_manifest
 from mode.data.shards.places import Description, describe_all, is_url
 from mode.data.shards.reading import Located
@@ -77,7 +78,7 @@ def build_index(
 
     Writes the folder `out`: the tables `pairs`, `images` and `files` (see `PAIRS`, `IMAGES`, `FILES` and
     `mode.columns`), `quarantine.csv` (file, key, kind and detail of everything skipped), `report.json` (counts per
-    file) and `SHA256SUMS` of all of these. Memory: one shard, the list of what is skipped, and of a table all of it.
+    file) and `SHA256SUMS` of all of these. Memory: one shard, or of a table a part of it.
 
     Args:
         manifest: the source's shards.
@@ -88,21 +89,29 @@ def build_index(
         unwanted: (file, key) of images to leave out, as the columns `path` and `key` name them.
 
     Raises:
-        ModeError: a shard is missing or not the one in the manifest; too many pairs are bad; there is no pair.
+        ModeError: a shard is missing or not the one in the manifest, or changes meanwhile; too many pairs are bad;
+            there is no pair.
     """
-    etags = {shard.path: found.etag for shard, found in _check_shards(manifest.shards, root)}
+    there = {shard.path: found for shard, found in _check_shards(manifest.shards, root)}
     factors = {shard.path: shard.factor for shard in manifest.shards if shard.factor is not None}
     _check_shards(manifest.sidecars, root)
     report = IndexReport()
     with write_aside(out) as folder:
         folder.mkdir()
         fields: set[str] = set()  # of jsons, which filters look at
-        with IndexWriter(folder, bool(manifest.captions), bool(factors)) as writer:
+        with (
+            quarantine(folder) as skip,
+            IndexWriter(folder, bool(manifest.captions), bool(factors)) as writer,
+        ):
             for scan in _scan_shards(manifest, root, params, workers):
+                before = there[scan.path]
+                if scan.found not in (None, before):
+                    raise changed(scan.path, difference(before, scan.found))
                 if unwanted:
                     scan.drop(unwanted)
                 sizes = [scan.size] if manifest.kind == "tars" else scan.lengths
-                writer.add(scan, sizes, etags[scan.path], factors.get(scan.path))
+                writer.add(scan, sizes, before.etag, factors.get(scan.path))
+                skip(scan.problems)
                 report.add(scan)
                 fields |= scan.fields
         if report.filtered and not manifest.sidecars:
@@ -113,17 +122,18 @@ def build_index(
     return report
 
 
-def verify(paths: Sequence[str], root: Path, check_images: bool = True) -> IndexReport:
+def verify(paths: Sequence[str], root: Path, check_images: bool = True, listed: int = LISTED) -> IndexReport:
     """Read shards as `build_index` does and account for everything that is not a pair, without writing an index.
 
     Args:
         paths: tars, folders or globs of tars, or tables (with the columns `image` and `caption`).
         root, check_images: as in `build_index`.
+        listed: problems to keep in the report.
 
     Raises:
-        ModeError: a path is none of these.
+        ModeError: a path is none of these, or a shard changes meanwhile.
     """
-    report = IndexReport()
+    report = IndexReport(listed=listed)
     for manifest in [build_manifest(SourceParams(shards=path), root) for path in paths]:
         for scan in _scan_shards(manifest, root, IndexParams(check_images=check_images)):
             report.add(scan)
@@ -157,7 +167,7 @@ def _scan_shards(manifest: Manifest, root: Path, params: IndexParams, workers: i
     if workers is None:
         workers = cores() if _worth_processes(manifest, params) else 1
     if manifest.kind == "table":
-        yield scan_table(manifest, root, params.check_images, workers)
+        yield from scan_table(manifest, root, params.check_images, workers)
         return
     shards = [shard.path for shard in manifest.shards]
     wanted = Wanted(manifest.captions, Filters(manifest.filters), beside_tars=bool(manifest.sidecars))

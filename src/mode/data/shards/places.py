@@ -94,7 +94,12 @@ class ByteFile(Protocol):
 
 
 class LocalFile:
-    """A file, by its descriptor; closed at the latest when nobody holds it any more."""
+    """A file, by its descriptor; closed at the latest when nobody holds it any more.
+
+    Attributes:
+        size: in bytes.
+        state: what tells the file as it was opened from another one, or from itself after it was written to.
+    """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
@@ -103,7 +108,13 @@ class LocalFile:
         if not stat.S_ISREG(status.st_mode):
             self.close()
             raise OSError(errno.EINVAL, "not a file", str(path))
-        self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
+        self.size, self.state = status.st_size, _state_of(status)
+
+    def has_changed(self) -> bool:
+        """Whether it was written to since it was opened, or since this was asked last; `size` and `state` follow."""
+        status, before = os.fstat(self._descriptor), self.state
+        self.size, self.state = status.st_size, _state_of(status)
+        return self.state != before
 
     def fileno(self) -> int:
         """The descriptor, which is open as long as this is."""
@@ -172,9 +183,9 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def open_bytes(path: str, root: Path, ahead: int = 0) -> LocalFile | RemoteFile:
-    """Open a file of a source; see `RemoteFile` for `ahead`."""
-    return RemoteFile(path, ahead=ahead) if is_url(path) else LocalFile(root / path)
+def open_bytes(path: str, root: Path, ahead: int = 0, size: int | None = None) -> LocalFile | RemoteFile:
+    """Open a file of a source; `ahead` and `size` are of an object, see `RemoteFile`."""
+    return RemoteFile(path, size, ahead) if is_url(path) else LocalFile(root / path)
 
 
 def describe(path: str, root: Path) -> Description:
@@ -382,6 +393,10 @@ def _renew(url: str, asked: float) -> None:
             filesystem.clear_instance_cache()
             _filesystem.cache_clear()
         _renewed[os.getpid()] = time.monotonic()
+
+
+def _state_of(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _nanoseconds(changed: object) -> int:

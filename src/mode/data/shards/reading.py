@@ -103,7 +103,8 @@ class ImageReader(Protocol):
 class ImageFiles:
     """Reads images by row: one `pread` each, files kept open; or, of objects, one request by range.
 
-    A file is compared with the index when it is opened, and each image when it is read (see `identity`).
+    A file is compared with the index when it is opened, and again when it is written to while it is open; each image
+    is when it is read (see `identity`). An object's ETag is compared by `check`.
 
     Args:
         places: where the images lie.
@@ -113,7 +114,7 @@ class ImageFiles:
     def __init__(self, places: Places, root: Path) -> None:
         self.places, self._root = places, root
         self._file = lru_cache(maxsize=_OPEN_FILES)(self._open)
-        self._compared: dict[int, int] = {}  # file -> its time of change when its bytes were compared
+        self._compared: dict[int, tuple[int, ...]] = {}  # file -> its state when its bytes were compared
 
     def read(self, row: int) -> bytes:
         """The encoded image of a pair.
@@ -125,6 +126,19 @@ class ImageFiles:
         """
         [place] = self._places_of([row])
         return self._read(place)
+
+    def check(self, rows: Rows) -> None:
+        """See that the objects that hold these rows are still those that were indexed, by size and ETag.
+
+        What was read of them before is then what was indexed. Files of this machine are compared when they are read.
+
+        Raises:
+            FileNotFoundError: one is gone.
+            ChangedShard: one is another one.
+        """
+        if self.places.has_urls:
+            files = sorted(set(self.places.locate(rows).file.tolist()))
+            check_files(self.places, self._root, [file for file in files if is_url(self.places.path(file))])
 
     def read_many(self, rows: Sequence[int], positions: Sequence[int] | None = None) -> Iterator[bytes | OSError]:  # noqa: ARG002 (it reads in any order)
         """`read` of each row, in order, its OSError in place of the bytes; several objects are asked for at once."""
@@ -173,6 +187,9 @@ class ImageFiles:
         if not is_same(place.check, header, content):
             what = f"another image is at byte {place.offset}"
             raise self._changed(place.file) or ChangedShard(self.places.path(place.file), what)
+        file = self._file(place.file)
+        if isinstance(file, LocalFile) and file.has_changed():
+            self._compare(place.file, file)
         return content
 
     def _open(self, number: int) -> ByteFile:
@@ -181,14 +198,17 @@ class ImageFiles:
             # The index has seen to the length of an object: the server need not be asked.
             return RemoteFile(path, size=sys.maxsize)
         file = LocalFile(self._root / path)
-        size, sample, _ = self.places.identity(number)
+        self._compare(number, file)
+        return file
+
+    def _compare(self, number: int, file: LocalFile) -> None:
+        path, (size, sample, _) = self.places.path(number), self.places.identity(number)
         _check_size(path, file.size, size)
         # Files are opened again and again where there are many, but a look at a disk's far places takes long.
-        if sample and self._compared.get(number) != file.mtime_ns:
+        if sample and self._compared.get(number) != file.state:
             if sample_of(file) != sample:
                 raise ChangedShard(path, "as long as it was, but other bytes")
-            self._compared[number] = file.mtime_ns
-        return file
+            self._compared[number] = file.state
 
     def _changed(self, number: int) -> ChangedShard | None:
         """The error that an object is another one, if its server says so now."""

@@ -20,8 +20,8 @@ from zlib import crc32
 
 from mode.data.images import UndecodableImage, decode, is_complete
 from mode.data.shards.filters import UNKNOWN, Filters, faults_in_sidecar, sidecar_of
-from mode.data.shards.identity import check_of, sample_of
-from mode.data.shards.places import AHEAD, ByteFile, LocalFile, is_url, open_bytes
+from mode.data.shards.identity import check_of, sample_of, unchanged
+from mode.data.shards.places import AHEAD, ByteFile, Description, LocalFile, is_url, open_bytes
 from mode.data.shards.tar import Member, Tar
 from mode.errors import printable
 
@@ -61,11 +61,14 @@ class Problem(NamedTuple):
 
 @dataclass
 class Scan:
-    """Pairs of one shard (or table) in the order of their image bytes; lists run parallel, one entry per image.
+    """Pairs of one shard, or of a part of a table, in the order of their image bytes; lists run parallel, one entry per
+    image.
 
     Attributes:
         path: of the shard, as the manifest gives it.
         files: that hold the images: the tar itself, or of a table one for each image.
+        size: bytes that were read; of a table all are those of its first part.
+        found: what the shard was before and after it was read.
         keys: of the images.
         captions: of each image, at least one; stripped, runs of white space made one space.
         probabilities: of each image, how probable it is that a sample takes each caption, up to a common factor; empty
@@ -83,6 +86,7 @@ class Scan:
     path: str
     files: list[str]
     size: int
+    found: Description | None = None
     keys: list[str] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     probabilities: list[list[float]] = field(default_factory=list)
@@ -101,7 +105,7 @@ class Scan:
     ) -> None:
         """Add one image with its captions, at least one; the first `MOST_CAPTIONS` are kept."""
         if len(captions) > MOST_CAPTIONS:
-            self.skip(key, TOO_MANY_CAPTIONS, f"{len(captions)}; the first {MOST_CAPTIONS} are kept")
+            self.skip_too_many(key, len(captions))
         self.keys.append(key)
         self.captions.append(captions[:MOST_CAPTIONS])
         if probabilities:
@@ -135,6 +139,10 @@ class Scan:
             elif len(caption) > LONGEST_CAPTION:
                 self.skip(key, LONG_CAPTION, f"{len(caption):,} characters {place}".rstrip())
         return good
+
+    def skip_too_many(self, key: str, count: int) -> None:
+        """Note that an image has so many captions."""
+        self.skip(key, TOO_MANY_CAPTIONS, f"{count}; the first {MOST_CAPTIONS} are kept")
 
     def skip(self, key: str, kind: str, detail: str = "") -> None:
         """Note something that is not a pair; its words come from the data and go to terminals and tables."""
@@ -188,10 +196,11 @@ def scan_tar(path: str, root: Path, check_images: bool, wanted: Wanted = ALL) ->
         wanted: which images and captions to keep.
 
     Raises:
-        ModeError: the parquet beside the tar cannot be read, or has not the columns that filters name.
+        ModeError: the tar changes meanwhile; the parquet beside it cannot be read, or has not the columns that filters
+            name.
     """
-    with closing(open_bytes(path, root, AHEAD)) as file:
-        scan = Scan(path, [path], file.size)
+    with unchanged(path, root) as found, closing(open_bytes(path, root, AHEAD, found.size)) as file:
+        scan = Scan(path, [path], file.size, found)
         records = _collect(file, scan)
         sieve = _Sieve(scan, root, wanted, records)
         for key, record in records:

@@ -1,17 +1,27 @@
-"""A csv, tsv or parquet table of (image path, caption) to pairs; the images are files of their own."""
+"""A csv, tsv or parquet table of (image path, caption) to pairs; the images are files of their own.
+
+Rows of an image may lie anywhere in the table. They are brought together on the disk, so that memory does not grow with
+the table.
+"""
 
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from mode.data.shards.bounded import iter_rows, texts
-from mode.data.shards.identity import TAIL, check_of
+from mode.data.shards.identity import TAIL, check_of, unchanged
 from mode.data.shards.manifest import SEPARATORS, Manifest, header_of, open_table
 from mode.data.shards.scan import (
     CAPTION_WITHOUT_IMAGE,
@@ -19,20 +29,26 @@ from mode.data.shards.scan import (
     IMAGE_SUFFIXES,
     IMAGE_WITHOUT_CAPTION,
     LARGEST_IMAGE,
+    MOST_CAPTIONS,
     UNDECODABLE_IMAGE,
     Scan,
     clean_caption,
     image_fault,
 )
+from mode.errors import ModeError
 from mode.parallel import ordered_map
+from mode.progress import Progress
 
-#: Images that one call of a worker looks at.
+#: Images that one call of a worker looks at, and rows that are read or skipped together.
 BLOCK = 512
+#: Of the database that brings rows together: what it keeps in memory, in KiB. The rest is in a file that has no name
+#: and goes with the process, where SQLite has its temporary files (SQLITE_TMPDIR, TMPDIR, /var/tmp).
+_CACHE = 32 * 1024
 #: Lines and characters of one row: a quotation mark that is never closed makes a row of all that follows.
 _MOST_LINES, _LONGEST_LINE = 100, 2**17
 
 
-def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int) -> Scan:
+def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int) -> Iterator[Scan]:
     """Find the pairs of a table.
 
     A row is a pair; rows that name the same image are captions of one image, in the table's order. Image paths are
@@ -44,41 +60,120 @@ def scan_table(manifest: Manifest, root: Path, check_images: bool, workers: int)
         check_images: decode every image.
         workers: processes that do so.
 
-    Returns:
-        The pairs, ordered by image (by first appearance) and caption.
+    Yields:
+        A part of the pairs at a time, ordered by image (by first appearance) and caption; what is wrong with rows comes
+        before what is wrong with images.
 
     Raises:
         ModeError: a parquet file that is damaged, or unpacks to far more than tables do; a csv whose header cannot be
-            read.
+            read; the table changes meanwhile; no room for the temporary file.
     """
     table = manifest.shards[0].path
-    scan = Scan(table, [], (root / table).stat().st_size)
-    grouped: dict[str, dict[str, None]] = {}  # captions of each image, in order, each once
-    for image, text in _rows(root / table, manifest, scan):
+    with _Database(table) as database:
+        with unchanged(table, root) as found, Progress(f"read {table}", unit="rows") as bar:
+            scan = Scan(table, [], found.size, found)
+            rows = _good_rows(_rows(root / table, manifest, scan), scan)
+            while some := list(islice(rows, BLOCK)):
+                database.add(some)
+                bar.update(len(some))
+                if len(scan.problems) >= BLOCK:
+                    yield _taken(scan)
+            yield _taken(scan)
+        folder, images = Path(table).parent, database.count_images()
+        look = partial(_look_at, folder=root / folder, check_images=check_images)
+        with Progress(f"index {table}", total=images, unit="images") as bar:
+            for some_images, looks in _with_looks(look, database.images(), min(workers, -(-images // BLOCK))):
+                yield from _account(Scan(table, [], 0, found), folder, some_images, looks)
+                bar.update(len(some_images))
+
+
+def _good_rows(rows: Iterable[tuple[str, str | None]], scan: Scan) -> Iterator[tuple[str, str | None]]:
+    """(image, caption) of rows that name an image; the caption is None where it is noted as one that cannot be used."""
+    for image, text in rows:
         if not image:
             scan.skip("", CAPTION_WITHOUT_IMAGE, "no image path")
-            continue
-        if not _is_path(image):
+        elif not _is_path(image):
             scan.skip(image[:1000], CAPTION_WITHOUT_IMAGE, "the path is no text that a file may be called by")
-            continue
-        caption = clean_caption(text)
-        of_image = grouped.setdefault(image, {})
-        if caption and caption in of_image:
-            scan.skip(image, DUPLICATE_KEY, "the same caption again")
-        elif kept := scan.good_captions(image, [caption]):
-            of_image[kept[0]] = None
+        else:
+            kept = scan.good_captions(image, [clean_caption(text)])
+            yield image, kept[0] if kept else None
 
-    folder, images = Path(table).parent, list(grouped)
-    look = partial(_look_at, folder=root / folder, check_images=check_images)
-    blocks = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
-    found = ordered_map(look, blocks, min(workers, len(blocks)))
-    for image, look_at in zip(grouped, chain.from_iterable(found), strict=True):
-        if look_at.kind:
-            scan.skip(image, look_at.kind, look_at.fault)
-        elif grouped[image]:
-            scan.add(image, 0, look_at.size, list(grouped[image]), look_at.check)
-            scan.files.append(str(folder / image))
-    return scan
+
+@dataclass
+class _Image:
+    """An image that a table names.
+
+    Attributes:
+        path: as the table gives it.
+        captions: that can be used, in order, each once (a dict as an ordered set); those beyond `MOST_CAPTIONS` are
+            counted in `more`.
+        repeats: rows with a caption that the image has already.
+    """
+
+    path: str
+    captions: dict[str, None] = field(default_factory=dict)
+    more: int = 0
+    repeats: int = 0
+
+    def add(self, caption: str) -> None:
+        """One more row with a caption."""
+        if caption in self.captions:
+            self.repeats += 1
+        elif len(self.captions) == MOST_CAPTIONS:
+            self.more += 1
+        else:
+            self.captions[caption] = None
+
+
+class _Database:
+    """Rows of a table, to be had again image by image. SQLite sorts on the disk what does not fit into memory.
+
+    Used in a `with`, whose end makes an error of the database, such as a full disk, a `ModeError` that names the table.
+    """
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+        self._connection = sqlite3.connect("", isolation_level=None)
+        for setting in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE", f"cache_size = -{_CACHE}"):
+            self._connection.execute(f"PRAGMA {setting}")
+        self._connection.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, image TEXT, caption TEXT)")
+
+    def add(self, rows: Sequence[tuple[str, str | None]]) -> None:
+        """Add rows (image, caption) in the table's order."""
+        self._connection.execute("BEGIN")
+        self._connection.executemany("INSERT INTO rows (image, caption) VALUES (?, ?)", rows)
+        self._connection.execute("COMMIT")
+
+    def count_images(self) -> int:
+        """Different images."""
+        [(count,)] = self._connection.execute("SELECT count(DISTINCT image) FROM rows")
+        return int(count)
+
+    def images(self) -> Iterator[_Image]:
+        """Every image with its captions, by first appearance."""
+        by_image = (
+            "SELECT image, caption, min(number) OVER (PARTITION BY image) AS first FROM rows ORDER BY first, number"
+        )
+        for _, rows in groupby(self._connection.execute(by_image), itemgetter(2)):
+            path, caption, _ = next(rows)
+            image = _Image(path)
+            for each in chain([caption], (caption for _, caption, _ in rows)):
+                if each is not None:
+                    image.add(each)
+            yield image
+
+    def __enter__(self) -> _Database:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._connection.close()
+        if isinstance(error, sqlite3.Error):
+            folder = next(filter(None, map(os.environ.get, ("SQLITE_TMPDIR", "TMPDIR"))), "/var/tmp")
+            free = shutil.disk_usage(folder).free
+            raise ModeError(
+                f"{self._table}: its rows cannot be sorted in {folder}: {error}: {free:,} bytes are free",
+                "make room there, or name another folder in TMPDIR; it takes up to three times the table's text",
+            ) from None
 
 
 def _is_path(image: str) -> bool:
@@ -193,22 +288,66 @@ class _Look(NamedTuple):
     check: int = 0
 
 
+def _with_looks(
+    look: Callable[[list[str]], list[_Look]], images: Iterator[_Image], workers: int
+) -> Iterator[tuple[list[_Image], list[_Look]]]:
+    """Blocks of images, with what was found in the place of each."""
+    waiting: deque[list[_Image]] = deque()  # workers are some blocks ahead
+
+    def paths() -> Iterator[list[str]]:
+        while some := list(islice(images, BLOCK)):
+            waiting.append(some)
+            yield [image.path for image in some]
+
+    for looks in ordered_map(look, paths(), workers):
+        yield waiting.popleft(), looks
+
+
+def _account(scan: Scan, folder: Path, images: Sequence[_Image], looks: Sequence[_Look]) -> Iterator[Scan]:
+    """Enter images, or why they are none; in more than one part where an image has very many rows."""
+    for image, found in zip(images, looks, strict=True):
+        for _ in range(image.repeats):
+            scan.skip(image.path, DUPLICATE_KEY, "the same caption again")
+            if len(scan.problems) >= BLOCK:
+                yield _taken(scan)
+        if found.kind:
+            scan.skip(image.path, found.kind, found.fault)
+        elif image.captions:
+            if image.more:
+                scan.skip_too_many(image.path, MOST_CAPTIONS + image.more)
+            scan.add(image.path, 0, found.size, list(image.captions), found.check)
+            scan.files.append(str(folder / image.path))
+    yield _taken(scan)
+
+
+def _taken(scan: Scan) -> Scan:
+    """What has been entered so far, which `scan` then has no more."""
+    part = replace(scan)
+    fresh = Scan(scan.path, [], 0, scan.found)
+    for each in fields(Scan):
+        setattr(scan, each.name, getattr(fresh, each.name))
+    return part
+
+
 def _look_at(images: list[str], folder: Path, check_images: bool) -> list[_Look]:
     return [_look_at_one(folder / image, check_images) for image in images]
 
 
 def _look_at_one(path: Path, check_images: bool) -> _Look:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a device has no end, a pipe makes wait
+        if not stat.S_ISREG(path.stat().st_mode):  # a device has no end, a pipe makes wait
             return _Look(0, CAPTION_WITHOUT_IMAGE, "not a file")
-        size = status.st_size
-        content = path.read_bytes() if check_images and size <= LARGEST_IMAGE else None
         with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            size = before.st_size
+            content = file.read(size) if check_images and size <= LARGEST_IMAGE else None
             file.seek(max(size - TAIL, 0))
             check = check_of(file.read(TAIL))
+            after = os.fstat(file.fileno())
     except OSError as error:
         return _Look(0, CAPTION_WITHOUT_IMAGE, error.strerror or "cannot be read")
+    if (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+        return _Look(size, UNDECODABLE_IMAGE, "changed while it was read")
     if fault := image_fault(size, content):
         return _Look(size, UNDECODABLE_IMAGE, fault)
     return _Look(size, check=check)
