@@ -296,7 +296,8 @@ def _filesystem(url: str, _process: int) -> tuple[Any, str]:
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        # What a store says of an object is asked anew each time: it may have changed since.
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise ModeError(f"{url}: {' '.join(str(error).split())}", "install what fsspec needs for it") from None
     return filesystem, path
