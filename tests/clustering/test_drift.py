@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mode.clustering.assignment import Assignment
@@ -58,7 +58,6 @@ def test_an_expert_is_advised_where_share_and_number_are_large(pairs: int, far: 
 distances = st.lists(st.integers(0, 2**16 - 1).map(lambda step: (step + 0.5) / 2**15), min_size=1, max_size=300)
 
 
-@settings(deadline=None)
 @given(old=distances, new=distances, cut=st.integers(0, 300))
 def test_counted_in_blocks_as_sorted_at_once(old: list[float], new: list[float], cut: int) -> None:
     """Against the definition: the least distance that 99 of 100 do not exceed, and how many exceed it."""

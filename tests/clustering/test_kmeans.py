@@ -40,7 +40,7 @@ def test_equal_blobs_are_found():
     assert fit.sizes.tolist() == [30] * 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     points=st.integers(1, 90),
     clusters=st.integers(1, 12),

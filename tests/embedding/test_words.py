@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from mode.embedding.words import Vocabulary
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text("abCDé ü19_-.,'\t", max_size=30), min_size=1, max_size=12))
 def test_counts_equal_scikit_learns(captions):
     vocabulary = Vocabulary.learn(captions, captions_at_least=1)

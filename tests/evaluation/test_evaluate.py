@@ -151,7 +151,7 @@ def test_similarity_blocks_equal_the_full_matrix(block: int) -> None:
     assert all(found == list(range(11)) for found in covered.values())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.sampled_from([1, 30, 10_000]))
 def test_retrieval_equals_a_naive_full_matrix(seed: int, images: int, block: int) -> None:
     random = np.random.default_rng(seed)

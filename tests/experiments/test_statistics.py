@@ -137,7 +137,7 @@ def test_without_a_pair_nothing_is_said(than: pd.DataFrame) -> None:
 
 
 @given(tables)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_other_way_round_is_the_opposite(cells: list[list[float]]) -> None:
     row = table(*cells)
     one, other = difference(row, row * 0, draws=500), difference(row * 0, row, draws=500)
@@ -147,7 +147,7 @@ def test_the_other_way_round_is_the_opposite(cells: list[list[float]]) -> None:
 
 
 @given(tables, st.floats(-0.5, 0.5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_both_gain_does_not_matter_and_what_one_gains_moves_everything(
     cells: list[list[float]], gain: float
 ) -> None:
@@ -162,7 +162,7 @@ def test_what_both_gain_does_not_matter_and_what_one_gains_moves_everything(
 
 
 @given(tables)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_interval_is_within_the_cells_and_the_mean_is_theirs(cells: list[list[float]]) -> None:
     found = difference(table(*cells), table(*cells) * 0, draws=500)
     assert found.mean == pytest.approx(np.mean(cells), abs=1e-6)
@@ -171,7 +171,7 @@ def test_an_interval_is_within_the_cells_and_the_mean_is_theirs(cells: list[list
 
 
 @given(tables, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_seeds_and_tasks_does_not_matter(cells: list[list[float]], order: random.Random) -> None:
     row = table(*cells)
     shuffled = row.loc[order.sample([*row.index], len(row)), order.sample([*row.columns], row.shape[1])]

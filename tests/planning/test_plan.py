@@ -229,7 +229,7 @@ SIZES = st.integers(1_000, 10**9)
 MACHINES = st.tuples(st.integers(1, 6), st.integers(1, 8))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(MACHINES, st.integers(1, 4), st.booleans(), SIZES)
 def test_more_gpus_never_take_longer(
     workload: Make, machines: Machines, given_machines: tuple[int, int], more: int, of_nodes: bool, pairs: int
@@ -242,7 +242,7 @@ def test_more_gpus_never_take_longer(
     assert many.disk_bytes == few.disk_bytes
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(MACHINES, SIZES)
 def test_twice_the_pairs_take_twice_the_disk(
     workload: Make, machines: Machines, given_machines: tuple[int, int], pairs: int
@@ -255,7 +255,7 @@ def test_twice_the_pairs_take_twice_the_disk(
         assert twice[stage].hours == pytest.approx(2 * once[stage].hours)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(MACHINES, SIZES, st.floats(0.01, 100))
 def test_parts_add_up(
     workload: Make, machines: Machines, given_machines: tuple[int, int], pairs: int, price: float

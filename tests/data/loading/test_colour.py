@@ -31,7 +31,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_each_change_is_torchvisions(name: str, seed: int) -> None:
     low, high = (-0.5, 0.5) if name == "_turn_hue" else (0.0, 2.5)
     strengths = np.random.default_rng(seed).uniform(low, high, len(IMAGES))
@@ -94,7 +94,7 @@ def test_all_orders_of_changes_occur(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(cuts=st.lists(st.integers(0, 60), max_size=5), position=st.integers(0, 2**40), seed=st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_colours_depend_on_the_position_only(cuts: list[int], position: int, seed: int) -> None:
     params = FULL.model_copy(update={"flip": True})
     whole = augment_batch(IMAGES, params, random_seed=seed, position=position)

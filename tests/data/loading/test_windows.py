@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mode.data.loading.selection import Pairs
@@ -23,7 +23,6 @@ def stream_of(images: int, shuffle: int, factors: np.ndarray | None = None, seed
     return PairStream(Pairs.of(rows, rows, factors), rows, seed, shuffle_images=shuffle)
 
 
-@settings(deadline=None)
 @given(**sizes)
 def test_a_pass_visits_all_chunk_by_chunk(visits: int, shuffle: int, seed: int, chunk: int, number: int) -> None:
     windows = Windows(visits, shuffle, seed, chunk)
@@ -42,7 +41,6 @@ def test_a_pass_visits_all_chunk_by_chunk(visits: int, shuffle: int, seed: int, 
         assert slot in windows.slots_in(windows.window_of(number, position))
 
 
-@settings(deadline=None)
 @given(**sizes, start=st.integers(0, 299), count=st.integers(0, 300))
 def test_any_part_of_a_pass_is_the_same_by_itself(
     visits: int, shuffle: int, seed: int, chunk: int, number: int, start: int, count: int
@@ -87,7 +85,6 @@ def test_a_stream_of_windows_shows_each_image_once_a_pass(shuffle: int) -> None:
     assert not np.array_equal(stream.rows_at(0, 40), stream.rows_at(40, 40))
 
 
-@settings(deadline=None)
 @given(
     factors=st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.0]), min_size=1, max_size=60),
     shuffle=st.integers(1, 90),
@@ -102,7 +99,6 @@ def test_a_chunk_holds_the_images_of_its_samples(factors: list[float], shuffle: 
         assert images == sorted(set(images))
 
 
-@settings(deadline=None)
 @given(factors=st.lists(st.sampled_from([0.5, 1.0, 2.0, 2.5]), min_size=1, max_size=60), seed=st.integers(0, 99))
 def test_factors_mean_what_they_mean_without_windows(factors: list[float], seed: int) -> None:
     of_each = np.array(factors)

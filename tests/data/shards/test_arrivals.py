@@ -83,7 +83,7 @@ def test_an_old_shard_that_has_changed_or_gone_is_named() -> None:
 names = st.text("abcxyz019-_", min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(old=st.sets(names, min_size=1, max_size=5), new=st.sets(names, max_size=5))
 def test_a_list_gives_the_same_manifest_wherever_new_names_sort(
     tmp_path_factory: pytest.TempPathFactory, old: set[str], new: set[str]

@@ -45,7 +45,7 @@ def rows_of(index: PairIndex, rows: list[int]) -> list[tuple[object, ...]]:
 chosen = st.sets(st.integers(0, 5), min_size=1).map(sorted)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(of_a=chosen, of_b=st.sets(st.integers(0, 1)).map(sorted), cut=st.integers(0, 6))
 def test_pairs_are_those_of_their_sources(
     indexes: tuple[PairIndex, PairIndex],

@@ -255,7 +255,7 @@ def test_ways_to_name_objects(server: Server, memory: str, tmp_path: Path) -> No
     reads=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 120)), min_size=1, max_size=8),
     ahead=st.sampled_from([0, 1, 16, 1000]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_reads_as_pread_does(reads: list[tuple[int, int]], ahead: int) -> None:
     content = bytes(range(100))
     fsspec.filesystem("memory").pipe_file("/numbers", content)

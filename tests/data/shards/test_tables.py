@@ -105,7 +105,7 @@ def test_images_are_decoded_only_if_asked_for(folder: Path) -> None:
 IMAGES = st.sampled_from(["in/0.jpg", "in/1.jpg", "in/2.jpg", "no", ""])
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.tuples(st.sampled_from(["in/0.jpg", "in/1.jpg", "in/2.jpg", "no", ""]), st.sampled_from("abc ")))
 )

@@ -30,7 +30,7 @@ def read(path: Path, content: bytes) -> list[Member]:
 
 @given(names=names, sizes=st.lists(st.sampled_from([0, 1, 511, 512, 513, 2000]), min_size=5, max_size=5),
        tar_format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))  # fmt: skip
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_as_tarfile_reads_it(
     tmp_path: Path, tar_bytes: Callable[..., bytes], names: list[str], sizes: list[int], tar_format: int
 ) -> None:
@@ -47,7 +47,7 @@ def test_as_tarfile_reads_it(
     tar_format=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
     flips=st.lists(st.tuples(st.integers(0, 511), st.integers(1, 255)), max_size=2),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_the_quick_way_takes_is_what_tarfile_reads(
     name: str, size: int, kind: bytes, tar_format: int, flips: list[tuple[int, int]]
 ) -> None:
@@ -122,7 +122,7 @@ def test_senseless_sizes(tmp_path: Path, size: str) -> None:
 
 
 @given(cut=st.integers(0, 6000), flips=st.lists(st.tuples(st.integers(0, 5999), st.integers(1, 255)), max_size=4))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_is_survived(
     tmp_path: Path, tar_bytes: Callable[..., bytes], cut: int, flips: list[tuple[int, int]]
 ) -> None:
