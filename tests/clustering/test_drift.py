@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mode.clustering.assignment import Assignment
-from mode.clustering.drift import PAYS_PAIRS, PAYS_SHARE, Counts, Drift, drift
+from mode.clustering.drift import ADVISED_PAIRS, ADVISED_SHARE, Counts, Drift, drift
 
 
 def assigned(distances: list[float], coarse: list[int]) -> Assignment:
@@ -41,18 +41,18 @@ def test_clusters_that_fill_up_are_named_and_others_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "far", "pays"),
+    ("pairs", "far", "advised"),
     [
-        (100 * PAYS_PAIRS, 100 * PAYS_PAIRS * PAYS_SHARE, True),
-        (100 * PAYS_PAIRS, 100 * PAYS_PAIRS * PAYS_SHARE - 1, False),
-        (PAYS_PAIRS, PAYS_PAIRS, True),
-        (PAYS_PAIRS, PAYS_PAIRS - 1, False),
+        (100 * ADVISED_PAIRS, 100 * ADVISED_PAIRS * ADVISED_SHARE, True),
+        (100 * ADVISED_PAIRS, 100 * ADVISED_PAIRS * ADVISED_SHARE - 1, False),
+        (ADVISED_PAIRS, ADVISED_PAIRS, True),
+        (ADVISED_PAIRS, ADVISED_PAIRS - 1, False),
     ],
 )
-def test_an_expert_is_advised_where_share_and_number_are_large(pairs: int, far: float, pays: bool) -> None:
+def test_an_expert_is_advised_where_share_and_number_are_large(pairs: int, far: float, advised: bool) -> None:
     found = Drift("base-2", "base", pairs, 0.5, int(far), [])
-    assert found.needs_expert == pays
-    assert ("mode add-source" in " ".join(found.sentences())) == pays
+    assert found.needs_expert == advised
+    assert ("mode add-source" in " ".join(found.sentences())) == advised
 
 
 distances = st.lists(st.integers(0, 2**16 - 1).map(lambda step: (step + 0.5) / 2**15), min_size=1, max_size=300)

@@ -16,7 +16,7 @@ NEAR = 0.99
 _STEPS, _LARGEST = 1 << 16, 2.0
 #: An expert of their own is advised from such a share of far captions on, which is no chance any more
 #: (docs/performance.md), and such a number.
-PAYS_SHARE, PAYS_PAIRS = 0.02, 100
+ADVISED_SHARE, ADVISED_PAIRS = 0.02, 100
 #: A cluster fills up where its share of the new pairs is so many times its share of the old ones, and more by so much.
 _FILLS_TIMES, _FILLS_BY = 1.5, 0.02
 
@@ -95,7 +95,7 @@ class Drift:
     @property
     def needs_expert(self) -> bool:
         """Whether the far captions are so many that an expert of their own is advised."""
-        return self.far_share >= PAYS_SHARE and self.far >= PAYS_PAIRS
+        return self.far_share >= ADVISED_SHARE and self.far >= ADVISED_PAIRS
 
     def sentences(self) -> list[str]:
         """What there is to say, in words."""
@@ -111,7 +111,7 @@ class Drift:
         ]
         if self.needs_expert:
             said.append(
-                f"{self.source}: {self.far:,} far captions are enough for an expert of their own:"
+                f"{self.source}: {self.far:,} far captions may be worth an expert of their own:"
                 " `mode add-source NAME SHARDS` adds their shards as a source with clusters of its own."
             )
         return said
