@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from mode.checksums import identity_of
+from mode.columns import Rows
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
-from mode.data.shards.reading import ImageFiles
+from mode.data.shards.reading import ImageFiles, Located
 from mode.embedding.base import StoredEmbedder, embed_index
 from mode.embedding.open_clip import OpenClipEmbedder
 from mode.embedding.pairs import PairEncoder, count_unseen, encode_images
@@ -104,9 +105,9 @@ class Counting(ImageFiles):
 
     rows: tuple[int, ...] = ()
 
-    def read(self, row: int) -> bytes:
-        self.rows = (*self.rows, row)
-        return super().read(row)
+    def locate(self, rows: Rows) -> Located:
+        self.rows = (*self.rows, *np.asarray(rows).tolist())
+        return super().locate(rows)
 
 
 def test_an_image_of_several_captions_is_read_once(model_folder: Path, root: Path) -> None:

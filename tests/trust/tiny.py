@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,7 @@ def make(root: Path) -> None:
     content["experts"] = {f"expert-{n}": {"source": "base", "cluster": n} for n in range(2)}
     (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     (root / "leakage.json").write_text("{}")
+    shutil.copy(REPOSITORY / "watch.yaml", root)
     for name, key in [*STAGES][:-1]:
         assert served(partial(stage, root, name, key)) == 0, name
 

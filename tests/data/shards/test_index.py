@@ -4,6 +4,7 @@ import csv
 import json
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -173,8 +174,9 @@ def test_a_process_that_dies_over_a_shard_leaves_the_old_index(
     def kill_another(self: IndexWriter, *given: Any) -> None:
         """When the first shard comes, some are still to be done."""
         for child in psutil.Process().children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
+            with suppress(psutil.NoSuchProcess):  # killed before, or ended
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
         add(self, *given)
 
     with monkeypatch.context() as patch:
