@@ -99,8 +99,9 @@ def test_a_name_that_leads_elsewhere_costs_no_folder(new_project: SmallProject, 
     for targets in ([f"{stage}@{name}"], []):
         done = new_project.run("dvc", "repro", *targets, check=False)
         assert done.returncode != 0
-        # Of a source DVC says itself that two stages would write the same.
-        said = "ERROR: output " if where == "sources" else ("error: params.yaml: ", "error: watch.yaml: ")
+        # Of a source DVC says itself that a stage would read what it writes, or that two would write the same.
+        by_dvc = ("ERROR: Same item(s) are defined as both", "ERROR: output ")
+        said = by_dvc if where == "sources" else ("error: params.yaml: ", "error: watch.yaml: ")
         assert len([line for line in done.stderr.splitlines() if line.startswith(said)]) == 1, done.stderr
         assert all_files(new_project.root.parent) == before
 
