@@ -83,8 +83,8 @@ def test_the_wheel_alone_is_enough(installed: Path, started: SmallProject) -> No
     lines = started.run("git", "status", "--porcelain", "--untracked-files=all").stdout.splitlines()
     listed = {line[3:] for line in lines if not line[3:].startswith(("experiments/", "flows/", "reports/"))}
     assert listed == {
-        *(".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "dvc.lock", "dvc.yaml", "leakage.json"),
-        *("mlruns/.gitignore", "mode-version.yaml", "params.yaml", "prefect.yaml", "watch.yaml"),
+        *(".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "arrivals.json", "dvc.lock", "dvc.yaml"),
+        *("leakage.json", "mlruns/.gitignore", "mode-version.yaml", "params.yaml", "prefect.yaml", "watch.yaml"),
     }
 
 
