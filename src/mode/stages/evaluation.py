@@ -149,13 +149,12 @@ def _drawn_rows(project: Project, expert: str, most: int) -> list[tuple[str, NDA
 def _cluster_rows(project: Project, source: str, cluster: int) -> Iterator[NDArray[np.int64]]:
     """The pairs of a cluster, those of held-out images left out, in blocks."""
     from mode.clustering.assignment import Assignment
-    from mode.data.loading.selection import expert_rows, is_held_out
+    from mode.data.loading.selection import expert_rows, without_held_out
 
     index, random_seed = project.load_index(source), project.params.random_seed
     coarse = partial(Assignment.coarse_blocks, project.assignment(source))
-    for rows in expert_rows(coarse, cluster, outside_share=0.0, random_seed=random_seed):
-        left = is_held_out(index.image[rows], project.params.training.held_out, index.images, random_seed)
-        yield rows[~left]
+    rows = expert_rows(coarse, cluster, outside_share=0.0, random_seed=random_seed)
+    return without_held_out(rows, index, project.params.training.held_out, random_seed)
 
 
 def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:

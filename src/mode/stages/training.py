@@ -148,14 +148,12 @@ def _open_joined(project: Project, key: str) -> tuple[PairIndex, Pairs]:
     }
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     joined, folder = project.joined_index(key, digest), project.pairs(key, digest)
-    if _leads() and not (joined.is_dir() and folder.is_dir()):
-        join_update(project, key, joined)
-        index = PairIndex.load(joined)
-        # Those of held-out images are left out already: which these are, only their own source says.
-        write_pairs(folder, index, every_row(len(index)), held_out=0, random_seed=params.random_seed)
-    while not folder.is_dir():
-        time.sleep(0.2)
-    return PairIndex.load(joined), Pairs.open(folder)
+    _made_by_one(joined, lambda: join_update(project, key, joined))
+    index = PairIndex.load(joined)
+    # Those of held-out images are left out already: which these are, only their own source says.
+    every, seed = every_row(len(index)), params.random_seed
+    _made_by_one(folder, lambda: write_pairs(folder, index, every, held_out=0, random_seed=seed))
+    return index, Pairs.open(folder)
 
 
 def join_update(project: Project, key: str, out: Path) -> None:
@@ -186,15 +184,11 @@ def join_update(project: Project, key: str, out: Path) -> None:
 
 def seen_rows(project: Project, source: str, cluster: int, outside_share: float) -> Iterator[NDArray[np.int64]]:
     """The pairs of a source that an expert of a cluster is trained on, without those of held-out images, in blocks."""
-    from mode.data.loading.selection import is_held_out
+    from mode.data.loading.selection import without_held_out
 
-    index, held_out, random_seed = (
-        project.load_index(source),
-        project.params.training.held_out,
-        project.params.random_seed,
-    )
-    for rows in _rows_of_cluster(project, source, cluster, outside_share, index):
-        yield rows[~is_held_out(index.image[rows], held_out, index.images, random_seed)]
+    params, index = project.params, project.load_index(source)
+    rows = _rows_of_cluster(project, source, cluster, outside_share, index)
+    return without_held_out(rows, index, params.training.held_out, params.random_seed)
 
 
 def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -> Pairs:

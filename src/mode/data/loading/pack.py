@@ -321,8 +321,11 @@ def fetch_table(where: str, root: Path, index: PairIndex, pairs: Pairs, record: 
         ThreadPoolExecutor(_REQUESTS) as threads,
         Progress(f"open {where}", total=pairs.images, unit="images") as bar,
     ):
-        fetched = in_order(lambda number: threads.submit(_table, store, number, parts[number]), range(len(parts)), 16)
-        for number, (places, size) in enumerate(fetched):
+        numbers_of_tars = range(len(parts))
+        fetched = in_order(lambda each: threads.submit(_fetch, store, each, parts[each]), numbers_of_tars, _REQUESTS)
+        for number, (note, content) in enumerate(fetched):
+            # Not in the threads: numpy reads a header with `ast`, of which Python 3.11 bears one call at a time.
+            places, size = _table(where, number, parts[number], note, content)
             _check(where, number, places, size, index, pairs, parts[number])
             numbers = np.full(len(places), number)
             columns = [places["image"], numbers, places["offset"], places["length"], places["check"]]
@@ -332,12 +335,16 @@ def fetch_table(where: str, root: Path, index: PairIndex, pairs: Pairs, record: 
             bar.update(len(places))
 
 
-def _table(store: Store, number: int, part: range) -> tuple[NDArray[Any], int]:
-    """The table of a tar, and the bytes of the tar."""
+def _fetch(store: Store, number: int, part: range) -> tuple[Any, bytes | None]:
+    """The note of a tar and its table, as they are."""
     note = _json(store.read(f"{number:05d}.json", _NOTE))
     if note is None:
         raise ModeError(f"{store.where}: not complete: {number:05d}.json is missing", "call `mode pack` once more")
-    content = store.read(f"{number:05d}.npy", len(part) * PLACES.itemsize + 1_024)
+    return note, store.read(f"{number:05d}.npy", len(part) * PLACES.itemsize + 1_024)
+
+
+def _table(where: str, number: int, part: range, note: Any, content: bytes | None) -> tuple[NDArray[Any], int]:
+    """The table of a tar, and the bytes of the tar."""
     try:
         if content is None or hashlib.sha256(content).hexdigest() != note["places"]:
             raise ValueError
@@ -345,7 +352,7 @@ def _table(store: Store, number: int, part: range) -> tuple[NDArray[Any], int]:
         if places.dtype != PLACES or places.shape != (len(part),) or not isinstance(note["bytes"], int):
             raise ValueError
     except (ValueError, KeyError, TypeError, EOFError, OSError, SyntaxError):
-        raise _damaged(store.where, f"{number:05d}.npy") from None
+        raise _damaged(where, f"{number:05d}.npy") from None
     return places, note["bytes"]
 
 

@@ -253,6 +253,14 @@ def is_held_out(image: NDArray[np.int64], count: int, images: int, random_seed: 
     return held_out
 
 
+def without_held_out(
+    blocks: Iterable[NDArray[np.int64]], index: PairIndex, held_out: int, random_seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Rows of an index, in blocks, but for those of the images that `is_held_out` names."""
+    for rows in blocks:
+        yield rows[~is_held_out(index.image[rows], held_out, index.images, random_seed)]
+
+
 def held_out_pairs(pairs: Pairs, image: Numbers, count: int, random_seed: int) -> NDArray[np.int64]:
     """Those pairs that are held out: one of each image, and so many of them in a random order.
 
