@@ -28,6 +28,7 @@ def experiment(
     seeds: list[RandomSeed] | None = None,
     jobs: Annotated[int, Field(ge=1, le=1024)] | None = None,
     data: dict[Name, Folder] | None = None,
+    anew: bool = False,
 ) -> State[Any]:
     """Make the runs of experiments/NAME.yaml that are not done; cancelled, they go on from their checkpoints next time.
 
@@ -39,19 +40,23 @@ def experiment(
         seeds: These random seeds alone, such as [0]; empty: those of the definition.
         jobs: Runs side by side; empty: one per core, or per GPU.
         data: Folders that the experiment needs, by name, on the worker's machine.
+        anew: Also runs that were made elsewhere, whose figures are in experiments/results.
     """
     root = Path.cwd()
     if not Paths(root).experiment(name).is_file():
         raise ModeError(f"no experiment is called '{name}'", f"{Paths(root).experiments} has none of that name")
     mark_alive(root)
-    run_step(f"experiment {name}", running(name, quick, seeds or [], jobs, data or {}))
+    run_step(f"experiment {name}", running(name, quick, seeds or [], jobs, data or {}, anew))
     return Completed(message=f"experiments/results/{name}.parquet" if not quick else "it works")
 
 
-def running(name: str, quick: bool, seeds: Sequence[int], jobs: int | None, data: Mapping[str, str]) -> list[str]:
+def running(
+    name: str, quick: bool, seeds: Sequence[int], jobs: int | None, data: Mapping[str, str], anew: bool
+) -> list[str]:
     """The module and arguments that make the runs. A folder is never taken for an option."""
     arguments = ["flows.runs", name]
     arguments += ["--quick"] if quick else []
+    arguments += ["--anew"] if anew else []
     arguments += ["--seeds", *map(str, seeds)] if seeds else []
     arguments += ["--jobs", str(jobs)] if jobs else []
     return arguments + [f"--data={key}={folder}" for key, folder in data.items()]

@@ -5,7 +5,8 @@ once and taken from DVC's run cache by the other. What is committed decides; wha
 of the project (`dvc exp show --all-commits`), as a run in MLflow, and as rows of experiments/results/NAME.parquet.
 
 Two runs that share a training do not start side by side: the second would make what the first is about to leave in the
-cache. A run that was interrupted goes on in its clone, from its checkpoints; one that is done is not made again.
+cache. A run that was interrupted goes on in its clone, from its checkpoints. One that is done is not made again, nor
+is one (but with `--anew`) that was made elsewhere and whose figures are in experiments/results.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from flows.overrides import set_params
 from flows.supervise import STOPPED
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment, load_experiment
+from mode.experiments.findings import figures_of_runs
 from mode.experiments.plan import PlannedRun, plan_runs, plan_table
 from mode.experiments.table import load_table, save_table, tidy, with_start
 from mode.files import write_aside
@@ -78,6 +80,8 @@ class Runner:
         chosen: those of them to make.
         quick: figures mean nothing: they stay out of experiments/results.
         keep: leave the clones, for a look at models and pages.
+        known: figures that experiments/results has, by the identity of their runs.
+        anew: make those runs too; until then the table keeps their figures.
     """
 
     def __init__(
@@ -89,9 +93,12 @@ class Runner:
         chosen: Sequence[PlannedRun],
         quick: bool,
         keep: bool,
+        known: Mapping[str, pd.DataFrame] | None = None,
+        anew: bool = False,
     ) -> None:
         self.root, self.name, self.experiment, self.runs, self.chosen = root, name, experiment, runs, chosen
-        self.quick, self.keep, self.paths = quick, keep, Paths(root)
+        self.quick, self.keep, self.paths, self.known = quick, keep, Paths(root), known or {}
+        self.anew = anew
         self.failed: dict[str, str] = {}
         self._began = time.monotonic()
         self._stopping = self._said_who = False
@@ -102,10 +109,22 @@ class Runner:
     def is_done(self, run: PlannedRun) -> bool:
         """Whether its figures are there, and its models that other runs start from."""
         files = self.files(run)
-        return files.rows.is_file() and all(files.kept(model).is_dir() for model in self.models_to_keep(run))
+        has_figures = files.rows.is_file() or self._was_made_before(run)
+        return has_figures and all(files.kept(model).is_dir() for model in self.models_to_keep(run))
+
+    def _was_made_before(self, run: PlannedRun) -> bool:
+        """Whether its figures are enough, though this project has not made it."""
+        return run.identity in self.known and not self.anew
 
     def models_to_keep(self, run: PlannedRun) -> set[str]:
-        return {other.needs[1] for other in self.runs if other.needs and other.needs[0] == run.key}
+        """Models of a run that others start from which were not made before."""
+        starting = [other for other in self.runs if other.needs and other.needs[0] == run.key]
+        return {other.needs[1] for other in starting if other.needs and not self._was_made_before(other)}
+
+    def figures(self, run: PlannedRun) -> pd.DataFrame | None:
+        """What is known of a run; what this project has made goes first."""
+        rows = self.files(run).rows
+        return load_table(rows) if rows.is_file() else self.known.get(run.identity)
 
     def rate(self) -> float | None:
         """Samples per second of one training, over all that finished runs of this project took; None: of none.
@@ -162,12 +181,13 @@ class Runner:
         return 1 if self.failed else 0
 
     def collect(self) -> None:
-        """Put the rows of all finished runs into one table, with the definition's runs beside it."""
-        tables = []
+        """Put the figures of all runs into one table, with the definition's runs beside it."""
+        tables: list[pd.DataFrame] = []
+        identities: dict[str, dict[str, str]] = {}
         for run in self.runs:
-            if self.is_done(run):
-                rows = load_table(self.files(run).rows)
-                tables.append(rows.assign(experiment=self.name, run=run.run, random_seed=run.seed))
+            if (found := self.figures(run)) is not None:
+                tables.append(found.assign(experiment=self.name, run=run.run, random_seed=run.seed))
+                identities.setdefault(run.run, {})[str(run.seed)] = run.identity
         if not tables:
             return
         path = self.paths.experiment_table(self.name, self.quick)
@@ -176,6 +196,7 @@ class Runner:
             "command": f"mode experiment {self.name}",
             "commit": sorted({commit for table in tables for commit in table["commit"].unique()}),
             "runs": {name: own_parameters(self.experiment, name, self.quick) for name in self.experiment.runs},
+            "identities": identities,
         }
         write_json(path.with_suffix(".json"), about)
 
@@ -431,6 +452,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="a folder that it needs")
     made.add_argument("--plan", action="store_true", help="print what would run, and stop")
+    made.add_argument("--anew", action="store_true", help="also runs made elsewhere, whose figures are in the results")
     made.add_argument("--keep", action="store_true", help="leave the clones, with models and pages")
     return made
 
@@ -479,7 +501,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [run for run in runs if run.run in wanted and run.seed in seeds]
         for run in chosen:
             set_params(run.overrides)  # here, and not when the run's turn has come
-        runner = Runner(root, options.name, experiment, runs, chosen, options.quick, options.keep)
+        known = {} if options.quick else figures_of_runs(paths.experiment_results)
+        runner = Runner(root, options.name, experiment, runs, chosen, options.quick, options.keep, known, options.anew)
         places = runs_side_by_side(options.jobs, root)
         print(f"{options.name}: {experiment.title}")
         done = [run.name for run in chosen if runner.is_done(run)]

@@ -13,7 +13,7 @@ import pytest
 
 from mode.errors import ModeError
 from mode.experiments.definition import Of
-from mode.experiments.findings import read_findings
+from mode.experiments.findings import figures_of_runs, read_findings
 from mode.experiments.table import SCHEMA
 from mode.paths import Paths
 from tests.experiments.conftest import COMMIT, lines_of, save
@@ -144,3 +144,18 @@ def test_a_record_has_to_be_there(project: Paths) -> None:
     assert json.loads(record.read_text())["command"] == read_findings(path).record.command
     record.unlink()
     assert "length.json: no such file" in refused(path)
+
+
+def test_figures_of_runs_are_found_by_identity(tmp_path: Path, frame: pd.DataFrame) -> None:
+    assert figures_of_runs(tmp_path / "none") == {}
+    path = save(tmp_path, frame)
+    assert figures_of_runs(tmp_path) == {}  # of a version that kept none
+    record = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(
+        json.dumps(record | {"identities": {"m": {"1": "c0ffee"}, "gone": {"0": "a"}}})
+    )
+    known = figures_of_runs(tmp_path)
+    assert [*known] == ["c0ffee"]
+    assert known["c0ffee"].equals(frame[frame["random_seed"] == 1])
+    path.with_suffix(".json").write_text(json.dumps(record | {"identities": {"m": ["c0ffee"]}}))
+    assert "identities.m" in refused(path)

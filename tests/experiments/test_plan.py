@@ -45,6 +45,32 @@ def test_other_random_seeds_share_nothing_and_routing_alone_shares_all() -> None
     assert len({run.key for run in runs}) == 4
 
 
+def test_a_run_is_known_wherever_its_folders_lie(tmp_path: Path) -> None:
+    def planned(folder: str, epochs: int = 32) -> list[Any]:
+        made = experiment(
+            {
+                "first": {
+                    "set": {
+                        "sources.base.shards": "{photos}/train",
+                        "training.epochs": epochs,
+                        "training.seed_epochs": 2,
+                    }
+                },
+                "second": {"starts_from": ["first", "dense"], "set": {"training.lr": 0.1}},
+                "built-in": {},
+            },
+            data={"photos": "photographs"},
+        )
+        return plan_runs("x", made, CONTENT, {"photos": tmp_path / folder}, [0])
+
+    here, there, longer = planned("here"), planned("there"), planned("here", epochs=33)
+    assert [run.identity for run in here] == [run.identity for run in there]
+    assert [a.key == b.key for a, b in zip(here, there, strict=True)] == [False, False, True]
+    # A run is another one if that which it starts from is.
+    assert [a.identity == b.identity for a, b in zip(here, longer, strict=True)] == [False, False, True]
+    assert len({run.identity for run in here}) == 3
+
+
 def test_a_row_of_an_arm_that_its_run_will_not_have_is_refused() -> None:
     def planned(arm: str, **own: Any) -> None:
         rows = {"a row": ["a", arm]}

@@ -39,7 +39,7 @@ def test_every_field_of_a_form_says_what_it_is(flow: Any) -> None:
 
 def test_every_field_of_an_experiment_s_form_says_what_it_is() -> None:
     fields = parameter_schema(experiment.fn).model_dump()["properties"]
-    assert {*fields} == {"name", "quick", "seeds", "jobs", "data"}
+    assert {*fields} == {"name", "quick", "seeds", "jobs", "data", "anew"}
     assert all(field["description"] for field in fields.values())
 
 
@@ -98,12 +98,12 @@ def test_wrong_parameters_are_refused(flow: Any, wrong: dict[str, Any]) -> None:
 
 
 def test_an_experiment_is_the_command_of_the_shell() -> None:
-    module, *arguments = running("variety", True, [0, 2], 3, {"photos": "--keep", "wide": "/a b=c"})
+    module, *arguments = running("variety", True, [0, 2], 3, {"photos": "--keep", "wide": "/a b=c"}, True)
     assert module == "flows.runs"
     options = parser().parse_args(arguments)
     assert (options.name, options.quick, options.seeds, options.jobs) == ("variety", True, [0, 2], 3)
-    assert (options.data, options.keep) == (["photos=--keep", "wide=/a b=c"], False)
-    assert running("length", False, [], None, {}) == ["flows.runs", "length"]
+    assert (options.data, options.keep, options.anew) == (["photos=--keep", "wide=/a b=c"], False, True)
+    assert running("length", False, [], None, {}, False) == ["flows.runs", "length"]
 
 
 GRAPH = make_pipeline(

@@ -21,8 +21,10 @@ from flows.overrides import set_params
 from flows.runs import Runner, folders, main, own_parameters, parser, runs_side_by_side, show_plan, with_starts
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
-from mode.experiments.plan import overridden, plan_runs
-from mode.experiments.table import SCHEMA, save_table
+from mode.experiments.findings import figures_of_runs
+from mode.experiments.plan import PlannedRun, overridden, plan_runs
+from mode.experiments.table import SCHEMA, load_table, save_table
+from mode.paths import Paths
 
 REPOSITORY = Path(__file__).parents[2]
 CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
@@ -216,3 +218,49 @@ def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
     assert runner._next(runs, []) is None
     lock.close()
     assert runner._next(runs, []) is run
+
+
+def rows_of(run: PlannedRun, value: float) -> pd.DataFrame:
+    row = ("x", run.run, run.seed, "dense", "one", "acc1", value, 1.0, 1.0, 1.0, 1.0, "c0ffee", "cpu")
+    return pd.DataFrame([row], columns=SCHEMA.names)
+
+
+def test_runs_that_the_results_have_are_not_made_again_and_stay_in_them(tmp_path: Path) -> None:
+    made = made_of(a={}, b={}, c={"set": {"training.lr": 0.1}})
+    paths = Paths(tmp_path)
+    runs = plan_runs("x", made, CONTENT, {}, [0, 1])
+
+    def runner(anew: bool = False) -> Runner:
+        known = figures_of_runs(paths.experiment_results)
+        return Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False, known=known, anew=anew)
+
+    def names(of: Runner) -> list[str]:
+        return [run.name for run in runs if of.is_done(run)]
+
+    save_table(rows_of(runs[0], 0.25), runner().files(runs[0]).rows)
+    runner().collect()
+    shutil.rmtree(paths.experiment_runs)  # another machine, which has what is committed
+    assert names(runner()) == ["x-a-0", "x-b-0"]  # they are one run by two names
+    assert names(runner(anew=True)) == []
+
+    save_table(rows_of(runs[2], 0.5), runner().files(runs[2]).rows)
+    for each in (runner(), runner(anew=True)):
+        each.collect()
+        found = load_table(paths.experiment_table("x", quick=False))
+        assert found[["run", "random_seed", "value"]].values.tolist() == [["a", 0, 0.25], ["b", 0, 0.25], ["c", 0, 0.5]]
+    assert names(runner(anew=True)) == ["x-c-0"]
+
+    save_table(rows_of(runs[0], 0.75), runner().files(runs[0]).rows)  # made here after all
+    runner(anew=True).collect()
+    assert load_table(paths.experiment_table("x", quick=False))["value"].tolist() == [0.75, 0.75, 0.5]
+
+
+def test_a_model_is_kept_for_the_runs_that_are_not_known(tmp_path: Path) -> None:
+    made = made_of(a={}, b={"starts_from": ["a", "dense"]}, c={"starts_from": ["a", "expert-1"]})
+    runs = plan_runs("x", made, CONTENT, {}, [0])
+    known = {run.identity: rows_of(run, 0.5) for run in runs[:2]}
+    runner = Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False, known=known)
+    assert runner.models_to_keep(runs[0]) == {"expert-1"}
+    assert [runner.is_done(run) for run in runs] == [False, True, False]
+    runner.files(runs[0]).kept("expert-1").mkdir(parents=True)
+    assert [runner.is_done(run) for run in runs] == [True, True, False]

@@ -30,10 +30,12 @@ class Record(BaseModel):
     Attributes:
         command: that made it.
         runs: run -> the parameters that make it what it is, by dotted key.
+        identities: run -> random seed -> `PlannedRun.identity`.
     """
 
     command: str
     runs: dict[str, dict[str, Any]]
+    identities: dict[str, dict[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,21 @@ def read_findings(path: Path) -> Findings:
     if fault:
         raise ModeError(f"{path}: {fault}", _ADVICE)
     return Findings(frame, _read_record(path.with_suffix(".json")))
+
+
+def figures_of_runs(folder: Path) -> dict[str, pd.DataFrame]:
+    """Identity of a run -> its lines, of all tables in a folder: what need not be made again to be known.
+
+    Raises:
+        ModeError: as `read_findings`.
+    """
+    known = {}
+    for path in sorted(folder.glob("*.parquet")):
+        found = read_findings(path)
+        for (run, seed), lines in found.frame.groupby(["run", "random_seed"], sort=False):
+            if identity := found.record.identities.get(str(run), {}).get(str(seed)):
+                known[identity] = lines
+    return known
 
 
 def _fault(frame: pd.DataFrame, name: str) -> str:

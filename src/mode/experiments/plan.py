@@ -43,6 +43,8 @@ class PlannedRun:
         overrides: parameters by dotted key; `experts` is the whole section.
         params: all of them, checked.
         key: 12 hexadecimal digits that tell it from every other run; the same run in another experiment has the same.
+        identity: as `key`, but the same wherever the folders lie that it is given: by it the figures of a run are known
+            that was made on another machine.
         work: its trainings.
         needs: (key of another run, its model) that this one starts from.
     """
@@ -53,6 +55,7 @@ class PlannedRun:
     overrides: Mapping[str, Any]
     params: Params
     key: str
+    identity: str
     work: tuple[Work, ...]
     needs: tuple[str, str] | None = None
 
@@ -104,7 +107,12 @@ def plan_runs(
             needs = (of_seed[own.starts_from.run].key, own.starts_from.arm) if own.starts_from else None
             start = kept(*needs) if needs else None
             overrides = experiment.overrides(run, seed, data, quick, start)
-            of_seed[run] = replace(planned(name, run, seed, overrides, content), needs=needs)
+            made = planned(name, run, seed, overrides, content)
+            if data or needs:  # with names of folders, and the identity of the run that it starts from
+                origin = Path(of_seed[own.starts_from.run].identity, own.starts_from.arm) if own.starts_from else None
+                anywhere = experiment.overrides(run, seed, {}, quick, origin)
+                made = replace(made, identity=planned(name, run, seed, anywhere, content).key)
+            of_seed[run] = replace(made, needs=needs)
         for label, (run, arm) in experiment.rows.items():
             if not _has(arms := arms_of(of_seed[run].params), arm):
                 raise ModeError(
@@ -137,13 +145,15 @@ def planned(name: str, run: str, seed: int, overrides: Mapping[str, Any], conten
     # Without defaults: a parameter that a later version adds must not make finished runs look like other ones.
     beside: dict[str, Any] = {"machine": True, "training": set(params.training.BESIDE)}
     values = params.model_dump(mode="json", exclude=beside, exclude_defaults=True)
+    key = _digest(values)
     return PlannedRun(
         experiment=name,
         run=run,
         seed=seed,
         overrides=overrides,
         params=params,
-        key=_digest(values),
+        key=key,
+        identity=key,
         work=tuple(_work(params, values)),
     )
 
