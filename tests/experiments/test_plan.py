@@ -49,13 +49,7 @@ def test_a_run_is_known_wherever_its_folders_lie(tmp_path: Path) -> None:
     def planned(folder: str, epochs: int = 32) -> list[Any]:
         made = experiment(
             {
-                "first": {
-                    "set": {
-                        "sources.base.shards": "{photos}/train",
-                        "training.epochs": epochs,
-                        "training.seed_epochs": 2,
-                    }
-                },
+                "first": {"set": {"sources.base.shards": "{photos}/train", "training.epochs": epochs}},
                 "second": {"starts_from": ["first", "dense"], "set": {"training.lr": 0.1}},
                 "built-in": {},
             },
