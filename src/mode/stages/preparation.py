@@ -32,7 +32,8 @@ def data(project: Project, source: str) -> None:
     if params.shards == BUILT_IN:
         from mode.data.glyphs.dataset import write_glyph_shards
 
-        write_glyph_shards(project.params.glyphs, folder, project.params.random_seed)
+        glyphs, random_seed = project.params.glyphs, project.params.random_seed
+        write_glyph_shards(glyphs, folder, random_seed, families=params.families)
         where = str(folder.relative_to(project.root))
         # DVC knows these files by their content; the time at which they were made must not make them look changed.
         manifest = build_manifest(params.model_copy(update={"shards": where, "checksum": True}), project.root)
