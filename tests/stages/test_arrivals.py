@@ -24,7 +24,7 @@ from mode.roles import EXPERT, SEED, UPDATE
 from mode.stages import preparation
 from mode.stages.project import Project, trained_models
 from mode.stages.reports import drifts
-from mode.stages.sources import add_updates, check_names, find_arrival
+from mode.stages.sources import add_updates, check_names, find_arrival, keep_sources_watch
 from mode.stages.training import export_shards, left_rows, rows_of_expert, seen_rows, train_role, training_of
 from mode.tracking.store import database_uri, import_mlflow
 from mode.vectors import load_vectors
@@ -159,6 +159,49 @@ def test_blocks_together_are_one_source_of_all_shards(root: Path, tmp_path: Path
                 yield (*place, np.asarray(vectors[row]).tobytes(), *found)
 
     assert sorted(rows(blocks, "base", "base-2")) == [*rows(whole, "base")]
+
+
+def test_shards_that_nobody_has_entered_stop_dvc_before_it_removes_anything(
+    root: Path, tars: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = opened(root)
+    keep_sources_watch(project)
+    with pytest.raises(ModeError) as caught:
+        preparation.names(project)
+    assert str(caught.value) == (
+        "source 'base' has 1 new shard, tars/00001.tar: all of it would be made anew (`mode arrivals base` has them"
+        " embedded alone; to make all of it anew, `rm -r data/shards/base` first)"
+    )
+    find_arrival(root, root / "params.yaml", "base", enter=False)  # the list is still there, to compare with
+
+    for missing in ("data/shards/base", "data/vectors/base.npy"):  # as advised; and where nothing was embedded yet
+        (root / missing).rename(root / "aside")
+        preparation.names(project)
+        (root / "aside").rename(root / missing)
+    (root / "tars/00000.tar").rename(root / "tars/00003.tar")  # then all of it is made anew anyway
+    preparation.names(project)
+    (root / "tars/00003.tar").rename(root / "tars/00000.tar")
+
+    arrive(root)
+    capsys.readouterr()
+    preparation.names(opened(root))
+    assert capsys.readouterr().out == ""
+    shutil.copy2(tars / "00000.tar", root / "tars/more.tar")
+    preparation.names(opened(root))
+    assert capsys.readouterr().out == "base: 1 new shard waits for `mode arrivals base`\n"
+
+
+def test_a_source_entered_by_hand_has_its_stages_the_next_time(root: Path) -> None:
+    written = yaml.safe_load((root / "params.yaml").read_text())
+    written["sources"] |= {"mine": {"shards": "tars", "coarse": 1}, "drawn": {"shards": "glyphs"}}
+    (root / "params.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(ModeError, match="sources 'base', 'drawn', 'mine': stages of theirs were not"):
+        preparation.names(opened(root))
+    watch = yaml.safe_load((root / "watch.yaml").read_text())
+    assert (watch["generated"], watch["watched"]) == (["drawn"], ["base", "mine"])
+    assert watch["assigned"] == {"base": "base", "mine": "mine", "drawn": "drawn"}
+    (root / "tars" / SECOND[0]).unlink()
+    preparation.names(opened(root))
 
 
 def test_bad_arrivals_are_one_line_and_change_no_file(root: Path) -> None:

@@ -7,18 +7,24 @@ from dataclasses import replace
 from mode.errors import ModeError
 from mode.stages.machine import open_engine
 from mode.stages.project import BUILT_IN, Project, sample_captions, write_json, write_text
-from mode.stages.sources import check_names, keep_clusters_watch, keep_tasks_watch, keep_watch
+from mode.stages.sources import check_arrivals, check_names, keep_sources_watch, keep_tasks_watch, keep_watch
 
 
 def names(project: Project) -> None:
     """Refuse names that are none before DVC removes what they lead to; the output is there to be waited for.
 
     Raises:
-        ModeError: as `check_names`; or DVC has read a watch.yaml that was not in step with the sources.
+        ModeError: as `check_names` and `check_arrivals`; or DVC has read a watch.yaml that was not in step with the
+            sources: its stages are those of another params.yaml. Now it is in step.
     """
     check_names(project)
-    if keep_clusters_watch(project):
-        raise ModeError("watch.yaml: did not say whose clusters belong to which source; now it does", "run it again")
+    if changed := keep_sources_watch(project):
+        which = ", ".join(f"'{source}'" for source in sorted(changed))
+        raise ModeError(
+            f"sources {which}: stages of theirs were not there when DVC read watch.yaml, and are entered now",
+            "the same command once more goes on",
+        )
+    check_arrivals(project)
     write_text(project.names, "Every source and expert has a name.\n")
 
 
