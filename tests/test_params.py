@@ -362,5 +362,5 @@ def test_an_update_that_cannot_be(updates: dict[str, object], message: str) -> N
 
 
 def test_an_adapter_is_not_trained_on() -> None:
-    with pytest.raises(ModeError, match=r"updates\.a: an expert that is an adapter cannot be trained on"):
+    with pytest.raises(ModeError, match=r"updates\.a: an expert that is an adapter cannot be trained on: `mode add"):
         parse_params(arrived(updates={"a": UPDATE}, training={"adapter": {}}))

@@ -898,7 +898,10 @@ class Params(Section):
                 if other != name:
                     raise ValueError(f"{key}.source: '{other}' has seen '{update.source}' already")
         if self.updates and self.training.adapter is not None:
-            raise ValueError(f"updates.{next(iter(self.updates))}: an expert that is an adapter cannot be trained on")
+            raise ValueError(
+                f"updates.{next(iter(self.updates))}: an expert that is an adapter cannot be trained on:"
+                " `mode add-source` gives shards that have come one of their own"
+            )
 
     @property
     def versions(self) -> dict[str, list[str]]:

@@ -236,8 +236,8 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
     from mode.data.loading.selection import Pairs, every_row, write_pairs
 
     params = project.params
-    chosen = {"held_out": params.training.held_out, "random_seed": params.random_seed}
-    made_from: dict[str, object] = {**chosen, "index": content_of(index.folder)}
+    held_out, random_seed = params.training.held_out, params.random_seed
+    made_from: dict[str, object] = {"held_out": held_out, "random_seed": random_seed, "index": content_of(index.folder)}
     if role.pairs == "cluster" and key is not None:
         rows = rows_of_expert(project, key, index)
         expert = project.expert(key)
@@ -247,7 +247,7 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
         rows = every_row(len(index))
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = project.pairs(role.model(key), digest)
-    _made_by_one(folder, lambda: write_pairs(folder, index, rows, **chosen))
+    _made_by_one(folder, lambda: write_pairs(folder, index, rows, held_out, random_seed))
     return Pairs.open(folder)
 
 
