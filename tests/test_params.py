@@ -308,6 +308,16 @@ def test_a_continuation_that_cannot_be(source: dict[str, object], message: str) 
     assert message in str(caught.value)
 
 
+def test_other_families_arrive_in_the_built_in_data() -> None:
+    sources = {
+        "base": {"shards": "glyphs"},
+        "later": {"shards": "glyphs", "continues": "base", "families": {"chess": 4}},
+    }
+    assert parse_params(arrived(sources=sources, updates={})).root_of("later") == "base"
+    with pytest.raises(ModeError, match="families are those of the built-in data"):
+        parse_params(arrived(sources={**TARS, "x": {"shards": "tars", "families": {"chess": 4}}}))
+
+
 def test_a_continuation_has_no_expert_and_no_seed_of_its_own() -> None:
     with pytest.raises(ModeError, match="'base-2' continues 'base' and has no clusters of its own"):
         parse_params(arrived(experts={"a": {"source": "base-2", "cluster": 0}}))
@@ -352,5 +362,5 @@ def test_an_update_that_cannot_be(updates: dict[str, object], message: str) -> N
 
 
 def test_an_adapter_is_not_trained_on() -> None:
-    with pytest.raises(ModeError, match=r"updates\.a: an expert that is an adapter cannot be trained on"):
+    with pytest.raises(ModeError, match=r"updates\.a: an expert that is an adapter cannot be trained on: `mode add"):
         parse_params(arrived(updates={"a": UPDATE}, training={"adapter": {}}))

@@ -585,8 +585,8 @@ def look_for_arrivals(
 
     They are indexed, embedded, and assigned to the clusters that stand. What
     was made of the shards of before stays as it is, and so do all models;
-    `mode update-expert` trains one on. Call it before `dvc repro`, which
-    would otherwise make everything of the source anew.
+    `mode update-expert` trains one on. Until it is called, `dvc repro` and
+    flows stop, for they would make everything of the source anew.
     """
     from mode.stages.sources import find_arrival
 

@@ -138,6 +138,9 @@ class SourceParams(Section):
     """Fine clusters of this source; default `clustering.fine`."""
     coarse: PositiveInt | None = None
     """Coarse clusters of this source; default `clustering.coarse`."""
+    families: dict[str, NonNegativeInt] | None = None
+    """Of `glyphs`: family of characters -> how many of its first ones are drawn; `"*"` stands for those that are not
+    named, which have `glyphs.per_family`. `{chess: 0}` is all but chess, `{"*": 0, chess: 4}` nothing else."""
     continues: Name | None = None
     """A source of which this one has later shards: its pairs are assigned to the clusters of that source, and it has
     none of its own. `mode arrivals` enters such a source."""
@@ -151,6 +154,12 @@ class SourceParams(Section):
         if isinstance(shards, dict) and (not shards or "glyphs" in shards):
             raise ValueError("several sets are folders, globs, URLs or lists of tars, at least one; not `glyphs`")
         return shards
+
+    @model_validator(mode="after")
+    def _families_are_drawn(self) -> SourceParams:
+        if self.families is not None and self.shards != "glyphs":
+            raise ValueError("families are those of the built-in data: `shards: glyphs`")
+        return self
 
     @field_validator("filters")
     @classmethod
@@ -171,7 +180,7 @@ class GlyphParams(Section):
     """The built-in data set."""
 
     pairs: PositiveInt = 60_000
-    """Training pairs to draw."""
+    """Training pairs to draw; a source that has some of the characters alone, its share of these."""
     shard_pairs: PositiveInt = 5_000
     """Pairs in one tar."""
     image_size: PositiveInt = 32
@@ -843,8 +852,11 @@ class Params(Section):
                 raise ValueError(f"{key}.continues: no other source is called '{each.continues}'")
             if root.continues is not None:
                 raise ValueError(f"{key}.continues: '{each.continues}' itself continues '{root.continues}': name that")
-            if "glyphs" in (each.shards, root.shards):
-                raise ValueError(f"{key}.continues: the built-in data are made at once, nothing arrives in them")
+            if "glyphs" in (each.shards, root.shards) and (each.shards != root.shards or each.families is None):
+                raise ValueError(
+                    f"{key}.continues: the built-in data are made at once: only `shards: glyphs` with `families` of its"
+                    " own can arrive in them"
+                )
             if each.fine is not None or each.coarse is not None:
                 raise ValueError(f"{key}: fine and coarse are those of '{each.continues}', whose clusters these are")
             for field in SourceParams.READING:
@@ -886,7 +898,10 @@ class Params(Section):
                 if other != name:
                     raise ValueError(f"{key}.source: '{other}' has seen '{update.source}' already")
         if self.updates and self.training.adapter is not None:
-            raise ValueError(f"updates.{next(iter(self.updates))}: an expert that is an adapter cannot be trained on")
+            raise ValueError(
+                f"updates.{next(iter(self.updates))}: an expert that is an adapter cannot be trained on:"
+                " `mode add-source` gives shards that have come one of their own"
+            )
 
     @property
     def versions(self) -> dict[str, list[str]]:

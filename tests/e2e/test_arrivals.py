@@ -60,6 +60,10 @@ def test_only_what_is_new_is_made(project: SmallProject, tmp_path: Path) -> None
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     # Its name sorts between those of the others.
     shutil.copy2(tmp_path / "drawn/00001.tar", tmp_path / "tars")
+    stopped = project.run("dvc", "repro", check=False)
+    assert stopped.returncode != 0
+    assert "source 'base' has 1 new shard" in stopped.stderr
+    assert {**made(project), "data/names.txt": before["data/names.txt"]} == before  # DVC has removed that one
     assert "1 new shard of 'base'" in project.run("mode", "arrivals", "base", "--look").stdout
     project.run("mode", "arrivals", "base")
     assert ran(project) == {"index@base-2", "embed@base-2", "assign@base-2"}

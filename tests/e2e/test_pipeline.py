@@ -119,6 +119,18 @@ def test_a_changed_shard_elsewhere_is_noticed(new_project: SmallProject, tmp_pat
     assert "1,000 pairs" in changed
 
 
+def test_a_source_entered_by_hand_is_made_at_the_second_go(new_project: SmallProject) -> None:
+    """DVC reads which stages there are before any of them can run."""
+    params = new_project.params()
+    params["sources"]["later"] = {"shards": "glyphs", "families": {"*": 0, "dice": 6, "chess": 4}, "coarse": 1}
+    new_project.set_params(params)
+    first = new_project.run("dvc", "repro", check=False)
+    assert first.returncode != 0
+    assert "the same command once more goes on" in first.stdout + first.stderr
+    new_project.run("dvc", "repro", "assign@later")
+    assert (new_project.root / "data/assignment/later.parquet").is_file()
+
+
 def test_dvc_finds_mode_in_an_environment_that_is_not_activated(finished_project: SmallProject) -> None:
     """As `.venv/bin/dvc repro` right after an install."""
     root, command = (

@@ -56,6 +56,14 @@ def test_a_comparison_is_made_by_the_metrics_that_it_names(project: Paths) -> No
     assert (claim.metric, claim.difference.tasks) == ("cards", 1)
 
 
+def test_a_mean_is_over_its_tasks_alone(project: Paths) -> None:
+    file = project.experiments / "length.yaml"
+    file.write_text(file.read_text() + "means: {games: [cards], both: [chess, cards]}\nmetrics: [games, both, cards]\n")
+    for line in chapter(project, "length").lines:
+        games, both, cards = (line.figures[metric].mean for metric in ("games", "both", "cards"))
+        assert games == cards == pytest.approx(both - 1)  # chess lies a point above the mean, cards one below
+
+
 def test_a_row_that_is_not_there_yet_is_not_measured(project: Paths) -> None:
     file = project.experiments / "length.yaml"
     file.write_text(file.read_text().replace("MoDE 8x: [x8, ensemble]", "MoDE 8x: [x8, top-1]"))

@@ -53,9 +53,17 @@ def test_only_some_experts_of_many() -> None:
     assert [*made.overrides("b", 0, {})["experts"]] == [f"expert-{n}" for n in range(4)]
 
 
+def test_a_mean_has_a_name_and_other_metrics_are_their_own() -> None:
+    made = Experiment.model_validate({**LEAST, "means": {"games": ["chess", "dice"]}})
+    assert [made.measured(metric) for metric in ("games", "cats", "zero-shot")] == ["chess, dice", "cats", "zero-shot"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"means": {"zero-shot": ["chess"]}}, "means: zero-shot: is the mean over all tasks"),
+        ({"means": {"a, b": ["chess"]}}, "means.a, b"),
+        ({"means": {"games": []}}, "means.games: "),
         ({"title": None}, "title: "),
         ({"titel": "x"}, "titel: Extra inputs are not permitted"),
         ({"runs": {}}, "runs: "),

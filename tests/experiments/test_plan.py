@@ -39,6 +39,17 @@ def test_trainings_in_common_are_counted_once() -> None:
     assert plan_table(runs, [], None, 1, elsewhere)["trainings"].tolist() == [4, 4, 8]
 
 
+def test_a_source_that_is_added_trains_nothing_anew() -> None:
+    sources = {**CONTENT["sources"], "later": {"shards": "glyphs", "continues": "base", "families": {"chess": 4}}}
+    update = {"continues": "expert-1", "source": "later", "cluster": 1, "replays": "base"}
+    later = {"set": {"sources": sources, "updates": {"expert-1-v2": update}}}
+    made = experiment({"a": {}, "later": later}, rows={"updated": ["later", "expert-1-v2"]})
+    left = new_work(plan_runs("x", made, CONTENT, {}, [0]))
+    assert [work.model for work in left["x-later-0"]] == ["expert-1-v2"]
+    with pytest.raises(ModeError, match="run 'later' will have no arm 'expert-1'"):  # its update stands in its place
+        plan_runs("x", experiment({"later": later}, rows={"it": ["later", "expert-1"]}), CONTENT, {}, [0])
+
+
 def test_other_random_seeds_share_nothing_and_routing_alone_shares_all() -> None:
     runs = plan_runs("x", experiment({"a": {}, "paper": {"set": {"routing.kind": "paper"}}}), CONTENT, {}, [0, 1])
     assert [len(work) for work in new_work(runs).values()] == [7, 0, 7, 0]

@@ -16,6 +16,7 @@ import yaml
 from mode.clip.model import load_model
 from mode.clustering.assignment import Assignment
 from mode.data.glyphs.dataset import write_glyph_shards
+from mode.data.loading.selection import is_held_out
 from mode.errors import ModeError
 from mode.integrity import check_project
 from mode.params import GlyphParams, ModelParams, load_params, parse_params
@@ -23,8 +24,9 @@ from mode.roles import EXPERT, SEED, UPDATE
 from mode.stages import preparation
 from mode.stages.project import Project, trained_models
 from mode.stages.reports import drifts
-from mode.stages.sources import add_updates, check_names, find_arrival
-from mode.stages.training import export_shards, rows_of_expert, train_role, training_of
+from mode.stages.sources import add_updates, check_names, find_arrival, keep_sources_watch
+from mode.stages.training import export_shards, left_rows, rows_of_expert, seen_rows, train_role, training_of
+from mode.tracking.store import database_uri, import_mlflow
 from mode.vectors import load_vectors
 from tests.killing import KILL, end_at
 
@@ -159,6 +161,49 @@ def test_blocks_together_are_one_source_of_all_shards(root: Path, tmp_path: Path
     assert sorted(rows(blocks, "base", "base-2")) == [*rows(whole, "base")]
 
 
+def test_shards_that_nobody_has_entered_stop_dvc_before_it_removes_anything(
+    root: Path, tars: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = opened(root)
+    keep_sources_watch(project)
+    with pytest.raises(ModeError) as caught:
+        preparation.names(project)
+    assert str(caught.value) == (
+        "source 'base' has 1 new shard, tars/00001.tar: all of it would be made anew (`mode arrivals base` has them"
+        " embedded alone; to make all of it anew, `rm -r data/shards/base` first)"
+    )
+    find_arrival(root, root / "params.yaml", "base", enter=False)  # the list is still there, to compare with
+
+    for missing in ("data/shards/base", "data/vectors/base.npy"):  # as advised; and where nothing was embedded yet
+        (root / missing).rename(root / "aside")
+        preparation.names(project)
+        (root / "aside").rename(root / missing)
+    (root / "tars/00000.tar").rename(root / "tars/00003.tar")  # then all of it is made anew anyway
+    preparation.names(project)
+    (root / "tars/00003.tar").rename(root / "tars/00000.tar")
+
+    arrive(root)
+    capsys.readouterr()
+    preparation.names(opened(root))
+    assert capsys.readouterr().out == ""
+    shutil.copy2(tars / "00000.tar", root / "tars/more.tar")
+    preparation.names(opened(root))
+    assert capsys.readouterr().out == "base: 1 new shard waits for `mode arrivals base`\n"
+
+
+def test_a_source_entered_by_hand_has_its_stages_the_next_time(root: Path) -> None:
+    written = yaml.safe_load((root / "params.yaml").read_text())
+    written["sources"] |= {"mine": {"shards": "tars", "coarse": 1}, "drawn": {"shards": "glyphs"}}
+    (root / "params.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(ModeError, match="sources 'base', 'drawn', 'mine': stages of theirs were not"):
+        preparation.names(opened(root))
+    watch = yaml.safe_load((root / "watch.yaml").read_text())
+    assert (watch["generated"], watch["watched"]) == (["drawn"], ["base", "mine"])
+    assert watch["assigned"] == {"base": "base", "mine": "mine", "drawn": "drawn"}
+    (root / "tars" / SECOND[0]).unlink()
+    preparation.names(opened(root))
+
+
 def test_bad_arrivals_are_one_line_and_change_no_file(root: Path) -> None:
     def refused(source: str, message: str) -> None:
         before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -262,6 +307,48 @@ def test_an_update_goes_on_from_its_expert_on_new_pairs_and_some_old_ones(root: 
     record = json.loads((tmp_path / "out/export.json").read_text())
     assert (record["pairs"], record["continues"]) == (len(keys), "expert-1")
     assert not [*(project.checkpoints).glob("**/index*")]
+
+
+@pytest.mark.parametrize("replay_share", [0.0, 0.5])
+def test_an_update_is_looked_at_on_held_out_pairs_old_and_new(root: Path, replay_share: float) -> None:
+    arrive(root)
+    prepare(opened(root), "base-2")
+    add_updates(root, root / "params.yaml", "expert-1")
+    written = yaml.safe_load((root / "params.yaml").read_text())
+    written["training"] |= {"held_out": 40, "validate": {"every": 1, "held_out": 30}}
+    written["updates"]["expert-1-v2"]["replay_share"] = replay_share
+    (root / "params.yaml").write_text(yaml.safe_dump(written))
+    project = opened(root)
+    train_role(SEED, project)
+    train_role(EXPERT, project, "expert-1")
+
+    # A naive oracle: what the seed of the random numbers holds out of each source, of what the update would be shown.
+    left: dict[str, set[str]] = {}
+    for source in ("base", "base-2"):
+        index = project.load_index(source)
+        rows = np.concatenate([*left_rows(project, source, 1, 0.1)])
+        assert is_held_out(index.image[rows], 40, index.images, 0).all()
+        trained = {row for block in seen_rows(project, source, 1, 0.1) for row in block.tolist()}
+        assigned = Assignment.load(project.assignment(source)).coarse
+        assert {*np.flatnonzero(assigned == 1).tolist()} <= trained | {*rows.tolist()}
+        assert not trained & {*rows.tolist()}
+        left[source] = {*index.keys(rows)}
+    training = training_of(project, UPDATE, "expert-1-v2")
+    keys = training.index.keys(training.plan.pairs.held_out[:])
+    old, new = ([key for key in keys if key in left[source]] for source in ("base", "base-2"))
+    assert {*new} == left["base-2"]
+    assert len(old) == (min(len(new), len(left["base"])) if replay_share else 0)
+    assert len(keys) == len(old) + len(new)
+    assert not {*keys} & {*training.index.keys(training.plan.pairs.rows[:])}
+    assert new
+
+    train_role(UPDATE, project, "expert-1-v2")
+    heads, *looks = (project.model("expert-1-v2") / "validation.csv").read_text().splitlines()
+    assert heads == "samples,loss"
+    assert len(looks) == training.plan.steps + 1
+    card = load_model(project.model("expert-1-v2")).card
+    run = import_mlflow().MlflowClient(database_uri(project.runs)).get_run(card["mlflow_run"])
+    assert run.data.metrics["validate/loss"] == pytest.approx(float(looks[-1].partition(",")[2]), abs=1e-6)
 
 
 def test_an_update_without_a_new_pair_is_one_line(root: Path) -> None:

@@ -104,7 +104,7 @@ def work_out(name: str, definition: Experiment, table: Findings) -> Chapter:
     if not definition.metrics:
         raise ModeError(f"experiment '{name}' has no metrics", "`metrics: [zero-shot]`")
     figures = {
-        (label, metric): table.figures(of, metric)
+        (label, metric): table.figures(of, definition.measured(metric))
         for label, of in definition.rows.items()
         for metric in definition.metrics
     }

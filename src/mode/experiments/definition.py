@@ -19,6 +19,8 @@ _PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*$", max_length=64)]
 #: Of a folder, as `{NAME}` stands for it.
 DataName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+#: Of a mean over tasks; a comma would make several tasks of it.
+MeanName = Annotated[str, Field(pattern=r"^[^,]*[^,\s]$")]
 #: How many experts a run may have: a bound on what a definition can ask for by a single number.
 Experts = Annotated[int, Field(ge=1, le=1024)]
 #: Values in a definition, anchors filled in: some lines of them can stand for more than any memory holds.
@@ -130,9 +132,11 @@ class Experiment(Section):
     """The runs."""
     rows: dict[str, Of]
     """Label -> `[RUN, ARM]`: the rows of the table."""
+    means: dict[MeanName, Annotated[list[str], Field(min_length=1)]] = Field(default={})
+    """Name -> tasks: a mean over many tasks, which `metrics` can have by that name."""
     metrics: list[str] = Field(default=["zero-shot"])
     """Columns: `zero-shot` (the mean over the classification tasks), a task's name, `TASK, TASK, ...` (the mean over
-    these), or `TASK METRIC`."""
+    these), the name of one of `means`, or `TASK METRIC`."""
     compare: list[Compared] = Field(default=[])
     """The claims that are put to the test."""
     figure: FigureOf | None = None
@@ -157,6 +161,13 @@ class Experiment(Section):
         if len(set(seeds)) < len(seeds):
             raise ValueError("one is there twice")
         return seeds
+
+    @field_validator("means")
+    @classmethod
+    def _means_have_names_of_their_own(cls, means: dict[str, list[str]]) -> dict[str, list[str]]:
+        if "zero-shot" in means:
+            raise ValueError("zero-shot: is the mean over all tasks: another name")
+        return means
 
     @model_validator(mode="after")
     def _rows_and_comparisons_are_of_what_there_is(self) -> Experiment:
@@ -196,6 +207,10 @@ class Experiment(Section):
             if "random_seed" in values:
                 raise ValueError(f"{where}.random_seed: `seeds` says with which each run is made")
         return self
+
+    def measured(self, metric: str) -> str:
+        """What a metric is, the tasks in place of the name of a mean."""
+        return ", ".join(self.means.get(metric, [metric]))
 
     def overrides(
         self, run: str, seed: int, data: Mapping[str, Path], quick: bool = False, seed_model: Path | None = None

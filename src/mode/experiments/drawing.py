@@ -66,9 +66,10 @@ def differences_figure(claims: Sequence[Claim]) -> Figure | None:
 def _lines(chapter: Chapter, asked: FigureOf) -> Figure | None:
     """A line per arm over the runs; bars are the standard deviation over random seeds."""
     metric = chapter.definition.metrics[0]
+    tasks = chapter.definition.measured(metric)
     places = sorted(asked.x.items(), key=lambda item: item[1])
     lines = {
-        name: [(place, summary(chapter.table.figures(Of(run, arm), metric))) for run, place in places]
+        name: [(place, summary(chapter.table.figures(Of(run, arm), tasks))) for run, place in places]
         for name, arm in asked.lines.items()
     }
     if all(math.isnan(figures.mean) for points in lines.values() for _, figures in points):

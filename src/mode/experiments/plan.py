@@ -20,8 +20,8 @@ from mode.params import Params, parse_params
 from mode.roles import DENSE, DENSE_LONG, ENSEMBLE, EXPERT, FULL, SEED, TRAINED, UNIFORM, UNIFORM_FULL, UPDATE, Role
 from mode.training.plan import TrainPlan, make_plan
 
-#: Sections of params.yaml that decide the seed, and so whether two runs share it.
-_OF_SEED = ("random_seed", "sources", "glyphs", "index", "seed", "model", "image", "training")
+#: Sections of params.yaml that decide the seed, and so whether two runs share it, as the sources of its pairs do.
+_OF_SEED = ("random_seed", "glyphs", "index", "seed", "model", "image", "training")
 #: Beside these, what decides an expert of it.
 _OF_EXPERT = ("embedding", "clustering", "branch")
 
@@ -129,7 +129,7 @@ def arms_of(params: Params) -> list[str]:
         *(role.name for role in (SEED, DENSE)),
         *([DENSE_LONG.name] if params.baselines.dense_long else []),
         *([*full, UNIFORM_FULL.name] if full else []),
-        *params.experts,
+        *params.members,
         *(EXPERT.mean, UNIFORM.name, ENSEMBLE.name),
         *params.variants.arms,
     ]
@@ -277,15 +277,23 @@ def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
     for role, key in trainings_of(params):
         # An epoch of null is as long as there are images, which only the index knows.
         samples = training_plan(params, role, key, images).samples if images else float("nan")
-        own: dict[str, Any] = {}
+        own: dict[str, Any] = {"sources": {name: values["sources"][name] for name in _sources_of(params, role, key)}}
         if role is DENSE_LONG:
-            own = {"coarse": params.coarse_of(params.training.source)}
+            own |= {"coarse": params.coarse_of(params.training.source)}
         elif key is not None:
             # An update goes on from another model, which its own name may be but the last link to.
-            own = {"key": key, "expert": values["experts"] if role is UPDATE else values["experts"][key]}
+            own |= {"key": key, "expert": values["experts"] if role is UPDATE else values["experts"][key]}
             own |= {"updates": values["updates"]} if role is UPDATE else {}
             own |= {} if role is FULL else {section: values.get(section) for section in _OF_EXPERT}
         yield Work(role.model(key), _digest({"role": role.name, **seed_key, **own}), samples)
+
+
+def _sources_of(params: Params, role: Role, key: str | None) -> set[str]:
+    """The sources that a training is made of: of its pairs, of the seed's, and of those that tell its cluster."""
+    sources = {params.training.source}
+    if key is not None and role is not FULL:
+        sources |= {*params.sources_of(key)} | ({source} if (source := params.embedding.fit_on) else set())
+    return sources
 
 
 def _digest(content: object) -> str:

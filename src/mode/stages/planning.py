@@ -250,8 +250,10 @@ def _pairs(project: Project, asked: Asked, is_here: bool) -> dict[str, int]:
 def _pairs_of(project: Project, source: str, is_here: bool) -> int:
     if is_here and (report := _report(project, source)):
         return report[1]
-    if project.source(source).shards == BUILT_IN:
-        return project.params.glyphs.pairs
+    if (own := project.source(source)).shards == BUILT_IN:
+        from mode.data.glyphs.dataset import pairs_of
+
+        return pairs_of(project.params.glyphs, own.families)
     advice = f"`dvc repro index@{source}` counts them"
     if source == project.params.training.source:
         advice += ", or --pairs 400M says it"

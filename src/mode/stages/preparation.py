@@ -7,18 +7,24 @@ from dataclasses import replace
 from mode.errors import ModeError
 from mode.stages.machine import open_engine
 from mode.stages.project import BUILT_IN, Project, sample_captions, write_json, write_text
-from mode.stages.sources import check_names, keep_clusters_watch, keep_tasks_watch, keep_watch
+from mode.stages.sources import check_arrivals, check_names, keep_sources_watch, keep_tasks_watch, keep_watch
 
 
 def names(project: Project) -> None:
     """Refuse names that are none before DVC removes what they lead to; the output is there to be waited for.
 
     Raises:
-        ModeError: as `check_names`; or DVC has read a watch.yaml that was not in step with the sources.
+        ModeError: as `check_names` and `check_arrivals`; or DVC has read a watch.yaml that was not in step with the
+            sources: its stages are those of another params.yaml. Now it is in step.
     """
     check_names(project)
-    if keep_clusters_watch(project):
-        raise ModeError("watch.yaml: did not say whose clusters belong to which source; now it does", "run it again")
+    if changed := keep_sources_watch(project):
+        which = ", ".join(f"'{source}'" for source in sorted(changed))
+        raise ModeError(
+            f"sources {which}: stages of theirs were not there when DVC read watch.yaml, and are entered now",
+            "the same command once more goes on",
+        )
+    check_arrivals(project)
     write_text(project.names, "Every source and expert has a name.\n")
 
 
@@ -32,7 +38,8 @@ def data(project: Project, source: str) -> None:
     if params.shards == BUILT_IN:
         from mode.data.glyphs.dataset import write_glyph_shards
 
-        write_glyph_shards(project.params.glyphs, folder, project.params.random_seed)
+        glyphs, random_seed = project.params.glyphs, project.params.random_seed
+        write_glyph_shards(glyphs, folder, random_seed, families=params.families)
         where = str(folder.relative_to(project.root))
         # DVC knows these files by their content; the time at which they were made must not make them look changed.
         manifest = build_manifest(params.model_copy(update={"shards": where, "checksum": True}), project.root)

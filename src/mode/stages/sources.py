@@ -109,6 +109,45 @@ def find_arrival(root: Path, params: Path, source: str, enter: bool = True) -> A
     return Arrival(source, name, len(new), sum(shard.size for shard in new))
 
 
+def check_arrivals(project: Project) -> None:
+    """Stop where DVC would make all of a source anew for the sake of shards that have come to it.
+
+    It is called before DVC removes the list of what was there. Shards that have gone are another matter: what was made
+    of them has to be made anew anyway. Of a source that has a list in arrivals.json, new shards wait: that is said, and
+    nothing stops.
+
+    Raises:
+        ModeError: vectors were made of a source, and more shards lie where it looks than those that it had.
+    """
+    from mode.data.shards.arrivals import Arrivals
+    from mode.data.shards.manifest import Manifest, names_of
+
+    arrivals = Arrivals.load(project.arrivals)
+    for source, own in project.params.sources.items():
+        if own.shards == BUILT_IN or own.continues is not None or not project.vectors(source).is_file():
+            continue
+        if not project.manifest(source).is_file():
+            continue
+        before = Manifest.load(project.manifest(source))
+        if before.kind == "table":
+            continue
+        alike = [other for other, each in project.params.sources.items() if each.shards == own.shards]
+        listed = [names for other in alike if (names := arrivals.names.get(other)) is not None]
+        known = {*(shard.path for shard in before.shards), *(name for names in listed for name in names)}
+        there = set(names_of(own.shards, project.root))
+        if not (new := sorted(there - known)) or known - there:
+            continue
+        count = f"{len(new):,} new shard{'s' if len(new) > 1 else ''}"
+        if listed:
+            print(f"{source}: {count} wait{'s' if len(new) == 1 else ''} for `mode arrivals {source}`", flush=True)
+            continue
+        listing = project.shards(source).relative_to(project.root)
+        raise ModeError(
+            f"source '{source}' has {count}, {new[0]}{' ...' if len(new) > 1 else ''}: all of it would be made anew",
+            f"`mode arrivals {source}` has them embedded alone; to make all of it anew, `rm -r {listing}` first",
+        )
+
+
 def add_updates(root: Path, params: Path, expert: str) -> list[str]:
     """Enter the trainings that take an expert on through the sources that have continued its own since.
 
@@ -218,18 +257,37 @@ def keep_watch(project: Project, source: str, generated: bool | None) -> None:
             content[group] = sorted([*others, source] if belongs else others)
 
 
-def keep_clusters_watch(project: Project) -> bool:
+def keep_clusters_watch(project: Project) -> list[str]:
     """Note in watch.yaml which sources are clustered, and to whose clusters the pairs of each are assigned.
 
     Returns:
-        Whether it said something else.
+        The sources of which it said something else.
     """
     params = project.params
     with _watch(project) as content:
         before = dict(content)
         content["clustered"] = [source for source in params.sources if params.root_of(source) == source]
         content["assigned"] = {source: params.root_of(source) for source in params.sources}
-        return content != before
+        assigned = before.get("assigned") or {}
+        if content == before:
+            return []
+        return [name for name, root in content["assigned"].items() if assigned.get(name) != root] or [*params.sources]
+
+
+def keep_sources_watch(project: Project) -> list[str]:
+    """Note in watch.yaml what `keep_clusters_watch` does, and of sources that it does not know where their shards are.
+
+    One whose shards are now elsewhere is left to its stage `data`, which is there and notes it.
+
+    Returns:
+        The sources of which it said something else.
+    """
+    watch = _as_dvc_reads(project.watch_file)
+    known = {*(watch.get("generated") or []), *(watch.get("watched") or [])}
+    new = [source for source in project.params.sources if source not in known]
+    for source in new:
+        keep_watch(project, source, generated=project.source(source).shards == BUILT_IN)
+    return [*dict.fromkeys([*new, *keep_clusters_watch(project)])]
 
 
 def keep_tasks_watch(project: Project) -> None:

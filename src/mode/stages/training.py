@@ -145,19 +145,43 @@ def _open_joined(project: Project, key: str) -> tuple[PairIndex, Pairs]:
         "replay_share": update.replay_share,
         "indexes": [content_of(project.index(source)) for source in sources],
         "assignments": [SEAL.digest_of(project.assignment(source)) for source in sources],
+        "beside": "held-out pairs of both",
     }
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     joined, folder = project.joined_index(key, digest), project.pairs(key, digest)
     _made_by_one(joined, lambda: join_update(project, key, joined))
     index = PairIndex.load(joined)
-    # Those of held-out images are left out already: which these are, only their own source says.
-    every, seed = every_row(len(index)), params.random_seed
-    _made_by_one(folder, lambda: write_pairs(folder, index, every, held_out=0, random_seed=seed))
+
+    def choose() -> None:
+        # Which images are held out, only their own source says.
+        trained = sum(_of_update(project, key, seen_rows))
+        rows, left = every_row(trained), every_row(len(index) - trained)
+        beside = (trained + block for block in left)
+        write_pairs(folder, index, rows, held_out=0, random_seed=params.random_seed, beside=beside)
+
+    _made_by_one(folder, choose)
     return index, Pairs.open(folder)
+
+
+#: Gives pairs of a source, a cluster and a share of the pairs outside it, in blocks: `seen_rows`, `left_rows`.
+_RowsOf = Callable[["Project", str, int, float], "Iterator[NDArray[np.int64]]"]
+
+
+def _of_update(project: Project, key: str, rows_of: _RowsOf) -> tuple[int, int]:
+    """How many pairs of an update are old, as `replay_share` says if there are so many, and how many new."""
+    update = project.update(key)
+    share = _outside_share(project, update)
+    old, new = (
+        sum(len(rows) for rows in rows_of(project, source, update.cluster, share))
+        for source in (update.replays, update.source)
+    )
+    return min(old, round(new * update.replay_share / (1 - update.replay_share))), new
 
 
 def join_update(project: Project, key: str, out: Path) -> None:
     """Write an index of the pairs of an update: some that the expert was trained on, then those that are new.
+
+    After them come, in the same proportion, the pairs of held-out images, which nothing is trained on.
 
     Raises:
         ModeError: none is new, or as `rows_of_cluster`.
@@ -170,15 +194,18 @@ def join_update(project: Project, key: str, out: Path) -> None:
     if not any((block == update.cluster).any() for block in _coarse_blocks(project, update.source)):
         advice = f"`mode remove-expert {key}` takes it out again"
         raise ModeError(f"{key}: no pair of '{update.source}' is in cluster {update.cluster}", advice)
-    new = sum(len(rows) for rows in seen_rows(project, update.source, update.cluster, share))
-    if not new:
-        raise ModeError(f"{key}: all new pairs of cluster {update.cluster} are held out", "a smaller training.held_out")
-    again = round(new * update.replay_share / (1 - update.replay_share))
-    before = partial(seen_rows, project, update.replays, update.cluster, share)
-    parts = [
-        (project.load_index(update.replays), some_rows(before, again, project.params.random_seed)),
-        (project.load_index(update.source), seen_rows(project, update.source, update.cluster, share)),
-    ]
+    old_index, new_index = project.load_index(update.replays), project.load_index(update.source)
+    parts = []
+    for rows_of in (seen_rows, left_rows):
+        again, new = _of_update(project, key, rows_of)
+        if not new and rows_of is seen_rows:
+            advice = "a smaller training.held_out"
+            raise ModeError(f"{key}: all new pairs of cluster {update.cluster} are held out", advice)
+        before = partial(rows_of, project, update.replays, update.cluster, share)
+        parts += [
+            (old_index, some_rows(before, again, project.params.random_seed)),
+            (new_index, rows_of(project, update.source, update.cluster, share)),
+        ]
     join_indexes(out, parts)
 
 
@@ -191,6 +218,15 @@ def seen_rows(project: Project, source: str, cluster: int, outside_share: float)
     return without_held_out(rows, index, params.training.held_out, params.random_seed)
 
 
+def left_rows(project: Project, source: str, cluster: int, outside_share: float) -> Iterator[NDArray[np.int64]]:
+    """Those of held-out images alone, which it would be trained on as well, were none held out."""
+    from mode.data.loading.selection import only_held_out
+
+    params, index = project.params, project.load_index(source)
+    rows = _rows_of_cluster(project, source, cluster, outside_share, index)
+    return only_held_out(rows, index, params.training.held_out, params.random_seed)
+
+
 def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -> Pairs:
     """The pairs of a training, in files beside its checkpoint that the first process to come writes.
 
@@ -200,8 +236,8 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
     from mode.data.loading.selection import Pairs, every_row, write_pairs
 
     params = project.params
-    chosen = {"held_out": params.training.held_out, "random_seed": params.random_seed}
-    made_from: dict[str, object] = {**chosen, "index": content_of(index.folder)}
+    held_out, random_seed = params.training.held_out, params.random_seed
+    made_from: dict[str, object] = {"held_out": held_out, "random_seed": random_seed, "index": content_of(index.folder)}
     if role.pairs == "cluster" and key is not None:
         rows = rows_of_expert(project, key, index)
         expert = project.expert(key)
@@ -211,7 +247,7 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
         rows = every_row(len(index))
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = project.pairs(role.model(key), digest)
-    _made_by_one(folder, lambda: write_pairs(folder, index, rows, **chosen))
+    _made_by_one(folder, lambda: write_pairs(folder, index, rows, held_out, random_seed))
     return Pairs.open(folder)
 
 
@@ -318,10 +354,10 @@ def _export_update(project: Project, name: str, folder: Path, pairs_per_shard: i
     with TemporaryDirectory(dir=project.checkpoints, prefix=f".{name}-") as aside:
         joined = Path(aside) / "index"
         join_update(project, name, joined)
-        index = PairIndex.load(joined)
+        index, trained = PairIndex.load(joined), sum(_of_update(project, name, seen_rows))
 
         def chosen() -> Iterator[Chosen]:
-            return (Chosen(rows, {}) for rows in every_row(len(index)))
+            return (Chosen(rows, {}) for rows in every_row(trained))
 
         pairs, shards = export_pairs(index, chosen, project.root, folder, about, pairs_per_shard, force)
     print(f"{name}: {pairs:,} pairs in {shards:,} tars in {folder}")

@@ -11,11 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mode.data.glyphs.dataset import NOISE, caption, templates, write_glyph_shards, write_glyph_tasks
+from mode.data.glyphs.dataset import (
+    NOISE,
+    caption,
+    characters_of,
+    pairs_of,
+    templates,
+    write_glyph_shards,
+    write_glyph_tasks,
+)
 from mode.data.glyphs.drawing import TASK_FONTS, TRAINING_FONTS, draw, fonts_with
 from mode.data.glyphs.families import FAMILIES, name_of
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
+from mode.errors import ModeError
 from mode.params import GlyphParams, IndexParams, SourceParams
 
 SMALL = GlyphParams(pairs=53, shard_pairs=20, test_images=2)
@@ -23,6 +32,15 @@ SMALL = GlyphParams(pairs=53, shard_pairs=20, test_images=2)
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def members(folder: Path) -> list[tuple[str, bytes]]:
+    """Name and content of every member of the tars."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found += [(member.name, file.read()) for member in tar if (file := tar.extractfile(member))]
+    return found
 
 
 def test_families_are_tasks_of_6_to_20_classes_and_share_no_character() -> None:
@@ -57,6 +75,42 @@ def test_shards_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert list(contents(tmp_path / "a")) == list(contents(tmp_path / "c"))
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
+
+
+def test_a_source_may_have_some_families_alone(tmp_path: Path) -> None:
+    clean = SMALL.model_copy(update={"per_family": 4, "noise_share": 0.0, "dropped_word_share": 0.0})
+    known, of_all = {"*": 0, "dice": 4, "chess": 2}, 4 * len(FAMILIES)
+    assert [*characters_of(clean, known)] == [*"♔♕", *"⚀⚁⚂⚃"]
+    assert len(characters_of(clean, {"chess": 0, "dice": 6})) == of_all - 4 + 2
+    many = clean.model_copy(update={"pairs": 10 * of_all})
+    assert (pairs_of(many), pairs_of(many, known)) == (10 * of_all, 60)
+    write_glyph_shards(many, tmp_path / "known", random_seed=3, workers=1, families=known)
+    texts = [text.decode() for name, text in members(tmp_path / "known") if name.endswith(".txt")]
+    assert len(texts) == 60
+    assert all("chess" in text or "die" in text for text in texts)
+    assert not any(word in text for text in texts for word in ("rook", "die face-6"))
+
+
+def test_another_draw_of_the_same_characters_has_other_pictures(tmp_path: Path) -> None:
+    for name, families in {"all": None, "again": {"*": 4}, "once more": {"*": 4}}.items():
+        write_glyph_shards(SMALL.model_copy(update={"per_family": 4}), tmp_path / name, 3, workers=1, families=families)
+    assert contents(tmp_path / "again") == contents(tmp_path / "once more")
+    assert not {*members(tmp_path / "all")} & {*members(tmp_path / "again")}
+
+
+@pytest.mark.parametrize(
+    ("families", "message"),
+    [
+        ({"ches": 4}, "no family of characters is called 'ches' (there are: chess, dice"),
+        ({"dice": 7}, "dice: 7 characters, but it has 6"),
+        ({"*": 0, "dice": 0}, "no character is left"),
+    ],
+)
+def test_families_that_are_none_are_refused(tmp_path: Path, families: dict[str, int], message: str) -> None:
+    with pytest.raises(ModeError) as refused:
+        write_glyph_shards(SMALL, tmp_path / "a", 0, workers=1, families=families)
+    assert message in str(refused.value)
+    assert not (tmp_path / "a").exists()
 
 
 def test_shards_are_pairs(tmp_path: Path) -> None:

@@ -135,6 +135,15 @@ def test_the_same_pairs_have_the_same_digest_and_others_have_not(index: PairInde
     assert len({*digests.values()}) == 3
 
 
+def test_pairs_that_were_held_out_before_are_beside(index: PairIndex, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs", index, every_row(20), 0, 0, beside=[np.arange(20, 23), np.arange(23, 25)])
+    pairs = Pairs.open(tmp_path / "pairs")
+    assert pairs.rows[:].tolist() == [*range(20)]
+    assert pairs.held_out[:].tolist() == [*range(20, 25)]
+    write_pairs(tmp_path / "others", index, every_row(20), 0, 0)
+    assert Pairs.open(tmp_path / "others").digest != pairs.digest
+
+
 def test_all_images_held_out(index: PairIndex, tmp_path: Path) -> None:
     with pytest.raises(ModeError, match="held_out: 30 of 30 images"):
         write_pairs(tmp_path / "pairs", index, every_row(len(index)), 30, 0)

@@ -6,8 +6,11 @@ playing cards, alphabets, arrows.
 
 from __future__ import annotations
 
+import json
 import re
 import tarfile
+import zlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import numpy as np
 
 from mode.data.glyphs.drawing import TASK_FONTS, TRAINING_FONTS, draw
 from mode.data.glyphs.families import FAMILIES, Family, name_of
+from mode.errors import ModeError
 from mode.files import add_to_tar, write_aside
 from mode.parallel import cores, ordered_map
 from mode.params import GlyphParams
@@ -63,24 +67,71 @@ _BATCH = 256
 _TRAINING, _TASKS = 0, 1
 
 
-def write_glyph_shards(params: GlyphParams, out: Path, random_seed: int, workers: int | None = None) -> None:
+def write_glyph_shards(
+    params: GlyphParams,
+    out: Path,
+    random_seed: int,
+    workers: int | None = None,
+    families: Mapping[str, int] | None = None,
+) -> None:
     """Write the training pairs as a folder of tars, `key.jpg` with `key.txt`.
 
-    Every character that `params` leaves of `FAMILIES` is as likely as any other. The bytes depend on `params` and
-    `random_seed` alone (and on the versions of the font and JPEG libraries).
+    Every character that `params` and `families` leave of `FAMILIES` is as likely as any other. The bytes depend on
+    these and on `random_seed` alone (and on the versions of the font and JPEG libraries).
 
     Args:
         params: numbers of pairs, sizes, shares of noise.
         out: folder to write, as a whole or not at all; replaced if it is there.
         random_seed: of all random choices.
         workers: processes; default one per core.
+        families: as of a source in params.yaml; with them there are `pairs_of` pairs.
+
+    Raises:
+        ModeError: as `characters_of`.
     """
-    shards = range(-(-params.pairs // params.shard_pairs))
-    with write_aside(out) as folder, Progress("draw glyphs", total=params.pairs, unit="pairs") as bar:
+    kinds, pairs = characters_of(params, families), pairs_of(params, families)
+    # What is drawn of other families is drawn with other random numbers.
+    own = [] if families is None else [zlib.crc32(json.dumps(dict(families), sort_keys=True).encode())]
+    shards = range(-(-pairs // params.shard_pairs))
+    with write_aside(out) as folder, Progress("draw glyphs", total=pairs, unit="pairs") as bar:
         folder.mkdir()
-        write = partial(_write_shard, params=params, folder=folder, random_seed=random_seed)
-        for pairs in ordered_map(write, shards, min(cores() if workers is None else workers, len(shards))):
-            bar.update(pairs)
+        write = partial(
+            _write_shard, kinds=kinds, total=pairs, params=params, folder=folder, seeds=[random_seed, _TRAINING, *own]
+        )
+        for written in ordered_map(write, shards, min(cores() if workers is None else workers, len(shards))):
+            bar.update(written)
+
+
+def characters_of(params: GlyphParams, families: Mapping[str, int] | None = None) -> dict[str, str]:
+    """What is drawn: character -> its kind.
+
+    Args:
+        params: `per_family` of them.
+        families: as of a source in params.yaml: family -> how many; `*` stands for those that are not named.
+
+    Raises:
+        ModeError: there is no such family, it has fewer characters, or none is left.
+
+    >>> list(characters_of(GlyphParams(), {"*": 0, "dice": 2}))
+    ['\u2680', '\u2681']
+    """
+    named = families or {}
+    there = {family.name: len(family.characters) for family in FAMILIES}
+    for name, count in named.items():
+        if name != "*" and name not in there:
+            raise ModeError(f"families: no family of characters is called '{name}'", f"there are: {', '.join(there)}")
+        if count > there.get(name, count):
+            raise ModeError(f"families: {name}: {count} characters, but it has {there[name]}")
+    most = named.get("*", params.per_family)
+    kinds = {character: family.kind for family in FAMILIES for character in family.first(named.get(family.name, most))}
+    if not kinds:
+        raise ModeError("families: no character is left", "name one that has some")
+    return kinds
+
+
+def pairs_of(params: GlyphParams, families: Mapping[str, int] | None = None) -> int:
+    """How many pairs are drawn: of each character as many as when all are, `params.pairs` together."""
+    return max(1, round(params.pairs * len(characters_of(params, families)) / len(characters_of(params))))
 
 
 def write_glyph_tasks(params: GlyphParams, out: Path, random_seed: int, workers: int | None = None) -> None:
@@ -118,13 +169,14 @@ def _with_articles(text: str) -> str:
     return re.sub(r"\ba (?=[aeio])", "an ", text)
 
 
-def _write_shard(shard: int, params: GlyphParams, folder: Path, random_seed: int) -> int:
+def _write_shard(
+    shard: int, kinds: Mapping[str, str], total: int, params: GlyphParams, folder: Path, seeds: list[int]
+) -> int:
     """Draw one shard; its random numbers depend on its number only, so that shards can be drawn in any order."""
-    rng = np.random.default_rng([random_seed, _TRAINING, shard])
-    kinds = {character: family.kind for family in FAMILIES for character in family.first(params.per_family)}
+    rng = np.random.default_rng([*seeds, shard])
     alphabet = list(kinds)
     first = shard * params.shard_pairs
-    count = min(params.shard_pairs, params.pairs - first)
+    count = min(params.shard_pairs, total - first)
     with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for start in range(first, first + count, _BATCH):
             numbers = range(start, min(start + _BATCH, first + count))

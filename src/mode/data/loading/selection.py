@@ -98,7 +98,12 @@ class Pairs:
 
 
 def write_pairs(
-    folder: Path, index: PairIndex, rows: Iterable[NDArray[np.int64]], held_out: int, random_seed: int
+    folder: Path,
+    index: PairIndex,
+    rows: Iterable[NDArray[np.int64]],
+    held_out: int,
+    random_seed: int,
+    beside: Iterable[NDArray[np.int64]] = (),
 ) -> None:
     """Write the folder that `Pairs.open` opens, in memory that does not grow with the number of pairs.
 
@@ -108,6 +113,8 @@ def write_pairs(
         rows: ascending rows of the index, in blocks: what is to be trained on, and what would be, were it not held out.
         held_out: images of the index whose pairs are left out, see `is_held_out`.
         random_seed: of these.
+        beside: ascending rows of the index, in blocks, none of `rows`: pairs of images that were held out before the
+            index was written, as that of an update has them.
 
     Raises:
         ModeError: nothing would be left to train on, or the index is damaged.
@@ -136,6 +143,8 @@ def write_pairs(
             factors = _joined([*factors, *_factors_of(index, block[begins])])
             count, last = count + len(block), int(images[-1]) if len(images) else last
             bar.update(len(block))
+        for block in beside:
+            write("held_out", block)
         write("first", np.array([count]))
         files.close()
         (aside / _FACTORS).write_text(json.dumps(factors), encoding="utf-8")
@@ -259,6 +268,14 @@ def without_held_out(
     """Rows of an index, in blocks, but for those of the images that `is_held_out` names."""
     for rows in blocks:
         yield rows[~is_held_out(index.image[rows], held_out, index.images, random_seed)]
+
+
+def only_held_out(
+    blocks: Iterable[NDArray[np.int64]], index: PairIndex, held_out: int, random_seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """The others: of rows of an index, in blocks, those of the images that `is_held_out` names."""
+    for rows in blocks:
+        yield rows[is_held_out(index.image[rows], held_out, index.images, random_seed)]
 
 
 def held_out_pairs(pairs: Pairs, image: Numbers, count: int, random_seed: int) -> NDArray[np.int64]:

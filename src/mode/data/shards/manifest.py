@@ -127,6 +127,15 @@ def build_manifest(source: SourceParams, root: Path, only: Collection[str] | Non
     return Manifest("table", shards, source.image_column, source.caption_column)
 
 
+def names_of(shards: str | Mapping[str, float], root: Path) -> list[str]:
+    """Paths and URLs of all shards of a source, without a look at any of them.
+
+    Raises:
+        ModeError: as `build_manifest` for what is not there.
+    """
+    return [name for each in ([shards] if isinstance(shards, str) else shards) for name in _files_of(each, root)]
+
+
 def _files_of(shards: str, root: Path) -> list[str]:
     """The files that a folder, a glob, a path, a URL or a list means, sorted."""
     if shards.endswith(".txt") or is_url(shards):
