@@ -21,6 +21,8 @@ from mode.files import write_aside
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 #: A share of a peak.
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+#: A share that is left out of a whole.
+SpareShare = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 #: Where the defaults come from; docs/scaling.md says how.
@@ -66,6 +68,10 @@ class Rates(BaseModel):
     training_samples_per_second: Rate | None = _default(None, WORKED_OUT)
     """Samples that one device (a GPU, or a training process on a CPU) trains in a second with the plan's model; null:
     worked out from peak, share and operations."""
+    gpu_context_bytes: NotNegative = _default(1.5e9, ASSUMED)
+    """Of a GPU's memory, what CUDA, its libraries and NCCL take in each process."""
+    gpu_spare_share: SpareShare = _default(0.1, ASSUMED)
+    """Of a GPU's memory, what is left free: for gaps between tensors, and for those that live for one operation."""
     read_bytes_per_second: Rate = _default(3e9, ASSUMED)
     """Of the file system, for one machine, reading or writing."""
     small_read_seconds: NotNegative = _default(2e-4, ASSUMED)
