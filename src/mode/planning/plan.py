@@ -36,7 +36,7 @@ _SHORT_EPOCH = 0.01
 #: More pairs than any GPU takes in one pass.
 _MOST_PAIRS = 2**24
 #: What makes room on a GPU for the same batch.
-_MAKES_ROOM = "machine.grad_checkpointing (of transformers), training.precision: amp and more GPUs make room, too"
+_MAKES_ROOM = "machine.grad_checkpointing (of transformers) and more GPUs make room, too"
 
 
 class _Record(BaseModel):

@@ -58,8 +58,8 @@ class Rates(BaseModel):
     """Of a neural embedder on a CPU; the default is 30 captions of 16 tokens a second through BERT base's shape."""
     assign_multiply_adds_per_core_second: Rate = _default(4.2e10, MEASURED_ELSEWHERE)
     """Of the search for nearest centres, pairs x centres x dimensions; 53,000 pairs/s at 1,024 x 768."""
-    training_flops_per_core_second: Rate = _default(2.9e10, MEASURED_ELSEWHERE)
-    """Of a training on a CPU; the default is the demo's model (docs/performance.md)."""
+    training_flops_per_core_second: Rate = _default(4.1e10, MEASURED_ELSEWHERE)
+    """Of a training on a CPU; the default is `mode plan --measure` with the demo's model."""
     training_share_of_peak: Share = _default(0.13, PUBLISHED)
     """What a training makes of a GPU's peak (MFU); the default is OpenCLIP's 12.8 billion samples of ViT-B/16 in
     10,700 A100 hours: 332 samples/s on each."""
