@@ -160,6 +160,9 @@ def plan_a_run(
     ] = None,
     cores: Annotated[int | None, typer.Option(min=1, help="CPU cores of each machine; default 8 for each GPU.")] = None,
     memory: Annotated[float | None, typer.Option(min=0.001, help="GB of each machine, to see what fits.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0.001, help="GB of each GPU; default what its kind has, of an A100 80.")
+    ] = None,
     gpus_per_training: Annotated[
         int | None, typer.Option(min=1, help="For each training but the seed's; default all of a machine.")
     ] = None,
@@ -208,6 +211,7 @@ def plan_a_run(
         peak_tflops=peak_tflops,
         cores=cores,
         memory_gb=memory,
+        gpu_memory_gb=gpu_memory,
         gpus_per_training=gpus_per_training,
         gpus_of_seed=gpus_of_seed,
         evaluation_images=evaluation_images,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mode.params import Params, parse_params
+from mode.planning.footprint import Footprint, Line
 from mode.planning.machines import Cluster, Gpu
 from mode.planning.plan import EmbedderShape, Workload
 from mode.planning.shape import ModelShape
@@ -34,6 +35,8 @@ MODEL = ModelShape(
     state_bytes=4_000_000,
     embed_dim=16,
     image_size=10,
+    # A megabyte of activations a pair, and 3 of weights' copies.
+    footprint=Footprint(activations=Line(3e6, 1e6), image=Line(0.0, 2e5), text=Line(0.0, 1e5)),
 )
 LSA = EmbedderShape(dimensions=20, flops_per_item=0.0, of_images=False, files_bytes=500.0)
 

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.loss import ClipLoss
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mode.errors import ModeError
-from mode.planning.machines import Cluster
+from mode.planning.footprint import _Held
+from mode.planning.machines import Cluster, Gpu
 from mode.planning.plan import EmbedderShape, Plan, StagePlan, Workload, make_plan, queue
 from mode.planning.rates import SourcedRates, sourced
+from mode.planning.sizes import loss_bytes
 
 #: A GPU of 1 TFLOP/s makes 100 samples of 1 GFLOP a second; nothing else is as slow, unless a test says so.
 RATES = {
@@ -296,3 +301,91 @@ def test_what_arrives_is_not_clustered_and_an_update_is_as_long_as_its_pairs(
     assert (found["expert@expert-1"].samples, found["update@v2"].samples) == (16_000, 6_400)
     before = stages_of(make_plan(workload(), machines(), rates()))
     assert found["evaluate"].hours == before["evaluate"].hours  # an update takes its expert's place
+
+
+#: 7 MB of CUDA, and a fifth of each GPU left free.
+MEMORY = {"gpu_context_bytes": 7e6, "gpu_spare_share": 0.2}
+
+
+def on_gpus(cluster: Cluster, memory: float | None) -> Cluster:
+    return replace(cluster, gpu=Gpu(1e12, memory))
+
+
+def test_gpu_memory_worked_out_by_hand(workload: Make, machines: Machines) -> None:
+    cluster = on_gpus(machines(gpus=2, per_training=1), 200e6)
+    plan = stages_of(make_plan(workload(), cluster, rates(**MEMORY)))
+    seed, dense = plan["seed"].gpu_memory, plan["dense"].gpu_memory
+    assert seed is not None
+    assert dense is not None
+    # 100 pairs a step, on two GPUs and on one; vectors of 16.
+    assert (seed.weights, seed.gradients, seed.moments, seed.context) == (4e6, 4e6, 8e6, 7e6)
+    assert (seed.batch, seed.activations, seed.buckets) == (50, 53e6, 4e6)
+    assert (dense.batch, dense.activations, dense.buckets) == (100, 103e6, 0.0)
+    assert seed.loss == 4 * (4 * 50 * 100 + 2 * 16 * (50 + 300))
+    assert dense.loss == 4 * (4 * 100 * 100 + 2 * 16 * 100)
+    assert seed.total == pytest.approx(80e6 + seed.loss)
+    assert dense.total == pytest.approx(126e6 + dense.loss)
+    assert (seed.of, seed.usable) == (200e6, 160e6)
+    # Of 160 MB 26 are taken by what does not grow: b MB of activations, and 16 b^2 + 128 b bytes of the loss.
+    assert dense.largest_batch == 133
+    assert plan["embed@base"].gpu_memory is None
+    evaluation = plan["evaluate"].gpu_memory
+    assert evaluation is not None
+    # Five models in float32, 256 images; nothing is trained.
+    assert (evaluation.weights, evaluation.activations, evaluation.largest_batch) == (20e6, 256 * 2e5, None)
+
+
+def test_the_largest_batch_fits_and_the_next_does_not(workload: Make, machines: Machines) -> None:
+    cluster = on_gpus(machines(gpus=2, per_training=1), 200e6)
+
+    def memory(batch: int, stage: str) -> tuple[bool, int | None]:
+        work = workload(training={"batch_size": batch, "accumulate": 2})
+        found = stages_of(make_plan(work, cluster, rates(**MEMORY)))[stage].gpu_memory
+        assert found is not None
+        return found.fits, found.largest_batch
+
+    for stage, together in (("seed", 4), ("dense", 2)):
+        _, largest = memory(100, stage)
+        assert largest is not None
+        assert largest % together == 0
+        assert memory(largest, stage)[0]
+        assert not memory(largest + together, stage)[0]
+
+
+def test_what_a_gpu_has_no_room_for_is_said_once_with_what_helps(workload: Make, machines: Machines) -> None:
+    [short] = make_plan(workload(), on_gpus(machines(), 100e6), rates(**MEMORY)).shortages
+    names, _, what = short.partition(": ")
+    assert names == "seed, dense, dense-long, expert@expert-0, expert@expert-1"
+    # 80 MB: in two passes 50 of activations, 3 of copies and 23; the loss has 0.2.
+    assert "with training.accumulate: 2 they fit" in what
+    again = workload(training={"accumulate": 2})
+    assert make_plan(again, on_gpus(machines(), 100e6), rates(**MEMORY)).shortages == []
+    [none] = make_plan(workload(), on_gpus(machines(), 30e6), rates(**MEMORY)).shortages[:1]
+    assert "no number of passes fits" in none
+
+
+def test_a_gpu_of_unknown_memory_is_compared_with_nothing(workload: Make, machines: Machines) -> None:
+    plan = make_plan(workload(), on_gpus(machines(), None), rates(**MEMORY))
+    memory = stages_of(plan)["seed"].gpu_memory
+    assert memory is not None
+    assert (memory.of, memory.usable, memory.largest_batch, memory.passes) == (None, None, None, None)
+    assert plan.shortages == []
+
+
+def test_a_model_that_cannot_be_traced_is_said(workload: Make, machines: Machines) -> None:
+    work = workload()
+    work = replace(work, model=replace(work.model, footprint=None))
+    plan = make_plan(work, machines(), rates(training_samples_per_second=5.0))
+    assert all(stage.gpu_memory is None for stage in plan.stages)
+    assert "cannot be traced" in plan.notes[0]
+
+
+@pytest.mark.parametrize("pairs", [256, 1_024])
+def test_the_loss_holds_what_is_planned(pairs: int) -> None:
+    """Four matrices of [pairs, pairs] in float32 and the features, against the most that its own pass holds."""
+    features = torch.zeros(pairs, 16), torch.zeros(pairs, 16)
+    held = _Held()
+    with FakeTensorMode(), held:
+        images, texts = (torch.zeros(feature.shape, requires_grad=True) for feature in features)
+        ClipLoss()(images, texts, torch.ones(()))
+    assert held.most == pytest.approx(loss_bytes(pairs, 1, 16), rel=0.1)

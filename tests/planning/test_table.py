@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from mode.planning.machines import Cluster
+from mode.planning.machines import Cluster, Gpu
 from mode.planning.plan import Workload, make_plan
 from mode.planning.rates import sourced
-from mode.planning.table import print_plan, size, stage_cells, wall
+from mode.planning.table import gpu_lines, print_plan, size, stage_cells, wall
 
 
 @pytest.mark.parametrize(
@@ -47,9 +48,30 @@ def test_the_table_has_all_stages_their_sum_and_every_source(
     printed = file.getvalue()
     assert "\x1b" not in printed  # no colours where there is no terminal
     assert "too little: seed: 1 GB of memory are needed on a machine that has 1 GB" in printed
+    assert "weights 4 MB + gradients 4 MB + moments 8 MB" in printed
     line = next(line for line in printed.splitlines() if "image_bytes" in line)
     assert line.split() == ["image_bytes", "7", "mine.yaml"]
 
 
 def test_without_a_price_there_is_no_cost(workload: Callable[..., Workload], machines: Callable[..., Cluster]) -> None:
     assert "cost" not in stage_cells(make_plan(workload(), machines(), sourced()))
+
+
+def test_on_cpus_no_memory_of_a_gpu_is_shown(
+    workload: Callable[..., Workload], machines: Callable[..., Cluster]
+) -> None:
+    on_cpu = replace(machines(), device="cpu", gpu=None)
+    plan = make_plan(workload(), on_cpu, sourced())
+    assert "memory, GPU" not in stage_cells(plan)
+    assert gpu_lines(plan) == []
+
+
+def test_what_a_gpu_holds_is_a_line_for_the_seed_and_one_for_the_others(
+    workload: Callable[..., Workload], machines: Callable[..., Cluster]
+) -> None:
+    with_memory = replace(machines(gpus=2, per_training=1), gpu=Gpu(1e12, 2e9))
+    seed, dense = gpu_lines(make_plan(workload(), with_memory, sourced()))
+    assert seed.startswith("a GPU of seed, 50 pairs in a pass: ")
+    assert "buckets of gradients 4 MB + activations 53 MB" in seed
+    assert dense.startswith("a GPU of dense, 100 pairs in a pass: ")
+    assert "of 2 GB it may take 1.8 GB: the largest training.batch_size is" in dense

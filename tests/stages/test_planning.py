@@ -171,6 +171,8 @@ def test_what_is_no_count_is_refused(text: str) -> None:
         (["--price", "inf"], "error: --price: inf is no number to plan with (a finite one)"),
         (["--memory", "inf"], "error: --memory: inf is no number to plan with (a finite one)"),
         (["--peak-tflops", "5"], "error: --peak-tflops: of which GPU? (--gpu NAME says it)"),
+        (["--gpu-memory", "40"], "error: --gpu-memory: of which GPU? (--gpu NAME says it)"),
+        (["--gpu-memory", "inf", "--gpu", "a100"], "error: --gpu-memory: inf is no number to plan with (a finite one)"),
         (["--measure"], "error: "),
     ],
 )

@@ -15,16 +15,18 @@ class Gpu:
 
     Attributes:
         peak_flops_per_second: bfloat16, dense (no sparsity), from the manufacturer's data sheet.
+        memory_bytes: None: not known, and nothing is compared with it.
     """
 
     peak_flops_per_second: float
+    memory_bytes: float | None = None
 
 
-#: By the name in `--gpu`. NVIDIA's data sheets of the SXM modules.
+#: By the name in `--gpu`. NVIDIA's data sheets of the SXM modules; of an A100 the one of 80 GB.
 GPUS = {
-    "a100": Gpu(312e12),
-    "h100": Gpu(989e12),
-    "h200": Gpu(989e12),
+    "a100": Gpu(312e12, 80e9),
+    "h100": Gpu(989e12, 80e9),
+    "h200": Gpu(989e12, 141e9),
 }
 
 

@@ -8,8 +8,10 @@ evaluation. How long each training is `mode.training.plan` says, as it does when
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +21,7 @@ from mode.experiments.plan import training_plan, trainings_of
 from mode.params import Params
 from mode.planning import hours as h
 from mode.planning import sizes
+from mode.planning.footprint import Line
 from mode.planning.machines import Cluster
 from mode.planning.rates import SourcedRates
 from mode.planning.shape import ModelShape
@@ -30,10 +33,48 @@ from mode.training.plan import TrainPlan
 _FILLS_A_GPU = 5e9
 #: Share of a source's images below which an epoch is likely one of another, smaller source.
 _SHORT_EPOCH = 0.01
+#: More pairs than any GPU takes in one pass.
+_MOST_PAIRS = 2**24
+#: What makes room on a GPU for the same batch.
+_MAKES_ROOM = "machine.grad_checkpointing (of transformers) and more GPUs make room, too"
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GpuMemory(_Record):
+    """Memory that a process needs of its GPU, in bytes, as if all of it were there at once.
+
+    Attributes:
+        context, weights, gradients, moments, buckets, activations, loss: see `mode.planning.sizes.GpuBytes`.
+        total: of these.
+        of: what the GPU has; None: not known.
+        usable: of that, without the share that is left free.
+        batch: pairs, images or texts of one pass.
+        largest_batch: the largest `training.batch_size` that fits, on as many GPUs and in as many passes; 0: not even
+            one of a pair for each; None: the stage trains nothing, or it is not known what the GPU has.
+        passes: the smallest `training.accumulate` with which the batch fits; None: there is none, or as above.
+    """
+
+    context: float
+    weights: float
+    gradients: float = 0.0
+    moments: float = 0.0
+    buckets: float = 0.0
+    activations: float
+    loss: float = 0.0
+    total: float
+    of: float | None
+    usable: float | None
+    batch: int
+    largest_batch: int | None = None
+    passes: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the GPU has as much, as far as is known."""
+        return self.usable is None or self.total <= self.usable
 
 
 class StagePlan(_Record):
@@ -44,6 +85,7 @@ class StagePlan(_Record):
         samples: of a training.
         disk_bytes: of its output.
         process_memory_bytes, node_memory_bytes: of each process, and of all on one machine at that time.
+        gpu_memory: of each process on a GPU; None: it uses none, or its model cannot be traced.
         devices: GPUs (on CPUs: training processes) that it computes on.
         begins_at_hours, hours: wall time; 0 hours: not worth a figure.
         device_hours: devices x hours.
@@ -57,6 +99,7 @@ class StagePlan(_Record):
     disk_bytes: float = 0.0
     process_memory_bytes: float = 0.0
     node_memory_bytes: float = 0.0
+    gpu_memory: GpuMemory | None = None
     devices: int = 0
     begins_at_hours: float = 0.0
     hours: float = 0.0
@@ -127,12 +170,14 @@ class EmbedderShape:
         flops_per_item: forward, of a caption, or of an image, or of both.
         of_images: an item is an image, and has to be decoded.
         files_bytes: of `data/embedder`.
+        held: bytes on a GPU by the items of a batch; None: not known.
     """
 
     dimensions: int
     flops_per_item: float
     of_images: bool
     files_bytes: float
+    held: Line | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +239,7 @@ def make_plan(work: Workload, cluster: Cluster, sourced: SourcedRates, price: fl
         cost=None if price is None else sum(stage.cost or 0.0 for stage in stages),
         rented_cost=None if price is None else price * rented,
         bottleneck=max(waits, key=lambda resource: waits[resource], default=""),
-        shortages=_shortages(stages, cluster),
+        shortages=_shortages(stages, cluster, work.params.training.batch_size),
         rates={
             name: UsedRate(value=value, source=sourced.sources[name])
             for name, value in sourced.rates.model_dump().items()
@@ -330,7 +375,9 @@ class _Planner:
         disk = pairs * float(sizes.FLOAT16 * embedder.dimensions)
         if engine != "local":
             phases = [{**phases[0], h.STORAGE: h.per_hour(disk, rates.read_bytes_per_second * nodes)}]
-        return _stage(f"embed@{source}", phases, devices, disk, sizes.STREAMING_BYTES)
+        held, weights = embedder.held, embedder.files_bytes
+        gpu_memory = self._inference_memory(weights, held) if devices and held is not None else None
+        return _stage(f"embed@{source}", phases, devices, disk, sizes.STREAMING_BYTES, gpu_memory)
 
     def _cluster_stage(self, source: str) -> StagePlan:
         """Fit on a sample, then count the words of some pairs, to name the clusters."""
@@ -396,12 +443,76 @@ class _Planner:
             disk_bytes=self._model_bytes() + moments,
             process_memory_bytes=process,
             node_memory_bytes=sizes.training_node_bytes(process, processes),
+            gpu_memory=self._training_memory(devices),
             devices=devices,
             hours=h.hours_of(phases),
             device_hours=devices * h.hours_of(phases),
             bottleneck=h.bottleneck_of(phases),
             phases=[dict(phase) for phase in phases],
         )
+
+    def _training_memory(self, devices: int) -> GpuMemory | None:
+        """Of each of the processes that train one model together."""
+        gpu, recipe = self._cluster.gpu, self._params.training
+        if gpu is None or self._model.footprint is None:
+            return None
+        kept = self._model.footprint.activations
+
+        def needed(batch: float, passes: int) -> sizes.GpuBytes:
+            model = float(self._model.state_bytes)
+            return sizes.GpuBytes(
+                context=self._rates.gpu_context_bytes,
+                weights=model,
+                gradients=model,
+                moments=2 * model,
+                buckets=model if devices > 1 else 0.0,
+                activations=kept.of(math.ceil(batch / devices / passes)),
+                loss=sizes.loss_bytes(batch, devices, self._model.embed_dim),
+            )
+
+        usable, largest, passes, each = self._usable, None, None, recipe.batch_size // devices
+        if usable is not None:
+            together = devices * recipe.accumulate
+            counts = range(1, _MOST_PAIRS)
+            largest = together * bisect_left(
+                counts, True, key=lambda count: needed(count * together, recipe.accumulate).total > usable
+            )
+            dividing = (count for count in range(1, each + 1) if each % count == 0)
+            passes = next((count for count in dividing if needed(recipe.batch_size, count).total <= usable), None)
+        found = needed(recipe.batch_size, recipe.accumulate)
+        return GpuMemory(
+            **asdict(found),
+            total=found.total,
+            of=gpu.memory_bytes,
+            usable=usable,
+            batch=math.ceil(recipe.batch_size / devices / recipe.accumulate),
+            largest_batch=largest,
+            passes=passes,
+        )
+
+    def _inference_memory(self, weights: float, held: Line) -> GpuMemory | None:
+        """Of a process that runs models whose weights are so large, on batches of `machine.inference_batch`."""
+        gpu, batch, context = self._cluster.gpu, self._params.machine.inference_batch, self._rates.gpu_context_bytes
+        if gpu is None:
+            return None
+        activations = held.of(batch)
+        return GpuMemory(
+            context=context,
+            weights=weights,
+            activations=activations,
+            total=context + weights + activations,
+            of=gpu.memory_bytes,
+            usable=self._usable,
+            batch=batch,
+        )
+
+    @property
+    def _usable(self) -> float | None:
+        """Bytes of a GPU without the share that is left free."""
+        gpu = self._cluster.gpu
+        if gpu is None or gpu.memory_bytes is None:
+            return None
+        return gpu.memory_bytes * (1 - self._rates.gpu_spare_share)
 
     def samples_per_device_second(self) -> float:
         """What one device trains, waiting for nothing; as it was measured, or from its peak."""
@@ -456,11 +567,22 @@ class _Planner:
             return [ensemble, _stage("evaluate", [{h.CORES: computing + decoding}], memory=sizes.STREAMING_BYTES)]
         computing = h.per_hour(flops, cluster.gpu.peak_flops_per_second * rates.inference_share_of_peak)
         phases = [{h.GPU: computing, h.CORES: decoding}]
-        return [ensemble, _stage("evaluate", phases, devices=1, memory=sizes.STREAMING_BYTES)]
+        memory = None
+        if (traced := self._model.footprint) is not None:
+            # As many models at once as may be, but one at least, in float32 whatever they were trained in.
+            one = float(sizes.FLOAT32 * self._model.parameters)
+            fitting = max(1.0, min(float(models), params.machine.models_mb * 2**20 // one))
+            memory = self._inference_memory(fitting * one, max(traced.image, traced.text, key=lambda line: line.each))
+        return [ensemble, _stage("evaluate", phases, 1, memory=sizes.STREAMING_BYTES, gpu_memory=memory)]
 
 
 def _stage(
-    name: str, phases: Sequence[h.Phase], devices: int = 0, disk_bytes: float = 0.0, memory: float = 0.0
+    name: str,
+    phases: Sequence[h.Phase],
+    devices: int = 0,
+    disk_bytes: float = 0.0,
+    memory: float = 0.0,
+    gpu_memory: GpuMemory | None = None,
 ) -> StagePlan:
     """A stage in one process of one machine."""
     wall = h.hours_of(phases)
@@ -469,6 +591,7 @@ def _stage(
         disk_bytes=disk_bytes,
         process_memory_bytes=memory,
         node_memory_bytes=memory,
+        gpu_memory=gpu_memory,
         devices=devices,
         hours=wall,
         device_hours=devices * wall,
@@ -486,8 +609,33 @@ def _add(waits: dict[str, float], stage: StagePlan) -> None:
         waits[resource] = waits.get(resource, 0.0) + wait
 
 
-def _shortages(stages: Sequence[StagePlan], cluster: Cluster) -> list[str]:
-    """What the machines have too little of: memory."""
+def _shortages(stages: Sequence[StagePlan], cluster: Cluster, batch: int) -> list[str]:
+    """What the machines have too little of: memory of their own, and of their GPUs."""
+    return _shortages_of_machines(stages, cluster) + _shortages_of_gpus(stages, batch)
+
+
+def _shortages_of_gpus(stages: Sequence[StagePlan], batch: int) -> list[str]:
+    """A sentence for all stages that need as much, with what helps."""
+    short: dict[str, list[str]] = {}
+    for stage in stages:
+        memory = stage.gpu_memory
+        if memory is None or memory.usable is None or memory.fits:
+            continue
+        what = f"{memory.total / 1e9:,.0f} GB are needed of {memory.usable / 1e9:,.0f} GB that a GPU has to give"
+        if memory.largest_batch is None:
+            advice = "a smaller machine.inference_batch or machine.models_mb"
+        elif memory.passes is not None:
+            advice = (
+                f"with training.accumulate: {memory.passes} they fit, in a third more time, or with"
+                f" training.batch_size {memory.largest_batch:,} in place of {batch:,}; {_MAKES_ROOM}"
+            )
+        else:
+            advice = f"no number of passes fits; {_MAKES_ROOM}"
+        short.setdefault(f"{what}; {advice}", []).append(stage.stage)
+    return [f"{', '.join(names)}: {what}" for what, names in short.items()]
+
+
+def _shortages_of_machines(stages: Sequence[StagePlan], cluster: Cluster) -> list[str]:
     if cluster.memory_bytes_per_node is None:
         return []
     return [
@@ -513,6 +661,8 @@ def _notes(work: Workload, cluster: Cluster, sourced: SourcedRates) -> list[str]
             f"a model of {work.model.flops_per_pair / 1e9:.2g} GFLOP a pair does not fill a GPU, and trains far slower"
             " than this: measure it there, or give training_samples_per_second (--rates)"
         )
+    if cluster.gpu is not None and work.model.footprint is None:
+        notes.append("the memory of a GPU is not planned: a tower of this model cannot be traced without numbers")
     if work.params.training.adapter is not None:
         notes.append(f"{EXPERT.name}s are adapters, planned as whole models: they need less disk and memory than this")
     return notes

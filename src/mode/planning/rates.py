@@ -21,6 +21,8 @@ from mode.files import write_aside
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 #: A share of a peak.
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+#: A share that is left out of a whole.
+SpareShare = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 #: Where the defaults come from; docs/scaling.md says how.
@@ -56,8 +58,8 @@ class Rates(BaseModel):
     """Of a neural embedder on a CPU; the default is 30 captions of 16 tokens a second through BERT base's shape."""
     assign_multiply_adds_per_core_second: Rate = _default(4.2e10, MEASURED_ELSEWHERE)
     """Of the search for nearest centres, pairs x centres x dimensions; 53,000 pairs/s at 1,024 x 768."""
-    training_flops_per_core_second: Rate = _default(2.9e10, MEASURED_ELSEWHERE)
-    """Of a training on a CPU; the default is the demo's model (docs/performance.md)."""
+    training_flops_per_core_second: Rate = _default(4.1e10, MEASURED_ELSEWHERE)
+    """Of a training on a CPU; the default is `mode plan --measure` with the demo's model."""
     training_share_of_peak: Share = _default(0.13, PUBLISHED)
     """What a training makes of a GPU's peak (MFU); the default is OpenCLIP's 12.8 billion samples of ViT-B/16 in
     10,700 A100 hours: 332 samples/s on each."""
@@ -66,6 +68,10 @@ class Rates(BaseModel):
     training_samples_per_second: Rate | None = _default(None, WORKED_OUT)
     """Samples that one device (a GPU, or a training process on a CPU) trains in a second with the plan's model; null:
     worked out from peak, share and operations."""
+    gpu_context_bytes: NotNegative = _default(1.5e9, ASSUMED)
+    """Of a GPU's memory, what CUDA, its libraries and NCCL take in each process."""
+    gpu_spare_share: SpareShare = _default(0.1, ASSUMED)
+    """Of a GPU's memory, what is left free: for gaps between tensors, and for those that live for one operation."""
     read_bytes_per_second: Rate = _default(3e9, ASSUMED)
     """Of the file system, for one machine, reading or writing."""
     small_read_seconds: NotNegative = _default(2e-4, ASSUMED)

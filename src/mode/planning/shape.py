@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mode.clip.device import Precision
 from mode.clip.folder import CONFIG
 from mode.clip.model import Clip, configuration_of, new_network, open_clip_errors, read_configurations, write_config
 from mode.params import ModelParams
+from mode.planning.footprint import Footprint, footprint_of
 from mode.training.card import flops_per_pair
 
 #: Tokens of a text where a configuration does not say (open_clip's own default).
@@ -33,6 +35,7 @@ class ModelShape:
         state_bytes: of its weights as they are saved.
         embed_dim: length of a vector.
         image_size: pixels a side.
+        footprint: on a GPU; None: it was not asked for, or cannot be traced.
     """
 
     name: str
@@ -43,10 +46,15 @@ class ModelShape:
     state_bytes: int
     embed_dim: int
     image_size: int
+    footprint: Footprint | None = None
 
 
 def shape_of(
-    model: ModelParams, image_size: int | None = None, words: float | None = None, precision: str = "fp32"
+    model: ModelParams,
+    image_size: int | None = None,
+    words: float | None = None,
+    precision: Precision = "fp32",
+    checkpointing: bool | None = None,
 ) -> ModelShape:
     """The shape of a model of params.yaml.
 
@@ -55,6 +63,7 @@ def shape_of(
         image_size: pixels a side, in place of the configuration's.
         words: of the captions, of which the tokenizer `words` keeps `model.vocabulary`; default as many as that.
         precision: as in `training.precision`.
+        checkpointing: as `machine.grad_checkpointing`, for the footprint on a GPU; None: without, which saves seconds.
 
     Raises:
         ModeError: no such architecture, or open_clip cannot build it.
@@ -64,13 +73,13 @@ def shape_of(
         model_cfg["vision_cfg"]["image_size"] = image_size
     if model.tokenizer == "words":
         model_cfg["text_cfg"]["vocab_size"] = round(min(model.vocabulary, words or model.vocabulary))
-    return _shape(model.name or "config", model_cfg, precision)
+    return _shape(model.name or "config", model_cfg, precision, checkpointing)
 
 
-def shape_of_folder(folder: Path, precision: str = "fp32") -> ModelShape:
+def shape_of_folder(folder: Path, precision: Precision = "fp32", checkpointing: bool | None = None) -> ModelShape:
     """The shape of a model folder, from its configuration. Raises `ModeError` where that is none."""
     model_cfg, _ = read_configurations(folder)
-    return _shape(folder.name, model_cfg, precision)
+    return _shape(folder.name, model_cfg, precision, checkpointing)
 
 
 def is_folder_of_model(folder: Path) -> bool:
@@ -84,7 +93,7 @@ def image_size_of(model: ModelParams) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-def _shape(name: str, model_cfg: dict[str, Any], precision: str) -> ModelShape:
+def _shape(name: str, model_cfg: dict[str, Any], precision: Precision, checkpointing: bool | None) -> ModelShape:
     context = int(model_cfg["text_cfg"].get("context_length", _CONTEXT))
     given = model_cfg["vision_cfg"].get("image_size", 224)
     size = int(given[0] if isinstance(given, list | tuple) else given)
@@ -99,7 +108,7 @@ def _shape(name: str, model_cfg: dict[str, Any], precision: str) -> ModelShape:
         clip = Clip(network, blank, model_cfg, {"size": size})
         state = network.state_dict().values()
         image, text = _tower_flops(network, size, context)
-        return ModelShape(
+        shape = ModelShape(
             name=name,
             flops_per_pair=float(flops_per_pair(clip)),
             flops_per_image=image,
@@ -109,6 +118,9 @@ def _shape(name: str, model_cfg: dict[str, Any], precision: str) -> ModelShape:
             embed_dim=clip.dimensions,
             image_size=size,
         )
+    if checkpointing is None:
+        return shape
+    return replace(shape, footprint=footprint_of(network, size, context, precision, checkpointing))
 
 
 def _tower_flops(network: open_clip.CLIP, size: int, context: int) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
+
 #: `data/assignment/SOURCE.parquet`: a million random rows among 1,024 centres; the demo's 40,000 rows have 10.0.
 ASSIGNMENT_BYTES_PER_PAIR = 10.4
 #: `data/clusters/SOURCE` beside the centres: words and sizes of each fine and coarse cluster, and the rest.
@@ -35,6 +37,49 @@ def training_process_bytes(parameters: float, cached_bytes: float = 0.0) -> floa
         cached_bytes: of decoded images that are kept, see `cached_image_bytes`.
     """
     return PROCESS_BYTES + INDEX_BYTES_IN_MEMORY + parameters * BYTES_PER_PARAMETER + cached_bytes
+
+
+@dataclass(frozen=True)
+class GpuBytes:
+    """A training process's bytes on its GPU, by what they are for: as if all of them were there at once.
+
+    Attributes:
+        context: CUDA and its libraries.
+        weights, gradients, moments: of the model; moments are AdamW's two.
+        buckets: copies of the gradients that `DistributedDataParallel` sends, where several processes train one model.
+        activations: of a forward pass, its images included.
+        loss: vectors of the whole batch, and what the loss makes of them.
+    """
+
+    context: float
+    weights: float
+    gradients: float
+    moments: float
+    buckets: float
+    activations: float
+    loss: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return float(sum(astuple(self)))
+
+
+def loss_bytes(batch: float, world: int, dimensions: int) -> float:
+    """What the contrastive loss has on a GPU, in float32.
+
+    A process compares its own pairs with those of all: in both directions a matrix of logits, and one of their
+    logarithms, [own, all]. Of the features of all it has what it gathers, that in one piece, and their gradients.
+
+    Args:
+        batch: pairs of a step, over all processes.
+        world: processes.
+        dimensions: of a vector.
+    """
+    own = batch / world
+    logits = 4 * own * batch
+    features = 2 * dimensions * (own + (3 * batch if world > 1 else 0.0))
+    return FLOAT32 * (logits + features)
 
 
 def training_node_bytes(process_bytes: float, processes: int) -> float:

@@ -58,7 +58,37 @@ def stage_cells(plan: Plan) -> pd.DataFrame:
         "waits for": plan.bottleneck,
     }
     cells = pd.concat([cells, pd.DataFrame([total])], ignore_index=True).fillna("–")
-    return cells.drop(columns=["cost"]) if plan.cost is None else cells
+    left_out = ["cost"] * (plan.cost is None) + ["memory, GPU"] * (plan.device == CPU)
+    return cells.drop(columns=left_out)
+
+
+def gpu_lines(plan: Plan) -> list[str]:
+    """What the memory of a GPU is for in the trainings, a line for the seed and one for the others, if they differ.
+
+    Without a GPU, or for a model that cannot be traced, there is none.
+    """
+    lines: dict[str, str] = {}
+    for stage in plan.stages:
+        memory = stage.gpu_memory
+        if memory is None or stage.samples is None:
+            continue
+        parts = {
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "moments": memory.moments,
+            "buckets of gradients": memory.buckets,
+            "activations": memory.activations,
+            "loss": memory.loss,
+            "CUDA": memory.context,
+        }
+        account = " + ".join(f"{part} {size(count)}" for part, count in parts.items() if count >= _BYTES)
+        room = "" if memory.usable is None else f"; of {size(memory.of or 0.0)} it may take {size(memory.usable)}"
+        largest = "" if not memory.largest_batch else f": the largest training.batch_size is {memory.largest_batch:,}"
+        lines.setdefault(
+            f"{memory.batch:,} pairs in a pass: {account} = {size(memory.total)}{room}{largest}", stage.stage
+        )
+    names = [*lines.values()] if len(lines) > 1 else ["trainings"]
+    return [f"a GPU of {name}, {line}" for name, line in zip(names, lines, strict=False)]
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
@@ -74,6 +104,8 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(_machines(plan), highlight=False, soft_wrap=True)
     console.print()
     console.print(_stages(plan))
+    for line in gpu_lines(plan):
+        console.print(escape(line), highlight=False, soft_wrap=True)
     for shortage in plan.shortages:
         console.print(f"[red]too little:[/red] {escape(shortage)}", highlight=False, soft_wrap=True)
     if plan.rented_cost is not None:
@@ -94,6 +126,7 @@ def _row(stage: StagePlan, unit: str) -> dict[str, str]:
         "disk": size(stage.disk_bytes),
         "memory, process": size(stage.process_memory_bytes),
         "memory, machine": size(stage.node_memory_bytes),
+        "memory, GPU": size(0.0 if stage.gpu_memory is None else stage.gpu_memory.total),
         _plural(unit): f"{stage.devices:,}" if stage.devices else "–",
         "from": wall(stage.begins_at_hours),
         "time": wall(stage.hours),

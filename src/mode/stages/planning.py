@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class Asked:
         experts: of that source.
         settings: `KEY=VALUE` of params.yaml.
         nodes, gpus, gpu, peak_tflops, cores, memory_gb: the machines; `gpus` and what follows are of each.
+        gpu_memory_gb: of a GPU, in place of what its kind has.
         gpus_per_training, gpus_of_seed: default all of a machine, and all.
         evaluation_images: of all tasks.
         price: of a GPU hour.
@@ -64,6 +65,7 @@ class Asked:
     peak_tflops: float | None = None
     cores: int | None = None
     memory_gb: float | None = None
+    gpu_memory_gb: float | None = None
     gpus_per_training: int | None = None
     gpus_of_seed: int | None = None
     evaluation_images: int | None = None
@@ -105,7 +107,8 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
     measured = Measured.load(project.rates) if is_here else None
     given = load_rates(asked.rates) if asked.rates else {}
     words = {**(measured.values if measured else {}), **facts, **given}.get("tokenizer_words")
-    model = _model_shape(project, asked, words)
+    checkpointing = None if cluster.gpu is None else params.machine.grad_checkpointing
+    model = _model_shape(project, asked, words, checkpointing)
     here = measured.of(cluster.device, model.flops_per_pair) if measured else {}
     layers = ((MEASURED_HERE, here), ("files of this project", facts), (str(asked.rates), given))
     rates = sourced(*layers)
@@ -203,22 +206,27 @@ def _cluster(params: Params, asked: Asked) -> Cluster:
     from mode.parallel import cores
     from mode.planning.machines import CPU, Cluster, Gpu, device_called, gpu_called
 
-    for option, number in (("price", asked.price), ("memory", asked.memory_gb), ("peak-tflops", asked.peak_tflops)):
+    given = {"price": asked.price, "memory": asked.memory_gb, "gpu-memory": asked.gpu_memory_gb}
+    for option, number in {**given, "peak-tflops": asked.peak_tflops}.items():
         if number is not None and not math.isfinite(number):
             raise ModeError(f"--{option}: {number:g} is no number to plan with", "a finite one")
     is_elsewhere = asked.gpu is not None or asked.nodes > 1
-    device, gpus_here = asked.gpu.lower() if asked.gpu else CPU, 1
+    device, gpus_here, memory_here = asked.gpu.lower() if asked.gpu else CPU, 1, None
     memory = asked.memory_gb * 1e9 if asked.memory_gb else None
     if asked.gpu is None and params.machine.device != CPU:
         import torch
 
         if torch.cuda.is_available():
             device, gpus_here = device_called(torch.cuda.get_device_name()), torch.cuda.device_count()
+            memory_here = float(torch.cuda.get_device_properties().total_memory)
     gpu = None
-    if device == CPU and asked.peak_tflops:
-        raise ModeError("--peak-tflops: of which GPU?", "--gpu NAME says it")
+    for option, number in (("peak-tflops", asked.peak_tflops), ("gpu-memory", asked.gpu_memory_gb)):
+        if device == CPU and number:
+            raise ModeError(f"--{option}: of which GPU?", "--gpu NAME says it")
     if device != CPU:
         gpu = Gpu(asked.peak_tflops * 1e12) if asked.peak_tflops else gpu_called(device)
+        if (of_gpu := asked.gpu_memory_gb * 1e9 if asked.gpu_memory_gb else memory_here) is not None:
+            gpu = replace(gpu, memory_bytes=of_gpu)
     if memory is None and not is_elsewhere:
         import psutil
 
@@ -321,28 +329,28 @@ def _evaluation_images(project: Project, is_here: bool) -> int:
     return sum(len(open_task(folder).images) for folder in task_folders(project))
 
 
-def _model_shape(project: Project, asked: Asked, words: float | None) -> ModelShape:
-    """Of the model that every role trains, known without a network."""
+def _model_shape(project: Project, asked: Asked, words: float | None, checkpointing: bool | None = None) -> ModelShape:
+    """Of the model that every role trains, known without a network; `checkpointing` as of `shape_of`."""
     from mode.planning.shape import is_folder_of_model, shape_of, shape_of_folder
     from mode.roles import SEED
 
     params, precision = project.params, project.params.training.precision
     if asked.model is not None:
         model = params.model if not params.seed.pretrained else ModelParams(name=asked.model)
-        return shape_of(model, None, words, precision)
+        return shape_of(model, None, words, precision, checkpointing)
     if not params.seed.pretrained:
-        return shape_of(params.model, params.image.size, words, precision)
+        return shape_of(params.model, params.image.size, words, precision, checkpointing)
     seed, name = project.model(SEED.name), str(params.seed.name)
     folder = project.root / name.removeprefix("local-dir:")
     for known in (seed, folder):
         if is_folder_of_model(known):
-            return shape_of_folder(known, precision)
+            return shape_of_folder(known, precision, checkpointing)
     if name.startswith(("hf-hub:", "local-dir:")):
         raise ModeError(
             f"seed.name: the shape of '{name}' is not known here",
             "`dvc repro seed` fetches it, or --model names its like",
         )
-    return shape_of(ModelParams(name=name), None, words, precision)
+    return shape_of(ModelParams(name=name), None, words, precision, checkpointing)
 
 
 def _embedder_shape(project: Project, model: ModelShape, words: float) -> EmbedderShape:
@@ -368,4 +376,6 @@ def _embedder_shape(project: Project, model: ModelShape, words: float) -> Embedd
         params.view, shape.flops_per_text + shape.flops_per_image
     )
     dimensions = shape.embed_dim * (2 if params.view == "both" else 1)
-    return EmbedderShape(dimensions, flops, params.view != "text", float(shape.state_bytes))
+    traced = shape.footprint
+    held = None if traced is None else traced.text if params.view == "text" else traced.image
+    return EmbedderShape(dimensions, flops, params.view != "text", float(shape.state_bytes), held)
