@@ -67,6 +67,7 @@ def test_the_image_is_of_a_tag_and_of_the_lock_and_without_root(job: dict[str, A
     pod = job["spec"]["template"]["spec"]["securityContext"]
     assert user == f"{pod['runAsUser']}:{pod['runAsGroup']}"
     assert not user.startswith("0:")
+    assert re.findall(r"useradd --uid (\d+)", CONTAINERFILE) == [user.partition(":")[0]]
 
 
 def test_all_that_the_image_is_made_of_is_here() -> None:
