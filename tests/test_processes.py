@@ -1,4 +1,4 @@
-"""What a process asks of Linux."""
+"""What a process asks of Linux and of Python."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ for line in open("/proc/self/smaps"):
     elif inside and line.startswith("VmFlags:"):
         print(line)
 """
+
+
+def test_cycles_are_looked_for_rarely_and_not_more_often_than_the_user_has_said() -> None:
+    code = "import gc, sys; from mode.processes import collect_rarely; gc.set_threshold(int(sys.argv[1])); "
+    code += "collect_rarely(); print(gc.get_threshold()[0])"
+    for given, expected in (("700", "10000"), ("50000", "50000")):
+        done = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no huge pages")
