@@ -163,7 +163,7 @@ def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
 
     from mode.clip.configuration import image_of_folder
     from mode.data.loading.store import ImageStore
-    from mode.ensemble.merge import images_to_keep
+    from mode.ensemble.router import images_to_keep
 
     random_seed = project.params.random_seed
     image = image_of_folder(project.model(SEED.name), project.params.image.model_copy(update={"crop_scale": None}))
