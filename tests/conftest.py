@@ -20,8 +20,7 @@ from PIL import Image
 
 from mode.clip.model import build_model, save_model
 from mode.embedding.lsa import LsaEmbedder
-from mode.ensemble.merge import images_to_keep
-from mode.ensemble.router import Router
+from mode.ensemble.router import Router, images_to_keep
 from mode.params import ImageParams, ModelParams, RoutingParams
 
 # A shell ignores SIGINT for what it runs in the background, and whatever that starts inherits this; the tests send it.

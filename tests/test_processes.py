@@ -1,4 +1,4 @@
-"""What a process asks of Linux."""
+"""What a process asks of Linux and of Python."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mode.processes import spin_briefly
 
 #: Prints the flags of the mapping that a tensor of 64 MB lies in.
 FLAGS_OF_A_TENSOR = """
@@ -23,6 +25,29 @@ for line in open("/proc/self/smaps"):
     elif inside and line.startswith("VmFlags:"):
         print(line)
 """
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    spin_briefly()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    spin_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    spin_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+
+
+def test_cycles_are_looked_for_rarely_and_not_more_often_than_the_user_has_said() -> None:
+    code = "import gc, sys; from mode.processes import collect_rarely; gc.set_threshold(int(sys.argv[1])); "
+    code += "collect_rarely(); print(gc.get_threshold()[0])"
+    for given, expected in (("700", "10000"), ("50000", "50000")):
+        done = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no huge pages")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mode.errors import ModeError
-from mode.processes import use_huge_pages
+from mode.processes import collect_rarely, spin_briefly, use_huge_pages
 
 app = typer.Typer(
     name="mode",
@@ -646,6 +646,8 @@ def drop_expert(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a fault that the user can mend is one line on standard error and exit code 1."""
     use_huge_pages()
+    spin_briefly()
+    collect_rarely()
     try:
         app(arguments, standalone_mode=True)
     except BrokenPipeError:  # `mode results | head`

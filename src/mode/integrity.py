@@ -15,9 +15,8 @@ from mode.clustering.hierarchy import Clusters
 from mode.clustering.rows import Rows
 from mode.errors import ModeError
 from mode.files import sha256_of
-from mode.paths import Paths
+from mode.paths import CHECKPOINT, Paths
 from mode.results import Results
-from mode.training.checkpoint import CHECKPOINT, check_checkpoint
 from mode.vectors import load_vectors, origin_of
 
 
@@ -107,7 +106,7 @@ def _outputs(paths: Paths, roots: Mapping[str, str]) -> Iterator[tuple[Path, Cal
         if any(folder.iterdir()):  # a model that is not trained, by `baselines`
             yield folder, partial(_check_model, folder)
     for file in sorted(paths.checkpoints.glob(f"*/*/{CHECKPOINT}")):
-        yield file, partial(check_checkpoint, file)
+        yield file, partial(_check_checkpoint, file)
     for folder in (folder for name in _below(paths.checkpoints) for folder in _below(paths.kept(name.name))):
         yield folder, partial(check_manifest, folder)
     for file in (paths.metrics, paths.variants):
@@ -121,6 +120,12 @@ def _below(folder: Path, suffix: str = "") -> list[Path]:
         return []
     wanted = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(path for path in wanted if (path.suffix == suffix if suffix else path.is_dir()))
+
+
+def _check_checkpoint(file: Path) -> bool:
+    from mode.training.checkpoint import check_checkpoint  # with it comes torch, which most projects need not wait for
+
+    return check_checkpoint(file)
 
 
 def _check_vectors(paths: Paths, file: Path) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+#: A training's checkpoint, in a folder of `checkpoints`.
+CHECKPOINT = "checkpoint.safetensors"
+
 
 class RunPaths:
     """The names of all files of a run of an experiment, of which a project keeps a folder each."""

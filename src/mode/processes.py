@@ -1,10 +1,12 @@
 """What a process asks of its system: to end with its parent, to adopt orphans, to note signals, to give huge pages.
+And of its libraries: to let threads that wait sleep, and of Python, to collect rarely.
 
 Other systems than Linux have no `prctl`; there an orphan runs to its end.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -56,6 +58,26 @@ def use_huge_pages() -> None:
     never to give huge pages (`/sys/kernel/mm/transparent_hugepage/enabled`), it changes nothing.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def spin_briefly() -> None:
+    """Have threads of OpenMP that wait for each other sleep after half a millisecond, unless the environment decides.
+
+    By default they spin for many milliseconds. Where other programs use the same cores, each wait then takes as long as
+    the system gives to one of these: on a busy machine small clusterings took three times the processor time, and three
+    times as long (docs/performance.md). Has to come before the first library that uses OpenMP (GNU's) is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def collect_rarely() -> None:
+    """Have Python look for unreachable cycles after 10,000 new objects in place of 700.
+
+    Importing torch and open_clip makes 400,000 that stay; to look through them again and again is a tenth of that time
+    (docs/performance.md).
+    """
+    gc.set_threshold(max(10_000, gc.get_threshold()[0]))
 
 
 def _prctl(option: int, value: int) -> None:

@@ -6,15 +6,17 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+from open_clip.coca_model import MultimodalCfg
 
 from mode.clip.model import build_model, load_model, save_model
 from mode.clip.pretrained import open_pretrained
-from mode.clip.trust import check_configuration, check_folder, check_preprocessing
+from mode.clip.trust import _SECTIONS, check_configuration, check_folder, check_preprocessing
 from mode.embedding.base import build_embedder
 from mode.errors import ModeError
 from mode.params import EmbeddingParams, ImageParams, ModelParams
@@ -46,6 +48,23 @@ def plant(folder: Path) -> Path:
     )
     change(folder / "tokenizer_config.json", lambda it: it.update(auto_map={"AutoTokenizer": [None, "evil.Evil"]}))
     return mark
+
+
+@pytest.mark.parametrize(
+    ("section", "config"),
+    [
+        ("vision_cfg", open_clip.CLIPVisionCfg),
+        ("text_cfg", open_clip.CLIPTextCfg),
+        ("multimodal_cfg", MultimodalCfg),
+    ],
+)
+def test_what_passes_are_the_settings_that_open_clip_has(section: str, config: type) -> None:
+    """A later open_clip may have more: look at what it does before it is listed."""
+    own = dict.fromkeys(field.name for field in fields(config))
+    assert _SECTIONS[section] == own.keys()
+    check_configuration(MODEL | {section: own}, "model")
+    with pytest.raises(ModeError, match="unknown key 'another'"):
+        check_configuration(MODEL | {section: {**own, "another": None}}, "model")
 
 
 def test_a_tokenizer_that_brings_code_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from mode.ensemble.merge import (
     draw_images,
     estimate_statistics,
     even_batches,
-    images_to_keep,
     merge_models,
     statistics_layers,
 )
@@ -152,12 +151,6 @@ def test_one_image_is_too_few(router: Router, resnets: dict[str, Clip]) -> None:
         Ensemble(router, resnets, "cpu").adapt(CLASSES, merge="weights", images=pictures(1))
     task = Ensemble(router, resnets, "cpu", batch_size=16).adapt(CLASSES, merge="weights", images=pictures(33))
     assert bool(torch.isfinite(task(pictures(2))).all())
-
-
-def test_how_many_images_are_kept() -> None:
-    assert images_to_keep(4, 32) == 512
-    assert images_to_keep(4, 224) == 27  # 16 MiB / (4 x 3 x 224^2)
-    assert images_to_keep(1000, 448) == 1
 
 
 class TestAdapters:

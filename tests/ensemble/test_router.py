@@ -16,7 +16,7 @@ from mode.checksums import write_manifest
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.combine import combine
 from mode.ensemble.evidence import Captions
-from mode.ensemble.router import Router, class_vectors
+from mode.ensemble.router import Router, class_vectors, images_to_keep
 from mode.ensemble.rules import class_distances, published_weights
 from mode.errors import ModeError
 from mode.params import RoutingParams
@@ -393,3 +393,9 @@ class TestBadInput:
     def test_no_caption_to_calibrate_on(self, router: Router, embedder: LsaEmbedder, useless: list[str]) -> None:
         with pytest.raises(ModeError, match=f"none of {len(useless)} training captions"):
             Router.fit(router.conditions, embedder, RoutingParams(), useless, random_seed=0)
+
+
+def test_how_many_images_are_kept() -> None:
+    assert images_to_keep(4, 32) == 512
+    assert images_to_keep(4, 224) == 27  # 16 MiB / (4 x 3 x 224^2)
+    assert images_to_keep(1000, 448) == 1

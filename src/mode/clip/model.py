@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mode.checksums import check_manifest, listed_digest, write_manifest
+from mode.clip.configuration import checked_folder
 from mode.clip.folder import CARD, CONFIG, WEIGHTS, holds_adapter
 from mode.clip.tokenizer import fit_words
-from mode.clip.trust import check_configuration, check_folder, check_preprocessing, read_json
+from mode.clip.trust import check_configuration, read_json
 from mode.errors import ModeError
 from mode.files import sha256_of, write_aside
 from mode.params import AdapterParams, ImageParams, ModelParams
@@ -286,21 +287,6 @@ def tokenizer_of(folder: Path, model_cfg: dict[str, Any]) -> Tokenize:
 def _no_code(text_cfg: dict[str, Any]) -> dict[str, bool]:
     """What keeps a tokenizer of Hugging Face from running code that comes with it; CLIP's own has no such setting."""
     return {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
-
-
-def checked_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configurations of model and preprocessing of a folder, after `mode.clip.trust` has passed them and the folder."""
-    check_folder(folder)
-    return read_configurations(folder)
-
-
-def read_configurations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configurations of model and preprocessing of a folder, checked by themselves."""
-    content = read_json(folder / CONFIG)
-    content = content if isinstance(content, dict) else {}
-    where = str(folder / CONFIG)
-    model_cfg = check_configuration(content.get("model_cfg"), where)
-    return model_cfg, check_preprocessing(content.get("preprocess_cfg", {}), where)
 
 
 def check_proportion(folder: Path, weights: Path) -> None:

@@ -3,82 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 import torch
-from open_clip import CLIPVisionCfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
 
-from mode.clip.folder import CONFIG
-from mode.clip.model import Clip, read_configurations
+from mode.clip.configuration import preprocessing_of
+from mode.clip.model import Clip
 from mode.data.images import normalise
-from mode.errors import ModeError
-from mode.params import ImageParams
-
-
-def preprocessing_of(preprocess_cfg: Mapping[str, Any], image_size: int | Sequence[int]) -> PreprocessCfg:
-    """What open_clip makes of a folder's `preprocess_cfg`; `image_size` is that of the image tower's configuration."""
-    known = {field.name for field in fields(PreprocessCfg)}
-    given = {"size": image_size, **preprocess_cfg}
-    return PreprocessCfg(**{name: value for name, value in given.items() if name in known})
-
-
-def image_of(image: ImageParams, its: PreprocessCfg, where: str) -> ImageParams:
-    """How training prepares images for a model that knows images already: as it knows them.
-
-    Args:
-        image: what params.yaml says; what it leaves open (see `ImageParams.model_fields_set`) is the model's.
-        its: the model's own preprocessing.
-        where: the model comes from, in messages.
-
-    Returns:
-        `image` with the model's size, mean, std, interpolation, resize mode and fill colour.
-
-    Raises:
-        ModeError: params.yaml gives another value for one of these; or the model takes images that are not square.
-    """
-    sides = {its.size} if isinstance(its.size, int) else set(its.size)
-    if len(sides) > 1:
-        raise ModeError(f"{where}: takes images of {its.size} pixels", "choose a model that takes square ones")
-    own = {
-        "size": sides.pop(),
-        "mean": tuple(its.mean),
-        "std": tuple(its.std),
-        # Whatever is not bilinear is bicubic, as in open_clip.
-        "interpolation": "bilinear" if its.interpolation == "bilinear" else "bicubic",
-        "resize_mode": its.resize_mode,
-        "fill_color": its.fill_color,
-    }
-    for name, value in own.items():
-        ours = getattr(image, name)
-        if name in image.model_fields_set and ours != value:
-            message = f"image.{name} is {_shown(ours)}, but {where} was made for {_shown(value)}"
-            raise ModeError(message, f"leave image.{name} out, or choose another model")
-    return image.model_copy(update=own)
-
-
-def image_of_folder(folder: Path, image: ImageParams) -> ImageParams:
-    """`image_of` for a model folder that is not opened: only its configuration is read.
-
-    Raises:
-        ModeError: as `image_of`; or there is no model.
-    """
-    if not (folder / CONFIG).is_file():
-        raise ModeError(f"{folder}: not a model folder: it has no {CONFIG}", "train it first")
-    model_cfg, preprocess_cfg = read_configurations(folder)
-    size = model_cfg["vision_cfg"].get("image_size", CLIPVisionCfg.image_size)
-    return image_of(image, preprocessing_of(preprocess_cfg, size), str(folder))
-
-
-def _shown(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 class Preprocess:
@@ -98,7 +35,7 @@ class Preprocess:
         shape = [config.size, config.mode, config.interpolation, config.resize_mode, config.fill_color]
         self.geometry = json.dumps(shape)
         self.key = json.dumps([self.geometry, config.mean, config.std])
-        self.transform = image_transform_v2(config, is_train=False)
+        self.transform = image_transform_v2(PreprocessCfg(**asdict(config)), is_train=False)
         # open_clip's last two steps turn pixels into floats and normalise them; the ones before work on the image.
         self._resize_and_crop = Compose(self.transform.transforms[:-2])
         self._mean, self._std = config.mean, config.std

@@ -24,11 +24,11 @@ from open_clip.pretrained import download_pretrained_from_hf, download_pretraine
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError
 
+from mode.clip.configuration import checked_folder, image_of, preprocessing_of
 from mode.clip.folder import CONFIG, WEIGHTS
 from mode.clip.model import (
     Clip,
     check_proportion,
-    checked_folder,
     configuration_of,
     load_model,
     new_network,
@@ -37,7 +37,6 @@ from mode.clip.model import (
     tokenizer_of,
     write_config,
 )
-from mode.clip.preprocess import image_of, preprocessing_of
 from mode.clip.trust import check_preprocessing
 from mode.errors import ModeError
 from mode.files import sha256_of

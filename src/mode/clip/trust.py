@@ -3,20 +3,18 @@
 A configuration is data, but open_clip hands parts of it on: `tokenizer_kwargs` to transformers, which runs code that a
 folder brings if it is told to; names of towers and tokenizers to libraries that fetch them from a hub. So only what is
 known to be harmless passes; everything else is refused by its name.
+
+The names stand here in full: what a later open_clip adds is looked at before it passes, and a configuration is checked
+without open_clip, which takes seconds to import.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import open_clip
-from open_clip.coca_model import MultimodalCfg
-from open_clip.transform import PreprocessCfg
 
 from mode.errors import ModeError
 
@@ -27,10 +25,26 @@ _LARGEST, _LARGEST_OF = 16_384, {"vocab_size": 2**22, "eos_id": 2**22, "pad_id":
 _LONGEST_TEXT = 200
 
 _ADVICE = "see open_clip's model_configs for examples"
+#: Settings of both towers, and of each.
+_TOWER = {
+    "width", "layers", "mlp_ratio", "ls_init_value", "final_ln_after_pool", "pool_type", "output_tokens", "act_kwargs",
+    "norm_kwargs", "block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn",
+    "scale_fc",
+}  # fmt: skip
+_VISION = _TOWER | {
+    "head_width", "patch_size", "image_size", "patch_dropout", "attentional_pool", "attn_pooler_queries",
+    "attn_pooler_heads", "no_ln_pre", "pos_embed_type", "timm_model_name", "timm_model_pretrained", "timm_pool",
+    "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path",
+}  # fmt: skip
+_TEXT = _TOWER | {
+    "context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "heads", "embed_cls",
+    "pad_id", "eos_id", "no_causal_mask", "proj_bias", "proj_type", "hf_model_name", "hf_model_pretrained",
+    "hf_proj_type", "hf_pooler_type",
+}  # fmt: skip
 _SECTIONS = {
-    "vision_cfg": {field.name for field in fields(open_clip.CLIPVisionCfg)},
-    "text_cfg": {field.name for field in fields(open_clip.CLIPTextCfg)},
-    "multimodal_cfg": {field.name for field in fields(MultimodalCfg)},
+    "vision_cfg": _VISION,
+    "text_cfg": _TEXT,
+    "multimodal_cfg": _TEXT | {"dim_head", "n_queries", "attn_pooler_heads"},
 }
 _SINGLE = {"embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "custom_text"}
 #: Settings that stand in a mapping of their own, by its name: those that open_clip's own configurations have.
@@ -41,7 +55,7 @@ _NESTED = {
 }
 #: Files of words and their numbers, which are long, and in which any word may stand as a key.
 _WORDS = {"tokenizer.json", "vocab.json"}
-_PREPROCESS = {field.name for field in fields(PreprocessCfg)}
+_PREPROCESS = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
 
 
 def check_configuration(configuration: object, where: str) -> dict[str, Any]:
@@ -160,6 +174,8 @@ def _is_timm_architecture(name: object) -> bool:
 @cache
 def _encoders() -> frozenset[str]:
     """Text encoders of Hugging Face that open_clip's own configurations name."""
+    import open_clip
+
     configurations = map(open_clip.get_model_config, open_clip.list_models())
     named = (each["text_cfg"].get("hf_model_name") for each in configurations if each)
     return frozenset(name for name in named if name)

@@ -231,11 +231,6 @@ def statistics_layers(model: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
 
 
-def images_to_keep(experts: int, size: int) -> int:
-    """How many images of each expert are kept with an ensemble: as many as 16 MiB hold, at most 512."""
-    return max(1, min(512, 16 * 2**20 // (experts * 3 * size**2)))
-
-
 def even_batches(images: Tensor, size: int) -> Sequence[Tensor]:
     """Batches in order, of nearly the same size and at most `size` (or 32): one image alone would have no variance."""
     return torch.tensor_split(images, -(-len(images) // max(size, SMALLEST_BATCH))) if len(images) else ()

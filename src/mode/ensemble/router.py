@@ -364,3 +364,8 @@ def class_vectors(embedder: Embedder, metadata: Sequence[Sequence[str]]) -> NDAr
         np.add.at(sums, owners[start : start + _BLOCK], embedder.encode(prompts[start : start + _BLOCK]))
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return np.asarray(np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0))
+
+
+def images_to_keep(experts: int, size: int) -> int:
+    """How many images of each expert are kept with an ensemble: as many as 16 MiB hold, at most 512."""
+    return max(1, min(512, 16 * 2**20 // (experts * 3 * size**2)))

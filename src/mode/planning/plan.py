@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pydantic import BaseModel, ConfigDict
 
 from mode.clustering.words import SAMPLE
-from mode.ensemble.merge import images_to_keep
+from mode.ensemble.router import images_to_keep
 from mode.experiments.plan import training_plan, trainings_of
 from mode.params import Params
 from mode.planning import hours as h

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mode.clip.configuration import read_configurations
 from mode.clip.device import Precision
 from mode.clip.folder import CONFIG
-from mode.clip.model import Clip, configuration_of, new_network, open_clip_errors, read_configurations, write_config
+from mode.clip.model import Clip, configuration_of, new_network, open_clip_errors, write_config
 from mode.params import ModelParams
 from mode.planning.footprint import Footprint, footprint_of
 from mode.training.card import flops_per_pair

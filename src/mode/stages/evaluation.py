@@ -161,9 +161,9 @@ def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
     """Some training images of an expert's cluster, for the statistics of merged models."""
     import numpy as np
 
-    from mode.clip.preprocess import image_of_folder
+    from mode.clip.configuration import image_of_folder
     from mode.data.loading.store import ImageStore
-    from mode.ensemble.merge import images_to_keep
+    from mode.ensemble.router import images_to_keep
 
     random_seed = project.params.random_seed
     image = image_of_folder(project.model(SEED.name), project.params.image.model_copy(update={"crop_scale": None}))
@@ -254,7 +254,8 @@ def evaluate_checkpoint(checkpoint: Path, tasks: list[str], params: Path, device
     from mode.clip.folder import is_model
     from mode.clip.model import load_model
     from mode.evaluation.evaluate import evaluate_tasks
-    from mode.training.checkpoint import CHECKPOINT, open_checkpoint
+    from mode.paths import CHECKPOINT
+    from mode.training.checkpoint import open_checkpoint
 
     project = Project(Path.cwd(), load_params(params))
     if not tasks and not project.task_list.is_file():

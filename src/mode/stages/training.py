@@ -72,7 +72,7 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
     Only the sections of params.yaml that dvc.yaml gives a training are read here. The files of its pairs are written,
     unless they are there.
     """
-    from mode.clip.preprocess import image_of_folder
+    from mode.clip.configuration import image_of_folder
     from mode.training.plan import Training, make_plan
 
     if role is UPDATE and key is not None:
@@ -101,7 +101,7 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
 
 def _update_of(project: Project, key: str) -> Training:
     """`training_of` an update: on an index of its own, which has pairs of two sources."""
-    from mode.clip.preprocess import image_of_folder
+    from mode.clip.configuration import image_of_folder
     from mode.stages.project import cards_of
     from mode.training.plan import Training, make_plan
 

@@ -29,7 +29,7 @@ from mode.errors import ModeError
 from mode.files import NoRoom, write_aside
 from mode.parallel import cores
 
-CHECKPOINT, BRANCH_STATE = "checkpoint.safetensors", "branch_state.safetensors"
+BRANCH_STATE = "branch_state.safetensors"
 #: Folder beside a checkpoint: what model it is of.
 CONFIGURATION = "model"
 

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
+from mode.clip.configuration import image_of, preprocessing_of
 from mode.clip.device import autocast
 from mode.clip.encode import encode_text
 from mode.clip.model import Clip, adapted, build_model, configuration_of, load_model
-from mode.clip.preprocess import image_of, preprocessing_of
 from mode.clip.pretrained import refuse_untrainable
 from mode.params import ImageParams, TrainingParams
 from mode.training.distribution import Group

@@ -25,6 +25,7 @@ from mode.clip.model import Clip, write_configuration, write_model_files
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import MachineParams
+from mode.paths import CHECKPOINT
 from mode.processes import noting_signals
 from mode.progress import Progress
 from mode.roles import TRAINED
@@ -33,7 +34,6 @@ from mode.training.beside import Beside
 from mode.training.card import make_card
 from mode.training.checkpoint import (
     BRANCH_STATE,
-    CHECKPOINT,
     CONFIGURATION,
     RunState,
     load_branch_state,

@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,7 +21,7 @@ from mode.data.glyphs.dataset import (
     write_glyph_shards,
     write_glyph_tasks,
 )
-from mode.data.glyphs.drawing import TASK_FONTS, TRAINING_FONTS, draw, fonts_with
+from mode.data.glyphs.drawing import TASK_FONTS, TRAINING_FONTS, _font_folder, draw, fonts_with
 from mode.data.glyphs.families import FAMILIES, name_of
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
@@ -51,6 +52,10 @@ def test_families_are_tasks_of_6_to_20_classes_and_share_no_character() -> None:
     assert max(every.values()) == 1
     assert len({family.name for family in FAMILIES}) == len(FAMILIES) >= 50
     assert len(every) > 900
+
+
+def test_fonts_lie_where_matplotlib_says() -> None:
+    assert _font_folder() == Path(matplotlib.get_data_path()) / "fonts/ttf"
 
 
 def test_fonts_have_every_character_and_draw_something() -> None:

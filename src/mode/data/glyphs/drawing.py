@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFont
@@ -69,8 +69,17 @@ def fonts_with(character: str, fonts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(font for font in fonts if ord(character) in _characters_of(font))
 
 
+@cache
+def _font_folder() -> Path:
+    """Where matplotlib has its fonts; found without importing it, which every process that draws would wait for."""
+    found = find_spec("matplotlib")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+
+
 def _font_path(font: str) -> Path:
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVu{font}.ttf"
+    return _font_folder() / f"DejaVu{font}.ttf"
 
 
 @cache

@@ -8,9 +8,9 @@ of other programs, stays with Pillow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,6 @@ from torch.nn import functional as F
 from mode.data.images import UndecodableImage, decode, open_image, resize_and_crop, to_array
 from mode.data.loading.augment import random_box, random_crop
 from mode.params import ImageParams
-
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision 0.29 announces that a later one will be without; Pillow does it all then
-    decode_jpeg = None
 
 
 def training_pixels(content: bytes, image: ImageParams, position: int | None, random_seed: int) -> np.ndarray:
@@ -154,7 +149,7 @@ def _interpolate(pixels: Tensor, extent: tuple[int, int], mode: str) -> Tensor:
 
 def _is_plain_jpeg(content: bytes) -> bool:
     """RGB or grey, and of a size that `decode` takes (only the header is looked at)."""
-    if decode_jpeg is None or content[:2] != b"\xff\xd8":
+    if content[:2] != b"\xff\xd8" or _jpeg_decoder() is None:
         return False
     try:
         with open_image(content) as header:
@@ -163,17 +158,34 @@ def _is_plain_jpeg(content: bytes) -> bool:
         return False
 
 
+@lru_cache
+def _jpeg_decoder() -> Callable[..., Any] | None:
+    """What decodes JPEGs in torch, to RGB; None where torchvision has it no more.
+
+    Imported late: other images need no torchvision, which takes seconds to import.
+    """
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:  # torchvision 0.29 announces that a later one will be without; Pillow does it all then
+        return None
+    return partial(decode_jpeg, mode=ImageReadMode.RGB)
+
+
 def _decode_batch(contents: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
     """uint8 [3, height, width] of each on the device, None where one cannot be decoded."""
     # `bytearray`, because torch warns of memory that it may not write to.
     encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
-    if device.type == "cuda" and encoded:
+    if not encoded:
+        return []
+    decode_jpeg = _jpeg_decoder()
+    assert decode_jpeg is not None  # or none of them would be plain
+    if device.type == "cuda":
         with suppress(RuntimeError):  # one of them: find out which
-            return list(decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device))
+            return list(decode_jpeg(encoded, device=device))
     decoded: list[Tensor | None] = []
     for each in encoded:
         try:
-            decoded.append(decode_jpeg(each, mode=ImageReadMode.RGB, device=device))
+            decoded.append(decode_jpeg(each, device=device))
         except (RuntimeError, MemoryError):
             decoded.append(None)
     return decoded
