@@ -17,7 +17,7 @@ from torch import Tensor
 from mode.clip.encode import takes_short_texts, without_padding
 from mode.clip.model import Clip
 from mode.data.images import normalise
-from mode.data.loading.loader import ImageStore, PairStream, augment_batch, make_loader, samples_ahead
+from mode.data.loading.loader import ImageStore, PairStream, Shares, augment_batch, make_loader, samples_ahead
 from mode.data.loading.spool import REQUESTS, Spool, check_room, room_for
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ImageFiles, Places
@@ -67,25 +67,17 @@ class Batches:
         self._dtype = torch.bfloat16 if training.recipe.precision == "bf16" else torch.float32
         self._tokens = _Tokens(index, clip, machine.cache_mb)
         files, stream = ImageFiles(images.pack or index, root), stream_of(training)
-        self._spool = self._spool_of(files, stream, machine)
+        shares = shares_of(training, step, stream, group)
+        self._spool = self._spool_of(files, stream, shares, machine)
         self._store = ImageStore(
             index, root, training.image, machine.cache_mb, plan.pairs.rows, reader=self._spool or files
         )
-        if self._spool and self._store.cached:
+        if self._spool and self._store.cached and group.world == 1:
             # After the first whole pass from here all are in memory.
             passes = -(-plan.position(step) // stream.images_per_pass) + 1
             self._spool.until = min(plan.stream_stop, passes * stream.images_per_pass)
-        self._loader = make_loader(
-            self._store,
-            stream,
-            start=plan.position(step),
-            stop=plan.stream_stop,
-            batch_size=plan.batch_size,
-            workers=machine.workers,
-            rank=group.rank,
-            world=group.world,
-            spool=self._spool if group.leads_machine else None,
-        )
+        spool = self._spool if group.leads_machine else None
+        self._loader = make_loader(self._store, stream, shares, workers=machine.workers, spool=spool)
 
     def close(self) -> None:
         """Stop reading ahead, and remove what is left of it."""
@@ -95,7 +87,7 @@ class Batches:
             if self._group.leads_machine:
                 self._images.clear()
 
-    def _spool_of(self, files: ImageFiles, stream: PairStream, machine: MachineParams) -> Spool | None:
+    def _spool_of(self, files: ImageFiles, stream: PairStream, shares: Shares, machine: MachineParams) -> Spool | None:
         plan, recipe, folder = self._training.plan, self._training.recipe, self._images.spool
         if recipe.read == "random":
             return None
@@ -105,7 +97,7 @@ class Batches:
             need = room_for(plan.pairs, files, stream, samples_ahead(plan.batch_size, machine.workers))
             check_room(need, machine.spool_mb, folder, recipe.shuffle_images)
         readers = max(machine.workers, 1) * self._group.local_world
-        return Spool(folder, files, stream, plan.stream_stop, REQUESTS // readers)
+        return Spool(folder, files, stream, shares, REQUESTS // readers)
 
     @property
     def bad(self) -> int:
@@ -118,7 +110,7 @@ class Batches:
         batch = next(self._loader)
         tokens = self._tokens.of(batch.rows)
         pixels = batch.images.to(self._device, non_blocking=True)
-        pixels = augment_batch(pixels, image, random_seed=random_seed, position=batch.first)
+        pixels = augment_batch(pixels, image, random_seed=random_seed, positions=batch.positions)
         images = normalise(pixels, image.mean, image.std).to(self._dtype)
         self.waited += time.monotonic() - asked
         return images, tokens.to(self._device, non_blocking=True)
@@ -151,6 +143,12 @@ def stream_of(training: Training) -> PairStream:
     index, recipe = training.index, training.recipe
     shuffled = recipe.shuffle_images if recipe.read == "sequential" else None
     return PairStream(training.plan.pairs, index.image, training.random_seed, index.probability, shuffled)
+
+
+def shares_of(training: Training, step: int, stream: PairStream, group: Group) -> Shares:
+    """Who takes which samples from a step on."""
+    plan, chunks = training.plan, stream.chunks_at if training.recipe.read == "sequential" else None
+    return Shares(plan.position(step), plan.stream_stop, plan.batch_size, group.rank, group.machines, chunks)
 
 
 class _Tokens:

@@ -15,7 +15,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mode.data.loading.loader import ImageStore, PairStream, make_loader
+from mode.data.loading.loader import ImageStore, PairStream, Shares, make_loader
 from mode.data.loading.selection import Pairs
 from mode.data.shards import places, scan
 from mode.data.shards.index import PairIndex, build_index
@@ -164,7 +164,7 @@ def test_batches_are_those_of_local_files(
         rows = np.arange(len(index))
         store = ImageStore(index, tmp_path, ImageParams(size=16), cache_mb, rows)
         stream = PairStream(Pairs.of(rows, index.image), index.image, random_seed=3)
-        return list(make_loader(store, stream, start=0, stop=23, batch_size=4, workers=workers))
+        return list(make_loader(store, stream, Shares(0, 23, 4), workers=workers))
 
     for ours, theirs in zip(batches(local), batches(there), strict=True):
         assert np.array_equal(ours.rows, theirs.rows)

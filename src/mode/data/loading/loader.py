@@ -12,13 +12,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mode.data.loading.augment import augment_batch
+from mode.data.loading.shares import Shares
 from mode.data.loading.spool import Spool
 from mode.data.loading.store import ImageStore, replacements
 from mode.data.loading.stream import PairStream
 from mode.errors import ModeError
 from mode.parallel import in_order
 
-__all__ = ["Batch", "ImageStore", "PairStream", "augment_batch", "make_loader"]
+__all__ = ["Batch", "ImageStore", "PairStream", "Shares", "augment_batch", "make_loader"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,14 +35,14 @@ class Batch:
         rows: int64 [b], rows of the index; where an image was bad, the row that replaces it, so that captions and
             images agree.
         images: uint8 [b, 3, size, size].
-        first: sample position of the first image, for `augment_batch`.
+        positions: int64 [b], sample position of each, ascending, for `augment_batch`.
         position: sample position after the whole batch of all processes: where to go on.
         bad: int64, rows whose image could not be read.
     """
 
     rows: np.ndarray
     images: torch.Tensor
-    first: int
+    positions: np.ndarray
     position: int
     bad: np.ndarray
 
@@ -55,58 +56,46 @@ class _Batches(Dataset["Batch | ModeError"]):
 
     store: ImageStore
     stream: PairStream
-    start: int
-    stop: int
-    batch_size: int
-    rank: int
-    world: int
+    shares: Shares
 
     def __len__(self) -> int:
-        return -(-(self.stop - self.start) // self.batch_size)
+        return len(self.shares)
 
     def __getitem__(self, number: int) -> Batch | ModeError:
-        begin = self.start + number * self.batch_size
-        end = min(begin + self.batch_size, self.stop)
-        first = begin + (end - begin) * self.rank // self.world
-        last = begin + (end - begin) * (self.rank + 1) // self.world
-        rows = self.stream.rows_at(first, last - first)
+        positions = self.shares.of(number)
+        rows = self.stream.rows_at_each(positions)
         try:
-            images, good = self.store.load(rows, np.arange(first, last), self.stream.random_seed)
+            images, good = self.store.load(rows, positions, self.stream.random_seed)
         except ModeError as error:
             return error
-        return Batch(rows[replacements(good)], images, first, end, rows[~good])
+        return Batch(rows[replacements(good)], images, positions, self.shares.span(number)[1], rows[~good])
 
 
 def make_loader(
     store: ImageStore,
     stream: PairStream,
+    shares: Shares,
     *,
-    start: int,
-    stop: int,
-    batch_size: int,
     workers: int,
-    rank: int = 0,
-    world: int = 1,
     spool: Spool | None = None,
 ) -> Generator[Batch, None, None]:
-    """Batches of the sample positions `start .. stop`, the last one smaller if they do not divide.
+    """Batches of a training, of each the share of this process.
 
-    The batches are the same whatever `workers`, and the same whether one began at `start` or came there.
+    The batches are the same whatever `workers`, and the same whether one began at a position or came there.
 
     Args:
         store: where images come from; its `bad` counts what was replaced.
         stream: which pairs, in which order.
-        batch_size: of one step, all processes together.
+        shares: of which sample positions, and who takes which.
         workers: processes that read and decode; 0 reads ahead in one thread of this process, which is faster where
             decoded images are kept.
-        rank, world: this process and how many train together; process r has the r-th slice of each batch.
         spool: to be cleared of what all processes of this machine are done with, when this one asks for the next batch.
 
     Raises:
         ModeError: not one image of a batch can be read; a shard is not the one that was indexed; a server does not
             answer.
     """
-    batches = _Batches(store, stream, start, stop, batch_size, rank, world)
+    batches = _Batches(store, stream, shares)
     # A forked process cannot use a GPU; where that decodes, a thread has nothing to do but to read.
     in_processes = workers > 0 and store.device.type == "cpu"
     ahead: Iterable[Batch | ModeError] = _from_thread(batches)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +18,7 @@ from mode.data.shards.identity import HEADER, is_same, sample_of
 from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, WrongRange, describe, describe_all, is_url
 from mode.data.shards.scan import LARGEST_IMAGE
 from mode.errors import ModeError
-from mode.parallel import in_order
+from mode.parallel import Threads, in_order
 
 #: Files kept open: far below the usual limit of 1,024 a process.
 _OPEN_FILES = 128
@@ -146,7 +145,7 @@ class ImageFiles:
         if not self.places.has_urls:
             return map(self._read_or_error, places)
         threads = _threads(os.getpid())
-        return in_order(lambda place: threads.submit(self._read_or_error, place), places, _REQUESTS - 1)
+        return in_order(lambda place: threads.submit(partial(self._read_or_error, place)), places, _REQUESTS - 1)
 
     def read_range(self, file: int, start: int, stop: int) -> bytes:
         """Bytes of a file as they are: fewer at its end, and no image in them compared. Raises as `read`."""
@@ -260,6 +259,6 @@ def _check_size(path: str, found: int, indexed: int) -> None:
 
 
 @cache
-def _threads(_process: int) -> ThreadPoolExecutor:
+def _threads(_process: int) -> Threads:
     """Threads of a process: those of the one that it was forked from did not come along."""
-    return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="objects")
+    return Threads(_REQUESTS, "objects")
