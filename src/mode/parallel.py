@@ -77,21 +77,27 @@ class Threads:
             del given, future, work  # a thread that waits holds nothing
 
 
-def in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+def in_order(
+    submit: Callable[[Item], Future[Result]],
+    items: Iterable[Item],
+    ahead: int,
+    result: Callable[[Future[Result]], Result] = Future.result,
+) -> Iterator[Result]:
     """Results in the order of the items, `ahead` of which are submitted beyond the one that is waited for.
 
     Args:
         submit: starts the work on an item, in a pool.
         items: taken a few at a time as results are consumed.
+        result: waits for what is under way.
     """
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
             waiting.append(submit(item))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield result(waiting.popleft())
     finally:
         for future in waiting:
             future.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class Images:
 class Batches:
     """The share that one process has of every batch, on its device, from `step` to the end of the training.
 
-    `clip` gives the tokenizer; relative paths of shards begin at `root`.
+    `clip` gives the tokenizer; relative paths of shards begin at `root`; `gives_up` is asked while data is waited for.
 
     Attributes:
         waited: seconds spent on waiting for data and preparing it, until someone sets it back.
@@ -59,7 +59,7 @@ class Batches:
 
     def __init__(
         self, training: Training, clip: Clip, step: int, root: Path, machine: MachineParams, group: Group,
-        images: Images = Images(),
+        images: Images = Images(), gives_up: Callable[[], object] = lambda: False,
     ) -> None:  # fmt: skip
         plan, index = training.plan, training.index
         self.waited = 0.0
@@ -77,7 +77,7 @@ class Batches:
             passes = -(-plan.position(step) // stream.images_per_pass) + 1
             self._spool.until = min(plan.stream_stop, passes * stream.images_per_pass)
         spool = self._spool if group.leads_machine else None
-        self._loader = make_loader(self._store, stream, shares, workers=machine.workers, spool=spool)
+        self._loader = make_loader(self._store, stream, shares, workers=machine.workers, spool=spool, gives_up=gives_up)
 
     def close(self) -> None:
         """Stop reading ahead, and remove what is left of it."""
@@ -105,7 +105,12 @@ class Batches:
         return self._store.bad
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Images, normalised, [b, 3, S, S], and token ids, int64 [b, at most context], of the next step."""
+        """Images, normalised, [b, 3, S, S], and token ids, int64 [b, at most context], of the next step.
+
+        Raises:
+            NotWaitedFor: they are not there, and `gives_up` says that they are not to be waited for.
+            ModeError: as `make_loader` says.
+        """
         asked, image, random_seed = time.monotonic(), self._training.image, self._training.random_seed
         batch = next(self._loader)
         tokens = self._tokens.of(batch.rows)
