@@ -32,7 +32,7 @@ def _make(given: Input) -> None:
 def _ours(given: Input, everything: bool = True, cached: bool = False) -> Run:
     """The loader of a training, one pass: batches of uint8 pixels and rows. A cache would keep them from then on."""
     from mode.data.images import normalise
-    from mode.data.loading.loader import ImageStore, PairStream, make_loader
+    from mode.data.loading.loader import ImageStore, PairStream, Shares, make_loader
     from mode.data.loading.selection import Pairs
     from mode.data.shards.index import PairIndex
     from mode.params import ImageParams
@@ -47,7 +47,7 @@ def _ours(given: Input, everything: bool = True, cached: bool = False) -> Run:
 
     def run() -> dict[str, Any]:
         start = next(starts)
-        loader = make_loader(store, stream, start=start, stop=start + len(rows), batch_size=batch, workers=WORKERS)
+        loader = make_loader(store, stream, Shares(start, start + len(rows), batch), workers=WORKERS)
         batches = ((normalise(each.images, image.mean, image.std), index.captions(each.rows)) for each in loader)
         return _summary(batches) | {"share_of_bytes": float(index.length[rows].sum()) / float(index.length[:].sum())}
 

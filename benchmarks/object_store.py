@@ -4,8 +4,9 @@ python -m benchmarks.object_store [--images N] [--shuffle N] [--latency SECONDS]
 
 Each side reads one pass in a process of its own, with the same workers, decoding and batches, from the same tars:
 `training.read: sequential`, `random`, and webdataset with a buffer of the same size. An expert's quarter, drawn at
-random over all shards as the pairs of a cluster lie, is read from the source's shards and from its pack. Bytes and
-requests are what the server has counted.
+random over all shards as the pairs of a cluster lie, is read from the source's shards and from its pack. Of a training
+on several machines, the first reads its share of each batch, of 128 for every machine. Bytes and requests are what the
+server has counted.
 """
 
 from __future__ import annotations
@@ -164,9 +165,9 @@ def rows_of(images: int, everything: bool) -> NDArray[np.int64]:
     return np.flatnonzero(np.random.default_rng(1).integers(0, SHARE, images) == 0)
 
 
-def ours(given: Given, read: str, everything: bool, packed: bool = False) -> Callable[[], int]:
-    """One pass of a training's loader."""
-    from mode.data.loading.loader import ImageStore, PairStream, make_loader
+def ours(given: Given, read: str, everything: bool, packed: bool = False, machines: int = 1) -> Callable[[], int]:
+    """One pass of a training's loader, of the first of so many machines."""
+    from mode.data.loading.loader import ImageStore, PairStream, Shares, make_loader
     from mode.data.loading.pack import Pack
     from mode.data.loading.selection import Pairs
     from mode.data.loading.spool import REQUESTS, Spool
@@ -181,14 +182,16 @@ def ours(given: Given, read: str, everything: bool, packed: bool = False) -> Cal
     )
     files = ImageFiles(Pack(given.folder / "table", index) if packed else index, given.folder)
     reader: ImageReader = files
+    chunks = stream.chunks_at if sequential else None
+    shares = Shares(0, len(rows), BATCH * machines, 0, tuple(range(machines)), chunks)
     spool = None
     if sequential:
         folder = given.folder / "spool"
-        reader = spool = Spool(folder, files, stream, len(rows), REQUESTS // WORKERS)
+        reader = spool = Spool(folder, files, stream, shares, REQUESTS // WORKERS)
     store = ImageStore(index, given.folder, ImageParams(size=PIXELS), cache_mb=0, rows=rows, reader=reader)
 
     def run() -> int:
-        loader = make_loader(store, stream, start=0, stop=len(rows), batch_size=BATCH, workers=WORKERS, spool=spool)
+        loader = make_loader(store, stream, shares, workers=WORKERS, spool=spool)
         return sum(len(batch.images) for batch in loader)
 
     return run
@@ -269,6 +272,14 @@ SIDES: dict[str, Side] = {
     "a quarter, `sequential`": partial(ours, read="sequential", everything=False),
     "a quarter, `sequential`, from its pack": partial(ours, read="sequential", everything=False, packed=True),
     "a quarter, `random`": partial(ours, read="random", everything=False),
+    **{
+        f"{what}, one of {machines} machines": partial(ours, read="sequential", machines=machines, **which)  # type: ignore[arg-type]
+        for what, which in {
+            "everything, `sequential`": {"everything": True},
+            "a quarter, `sequential`, from its pack": {"everything": False, "packed": True},
+        }.items()
+        for machines in (2, 4)
+    },
 }
 
 

@@ -41,12 +41,19 @@ IMAGES = torch.randint(0, 256, (64, 3, 9, 9), dtype=torch.uint8, generator=torch
 
 
 def test_nothing_to_augment() -> None:
-    assert augment_batch(IMAGES, ImageParams(size=9), random_seed=0, position=0) is IMAGES
-    assert len(augment_batch(IMAGES[:0], ImageParams(size=9, flip=True), random_seed=0, position=0)) == 0
+    assert augment_batch(IMAGES, ImageParams(size=9), random_seed=0, positions=np.arange(len(IMAGES))) is IMAGES
+    assert (
+        len(
+            augment_batch(
+                IMAGES[:0], ImageParams(size=9, flip=True), random_seed=0, positions=np.arange(len(IMAGES[:0]))
+            )
+        )
+        == 0
+    )
 
 
 def test_flips_half() -> None:
-    out = augment_batch(IMAGES, ImageParams(size=9, flip=True), random_seed=0, position=0)
+    out = augment_batch(IMAGES, ImageParams(size=9, flip=True), random_seed=0, positions=np.arange(len(IMAGES)))
     flipped = [bool(torch.equal(a, b.flip(2))) for a, b in zip(out, IMAGES, strict=True)]
     kept = [bool(torch.equal(a, b)) for a, b in zip(out, IMAGES, strict=True)]
     assert [a != b for a, b in zip(flipped, kept, strict=True)] == [True] * 64
@@ -54,7 +61,7 @@ def test_flips_half() -> None:
 
 
 def test_shifts_repeat_the_edge() -> None:
-    out = augment_batch(IMAGES, ImageParams(size=9, shift=2), random_seed=3, position=0)
+    out = augment_batch(IMAGES, ImageParams(size=9, shift=2), random_seed=3, positions=np.arange(len(IMAGES)))
     seen = set()
     for image, original in zip(out, IMAGES, strict=True):
         padded = torch.nn.functional.pad(original[None].float(), (2, 2, 2, 2), mode="replicate")[0].byte()
@@ -66,10 +73,15 @@ def test_shifts_repeat_the_edge() -> None:
 
 def test_augmentation_depends_on_the_position_only() -> None:
     params = ImageParams(size=9, flip=True, shift=3)
-    whole = augment_batch(IMAGES, params, random_seed=7, position=1000)
-    parts = [augment_batch(IMAGES[i : i + 13], params, random_seed=7, position=1000 + i) for i in range(0, 64, 13)]
+    whole = augment_batch(IMAGES, params, random_seed=7, positions=1000 + np.arange(len(IMAGES)))
+    parts = [
+        augment_batch(
+            IMAGES[i : i + 13], params, random_seed=7, positions=1000 + i + np.arange(len(IMAGES[i : i + 13]))
+        )
+        for i in range(0, 64, 13)
+    ]
     assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(augment_batch(IMAGES, params, random_seed=8, position=1000), whole)
+    assert not torch.equal(augment_batch(IMAGES, params, random_seed=8, positions=1000 + np.arange(len(IMAGES))), whole)
 
 
 @pytest.mark.parametrize("extent", [(40, 30), (1, 1), (200, 3), (3, 200)])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
+import subprocess
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
@@ -23,7 +28,8 @@ from mode.errors import ModeError
 from mode.params import ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
 from mode.roles import SEED
 from mode.training.batches import Images, stream_of
-from mode.training.loop import Interrupted, TrainResult, train
+from mode.training.checkpoint import CHECKPOINT
+from mode.training.loop import Interrupted, Metrics, TrainResult, train
 from mode.training.plan import Training, make_plan
 
 CAPTIONS = {"caption": 0.25, "synthetic": 0.75}
@@ -145,6 +151,48 @@ def test_reading_in_long_ranges_goes_on_exactly_where_it_was(
     made = replace(made, recipe=recipe.model_copy(update={"shuffle_images": 2}))
     other = run("less mixed").clip.model.state_dict()
     assert not all(torch.equal(tensor, theirs[name]) for name, tensor in other.items())
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_under_the_spool_is_one_line_and_costs_no_step(
+    root: Path, vit: ModelParams, tmp_path: Path, disk: Path
+) -> None:
+    """Others fill it after every step; the checkpoint, on another one, is of the last step that was made."""
+    made = replace(training(root, vit), recipe=RECIPE.model_copy(update={"read": "sequential", "shuffle_images": 4}))
+    steps: list[int] = []
+
+    def run(folder: str, look: Metrics) -> dict[str, torch.Tensor]:
+        machine, images = MachineParams(device="cpu", threads=1, cache_mb=0), Images(spool=disk / "spool")
+        return train(made, root, machine, tmp_path / folder, look, log_every=1, images=images).clip.model.state_dict()
+
+    def others_fill(step: int, _: dict[str, float]) -> None:
+        steps.append(step)
+        with (disk / f"ballast-{step}").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4_096)):
+                pass
+
+    whole = run("whole", lambda *_: None)
+    with pytest.raises(ModeError, match=rf"{disk}/spool/.*: cannot be written: No space left on device") as told:
+        run("full", others_fill)
+    assert "\n" not in str(told.value)
+    assert not (disk / "spool").exists()
+    with safe_open(tmp_path / "full" / CHECKPOINT, "numpy") as file:
+        assert json.loads(json.loads(file.metadata()["record"])["state"])["step"] == steps[-1]
+    for ballast in disk.glob("ballast*"):
+        ballast.unlink()
+    resumed = run("full", lambda *_: None)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
 
 
 def test_a_training_that_does_not_fit_into_its_spool_is_one_line(root: Path, vit: ModelParams, tmp_path: Path) -> None:

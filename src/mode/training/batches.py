@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from mode.clip.encode import takes_short_texts, without_padding
 from mode.clip.model import Clip
 from mode.data.images import normalise
-from mode.data.loading.loader import ImageStore, PairStream, augment_batch, make_loader, samples_ahead
+from mode.data.loading.loader import ImageStore, PairStream, Shares, augment_batch, make_loader, samples_ahead
 from mode.data.loading.spool import REQUESTS, Spool, check_room, room_for
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ImageFiles, Places
@@ -48,7 +48,7 @@ class Images:
 class Batches:
     """The share that one process has of every batch, on its device, from `step` to the end of the training.
 
-    `clip` gives the tokenizer; relative paths of shards begin at `root`.
+    `clip` gives the tokenizer; relative paths of shards begin at `root`; `gives_up` is asked while data is waited for.
 
     Attributes:
         waited: seconds spent on waiting for data and preparing it, until someone sets it back.
@@ -59,7 +59,7 @@ class Batches:
 
     def __init__(
         self, training: Training, clip: Clip, step: int, root: Path, machine: MachineParams, group: Group,
-        images: Images = Images(),
+        images: Images = Images(), gives_up: Callable[[], object] = lambda: False,
     ) -> None:  # fmt: skip
         plan, index = training.plan, training.index
         self.waited = 0.0
@@ -67,25 +67,17 @@ class Batches:
         self._dtype = torch.bfloat16 if training.recipe.precision == "bf16" else torch.float32
         self._tokens = _Tokens(index, clip, machine.cache_mb)
         files, stream = ImageFiles(images.pack or index, root), stream_of(training)
-        self._spool = self._spool_of(files, stream, machine)
+        shares = shares_of(training, step, stream, group)
+        self._spool = self._spool_of(files, stream, shares, machine)
         self._store = ImageStore(
             index, root, training.image, machine.cache_mb, plan.pairs.rows, reader=self._spool or files
         )
-        if self._spool and self._store.cached:
+        if self._spool and self._store.cached and group.world == 1:
             # After the first whole pass from here all are in memory.
             passes = -(-plan.position(step) // stream.images_per_pass) + 1
             self._spool.until = min(plan.stream_stop, passes * stream.images_per_pass)
-        self._loader = make_loader(
-            self._store,
-            stream,
-            start=plan.position(step),
-            stop=plan.stream_stop,
-            batch_size=plan.batch_size,
-            workers=machine.workers,
-            rank=group.rank,
-            world=group.world,
-            spool=self._spool if group.leads_machine else None,
-        )
+        spool = self._spool if group.leads_machine else None
+        self._loader = make_loader(self._store, stream, shares, workers=machine.workers, spool=spool, gives_up=gives_up)
 
     def close(self) -> None:
         """Stop reading ahead, and remove what is left of it."""
@@ -95,7 +87,7 @@ class Batches:
             if self._group.leads_machine:
                 self._images.clear()
 
-    def _spool_of(self, files: ImageFiles, stream: PairStream, machine: MachineParams) -> Spool | None:
+    def _spool_of(self, files: ImageFiles, stream: PairStream, shares: Shares, machine: MachineParams) -> Spool | None:
         plan, recipe, folder = self._training.plan, self._training.recipe, self._images.spool
         if recipe.read == "random":
             return None
@@ -105,7 +97,7 @@ class Batches:
             need = room_for(plan.pairs, files, stream, samples_ahead(plan.batch_size, machine.workers))
             check_room(need, machine.spool_mb, folder, recipe.shuffle_images)
         readers = max(machine.workers, 1) * self._group.local_world
-        return Spool(folder, files, stream, plan.stream_stop, REQUESTS // readers)
+        return Spool(folder, files, stream, shares, REQUESTS // readers)
 
     @property
     def bad(self) -> int:
@@ -113,12 +105,17 @@ class Batches:
         return self._store.bad
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Images, normalised, [b, 3, S, S], and token ids, int64 [b, at most context], of the next step."""
+        """Images, normalised, [b, 3, S, S], and token ids, int64 [b, at most context], of the next step.
+
+        Raises:
+            NotWaitedFor: they are not there, and `gives_up` says that they are not to be waited for.
+            ModeError: as `make_loader` says.
+        """
         asked, image, random_seed = time.monotonic(), self._training.image, self._training.random_seed
         batch = next(self._loader)
         tokens = self._tokens.of(batch.rows)
         pixels = batch.images.to(self._device, non_blocking=True)
-        pixels = augment_batch(pixels, image, random_seed=random_seed, position=batch.first)
+        pixels = augment_batch(pixels, image, random_seed=random_seed, positions=batch.positions)
         images = normalise(pixels, image.mean, image.std).to(self._dtype)
         self.waited += time.monotonic() - asked
         return images, tokens.to(self._device, non_blocking=True)
@@ -151,6 +148,12 @@ def stream_of(training: Training) -> PairStream:
     index, recipe = training.index, training.recipe
     shuffled = recipe.shuffle_images if recipe.read == "sequential" else None
     return PairStream(training.plan.pairs, index.image, training.random_seed, index.probability, shuffled)
+
+
+def shares_of(training: Training, step: int, stream: PairStream, group: Group) -> Shares:
+    """Who takes which samples from a step on."""
+    plan, chunks = training.plan, stream.chunks_at if training.recipe.read == "sequential" else None
+    return Shares(plan.position(step), plan.stream_stop, plan.batch_size, group.rank, group.machines, chunks)
 
 
 class _Tokens:

@@ -26,6 +26,7 @@ class Group:
         rank, world: this process's number, and how many there are.
         device: where this one computes.
         local_rank, local_world: as `rank` and `world`, among the processes of this machine.
+        machines: of each process the number of its machine.
     """
 
     rank: int
@@ -33,6 +34,7 @@ class Group:
     device: torch.device
     local_rank: int = 0
     local_world: int = 1
+    machines: tuple[int, ...] = (0,)
 
     @property
     def leads(self) -> bool:
@@ -93,7 +95,15 @@ def process_group(device: str) -> Group:
             rank, reason = _from_environment("RANK", 0), str(error).splitlines()[0]
             raise ModeError(f"process {rank} could not join the others: {reason}", "see what they said") from None
         atexit.register(dist.destroy_process_group)
-    return Group(dist.get_rank(), dist.get_world_size(), chosen, local_rank, _from_environment("LOCAL_WORLD_SIZE", 1))
+    local_world = _from_environment("LOCAL_WORLD_SIZE", 1)
+    return Group(dist.get_rank(), dist.get_world_size(), chosen, local_rank, local_world, _machines(local_rank))
+
+
+def _machines(local_rank: int) -> tuple[int, ...]:
+    """Of each process the number of its machine: `torchrun` gives the processes of one neighbouring numbers."""
+    firsts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(firsts, torch.tensor([int(local_rank == 0)]))
+    return tuple((torch.cat(firsts).cumsum(0) - 1).clamp(min=0).tolist())
 
 
 def _from_environment(name: str, default: int) -> int:

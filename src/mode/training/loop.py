@@ -22,6 +22,7 @@ from torch.optim import AdamW
 
 from mode.checksums import write_manifest
 from mode.clip.model import Clip, write_configuration, write_model_files
+from mode.data.loading.loader import NotWaitedFor
 from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import MachineParams
@@ -130,6 +131,7 @@ def train(
     Raises:
         ModeError: the loss became NaN or infinite; a checkpoint or seed of another configuration; a batch that the
             processes cannot share; a device that is not there; a process that reads images was killed.
+            Where there is no next batch, a checkpoint of the steps so far is written first.
         Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
     """
     if machine.threads is not None:
@@ -159,13 +161,30 @@ def train(
         learner = Learner(training, clip.model, optimizer, group)
 
         # Data from the position of the next step on.
-        batches = Batches(training, clip, state.step, root, machine, group, images)
+        batches = Batches(training, clip, state.step, root, machine, group, images, lambda: signals)
+
+        def stopped(number: int) -> Interrupted:
+            done = f"{plan.name}: stopped after step {state.step:,} of {plan.last_step:,}"
+            return Interrupted(number, f"{done}; the next run goes on from {checkpoint}")
 
         monitor = _Monitor(training, learner, batches, state, group, checkpoint)
         with closing(batches), monitor.bar or nullcontext(), told_of_dead_workers():
             monitor.do_beside(beside, clip)  # at the first step, and what the end of an interrupted run left out
             while state.step < plan.last_step:
-                pixels, tokens = batches.next()
+                given = _next_of(batches)
+                lost, told = group.any(isinstance(given, Exception), bool(signals))
+                if lost:
+                    batches.close()  # makes room for a checkpoint
+                    monitor.keep(clip, always=told)
+                    if told and copies is not None and group.leads:
+                        copies.finish(checkpoint_dir, state.step)
+                    group.any(False)
+                    if told:
+                        raise stopped(signals[0] if signals else signal.SIGTERM)
+                    fault = f"{plan.name}: another of its {group.world} processes cannot go on"
+                    raise given if isinstance(given, ModeError) else ModeError(fault, "see what it said")
+                assert not isinstance(given, Exception)
+                pixels, tokens = given
                 monitor.count(learner.step(state.step, pixels, tokens))
 
                 due = monitor.since_checkpoint > machine.checkpoint_minutes * 60
@@ -183,17 +202,21 @@ def train(
                         (copies.finish if stop else copies.offer)(checkpoint_dir, state.step)
                 if stop:
                     group.any(False)  # waits for the checkpoint: torchrun stops all when one has ended
-                    raise Interrupted(
-                        signals[0] if signals else signal.SIGTERM,
-                        f"{plan.name}: stopped after step {state.step:,} of {plan.last_step:,};"
-                        f" the next run goes on from {checkpoint}",
-                    )
+                    raise stopped(signals[0] if signals else signal.SIGTERM)
 
         monitor.refuse_broken_weights()
         clip.model.eval()
         clip.model.set_grad_checkpointing(False)
         clip.card = make_card(training, clip, state, group)
         return TrainResult(clip, plan, optimizer, checkpoint, group.leads)
+
+
+def _next_of(batches: Batches) -> tuple[Tensor, Tensor] | ModeError | NotWaitedFor:
+    """The next batch, or why there is none: other processes have to hear of it before they wait for this one."""
+    try:
+        return batches.next()
+    except (ModeError, NotWaitedFor) as reason:
+        return reason
 
 
 def _first_state(training: Training, model: nn.Module, optimizer: AdamW, checkpoint: Path) -> RunState:
@@ -226,7 +249,7 @@ class _Monitor:
         plan = training.plan
         self._training, self._learner, self._batches = training, learner, batches
         self._state, self._group, self._checkpoint = state, group, checkpoint
-        self._seconds_before, self._bad_before = state.seconds, state.bad_images
+        self._seconds_before, self._bad_before, self._kept_step = state.seconds, state.bad_images, state.step
         self._started = self._last_report = self._last_checkpoint = time.monotonic()
         self._pending: list[Tensor] = []  # losses not yet looked at: to look is to wait for the GPU
         done = (state.step - plan.first_step) * plan.batch_size
@@ -317,7 +340,13 @@ class _Monitor:
                 with write_aside(configuration) as temporary:
                     write_configuration(temporary, clip)
             save_checkpoint(self._checkpoint, learner.model, learner.optimizer, self._state, fingerprint)
-        self._last_checkpoint = time.monotonic()
+        self._last_checkpoint, self._kept_step = time.monotonic(), self._state.step
+
+    def keep(self, clip: Clip, always: bool) -> None:
+        """A checkpoint of the steps since the last one, if there are any; all processes have to come."""
+        if always or self._state.step != self._kept_step:
+            self.look_at_losses()
+            self.save_checkpoint(clip)
 
     def refuse_broken_weights(self) -> None:
         """Weights that are NaN or infinite must replace neither a good checkpoint nor a model."""

@@ -44,7 +44,9 @@ def test_each_change_is_torchvisions(name: str, seed: int) -> None:
 
 
 def test_grey_is_torchvisions() -> None:
-    ours = augment_batch(IMAGES, ImageParams(size=9, gray_scale_prob=1.0), random_seed=0, position=0)
+    ours = augment_batch(
+        IMAGES, ImageParams(size=9, gray_scale_prob=1.0), random_seed=0, positions=np.arange(len(IMAGES))
+    )
     assert torch.equal(ours, functional.rgb_to_grayscale(IMAGES, num_output_channels=3))
 
 
@@ -63,11 +65,13 @@ def test_worked_out_by_hand() -> None:
 def test_as_many_as_asked_for_by_as_much_as_asked_for() -> None:
     flat = torch.full((4_000, 3, 1, 1), 100, dtype=torch.uint8)
     params = ImageParams(size=1, color_jitter=(0.4, 0, 0, 0), color_jitter_prob=0.8)
-    out = augment_batch(flat, params, random_seed=1, position=0)[:, 0, 0, 0]
+    out = augment_batch(flat, params, random_seed=1, positions=np.arange(len(flat)))[:, 0, 0, 0]
     assert abs(float((out != 100).float().mean()) - 0.8 * 80 / 81) < 0.03  # of 81 values one is what it was
     assert (int(out.min()), int(out.max())) == (60, 139)
     coloured = torch.tensor([200, 100, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(4_000, 3, 1, 1)
-    grey = augment_batch(coloured, ImageParams(size=1, gray_scale_prob=0.2), random_seed=1, position=0)
+    grey = augment_batch(
+        coloured, ImageParams(size=1, gray_scale_prob=0.2), random_seed=1, positions=np.arange(len(coloured))
+    )
     is_grey = (grey[:, 0] == grey[:, 2]).flatten()
     assert abs(float(is_grey.float().mean()) - 0.2) < 0.03
     assert torch.equal(grey[~is_grey], coloured[~is_grey])
@@ -88,7 +92,7 @@ def test_all_orders_of_changes_occur(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colour, "_CHANGES", tuple(noting(name) for name in "bcsh"))
     numbered = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
     params = FULL.model_copy(update={"color_jitter_prob": 1.0})
-    augment_batch(numbered, params, random_seed=0, position=0)
+    augment_batch(numbered, params, random_seed=0, positions=np.arange(len(numbered)))
     assert {"".join(sorted(names)) for names in seen.values()} == {"bchs"}
     assert len({"".join(names) for names in seen.values()}) == 24
 
@@ -97,18 +101,23 @@ def test_all_orders_of_changes_occur(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=25)
 def test_colours_depend_on_the_position_only(cuts: list[int], position: int, seed: int) -> None:
     params = FULL.model_copy(update={"flip": True})
-    whole = augment_batch(IMAGES, params, random_seed=seed, position=position)
+    whole = augment_batch(IMAGES, params, random_seed=seed, positions=position + np.arange(len(IMAGES)))
     edges = [0, *sorted(cuts), 60]
-    parts = [augment_batch(IMAGES[a:b], params, random_seed=seed, position=position + a) for a, b in pairwise(edges)]
+    parts = [
+        augment_batch(IMAGES[a:b], params, random_seed=seed, positions=position + a + np.arange(len(IMAGES[a:b])))
+        for a, b in pairwise(edges)
+    ]
     assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(augment_batch(IMAGES, params, random_seed=seed, position=position + 60), whole)
+    assert not torch.equal(
+        augment_batch(IMAGES, params, random_seed=seed, positions=position + 60 + np.arange(len(IMAGES))), whole
+    )
 
 
 def test_nothing_to_change_is_nothing_done() -> None:
-    assert augment_batch(IMAGES, ImageParams(size=9), random_seed=0, position=0) is IMAGES
+    assert augment_batch(IMAGES, ImageParams(size=9), random_seed=0, positions=np.arange(len(IMAGES))) is IMAGES
     still = ImageParams(size=9, color_jitter=(0, 0, 0, 0), color_jitter_prob=1.0)
-    assert torch.equal(augment_batch(IMAGES, still, random_seed=0, position=0), IMAGES)
-    assert len(augment_batch(IMAGES[:0], FULL, random_seed=0, position=0)) == 0
+    assert torch.equal(augment_batch(IMAGES, still, random_seed=0, positions=np.arange(len(IMAGES))), IMAGES)
+    assert len(augment_batch(IMAGES[:0], FULL, random_seed=0, positions=np.arange(len(IMAGES[:0])))) == 0
 
 
 @given(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mode.data.images import decode, resize_and_crop
 from mode.data.loading import store as store_module
-from mode.data.loading.loader import Batch, ImageStore, PairStream, make_loader
+from mode.data.loading.loader import Batch, ImageStore, PairStream, Shares, make_loader
 from mode.data.loading.pixels import pixels_on_device
 from mode.data.loading.selection import Pairs
 from mode.data.loading.store import replacements
@@ -50,7 +50,8 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
         np.array_equal(x.rows, y.rows)
         and torch.equal(x.images, y.images)
-        and (x.first, x.position) == (y.first, y.position)
+        and np.array_equal(x.positions, y.positions)
+        and x.position == y.position
         for x, y in zip(a, b, strict=True)
     )
 
@@ -87,7 +88,7 @@ def test_memory_is_reckoned_for_the_rows_given(index_of: Callable[..., PairIndex
 def test_any_number_of_workers_gives_the_same_batches(index: PairIndex, tmp_path: Path, image: ImageParams) -> None:
     def batches(workers: int, cache_mb: int) -> list[Batch]:
         store = ImageStore(index, tmp_path, image, cache_mb)
-        return list(make_loader(store, stream_of(index), start=5, stop=47, batch_size=4, workers=workers))
+        return list(make_loader(store, stream_of(index), Shares(5, 47, 4), workers=workers))
 
     expected = batches(0, 1)
     assert [len(batch.rows) for batch in expected] == [4] * 10 + [2]
@@ -100,11 +101,11 @@ def test_any_number_of_workers_gives_the_same_batches(index: PairIndex, tmp_path
 @pytest.mark.parametrize("image", [PLAIN, CROPPED])
 def test_resuming_gives_the_rest(index: PairIndex, tmp_path: Path, image: ImageParams) -> None:
     store = ImageStore(index, tmp_path, image, 1)
-    whole = list(make_loader(store, stream_of(index), start=0, stop=40, batch_size=8, workers=0))
+    whole = list(make_loader(store, stream_of(index), Shares(0, 40, 8), workers=0))
     for done in range(5):
         position = whole[done].position
         fresh = ImageStore(index, tmp_path, image, 1)
-        rest = list(make_loader(fresh, stream_of(index), start=position, stop=40, batch_size=8, workers=0))
+        rest = list(make_loader(fresh, stream_of(index), Shares(position, 40, 8), workers=0))
         assert same(rest, whole[done + 1 :])
 
 
@@ -113,18 +114,14 @@ def test_resuming_gives_the_rest(index: PairIndex, tmp_path: Path, image: ImageP
 def test_processes_share_each_batch(index: PairIndex, tmp_path: Path, image: ImageParams, world: int) -> None:
     def batches(rank: int, world: int) -> list[Batch]:
         store = ImageStore(index, tmp_path, image, 0)
-        return list(
-            make_loader(store, stream_of(index), start=3, stop=30, batch_size=12, workers=0, rank=rank, world=world)
-        )
+        return list(make_loader(store, stream_of(index), Shares(3, 30, 12, rank, (0,) * world), workers=0))
 
     ranks = [batches(rank, world) for rank in range(world)]
     for whole, *parts in zip(batches(0, 1), *ranks, strict=True):
         assert np.array_equal(np.concatenate([part.rows for part in parts]), whole.rows)
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
         assert {part.position for part in parts} == {whole.position}
-        assert [part.first for part in parts] == [
-            whole.first + sum(len(p.rows) for p in parts[:number]) for number in range(world)
-        ]
+        assert np.array_equal(np.concatenate([part.positions for part in parts]), whole.positions)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -137,9 +134,9 @@ def test_a_bad_image_is_replaced_with_its_pair_and_counted(
     index = index_of({"0.tar": [(name, b"bad" if name in ("1.jpg", "4.jpg") else data) for name, data in files]})
     store = ImageStore(index, tmp_path, PLAIN, cache_mb)
     stream = stream_of(index)
-    batches = list(make_loader(store, stream, start=0, stop=18, batch_size=6, workers=workers))
+    batches = list(make_loader(store, stream, Shares(0, 18, 6), workers=workers))
     for batch in batches:
-        asked = stream.rows_at(batch.first, 6)
+        asked = stream.rows_at_each(batch.positions)
         assert np.array_equal(batch.rows, asked[replacements(~np.isin(asked, [1, 4]))])
         assert torch.equal(batch.images, store.load(batch.rows)[0])
         assert sorted(batch.bad.tolist()) == [1, 4]
@@ -152,7 +149,7 @@ def test_nothing_but_bad_images(index_of: Callable[..., PairIndex], tmp_path: Pa
     index = index_of({"0.tar": [("a.jpg", b"bad"), ("a.txt", b"words")]})
     store = ImageStore(index, tmp_path, PLAIN, 1)
     with pytest.raises(ModeError, match=r"shards/0.tar at byte 512: cannot be read"):
-        list(make_loader(store, stream_of(index), start=0, stop=4, batch_size=2, workers=0))
+        list(make_loader(store, stream_of(index), Shares(0, 4, 2), workers=0))
 
 
 def test_a_missing_shard(index: PairIndex, tmp_path: Path) -> None:
@@ -170,7 +167,7 @@ def test_leaving_early_leaves_nothing_running(index: PairIndex, tmp_path: Path) 
 
     for workers in (0, 2):
         loader = make_loader(
-            ImageStore(index, tmp_path, PLAIN, 0), stream_of(index), start=0, stop=10**9, batch_size=4, workers=workers
+            ImageStore(index, tmp_path, PLAIN, 0), stream_of(index), Shares(0, 10**9, 4), workers=workers
         )
         first = next(loader)
         assert first.position == 4
@@ -213,8 +210,7 @@ def test_batches_decoded_on_a_device_are_those_of_the_workers(
     stores = [ImageStore(index, tmp_path, each, cache_mb=0) for each in (image, CROPPED)]
     assert stores[0].device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     stores[0].device = torch.device("cuda")
-    settings = {"start": 3, "stop": 25, "batch_size": 5, "workers": 2}
-    batches = [list(make_loader(store, stream_of(index), **settings)) for store in stores]
+    batches = [list(make_loader(store, stream_of(index), Shares(3, 25, 5), workers=2)) for store in stores]
     assert same(*batches)
     assert stores[0].bad == stores[1].bad
     assert (stores[0].bad > 0) == bad
@@ -235,7 +231,7 @@ def test_no_error_of_a_decoder_ends_a_training(
     store = ImageStore(index, tmp_path, PLAIN, cache_mb)
     bad = (tmp_path / index.path(0)).read_bytes()[index.offset[0] :][: index.length[0]]
     monkeypatch.setattr(store_module, "training_pixels", failing)
-    batches = list(make_loader(store, stream_of(index), start=0, stop=22, batch_size=11, workers=0))
+    batches = list(make_loader(store, stream_of(index), Shares(0, 22, 11), workers=0))
     assert [batch.bad.tolist() for batch in batches] == [[0], [0]]
 
 
@@ -243,7 +239,5 @@ def test_a_thin_image_is_replaced(index_of: Callable[..., PairIndex], pair: Make
     thin = io.BytesIO()
     Image.new("L", (1, 20_000)).save(thin, "PNG")
     index = index_of({"0.tar": [*pair("a"), ("b.png", thin.getvalue()), ("b.txt", b"thin"), *pair("c", 2)]})
-    batches = make_loader(
-        ImageStore(index, tmp_path, PLAIN, 0), stream_of(index), start=0, stop=3, batch_size=3, workers=0
-    )
+    batches = make_loader(ImageStore(index, tmp_path, PLAIN, 0), stream_of(index), Shares(0, 3, 3), workers=0)
     assert [batch.bad.tolist() for batch in batches] == [[1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mode.data.loading import windows as windows_module
-from mode.data.loading.loader import Batch, ImageStore, PairStream, make_loader, samples_ahead
+from mode.data.loading.loader import Batch, ImageStore, PairStream, Shares, make_loader, samples_ahead
 from mode.data.loading.ranges import Range, joined
 from mode.data.loading.selection import Pairs
 from mode.data.loading.spool import Spool, check_room, room_for
@@ -35,11 +35,17 @@ IMAGE = ImageParams(size=8)
 
 
 class Counting(ImageFiles):
-    """Image files that note which ranges were asked for."""
+    """Image files that note which ranges were asked for, and which images by themselves."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.ranges: list[tuple[int, int, int]] = []
+        self.singly: list[int] = []
+        self._plain = ImageFiles(*given)
+
+    def read_many(self, rows: Sequence[int], positions: Sequence[int] | None = None) -> Iterator[bytes | OSError]:  # noqa: ARG002
+        self.singly += rows
+        return self._plain.read_many(rows)
 
     def read_range(self, file: int, start: int, stop: int) -> bytes:
         self.ranges.append((file, start, stop))
@@ -78,10 +84,12 @@ def spools() -> Iterator[list[Spool]]:
 def make(index: PairIndex, tmp_path: Path, spools: list[Spool]) -> Callable[..., Any]:
     """A spool with its stream, and the files that it reads from."""
 
-    def make(shuffle: int = 9, rows: np.ndarray | None = None, stop: int = 200) -> tuple[Spool, PairStream, Counting]:
+    def make(
+        shuffle: int = 9, rows: np.ndarray | None = None, stop: int = 200, shares: Shares | None = None
+    ) -> tuple[Spool, PairStream, Counting]:
         stream = stream_of(index, shuffle, rows)
         files = Counting(index, tmp_path)
-        spools.append(Spool(tmp_path / "spool", files, stream, stop, requests=2))
+        spools.append(Spool(tmp_path / "spool", files, stream, shares or Shares(0, stop, stop), requests=2))
         return spools[-1], stream, files
 
     return make
@@ -90,6 +98,11 @@ def make(index: PairIndex, tmp_path: Path, spools: list[Spool]) -> Callable[...,
 def stream_of(index: PairIndex, shuffle: int = 9, rows: np.ndarray | None = None) -> PairStream:
     rows = np.arange(len(index)) if rows is None else rows
     return PairStream(Pairs.of(rows, index.image), index.image, 4, shuffle_images=shuffle)
+
+
+def named(*chunks: tuple[int, ...]) -> set[str]:
+    """Names of the files of chunks, of machine 0."""
+    return {"-".join(map(str, (*chunk, 0))) for chunk in chunks}
 
 
 def read(spool: Spool, stream: PairStream, start: int, count: int) -> list[bytes | OSError]:
@@ -142,33 +155,34 @@ def test_images_are_those_of_the_source_and_each_chunk_is_read_once(
     for start in range(0, 80, 8):
         expected = list(plain.read_many(stream.rows_at(start, 8).tolist()))
         assert read(spool, stream, start, 8) == expected
-    wanted = [*stream.windows_from(0, 80)]
-    names = {"-".join(map(str, chunk)) for window in wanted for chunk in window.chunks}
-    wait_until(lambda: {path.name for path in (tmp_path / "spool").iterdir()} == names)
-    chunks = len(names)
+    wanted = {stream.chunk(number) for number in stream.chunks_at(np.arange(80)).tolist()}
+    wait_until(lambda: {path.name for path in (tmp_path / "spool").glob("*")} == named(*wanted))
     # A chunk that reaches over the end of a shard takes two.
-    assert chunks <= len(files.ranges) <= 2 * chunks
-    assert max(Counter(files.ranges).values()) <= len({chunk.number for window in wanted for chunk in window.chunks})
+    assert len(wanted) <= len(files.ranges) <= 2 * len(wanted)
+    assert max(Counter(files.ranges).values()) <= len({chunk.number for chunk in wanted})
+    assert {*files.singly} <= {*stream.rows_at(*stream.span(0, 0)).tolist()}
 
 
 def test_what_lies_far_from_the_next_is_not_read(
-    make: Callable[..., Any], index: PairIndex, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Any], index: PairIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(joined, "__defaults__", (0, 2**23))
     spool, stream, files = make(rows=np.arange(0, 15, 2), stop=8)
     read(spool, stream, 0, 8)
     wanted = index.locate(np.arange(0, 15, 2))
+    names = named(*(stream.chunk(number) for number in stream.chunks_at(np.arange(8)).tolist()))
+    wait_until(lambda: {path.name for path in (tmp_path / "spool").glob("*")} == names)
     assert sum(stop - start for _, start, stop in files.ranges) == int((wanted.length + 512).sum())
 
 
 def batches(
-    index: PairIndex, root: Path, make: Callable[..., Any] | None, start: int = 0, workers: int = 0, **given: Any
+    index: PairIndex, root: Path, make: Callable[..., Any] | None, start: int = 0, workers: int = 0, cache_mb: int = 0
 ) -> list[Batch]:
-    stream, reader = stream_of(index), None
+    stream, reader, shares = stream_of(index), None, Shares(start, 90, 10)
     if make is not None:
-        reader, stream, _ = make()
-    store = ImageStore(index, root, IMAGE, given.pop("cache_mb", 0), reader=reader)
-    return list(make_loader(store, stream, start=start, stop=90, batch_size=10, workers=workers, spool=reader, **given))
+        reader, stream, _ = make(shares=shares)
+    store = ImageStore(index, root, IMAGE, cache_mb, reader=reader)
+    return list(make_loader(store, stream, shares, workers=workers, spool=reader))
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
@@ -203,31 +217,81 @@ def test_processes_share_what_was_fetched(make: Callable[..., Any], index: PairI
     assert max(Counter(files.ranges + files_of_other.ranges).values()) == 1
 
 
+def test_the_first_samples_do_not_wait_for_their_window(make: Callable[..., Any], tmp_path: Path) -> None:
+    """Its chunks are fetched by others, who never end: its images come one by one, and those behind it from chunks."""
+    spool, stream, files = make(stop=18)
+    (tmp_path / "spool").mkdir()
+    parts = [(tmp_path / "spool" / f"0-0-{slot}-0.part").open("ab") for slot in range(3)]
+    for part in parts:
+        fcntl.flock(part, fcntl.LOCK_EX)
+    rows = stream.rows_at(0, 9).tolist()
+    assert read(spool, stream, 0, 9) == list(ImageFiles(spool.places, tmp_path).read_many(rows))
+    assert files.singly == rows
+    wait_until(lambda: all((tmp_path / "spool" / f"0-1-{slot}-0").exists() for slot in (3, 4, 5)))
+    read(spool, stream, 9, 9)
+    assert files.singly == rows, "what is there is not asked for"
+    for part in parts:
+        part.close()
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (2, 1), (1, 1, 1, 1)])
+def test_a_machine_fetches_what_its_processes_take(
+    make: Callable[..., Any],
+    index: PairIndex,
+    tmp_path: Path,
+    counts: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each image of it, and of others no byte, where nothing is read over; batches are those of one machine."""
+    monkeypatch.setattr(joined, "__defaults__", (0, 2**23))
+    machines = tuple(np.repeat(np.arange(len(counts)), counts).tolist())
+    taken: dict[int, list[int]] = {}
+    for rank in range(len(machines)):
+        shares = Shares(0, 80, 8, rank, machines, stream_of(index).chunks_at)
+        spool, stream, files = make(shares=shares)
+        for number in range(10):
+            positions = shares.of(number)
+            rows = stream.rows_at_each(positions).tolist()
+            assert list(spool.read_many(rows, positions.tolist())) == list(ImageFiles(index, tmp_path).read_many(rows))
+            taken.setdefault(number, []).extend(rows)
+        wanted = index.locate(np.unique(stream.first_rows(stream.found_at(shares.here(0, 80))[1])))
+        wanted_bytes = {
+            (int(file), byte)
+            for file, offset, length in zip(wanted.file, wanted.offset, wanted.length, strict=True)
+            for byte in range(int(offset) - 512, int(offset + length))
+        }
+        assert {(file, byte) for file, start, stop in files.ranges for byte in range(start, stop)} <= wanted_bytes
+    assert [sorted(taken[number]) for number in range(10)] == [
+        sorted(stream_of(index).rows_at(8 * number, 8).tolist()) for number in range(10)
+    ]
+
+
 def test_what_is_passed_goes(make: Callable[..., Any], tmp_path: Path) -> None:
     spool, stream, _ = make(stop=40)
     read(spool, stream, 0, 40)
     windows = [*stream.windows_from(0, 40)]
     spool.pass_by(windows[2].begin)
     left = {path.name for path in (tmp_path / "spool").iterdir()}
-    assert left == {"-".join(map(str, chunk)) for window in windows[2:] for chunk in window.chunks}
+    wanted = {stream.chunk(number) for number in stream.chunks_at(np.arange(windows[2].begin, 40)).tolist()}
+    assert left == named(*wanted)
     assert read(spool, stream, 0, 9) == read(spool, stream, 0, 9), "and is fetched again if it has to be"
 
 
 def test_one_who_died_while_fetching_is_followed_by_another(make: Callable[..., Any], tmp_path: Path) -> None:
-    """Its lock ends with it; what it had written is written again."""
-    spool, stream, files = make(stop=9)
+    """Its lock ends with it; what it had written is written again. It is of the second window, which is waited for."""
+    spool, stream, files = make(stop=18)
     (tmp_path / "spool").mkdir()
-    aside = tmp_path / "spool" / "0-0-0.part"
+    aside = tmp_path / "spool" / "0-1-3-0.part"
     aside.write_bytes(b"half")
     with aside.open("ab") as dying:
         fcntl.flock(dying, fcntl.LOCK_EX)
-        reading = threading.Thread(target=read, args=(spool, stream, 0, 9), daemon=True)
+        reading = threading.Thread(target=read, args=(spool, stream, 0, 18), daemon=True)
         reading.start()
-        wait_until(lambda: (tmp_path / "spool" / "0-0-2").exists())
-        assert not (tmp_path / "spool" / "0-0-0").exists()
+        wait_until(lambda: (tmp_path / "spool" / "0-1-5-0").exists())
+        assert not (tmp_path / "spool" / "0-1-3-0").exists()
     reading.join(30)
     assert not reading.is_alive()
-    assert read(spool, stream, 0, 9) == list(files.read_many(stream.rows_at(0, 9).tolist()))
+    assert read(spool, stream, 0, 18) == list(files.read_many(stream.rows_at(0, 18).tolist()))
     assert not list((tmp_path / "spool").glob("*.part"))
 
 
@@ -248,9 +312,10 @@ def test_a_damaged_file_of_the_spool_changes_nothing(make: Callable[..., Any], t
 def test_a_folder_that_cannot_be_written_is_one_line(index: PairIndex, tmp_path: Path, spools: list[Spool]) -> None:
     (tmp_path / "occupied").write_text("a file")
     stream = stream_of(index)
-    spools.append(Spool(tmp_path / "occupied", ImageFiles(index, tmp_path), stream, 9, requests=2))
-    with pytest.raises(ModeError, match=r"occupied/\d+-\d+-\d+: cannot be written: File exists .*make room"):
-        read(spools[0], stream, 0, 9)
+    spools.append(Spool(tmp_path / "occupied", ImageFiles(index, tmp_path), stream, Shares(0, 18, 9), requests=2))
+    assert len(read(spools[0], stream, 0, 9)) == 9, "the first window comes image by image"
+    with pytest.raises(ModeError, match=r"occupied/\d+-\d+-\d+-0: cannot be written: File exists .*make room"):
+        read(spools[0], stream, 9, 9)
 
 
 def test_a_shard_that_changes_while_it_is_read_ends_it(

@@ -36,7 +36,7 @@ def test_a_pass_visits_all_chunk_by_chunk(visits: int, shuffle: int, seed: int, 
         held = [range(*windows.chunk_of(number, slot)) for slot in windows.slots_in(window)]
         assert sorted(seen[start:stop].tolist()) == sorted(visit for each in held for visit in each)
         assert all(each.start % min(chunk, shuffle) == 0 for each in held)
-    for position, slot in [*enumerate(windows.slots_of(number, positions).tolist())][:: max(1, visits // 20)]:
+    for position, slot in [*enumerate(windows.found_at(number, positions)[0].tolist())][:: max(1, visits // 20)]:
         assert seen[position] in range(*windows.chunk_of(number, slot))
         assert slot in windows.slots_in(windows.window_of(number, position))
 
@@ -92,11 +92,16 @@ def test_a_stream_of_windows_shows_each_image_once_a_pass(shuffle: int) -> None:
 )
 def test_a_chunk_holds_the_images_of_its_samples(factors: list[float], shuffle: int, start: int) -> None:
     stream = stream_of(len(factors), shuffle, np.array(factors))
-    rows, chunks = stream.rows_at(start, 50), stream.chunks_at(np.arange(start, start + 50))
-    for row, chunk in zip(rows.tolist(), chunks, strict=True):
-        images = stream.images_of(chunk).tolist()
-        assert row in images
-        assert images == sorted(set(images))
+    positions = np.arange(start, start + 50)
+    numbers, images = stream.found_at(positions)
+    assert stream.first_rows(images).tolist() == stream.rows_at(start, 50).tolist()
+    for position, number, image in zip(positions.tolist(), numbers.tolist(), images.tolist(), strict=True):
+        chunk = stream.chunk(number)
+        first, last = stream.span(chunk.number, chunk.window)
+        assert first <= position < last
+        _, in_window = stream.found_at(np.arange(first, last)[stream.chunks_at(np.arange(first, last)) == number])
+        assert image in in_window
+        assert len(in_window) <= CHUNK
 
 
 @given(factors=st.lists(st.sampled_from([0.5, 1.0, 2.0, 2.5]), min_size=1, max_size=60), seed=st.integers(0, 99))
@@ -136,5 +141,7 @@ def test_windows_follow_one_another_through_the_passes() -> None:
     chunks = [chunk for window in found for chunk in window.chunks]
     assert chunks == sorted(chunks)
     assert {chunk.number for chunk in chunks} == {0, 1, 2}
-    assert {*stream.chunks_at(np.arange(found[0].begin, 12))} <= {*chunks}
+    numbers = stream.chunks_at(np.arange(found[0].begin, 12))
+    assert {stream.chunk(number) for number in numbers.tolist()} <= {*chunks}
+    assert sorted(set(numbers.tolist()), key=stream.chunk) == sorted(set(numbers.tolist()))
     assert Chunk(1, 0, 0) in chunks

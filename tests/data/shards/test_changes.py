@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mode.data.loading.loader import ImageStore, PairStream, make_loader
+from mode.data.loading.loader import ImageStore, PairStream, Shares, make_loader
 from mode.data.loading.selection import Pairs
 from mode.data.shards import filters, scan, tables
 from mode.data.shards.export import Chosen, export_pairs
@@ -253,7 +253,7 @@ def test_a_training_from_a_server_ends_in_one_line(
         index = PairIndex.load(tmp_path / "index")
         store = ImageStore(index, tmp_path, ImageParams(size=8), 0)
         stream = PairStream(Pairs.of(np.arange(len(index)), index.image), index.image, 0)
-        batches = make_loader(store, stream, start=0, stop=4_000, batch_size=5, workers=2)
+        batches = make_loader(store, stream, Shares(0, 4_000, 5), workers=2)
         next(batches)
         by_rename(tmp_path / "shards/0.tar", pairs(ALL[::-1]))
         with pytest.raises(ModeError, match=r"0\.tar: not the file that was indexed: [^\n]*$"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mode.data.loading.loader import ImageStore, PairStream, make_loader
+from mode.data.loading.loader import ImageStore, PairStream, Shares, make_loader
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
@@ -63,7 +63,7 @@ def test_training_ends_with_one_line_that_names_the_shard(
     def train() -> None:
         store = ImageStore(index, tmp_path, ImageParams(size=8), 0)
         stream = PairStream(Pairs.of(np.arange(len(index)), index.image), index.image, 0)
-        list(make_loader(store, stream, start=0, stop=20, batch_size=5, workers=workers))
+        list(make_loader(store, stream, Shares(0, 20, 5), workers=workers))
 
     with pytest.raises(ModeError, match=r"^shards/0\.tar: not the file that was indexed: .*index the source") as end:
         train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mode.data.loading.loader import ImageStore, PairStream, make_loader
+from mode.data.loading.loader import ImageStore, PairStream, Shares, make_loader
 from mode.data.loading.selection import Pairs
 from mode.data.shards import places, scan
 from mode.data.shards.index import PairIndex, build_index
@@ -33,6 +34,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder, self.faults, self.served = folder, {}, 0
         self.asked: list[tuple[str, str]] = []
+        self.silent: set[str] = set()  # headers that it does not send
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -67,6 +69,12 @@ class Server:
         asyncio.set_event_loop(self._loop)
         app = web.Application()
         app.router.add_get("/{name:.*}", self._answer)
+
+        async def strip(_: web.Request, response: web.StreamResponse) -> None:
+            for name in self.silent:
+                response.headers.pop(name, None)
+
+        app.on_response_prepare.append(strip)
         self._runner = web.AppRunner(app)
         self._loop.run_until_complete(self._runner.setup())
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -164,7 +172,7 @@ def test_batches_are_those_of_local_files(
         rows = np.arange(len(index))
         store = ImageStore(index, tmp_path, ImageParams(size=16), cache_mb, rows)
         stream = PairStream(Pairs.of(rows, index.image), index.image, random_seed=3)
-        return list(make_loader(store, stream, start=0, stop=23, batch_size=4, workers=workers))
+        return list(make_loader(store, stream, Shares(0, 23, 4), workers=workers))
 
     for ours, theirs in zip(batches(local), batches(there), strict=True):
         assert np.array_equal(ours.rows, theirs.rows)
@@ -229,6 +237,36 @@ def test_a_changed_object_is_noticed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "shards" / "00.tar").write_bytes(content[:-1] + b"\1")
     with pytest.raises(ModeError, match="not the object in the manifest"):
         build_index(manifest, tmp_path, tmp_path / "index", IndexParams(), workers=1)
+
+
+@pytest.mark.parametrize(
+    ("silent", "told"),
+    [
+        (set(), "not the file that was indexed: its ETag is"),
+        ({"ETag"}, "another object than before: its Last-Modified is"),
+        ({"ETag", "Last-Modified"}, None),
+    ],
+)
+def test_other_images_with_the_same_last_bytes_are_told_by_the_next_answer(
+    server: Server, tmp_path: Path, silent: set[str], told: str | None
+) -> None:
+    """Under the same names and of the same sizes: nothing but the server knows. One that says nothing is believed."""
+    server.silent = silent
+    there, path = indexed(server.url("00.tar"), tmp_path), tmp_path / "shards" / "00.tar"
+    files = ImageFiles(there, tmp_path)
+    assert files.read(0)
+    content = bytearray(path.read_bytes())
+    middle = int(there.offset[1]) + int(there.length[1]) // 2
+    content[middle] ^= 255
+    assert there.length[1] > 2 * 512, "the last bytes of an image are compared"
+    path.write_bytes(content)
+    os.utime(path, (2_000_000_000, 2_000_000_000))
+    if told is None:
+        assert files.read(1) == content[there.offset[1] :][: there.length[1]]
+        return
+    with pytest.raises(ModeError, match=rf"00\.tar: {told}") as error:
+        files.read(1)
+    assert "\n" not in str(error.value)
 
 
 def test_ways_to_name_objects(server: Server, memory: str, tmp_path: Path) -> None:

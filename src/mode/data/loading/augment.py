@@ -63,29 +63,28 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def augment_batch(images: torch.Tensor, image: ImageParams, *, random_seed: int, position: int) -> torch.Tensor:
+def augment_batch(images: torch.Tensor, image: ImageParams, *, random_seed: int, positions: np.ndarray) -> torch.Tensor:
     """Flip half of the images, shift each at random with its edges repeated, and change colours, as `image` says.
 
     Args:
         images: uint8 [batch, 3, size, size], on any device.
         image: what to do.
         random_seed: of the training.
-        position: sample position of the first image (`Batch.first`); the others follow. What happens to an image
-            depends on its position only, not on how batches are cut or spread over processes.
+        positions: int64 [batch], sample position of each image (`Batch.positions`). What happens to an image depends
+            on its position only, not on how batches are cut or spread over processes.
 
     Returns:
         uint8 [batch, 3, size, size] on the same device; `images` itself if there is nothing to do.
     """
     if len(images) and (image.flip or image.shift):
-        images = _move(images, image, random_seed, position)
+        images = _move(images, image, random_seed, positions)
     if len(images) and (image.color_jitter is not None or image.gray_scale_prob):
-        images = change_colours(images, image, random_seed=random_seed, position=position)
+        images = change_colours(images, image, random_seed=random_seed, positions=positions)
     return images
 
 
-def _move(images: torch.Tensor, image: ImageParams, random_seed: int, position: int) -> torch.Tensor:
+def _move(images: torch.Tensor, image: ImageParams, random_seed: int, positions: np.ndarray) -> torch.Tensor:
     count, _, height, width = images.shape
-    positions = np.arange(position, position + count)
     span = np.uint64(2 * image.shift + 1)
     shift_x = (hash_numbers(positions, random_seed, _SHIFT_X) % span).astype(np.int64) - image.shift
     shift_y = (hash_numbers(positions, random_seed, _SHIFT_Y) % span).astype(np.int64) - image.shift

@@ -24,18 +24,18 @@ _JITTER, _ORDER, _GREY, _STRENGTH = range(4)
 _ORDERS = np.array(list(permutations(range(4))))
 
 
-def change_colours(images: Tensor, image: ImageParams, *, random_seed: int, position: int) -> Tensor:
+def change_colours(images: Tensor, image: ImageParams, *, random_seed: int, positions: NDArray[np.int64]) -> Tensor:
     """Jitter brightness, contrast, saturation and hue of some images, in any order, then make some grey.
 
     Args:
         images: uint8 [batch, 3, height, width], on any device.
         image: `color_jitter`, `color_jitter_prob`, `gray_scale_prob`.
-        random_seed, position: as in `augment_batch`: what happens to an image depends on its position only.
+        random_seed, positions: as in `augment_batch`: what happens to an image depends on its position only.
 
     Returns:
         uint8 of the same shape and device.
     """
-    positions, device = np.arange(position, position + len(images)), images.device
+    device = images.device
 
     def drawn(use: int) -> NDArray[np.uint64]:
         return hash_numbers(positions, random_seed, _COLOUR, use)

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import active_children
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mode.data.loading.augment import augment_batch
+from mode.data.loading.shares import Shares
 from mode.data.loading.spool import Spool
 from mode.data.loading.store import ImageStore, replacements
 from mode.data.loading.stream import PairStream
 from mode.errors import ModeError
-from mode.parallel import in_order
+from mode.parallel import Threads, in_order
 
-__all__ = ["Batch", "ImageStore", "PairStream", "augment_batch", "make_loader"]
+__all__ = ["Batch", "ImageStore", "PairStream", "Shares", "augment_batch", "make_loader"]
 
 _log = logging.getLogger(__name__)
 
 #: Batches that are read ahead without worker processes, and by each of these.
 _AHEAD, _AHEAD_OF_WORKER = 4, 2
+#: Seconds after which it is asked whether a batch is still to be waited for; and those that a thread which reads is
+#: given to end: decoding is done by then, and if it waits for a store, it is left to itself.
+_LOOK, _END = 0.5, 3.0
+
+
+class NotWaitedFor(Exception):
+    """A batch is not there, and is not to be waited for any longer."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +46,14 @@ class Batch:
         rows: int64 [b], rows of the index; where an image was bad, the row that replaces it, so that captions and
             images agree.
         images: uint8 [b, 3, size, size].
-        first: sample position of the first image, for `augment_batch`.
+        positions: int64 [b], sample position of each, ascending, for `augment_batch`.
         position: sample position after the whole batch of all processes: where to go on.
         bad: int64, rows whose image could not be read.
     """
 
     rows: np.ndarray
     images: torch.Tensor
-    first: int
+    positions: np.ndarray
     position: int
     bad: np.ndarray
 
@@ -55,79 +67,62 @@ class _Batches(Dataset["Batch | ModeError"]):
 
     store: ImageStore
     stream: PairStream
-    start: int
-    stop: int
-    batch_size: int
-    rank: int
-    world: int
+    shares: Shares
 
     def __len__(self) -> int:
-        return -(-(self.stop - self.start) // self.batch_size)
+        return len(self.shares)
 
     def __getitem__(self, number: int) -> Batch | ModeError:
-        begin = self.start + number * self.batch_size
-        end = min(begin + self.batch_size, self.stop)
-        first = begin + (end - begin) * self.rank // self.world
-        last = begin + (end - begin) * (self.rank + 1) // self.world
-        rows = self.stream.rows_at(first, last - first)
+        positions = self.shares.of(number)
+        rows = self.stream.rows_at_each(positions)
         try:
-            images, good = self.store.load(rows, np.arange(first, last), self.stream.random_seed)
+            images, good = self.store.load(rows, positions, self.stream.random_seed)
         except ModeError as error:
             return error
-        return Batch(rows[replacements(good)], images, first, end, rows[~good])
+        return Batch(rows[replacements(good)], images, positions, self.shares.span(number)[1], rows[~good])
 
 
 def make_loader(
     store: ImageStore,
     stream: PairStream,
+    shares: Shares,
     *,
-    start: int,
-    stop: int,
-    batch_size: int,
     workers: int,
-    rank: int = 0,
-    world: int = 1,
     spool: Spool | None = None,
+    gives_up: Callable[[], object] = lambda: False,
 ) -> Generator[Batch, None, None]:
-    """Batches of the sample positions `start .. stop`, the last one smaller if they do not divide.
+    """Batches of a training, of each the share of this process.
 
-    The batches are the same whatever `workers`, and the same whether one began at `start` or came there.
+    The batches are the same whatever `workers`, and the same whether one began at a position or came there.
 
     Args:
         store: where images come from; its `bad` counts what was replaced.
         stream: which pairs, in which order.
-        batch_size: of one step, all processes together.
+        shares: of which sample positions, and who takes which.
         workers: processes that read and decode; 0 reads ahead in one thread of this process, which is faster where
             decoded images are kept.
-        rank, world: this process and how many train together; process r has the r-th slice of each batch.
         spool: to be cleared of what all processes of this machine are done with, when this one asks for the next batch.
+        gives_up: asked while a batch is waited for; true is not to wait any longer.
 
     Raises:
+        NotWaitedFor: `gives_up` was true.
         ModeError: not one image of a batch can be read; a shard is not the one that was indexed; a server does not
             answer.
     """
-    batches = _Batches(store, stream, start, stop, batch_size, rank, world)
+    batches = _Batches(store, stream, shares)
     # A forked process cannot use a GPU; where that decodes, a thread has nothing to do but to read.
     in_processes = workers > 0 and store.device.type == "cpu"
-    ahead: Iterable[Batch | ModeError] = _from_thread(batches)
-    if in_processes:  # forked, so that all share the store's memory; whole batches, in order
-        workers = min(workers, len(batches))
-        ahead = DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=_AHEAD_OF_WORKER,
-            multiprocessing_context="fork",
-        )
+    reading = _in_processes(batches, workers, gives_up) if in_processes else _in_thread(batches, gives_up)
     reported: set[int] = set()
-    for batch in ahead:
-        if isinstance(batch, ModeError):
-            raise batch
-        if len(batch.bad):
-            _report(store, batch, reported)
-        yield batch
-        if spool is not None:
-            spool.pass_by(batch.position)
+    with closing(reading):
+        for batch in reading:
+            if isinstance(batch, ModeError):
+                raise batch
+            if len(batch.bad):
+                _report(store, batch, reported)
+            yield batch
+            if spool is not None:
+                spool.pass_by(batch.position)
 
 
 def samples_ahead(batch_size: int, workers: int) -> int:
@@ -135,9 +130,56 @@ def samples_ahead(batch_size: int, workers: int) -> int:
     return batch_size * (1 + max(_AHEAD + 1, workers * _AHEAD_OF_WORKER))
 
 
-def _from_thread(batches: _Batches) -> Iterator[Batch | ModeError]:
-    with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
-        yield from in_order(lambda number: pool.submit(batches.__getitem__, number), range(len(batches)), _AHEAD)
+def _in_thread(batches: _Batches, gives_up: Callable[[], object]) -> Generator[Batch | ModeError, None, None]:
+    threads = Threads(1, "images")
+
+    def result(future: Future[Any]) -> Any:
+        while True:
+            try:
+                return future.result(_LOOK)
+            except TimeoutError:
+                if future.done():  # it is the work's own
+                    raise
+                if gives_up():
+                    raise NotWaitedFor from None
+
+    try:
+        submit = lambda number: threads.submit(partial(batches.__getitem__, number))  # noqa: E731
+        yield from in_order(submit, range(len(batches)), _AHEAD, result)
+    finally:
+        threads.close(_END)
+
+
+def _in_processes(
+    batches: _Batches, workers: int, gives_up: Callable[[], object]
+) -> Generator[Batch | ModeError, None, None]:
+    """Forked, so that all share the store's memory; whole batches, in order."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=min(workers, len(batches)),
+        prefetch_factor=_AHEAD_OF_WORKER,
+        multiprocessing_context="fork",
+        timeout=_LOOK,
+    )
+    others = active_children()
+    ahead = iter(loader)
+    while True:
+        try:
+            batch = next(ahead, None)
+        except (ConnectionError, EOFError) as error:  # torch has not yet heard of its end
+            raise RuntimeError(f"DataLoader worker died while it handed over a batch: {error}") from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            if gives_up():
+                for process in set(active_children()) - set(others):
+                    process.terminate()  # it would be waited for as long as for the batch
+                raise NotWaitedFor from None
+            continue
+        if batch is None:
+            return
+        yield batch
 
 
 def _report(store: ImageStore, batch: Batch, reported: set[int]) -> None:

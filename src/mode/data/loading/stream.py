@@ -95,13 +95,16 @@ class PairStream:
 
     def rows_at(self, start: int, count: int) -> NDArray[np.int64]:
         """Index rows at sample positions `start .. start + count`, int64 [count]."""
-        parts = [np.empty(0, np.int64)]
-        while count > 0:
-            number, within = divmod(start, self.images_per_pass)
-            positions = np.arange(within, min(within + count, self.images_per_pass))
-            parts.append(self._rows_of(number, self._visits_at(number, positions)))
-            start, count = start + len(positions), count - len(positions)
-        return np.concatenate(parts)
+        return self.rows_at_each(np.arange(start, start + count))
+
+    def rows_at_each(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Index rows at sample positions, int64 [n]."""
+        numbers, within = np.divmod(positions, self.images_per_pass)
+        rows = np.empty_like(positions)
+        for number in np.unique(numbers).tolist():
+            some = numbers == number
+            rows[some] = self._rows_of(number, self._visits_at(number, within[some]))
+        return rows
 
     @property
     def windows(self) -> Windows:
@@ -109,28 +112,45 @@ class PairStream:
         assert self._windows is not None
         return self._windows
 
-    def chunks_at(self, positions: NDArray[np.int64]) -> list[Chunk]:
-        """The chunk that holds the image at each sample position."""
-        chunks: list[Chunk] = []
+    def found_at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Number of the chunk that holds the image at each sample position, and of the image in the training's pairs.
+
+        Both int64 [n]; chunks are numbered in the order in which they are read.
+        """
         numbers, within = np.divmod(positions, self.images_per_pass)
+        chunks, images = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(numbers).tolist():
-            slots = self.windows.slots_of(number, within[numbers == number]).tolist()
-            chunks += [Chunk(number, slot // self.windows.slots_per_window, slot) for slot in slots]
-        return chunks
+            some = numbers == number
+            slots, visits = self.windows.found_at(number, within[some])
+            chunks[some] = number * self.windows.slots + slots
+            images[some], _ = self._visits.images_of(number, visits)
+        return chunks, images
+
+    def chunks_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the chunk that holds the image at each sample position, int64 [n]."""
+        return self.found_at(positions)[0]
+
+    def chunk(self, number: int) -> Chunk:
+        """A chunk by its number."""
+        in_pass, slot = divmod(number, self.windows.slots)
+        return Chunk(in_pass, slot // self.windows.slots_per_window, slot)
 
     def windows_from(self, start: int, stop: int) -> Iterator[Window]:
         """The window at a sample position and those behind it, as far as they begin before `stop`."""
         number, within = divmod(start, self.images_per_pass)
         window = self.windows.window_of(number, within)
-        while (begin := number * self.images_per_pass + self.windows.span(number, window)[0]) < stop:
+        while (begin := self.span(number, window)[0]) < stop:
             yield Window(begin, [Chunk(number, window, slot) for slot in self.windows.slots_in(window)])
             number, window = (number, window + 1) if window + 1 < self.windows.per_pass else (number + 1, 0)
 
-    def images_of(self, chunk: Chunk) -> NDArray[np.int64]:
-        """A row of the index for each image of a chunk, its first one of the training: ascending, each once."""
-        visits = np.arange(*self.windows.chunk_of(chunk.number, chunk.slot))
-        images, _ = self._visits.images_of(chunk.number, visits)
-        return self._rows_in(self._pairs.first[np.unique(images)])
+    def span(self, number: int, window: int) -> tuple[int, int]:
+        """First sample position of a window of a pass, and the one behind its last."""
+        start, stop = self.windows.span(number, window)
+        return number * self.images_per_pass + start, number * self.images_per_pass + stop
+
+    def first_rows(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The first row of the training of each of its images, by their numbers among its pairs."""
+        return self._rows_in(self._pairs.first[images])
 
     def _visits_at(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         if self._windows is not None:
@@ -167,7 +187,7 @@ class PairStream:
     def _rows_in(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of the index by their place among those of the training."""
         rows: NDArray[np.int64] = self._pairs.rows[places]
-        if rows.min() < 0 or rows.max() >= len(self._images):
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self._images)):
             raise ModeError("the pairs of the training are damaged: a row is not in the index", ADVICE)
         return rows
 

@@ -34,6 +34,7 @@ class Windows:
 
     Attributes:
         per_pass: windows of a pass.
+        slots: chunks of a pass.
         slots_per_window: chunks of a window, but for the last one of a pass.
 
     Example:
@@ -46,20 +47,19 @@ class Windows:
         self._visits, self._random_seed = visits, random_seed
         self._chunk = min(chunk, shuffle_images)
         self._full, self._rest = divmod(visits, self._chunk)
-        self._slots = self._full + bool(self._rest)
-        self.slots_per_window = min(shuffle_images // self._chunk, self._slots)
-        self.per_pass = -(-self._slots // self.slots_per_window)
+        self.slots = self._full + bool(self._rest)
+        self.slots_per_window = min(shuffle_images // self._chunk, self.slots)
+        self.per_pass = -(-self.slots // self.slots_per_window)
 
     def visits_at(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Visits of pass `number` at these positions within the pass, int64 of the same shape [n]."""
+        return self.found_at(number, positions)[1]
+
+    def found_at(self, number: int, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Slot of the chunk that holds the visit at each position within pass `number`, and the visit; int64 [n]."""
         places = self._places(number, positions)
         slots = self._slots_at(number, places)
-        visits: NDArray[np.int64] = self._first_visits(number, slots) + places - self._starts(number, slots)
-        return visits
-
-    def slots_of(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Slot of the chunk that holds the visit at each position within pass `number`, int64 [n]."""
-        return self._slots_at(number, self._places(number, positions))
+        return slots, self._first_visits(number, slots) + places - self._starts(number, slots)
 
     def window_of(self, number: int, position: int) -> int:
         """The window of a position within pass `number`."""
@@ -68,7 +68,7 @@ class Windows:
     def slots_in(self, window: int) -> range:
         """Slots of a window, in order."""
         first = window * self.slots_per_window
-        return range(first, min(first + self.slots_per_window, self._slots))
+        return range(first, min(first + self.slots_per_window, self.slots))
 
     def span(self, number: int, window: int) -> tuple[int, int]:
         """First position of a window within pass `number`, and the one behind its last."""
@@ -96,7 +96,7 @@ class Windows:
         """Slot of each place in the order of chunks."""
         short = self._short_slot(number)
         start = short * self._chunk
-        behind = (places >= start) & (short < self._slots)
+        behind = (places >= start) & (short < self.slots)
         slots = np.where(behind, (places - self._rest) // self._chunk + bool(self._rest), places // self._chunk)
         in_short = behind & (places < start + self._rest)
         return np.where(in_short, short, slots).astype(np.int64)
@@ -117,6 +117,6 @@ class Windows:
     def _short_slot(self, number: int) -> int:
         """Slot of the short chunk in a pass; behind all slots where there is none."""
         if not self._rest:
-            return self._slots
+            return self.slots
         drawn = hash_numbers(np.array(number), self._random_seed, _SHORT)
-        return int(drawn % np.uint64(self._slots))
+        return int(drawn % np.uint64(self.slots))

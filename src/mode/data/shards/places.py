@@ -43,6 +43,8 @@ _LONG = 8.0
 AHEAD = 512 * 2**10
 #: Objects that a server is asked about at once.
 _REQUESTS = 16
+#: Headers that tell the version of an object; the first of them that there is counts.
+_VERSIONS = ("ETag", "Last-Modified")
 _RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
 #: Objects that ranges may name: more are asked about one by one for days, and are a slip of the key.
 _MOST_NAMED = 1_000_000
@@ -72,8 +74,8 @@ class WrongRange(ModeError):
     """An object has not the bytes that were asked for, again and again: it may be another one than it was."""
 
 
-class _ShortAnswer(OSError):
-    """Other bytes than were asked for."""
+class _WrongAnswer(OSError):
+    """Other bytes than were asked for, or of another object."""
 
 
 class ByteFile(Protocol):
@@ -134,10 +136,15 @@ class RemoteFile:
         url: any that fsspec knows.
         size: in bytes; default: the server is asked.
         ahead: bytes to ask for at least, which following reads are served from; 0 asks for what is wanted.
+        etag: that it has to have; default: any. A web server says with each answer of which version it is: all have to
+            be of one, by ETag or, without any, by the time of its last change.
     """
 
-    def __init__(self, url: str, size: int | None = None, ahead: int = 0) -> None:
+    def __init__(self, url: str, size: int | None = None, ahead: int = 0, etag: str | None = None) -> None:
         self.url, self._ahead = url, ahead
+        self._version = {} if etag is None else {_VERSIONS[0]: etag}
+        is_web = url.startswith(("http://", "https://"))
+        self._compared: dict[str, Any] = {"raise_for_status": self._compare} if is_web else {}
         self.size = describe(url, Path()).size if size is None else size
         self._held, self._from = b"", 0
 
@@ -153,12 +160,22 @@ class RemoteFile:
 
     def _ask(self, start: int, end: int) -> bytes:
         filesystem, path = filesystem_of(self.url)
-        content: bytes = filesystem.cat_file(path, start=start, end=end)
+        content: bytes = filesystem.cat_file(path, start=start, end=end, **self._compared)
         if len(content) != end - start:
-            raise _ShortAnswer(
+            raise _WrongAnswer(
                 f"{len(content)} bytes instead of {end - start}: no ranges, or another object than before"
             )
         return content
+
+    async def _compare(self, response: Any) -> None:
+        """Refuse an answer whose header names another version; one without any is taken as it is."""
+        if response.status >= 300:
+            return
+        for name in _VERSIONS:
+            if found := response.headers.get(name):
+                if (before := self._version.setdefault(name, found)) != found:
+                    raise _WrongAnswer(f"another object than before: its {name} is {found}, it was {before}")
+                return
 
     def close(self) -> None:
         self._held = b""
@@ -327,8 +344,8 @@ def patiently(url: str, request: Callable[[], Result]) -> Result:
                 raise FileNotFoundError(errno.ENOENT, "not there", url) from None
             if code in _DENIED:
                 raise ModeError(f"{url}: refused: {reason}", f"see {_credentials_of(url)}") from None
-            is_short = isinstance(raised, _ShortAnswer)
-            if code in _NO_RANGE or (is_short and (number == _FEW or pause is None)):
+            is_wrong = isinstance(raised, _WrongAnswer)
+            if code in _NO_RANGE or (is_wrong and (number == _FEW or pause is None)):
                 raise WrongRange(f"{url}: {reason}", f"asked {number + 1} times; try again later") from None
             if pause is None and code in _EXPIRED:
                 what = f"{url}: {_credentials_of(url)} have expired"

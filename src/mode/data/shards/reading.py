@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,10 +15,19 @@ from numpy.typing import NDArray
 from mode.checksums import ADVICE
 from mode.columns import Rows
 from mode.data.shards.identity import HEADER, is_same, sample_of
-from mode.data.shards.places import ByteFile, LocalFile, RemoteFile, WrongRange, describe, describe_all, is_url
+from mode.data.shards.places import (
+    ByteFile,
+    Description,
+    LocalFile,
+    RemoteFile,
+    WrongRange,
+    describe,
+    describe_all,
+    is_url,
+)
 from mode.data.shards.scan import LARGEST_IMAGE
 from mode.errors import ModeError
-from mode.parallel import in_order
+from mode.parallel import Threads, in_order
 
 #: Files kept open: far below the usual limit of 1,024 a process.
 _OPEN_FILES = 128
@@ -146,7 +154,7 @@ class ImageFiles:
         if not self.places.has_urls:
             return map(self._read_or_error, places)
         threads = _threads(os.getpid())
-        return in_order(lambda place: threads.submit(self._read_or_error, place), places, _REQUESTS - 1)
+        return in_order(lambda place: threads.submit(partial(self._read_or_error, place)), places, _REQUESTS - 1)
 
     def read_range(self, file: int, start: int, stop: int) -> bytes:
         """Bytes of a file as they are: fewer at its end, and no image in them compared. Raises as `read`."""
@@ -196,14 +204,16 @@ class ImageFiles:
         path = self.places.path(number)
         if is_url(path):
             # The index has seen to the length of an object: the server need not be asked.
-            return RemoteFile(path, size=sys.maxsize)
+            return RemoteFile(path, size=sys.maxsize, etag=self.places.identity(number)[2])
         file = LocalFile(self._root / path)
         self._compare(number, file)
         return file
 
     def _compare(self, number: int, file: LocalFile) -> None:
-        path, (size, sample, _) = self.places.path(number), self.places.identity(number)
-        _check_size(path, file.size, size)
+        path, identity = self.places.path(number), self.places.identity(number)
+        if error := _other(path, Description(file.size, 0, identity[2]), identity):
+            raise error
+        sample = identity[1]
         # Files are opened again and again where there are many, but a look at a disk's far places takes long.
         if sample and self._compared.get(number) != file.state:
             if sample_of(file) != sample:
@@ -215,12 +225,7 @@ class ImageFiles:
         path = self.places.path(number)
         if not is_url(path):
             return None
-        size, _, etag = self.places.identity(number)
-        found = describe(path, self._root)
-        if found.size == size and (not etag or not found.etag or found.etag == etag):
-            return None
-        what = f"{found.size:,} bytes with ETag {found.etag}, it had {size:,} with {etag}"
-        return ChangedShard(path, what)
+        return _other(path, describe(path, self._root), self.places.identity(number))
 
     def _read_or_error(self, place: _Place) -> bytes | OSError:
         try:
@@ -247,19 +252,21 @@ def check_files(places: Places, root: Path, files: Sequence[int]) -> None:
     """
     paths = [places.path(file) for file in files]
     for file, path, found in zip(files, paths, describe_all(paths, root), strict=True):
-        size, _, etag = places.identity(file)
-        _check_size(path, found.size, size)
-        if etag not in (None, found.etag):
-            raise ChangedShard(path, f"its ETag is {found.etag}, it was {etag}")
+        if error := _other(path, found, places.identity(file)):
+            raise error
 
 
-def _check_size(path: str, found: int, indexed: int) -> None:
-    """Raise `ChangedShard` if a file is longer or shorter than it was."""
-    if found != indexed:
-        raise ChangedShard(path, f"{found:,} bytes, it had {indexed:,}")
+def _other(path: str, found: Description, identity: tuple[int, int, str | None]) -> ChangedShard | None:
+    """The error that a file or object is not the one with this size, sample and ETag, if size or ETag tell."""
+    size, _, etag = identity
+    if found.size != size:
+        return ChangedShard(path, f"{found.size:,} bytes, it had {size:,}")
+    if etag and found.etag and etag != found.etag:
+        return ChangedShard(path, f"its ETag is {found.etag}, it was {etag}")
+    return None
 
 
 @cache
-def _threads(_process: int) -> ThreadPoolExecutor:
+def _threads(_process: int) -> Threads:
     """Threads of a process: those of the one that it was forked from did not come along."""
-    return ThreadPoolExecutor(_REQUESTS, thread_name_prefix="objects")
+    return Threads(_REQUESTS, "objects")
