@@ -134,12 +134,11 @@ def every_stage(root: Path) -> list[str]:
 
 
 def take_cache(giver: SmallProject, taker: SmallProject, but: set[str]) -> None:
-    """Give a project what DVC has kept of another's runs, which it then takes over; `but` of these stages' runs."""
+    """Give a project what DVC has kept of another's runs, to take over; `but` of the runs that made these files."""
     cache = taker.root / ".dvc/cache"
     shutil.copytree(giver.root / ".dvc/cache", cache)
     for run in (cache / "runs").glob("*/*/*"):
-        command = yaml.safe_load(run.read_text())["cmd"]
-        if command.partition("mode stage ")[2].split()[0] in but:
+        if but & {output["path"] for output in yaml.safe_load(run.read_text())["outs"]}:
             shutil.rmtree(run.parent)  # an empty folder is more than DVC can bear
 
 
