@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
-#: They train until they are stopped; another would come after them.
+#: They train until they are stopped; two more would come after them.
 HELD = ("expert-0", "expert-1")
 
 
