@@ -1,4 +1,4 @@
-"""What holds for all tests: no network, and one thread per process, for the processes are as many as the cores."""
+"""What holds for all tests: no network, and one thread per process, for the processes are no fewer than the cores."""
 
 from __future__ import annotations
 

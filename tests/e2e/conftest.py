@@ -7,15 +7,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from filelock import FileLock
+from dvc.repo import Repo
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import sync_playwright
+
+from mode.stages import run_stage
+from tests.once import made_once
 
 REPOSITORY = Path(__file__).parent.parent.parent
 #: A ViT: batch norm on a CPU sees its own process's share only.
@@ -106,28 +110,42 @@ def make_project(root: Path) -> SmallProject:
     return project
 
 
+def run_here(project: SmallProject, *stages: str) -> None:
+    """Run stages in this process, and have DVC note what they made: for a project that is only where a test begins.
+
+    It saves the start of DVC's and the stages' processes, most of what `dvc repro` of so small a project costs.
+
+    Args:
+        stages: in an order in which they can run; default all.
+    """
+    with chdir(project.root):
+        for stage in stages or every_stage(project.root):
+            name, _, key = stage.partition("@")
+            # Stages that look at files elsewhere have one key, or are called otherwise.
+            name, key = ("data", key) if name == "watch" else (name, "" if name.startswith("watch-") else key)
+            run_stage(name, key or None, project.root, project.root / "params.yaml")
+    project.run("dvc", "commit", "--force", *stages)
+
+
+def every_stage(root: Path) -> list[str]:
+    """Addresses of the stages of a project's dvc.yaml, in an order in which they can run."""
+    with chdir(root), Repo(str(root)) as repo:  # addresses are relative to the working folder
+        return [stage.addressing for stage in repo.index.stages]
+
+
 def take_cache(giver: SmallProject, taker: SmallProject, but: set[str]) -> None:
-    """Give a project what DVC has kept of another's runs, which it then takes over; `but` of these stages' runs."""
+    """Give a project what DVC has kept of another's runs, to take over; `but` of the runs that made these files."""
     cache = taker.root / ".dvc/cache"
     shutil.copytree(giver.root / ".dvc/cache", cache)
     for run in (cache / "runs").glob("*/*/*"):
-        command = yaml.safe_load(run.read_text())["cmd"]
-        if command.partition("mode stage ")[2].split()[0] in but:
+        if but & {output["path"] for output in yaml.safe_load(run.read_text())["outs"]}:
             shutil.rmtree(run.parent)  # an empty folder is more than DVC can bear
 
 
 @pytest.fixture(scope="module")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
     """A project after its first `dvc repro`, shared by the tests of a file: leave it as it was found."""
-    # Made once for all files and processes of this run, which copy it.
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    first, done = shared / "finished", shared / "finished.done"
-    with FileLock(shared / "finished.lock"):
-        if not done.exists():
-            shutil.rmtree(first, ignore_errors=True)
-            make_project(first).run("dvc", "repro")
-            done.touch()
+    first = made_once(tmp_path_factory, "finished", lambda root: make_project(root).run("dvc", "repro"))
     project = SmallProject(tmp_path_factory.mktemp("pipeline") / "project")
     shutil.copytree(first, project.root, symlinks=True)
     yield project

@@ -100,10 +100,11 @@ def test_a_changed_expert_reruns_that_expert_and_what_follows(finished_project: 
     assert finished_project.stages_to_run() == set()
 
 
-def test_a_changed_shard_elsewhere_is_noticed(new_project: SmallProject, tmp_path: Path) -> None:
-    new_project.run("dvc", "repro", "data@base")
+def test_a_changed_shard_elsewhere_is_noticed(
+    finished_project: SmallProject, new_project: SmallProject, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
-    shutil.copytree(new_project.root / "data/shards/base", elsewhere)
+    shutil.copytree(finished_project.root / "data/shards/base", elsewhere)
     (elsewhere / "manifest.json").unlink()
     params = new_project.params()
     params["sources"]["base"]["shards"] = str(elsewhere)

@@ -8,8 +8,9 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import pytest
 from dvc.repo import Repo
 from mlflow import MlflowClient
 
+from mode.cli import main
+from mode.stages import run_stage
 from tests.e2e.conftest import SmallProject
 
 pytestmark = pytest.mark.e2e
 
 RECORDING = Path(__file__).with_name("recording.py")
+WEIGHTS = "models/expert-1/open_clip_model.safetensors"
 
 #: Code that decides no result, and why it need not be declared.
 GLUE = {
@@ -109,19 +113,46 @@ def test_every_stage_declares_all_that_it_reads(finished_project: SmallProject) 
     assert "models/seed/open_clip_model.safetensors" in seen["dense"]["files"]
 
 
-def test_variants_declare_all_that_they_read(finished_project: SmallProject, tmp_path: Path) -> None:
-    """By default the stage has nothing to do."""
-    project = SmallProject(tmp_path / "project")
+#: A stage that has nothing to do by default, and a training that nobody looks at.
+CHANGES = {
+    "variants": {"arms": ["top-1", "merged-seed-0.3", "published", "coarse", "by-class", "by-range", "probe"]},
+    "training": {
+        "validate": {"every": 8, "tasks": ["chess", "data/tasks/dice"]},
+        "keep_checkpoints": {"every": 7},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A finished project with other parameters, and what `expert@expert-1` and `variants` then read."""
+
+    project: SmallProject
+    seen: dict[str, dict[str, list[str]]]
+    weights_before: bytes
+
+
+@pytest.fixture(scope="module")
+def changed(finished_project: SmallProject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Changed]:
+    project = SmallProject(tmp_path_factory.mktemp("changed") / "project")
     shutil.copytree(finished_project.root, project.root, symlinks=True)
+    weights = (project.root / WEIGHTS).read_bytes()
     content = project.params()
-    content["variants"]["arms"] = ["top-1", "merged-seed-0.3", "published", "coarse", "by-class", "by-range", "probe"]
+    for section, changes in CHANGES.items():
+        content[section] |= changes
     project.set_params(content)
-    assert "variants" in declarations(project.root)["variants"]["params"]
-    seen = record(project, "variants")["variants"]
-    assert undeclared(seen, declarations(project.root)["variants"]) == []
-    assert "src/mode/evaluation/arms.py" in seen["code"]
-    assert "top-1" in project.run("mode", "results", "--variants").stdout
-    figures = json.loads((project.root / "reports/variants.json").read_text())
+    assert {"seed", "expert@expert-0", "variants"} <= project.stages_to_run()  # their folders would hold other curves
+    yield Changed(project, record(project, "expert@expert-1", "variants"), weights)
+    shutil.rmtree(project.root, ignore_errors=True)
+
+
+def test_variants_declare_all_that_they_read(changed: Changed) -> None:
+    declared = declarations(changed.project.root)["variants"]
+    assert "variants" in declared["params"]
+    assert undeclared(changed.seen["variants"], declared) == []
+    assert "src/mode/evaluation/arms.py" in changed.seen["variants"]["code"]
+    assert "top-1" in changed.project.run("mode", "results", "--variants").stdout
+    figures = json.loads((changed.project.root / "reports/variants.json").read_text())
     assert list(figures["zeroshot"]["mean"])[:3] == ["top-1", "merged-seed-0.3", "published"]
 
 
@@ -163,26 +194,14 @@ LOOKED_AT = ("src/mode/evaluation/", "src/mode/ensemble/", "src/mode/results.py"
 
 
 def test_a_training_that_is_looked_at_is_the_same_and_reads_the_tasks_besides(
-    finished_project: SmallProject, tmp_path: Path
+    changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = SmallProject(tmp_path / "project")
-    shutil.copytree(finished_project.root, project.root, symlinks=True)
-    weights = project.root / "models/expert-1/open_clip_model.safetensors"
-    before = weights.read_bytes()
-    content = project.params()
-    content["training"] |= {
-        "validate": {"every": 8, "tasks": ["chess", "data/tasks/dice"]},
-        "keep_checkpoints": {"every": 7},
-    }
-    project.set_params(content)
-    assert {"seed", "expert@expert-0"} <= project.stages_to_run()  # their folders would hold other curves
-
+    project = changed.project
     declared = declarations(project.root)["expert@expert-1"]
-    seen = record(project, "expert@expert-1")["expert@expert-1"]
-    besides = [line.split()[1] for line in undeclared(seen, declared)]
+    besides = [line.split()[1] for line in undeclared(changed.seen["expert@expert-1"], declared)]
     assert [path for path in besides if not path.startswith((*LOOKED_AT, "evaluation."))] == []
     assert any(path.startswith("data/tasks/chess/") for path in besides)
-    assert weights.read_bytes() == before
+    assert (project.root / WEIGHTS).read_bytes() == changed.weights_before
 
     table = list(csv.DictReader((project.root / "models/expert-1/validation.csv").read_text().splitlines()))
     assert [look["samples"] for look in table] == ["960", "1024", "1280", "1536", "1600"]
@@ -191,16 +210,19 @@ def test_a_training_that_is_looked_at_is_the_same_and_reads_the_tasks_besides(
         f"checkpoints/expert-1/kept/{step}" for step in (35, 42, 49)
     ]
     assert "kept/42" in project.run("mode", "check").stdout
+    monkeypatch.chdir(project.root)
     figures = tmp_path / "figures.json"
-    project.run("mode", "evaluate", "--checkpoint", str(kept[0].parent), "--output", str(figures))
-    tasks = json.loads(figures.read_text())["zeroshot"]["tasks"]
-    assert len(tasks) > 2
-    project.run("mode", "evaluate", "--checkpoint", "models/expert-1", "--output", str(figures))
+    tasks = ("--tasks", "data/tasks/chess", "data/tasks/dice")
+    for checkpoint, which in ((str(kept[0].parent), ()), ("models/expert-1", tasks)):
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", "--checkpoint", checkpoint, *which, "--output", str(figures)])
+        assert not ended.value.code
+        assert (len(json.loads(figures.read_text())["zeroshot"]["tasks"]) > 2) == (not which)
     last = json.loads(figures.read_text())["zeroshot"]["tasks"]
     for task in ("chess", "dice"):
         assert float(table[-1][f"zeroshot/{task}"]) == pytest.approx(last[task]["expert-1"], abs=1e-6)
 
-    project.run("mode", "stage", "report")
+    run_stage("report", None, project.root, project.root / "params.yaml")
     page = (project.root / "reports/index.html").read_text()
     assert 'id="validation-accuracy"' in page
     assert 'id="validation-loss"' not in page

@@ -19,7 +19,7 @@ import yaml
 
 from mode.files import sha256_of
 from mode.stages import run_stage
-from tests.e2e.conftest import REPOSITORY, VIT, SmallProject, environment, make_project
+from tests.e2e.conftest import REPOSITORY, VIT, SmallProject, environment, make_project, run_here
 from tests.e2e.slurm import NODES, Slurm, missing
 from tests.waiting import wait_until
 
@@ -58,24 +58,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
     params["machine"] |= {"checkpoint_minutes": 0.01, "threads": 1, "slurm": {"poll_seconds": 0.3}}
     made.set_params(params)
     shutil.copytree(REPOSITORY / "flows", made.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    stages = [*(f"{name}@base" for name in ("data", "index", "embed", "cluster", "assign")), "seed"]
-    for stage in ("names", "data@base", "index@base", "embedder", *stages[2:]):
-        name, _, key = stage.partition("@")
-        run_stage(name, key or None, made.root, made.root / "params.yaml")
-    made.run("dvc", "commit", "--force", "names", "embedder", *stages)
+    run_here(made, "names", "data@base", "index@base", "embedder", "embed@base", "cluster@base", "assign@base", "seed")
     yield made
     shutil.rmtree(made.root, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def here(project: SmallProject) -> dict[str, str]:
-    """SHA-256 of the experts' weights that `dvc repro` makes on this machine."""
+    """SHA-256 of the experts' weights that their stages make on this machine."""
     copy = SmallProject(project.root.parent / "here")
     shutil.copytree(project.root, copy.root)
-    repro = ("dvc", "--wait-for-lock", "repro", "--single-item")
-    for process in [copy.start(*repro, f"expert@{expert}") for expert in EXPERTS]:
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
+    for expert in EXPERTS:
+        run_stage("expert", expert, copy.root, copy.root / "params.yaml")
     return {expert: sha256_of(copy.root / "models" / expert / WEIGHTS) for expert in EXPERTS}
 
 

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.once import made_once
 from tests.trust import tiny
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project after all of its stages but the report; not to be touched."""
-    root = tmp_path_factory.mktemp("tiny") / "project"
-    tiny.make(root)
-    return root
+    return made_once(tmp_path_factory, "tiny", tiny.make)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -90,8 +89,13 @@ def test_no_run_chooses_what_is_started(pages: Page) -> None:
     assert not (pages.root / "intruded").exists()
 
 
-def test_the_secret_is_in_no_file_and_no_command_line(pages: Page) -> None:
+@pytest.fixture(scope="module")
+def has_run(pages: Page) -> None:
+    """A run of all stages."""
     pages.await_end(pages.start("pipeline"))
+
+
+def test_the_secret_is_in_no_file_and_no_command_line(pages: Page, has_run: None) -> None:
     _, _, secret = pages.secret.partition(":")
     kept = [path for path in pages.root.rglob("*") if path.is_file() and ".git" not in path.parts]
     assert Paths(pages.root).logs / "worker.log" in kept
@@ -100,26 +104,23 @@ def test_the_secret_is_in_no_file_and_no_command_line(pages: Page) -> None:
         assert secret not in " ".join(process.info["cmdline"] or [])
 
 
-def test_neither_pages_nor_runs_call_anyone(pages: Page, calls: Calls) -> None:
-    pages.await_end(pages.start("evaluate"))
+def test_neither_pages_nor_runs_call_anyone(has_run: None, calls: Calls) -> None:
     assert calls.hosts() == []
 
 
-def test_a_pool_of_an_earlier_version_is_mended(tmp_path: Path) -> None:
-    project = ToyProject(tmp_path / "project")
-    project.create()
-    with Page(project, "--no-mlflow") as page:
-        template = page.client.read_work_pool(POOL).base_job_template
-        template["job_configuration"] |= {"command": "{{ command }}", "env": "{{ env }}"}
-        template["variables"]["properties"] |= {
-            "command": {"type": "string", "default": "touch intruded"},
-            "env": {"type": "object", "default": {"TUNED": "1"}},
-        }
-        page.client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template, concurrency_limit=7))
-        first = page.secret
-    with Page(project, "--no-mlflow") as page:
+def test_a_pool_of_an_earlier_version_is_mended(pages: Page) -> None:
+    """The last test here: it ends the pages."""
+    template = pages.client.read_work_pool(POOL).base_job_template
+    template["job_configuration"] |= {"command": "{{ command }}", "env": "{{ env }}"}
+    template["variables"]["properties"] |= {
+        "command": {"type": "string", "default": "touch intruded"},
+        "env": {"type": "object", "default": {"TUNED": "1"}},
+    }
+    pages.client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template, concurrency_limit=7))
+    pages.stop()
+    with Page(pages.project, "--no-mlflow") as page:
         pool = page.client.read_work_pool(POOL)
         assert pool.base_job_template["job_configuration"]["command"] == COMMAND
         assert pool.base_job_template["job_configuration"]["env"] == {"TUNED": "1"}
         assert pool.concurrency_limit == 7
-        assert page.secret != first
+        assert page.secret != pages.secret

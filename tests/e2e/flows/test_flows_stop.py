@@ -23,17 +23,24 @@ HELD = ("expert-0", "expert-1")
 def begin(project: Any, page: Any) -> UUID:
     """A run of the pipeline that is training two experts."""
     project.fresh(steps={"dense": 0}, held=HELD)
-    run: UUID = page.start("pipeline", machine={"workers": 2, "retries": 2})
+    return train(project, page)
 
-    wait_until(lambda: all(project.events("start", expert) for expert in HELD), lambda: page.text(run))
+
+def train(project: Any, page: Any, before: int = 0) -> UUID:
+    """Start a run of the pipeline, and wait until both experts have been started once more than `before`."""
+    run: UUID = page.start("pipeline", machine={"workers": 2, "retries": 2})
+    wait_until(
+        lambda: all(len(project.events("start", expert)) > before for expert in HELD),
+        lambda: page.text(run),
+    )
     wait_until(lambda: page.state(run).is_running(), lambda: page.state(run))
     return run
 
 
-def check_stopped(project: Any) -> None:
-    """Both trainings wrote their checkpoints, nothing was started after them, and every slot is free."""
+def check_stopped(project: Any, times: int = 1) -> None:
+    """Both trainings wrote their checkpoints, each time, nothing was started after them, and every slot is free."""
     for expert in HELD:
-        assert [event["what"] for event in project.events(stage=expert)] == ["start", "checkpoint"]
+        assert [event["what"] for event in project.events(stage=expert)] == ["start", "checkpoint"] * times
     locks = [*Paths(project.root).cpu_locks.iterdir(), Paths(project.root).flow_lock]
     assert [path.name for path in locks if is_held(path)] == []
 
@@ -42,9 +49,9 @@ def check_goes_on(project: Any, page: Any, run: UUID) -> None:
     """A run completes, from the checkpoints."""
     assert page.await_end(run).type == "COMPLETED", f"{page.state(run)} {page.text(run)} {page.logs()}"
     for expert in HELD:
-        first, second = project.events("start", expert)
-        assert first["position"] == 0
-        assert second["position"] == project.events("checkpoint", expert)[0]["position"] > 0
+        positions = [event["position"] for event in project.events("start", expert)]
+        assert positions == [0, *(event["position"] for event in project.events("checkpoint", expert))]
+        assert positions == sorted({*positions})  # each further than the one before
 
 
 def test_cancel_stops_with_a_checkpoint_and_a_retry_goes_on(project: Any, page: Any) -> None:
@@ -59,18 +66,22 @@ def test_cancel_stops_with_a_checkpoint_and_a_retry_goes_on(project: Any, page: 
     check_goes_on(project, page, run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_killed_worker_stops_its_trainings_and_is_replaced(project: Any, page: Any, number: signal.Signals) -> None:
+def test_killed_workers_stop_their_trainings_and_are_replaced(project: Any, page: Any) -> None:
+    """Killed, then told to end: the second run goes on where the first was stopped, the third where the second was."""
     run = begin(project, page)
-    worker = page.worker()
-    os.kill(worker, number)
-    wait_until(lambda: len(project.events("checkpoint")) == 2 and not project.stages(), lambda: page.text(run))
-    assert page.await_end(run).type in ("CRASHED", "CANCELLED")
-    check_stopped(project)
+    for times, number in enumerate((signal.SIGKILL, signal.SIGTERM), start=1):
+        worker = page.worker()
+        os.kill(worker, number)
+        wait_until(
+            lambda: len(project.events("checkpoint")) == 2 * times and not project.stages(),  # noqa: B023
+            lambda: page.text(run),  # noqa: B023
+        )
+        assert page.await_end(run).type in ("CRASHED", "CANCELLED")
+        check_stopped(project, times)
+        run = train(project, page, before=times)
+        assert page.worker() != worker
     project.release()
-    again = page.start("pipeline")
-    check_goes_on(project, page, again)
-    assert page.worker() != worker
+    check_goes_on(project, page, run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT], ids=["Ctrl-C"])
