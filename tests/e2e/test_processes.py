@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,6 +151,58 @@ def test_a_fault_in_several_processes_is_told_in_lines(small: SmallProject) -> N
     assert done.returncode == 1
     assert "training.batch_size (33) is not a multiple of processes x accumulate (2 x 1)" in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_long_ranges_in_several_processes_and_machines(small: SmallProject) -> None:
+    """Interrupted and gone on with, two processes end with the same bytes; two machines have the losses of one."""
+    root, weights = small.root, small.root / "models/expert-1/open_clip_model.safetensors"
+    before, params = (root / "params.yaml").read_text(), small.params()
+    params["training"] |= {"read": "sequential", "shuffle_images": 300}
+    params["machine"] |= {"checkpoint_minutes": 1000, "cache_mb": 0}
+    params["experts"]["expert-1"]["epochs"] = 12  # long enough to be met while it runs
+    small.set_params(params)
+    alone, expert = {"MODE_THREADS": "1", "MODE_WORKERS": "0"}, ["-m", "mode.cli", "stage", "expert", "expert-1"]
+    try:
+        stage(small, *TORCHRUN, "stage", "expert", "expert-1", **alone)
+        whole, losses = weights.read_bytes(), curve(small, "expert-1")
+
+        training = subprocess.Popen(
+            [sys.executable, *expert],
+            cwd=root,
+            env={**environment(), **alone, "MODE_PROCESSES": "2", "MODE_CHECKPOINT_MINUTES": "0.0001"},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        wait_until(lambda: list(root.glob("checkpoints/expert-1/*/checkpoint.safetensors")) or training.poll())
+        os.killpg(training.pid, signal.SIGINT)
+        _, said = training.communicate()
+        assert training.returncode == 128 + signal.SIGINT, said
+        assert "expert-1: stopped after step" in said
+        stage(small, *TORCHRUN, "stage", "expert", "expert-1", **alone)
+        assert weights.read_bytes() == whole
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        machines = [
+            subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", *meeting, "--node-rank", str(number), *expert],
+                cwd=root,
+                env={**environment(), **alone, "OMP_NUM_THREADS": "1"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(2)
+        ]
+        said_by = [machine.communicate()[1] for machine in machines]
+        assert [machine.returncode for machine in machines] == [0, 0], said_by
+        both = curve(small, "expert-1")
+        assert [samples for samples, _ in both] == [samples for samples, _ in losses]
+        np.testing.assert_allclose([loss for _, loss in both], [loss for _, loss in losses], atol=1e-4)
+    finally:
+        (root / "params.yaml").write_text(before)
 
 
 def test_stages_with_dask_write_the_same_files(small: SmallProject) -> None:
