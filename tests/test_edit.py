@@ -53,7 +53,7 @@ def test_an_arrival_is_read_as_the_source_that_it_continues() -> None:
     assert sources["base-2"] == {"shards": "tars", "checksum": True, "continues": "base"}
     assert sources["base"] == yaml.safe_load(text)["sources"]["base"]
     assert [line for line in text.splitlines() if "#" in line] == [line for line in second.splitlines() if "#" in line]
-    with pytest.raises(ModeError, match="nothing arrives in them"):
+    with pytest.raises(ModeError, match="can arrive in them"):
         add_arrival(TEXT, "base")
 
 

@@ -26,9 +26,9 @@ from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
 from mode.params import ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
+from mode.paths import CHECKPOINT
 from mode.roles import SEED
 from mode.training.batches import Images, stream_of
-from mode.training.checkpoint import CHECKPOINT
 from mode.training.loop import Interrupted, Metrics, TrainResult, train
 from mode.training.plan import Training, make_plan
 

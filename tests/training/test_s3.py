@@ -29,9 +29,9 @@ from mode.embedding.base import embed_index
 from mode.embedding.lsa import LsaEmbedder
 from mode.errors import ModeError
 from mode.params import IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
+from mode.paths import CHECKPOINT
 from mode.roles import SEED
 from mode.training.batches import Images
-from mode.training.checkpoint import CHECKPOINT
 from mode.training.loop import Interrupted, train
 from mode.training.plan import Training, make_plan
 from tests.training.conftest import IMAGE

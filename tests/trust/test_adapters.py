@@ -21,6 +21,7 @@ from mode.paths import Paths
 from mode.results import Results
 from mode.tracking.registry import registered_folders
 from tests.killing import served
+from tests.once import made_once
 from tests.trust import tiny
 
 EXPERTS = ("expert-0", "expert-1")
@@ -29,15 +30,18 @@ CLASSES = ["white chess king", "ace of hearts", "black arrow"]
 
 @pytest.fixture(scope="module")
 def adapters(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project, with experts trained again as adapters, evaluated, and registered."""
-    root = tmp_path_factory.mktemp("adapters") / "project"
+    """The tiny project with experts that are adapters."""
+    return made_once(tmp_path_factory, "adapters", partial(with_adapters, finished))
+
+
+def with_adapters(finished: Path, root: Path) -> None:
+    """The finished project once more, with experts trained again as adapters, evaluated, and registered."""
     shutil.copytree(finished, root, symlinks=True)
     content = yaml.safe_load((root / "params.yaml").read_text())
     content["training"]["adapter"] = {"kind": "lora", "rank": 4}
     (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     for name, key in [*[("expert", expert) for expert in EXPERTS], ("evaluate", None), ("report", None)]:
         assert served(partial(tiny.stage, root, name, key)) == 0, name
-    return root
 
 
 def test_experts_are_small_and_everything_is_evaluated(adapters: Path, finished: Path) -> None:
