@@ -501,7 +501,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [run for run in runs if run.run in wanted and run.seed in seeds]
         for run in chosen:
             set_params(run.overrides)  # here, and not when the run's turn has come
-        known = {} if options.quick else figures_of_runs(paths.experiment_results)
+        known = {} if options.quick else figures_of_runs(paths.experiment_results, options.name)
         runner = Runner(root, options.name, experiment, runs, chosen, options.quick, options.keep, known, options.anew)
         places = runs_side_by_side(options.jobs, root)
         print(f"{options.name}: {experiment.title}")

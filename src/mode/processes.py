@@ -61,7 +61,7 @@ def use_huge_pages() -> None:
 
 
 def spin_briefly() -> None:
-    """Have threads of OpenMP that wait for each other sleep after half a millisecond, unless the environment decides.
+    """Have threads of OpenMP that wait for each other sleep after a short while, unless the environment decides.
 
     By default they spin for many milliseconds. Where other programs use the same cores, each wait then takes as long as
     the system gives to one of these: on a busy machine small clusterings took three times the processor time, and three

@@ -147,15 +147,25 @@ def test_a_record_has_to_be_there(project: Paths) -> None:
 
 
 def test_figures_of_runs_are_found_by_identity(tmp_path: Path, frame: pd.DataFrame) -> None:
-    assert figures_of_runs(tmp_path / "none") == {}
+    assert figures_of_runs(tmp_path / "none", "retrieval") == {}
     path = save(tmp_path, frame)
-    assert figures_of_runs(tmp_path) == {}  # of a version that kept none
+    assert figures_of_runs(tmp_path, "retrieval") == {}  # of a version that kept none
     record = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(
         json.dumps(record | {"identities": {"m": {"1": "c0ffee"}, "gone": {"0": "a"}}})
     )
-    known = figures_of_runs(tmp_path)
+    known = figures_of_runs(tmp_path, "retrieval")
     assert [*known] == ["c0ffee"]
     assert known["c0ffee"].equals(frame[frame["random_seed"] == 1])
     path.with_suffix(".json").write_text(json.dumps(record | {"identities": {"m": ["c0ffee"]}}))
     assert "identities.m" in refused(path)
+
+
+def test_of_a_run_in_two_tables_an_experiment_has_its_own(tmp_path: Path, frame: pd.DataFrame) -> None:
+    values = {"retrieval": 0.25, "table4": 0.5}
+    for name, value in values.items():
+        path = save(tmp_path, frame.assign(experiment=name, value=value))
+        record = json.loads(path.with_suffix(".json").read_text())
+        path.with_suffix(".json").write_text(json.dumps(record | {"identities": {"m": {"0": "c0ffee"}}}))
+    for name, value in values.items():
+        assert set(figures_of_runs(tmp_path, name)["c0ffee"]["value"]) == {value}

@@ -231,7 +231,7 @@ def test_runs_that_the_results_have_are_not_made_again_and_stay_in_them(tmp_path
     runs = plan_runs("x", made, CONTENT, {}, [0, 1])
 
     def runner(anew: bool = False) -> Runner:
-        known = figures_of_runs(paths.experiment_results)
+        known = figures_of_runs(paths.experiment_results, "x")
         return Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False, known=known, anew=anew)
 
     def names(of: Runner) -> list[str]:

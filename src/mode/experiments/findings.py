@@ -107,14 +107,18 @@ def read_findings(path: Path) -> Findings:
     return Findings(frame, _read_record(path.with_suffix(".json")))
 
 
-def figures_of_runs(folder: Path) -> dict[str, pd.DataFrame]:
+def figures_of_runs(folder: Path, own: str) -> dict[str, pd.DataFrame]:
     """Identity of a run -> its lines, of all tables in a folder: what need not be made again to be known.
+
+    Args:
+        folder: of the tables.
+        own: name of the experiment whose table goes before all others, which may have a run from another commit.
 
     Raises:
         ModeError: as `read_findings`.
     """
     known = {}
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(folder.glob("*.parquet"), key=lambda path: (path.stem == own, path)):
         found = read_findings(path)
         for (run, seed), lines in found.frame.groupby(["run", "random_seed"], sort=False):
             if identity := found.record.identities.get(str(run), {}).get(str(seed)):

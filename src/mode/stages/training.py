@@ -149,18 +149,16 @@ def _open_joined(project: Project, key: str) -> tuple[PairIndex, Pairs]:
     }
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     joined, folder = project.joined_index(key, digest), project.pairs(key, digest)
-    _made_by_one(joined, lambda: join_update(project, key, joined))
-    index = PairIndex.load(joined)
 
-    def choose() -> None:
+    def make() -> None:
+        trained = join_update(project, key, joined)
+        index = PairIndex.load(joined)
+        beside = (trained + block for block in every_row(len(index) - trained))
         # Which images are held out, only their own source says.
-        trained = sum(_of_update(project, key, seen_rows))
-        rows, left = every_row(trained), every_row(len(index) - trained)
-        beside = (trained + block for block in left)
-        write_pairs(folder, index, rows, held_out=0, random_seed=params.random_seed, beside=beside)
+        write_pairs(folder, index, every_row(trained), held_out=0, random_seed=params.random_seed, beside=beside)
 
-    _made_by_one(folder, choose)
-    return index, Pairs.open(folder)
+    _made_by_one(make, joined, folder)
+    return PairIndex.load(joined), Pairs.open(folder)
 
 
 #: Gives pairs of a source, a cluster and a share of the pairs outside it, in blocks: `seen_rows`, `left_rows`.
@@ -178,10 +176,13 @@ def _of_update(project: Project, key: str, rows_of: _RowsOf) -> tuple[int, int]:
     return min(old, round(new * update.replay_share / (1 - update.replay_share))), new
 
 
-def join_update(project: Project, key: str, out: Path) -> None:
+def join_update(project: Project, key: str, out: Path) -> int:
     """Write an index of the pairs of an update: some that the expert was trained on, then those that are new.
 
     After them come, in the same proportion, the pairs of held-out images, which nothing is trained on.
+
+    Returns:
+        How many come before those of held-out images.
 
     Raises:
         ModeError: none is new, or as `rows_of_cluster`.
@@ -195,9 +196,10 @@ def join_update(project: Project, key: str, out: Path) -> None:
         advice = f"`mode remove-expert {key}` takes it out again"
         raise ModeError(f"{key}: no pair of '{update.source}' is in cluster {update.cluster}", advice)
     old_index, new_index = project.load_index(update.replays), project.load_index(update.source)
-    parts = []
+    parts, counts = [], []
     for rows_of in (seen_rows, left_rows):
         again, new = _of_update(project, key, rows_of)
+        counts.append(again + new)
         if not new and rows_of is seen_rows:
             advice = "a smaller training.held_out"
             raise ModeError(f"{key}: all new pairs of cluster {update.cluster} are held out", advice)
@@ -207,6 +209,7 @@ def join_update(project: Project, key: str, out: Path) -> None:
             (new_index, rows_of(project, update.source, update.cluster, share)),
         ]
     join_indexes(out, parts)
+    return counts[0]
 
 
 def seen_rows(project: Project, source: str, cluster: int, outside_share: float) -> Iterator[NDArray[np.int64]]:
@@ -247,17 +250,17 @@ def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -
         rows = every_row(len(index))
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = project.pairs(role.model(key), digest)
-    _made_by_one(folder, lambda: write_pairs(folder, index, rows, held_out, random_seed))
+    _made_by_one(lambda: write_pairs(folder, index, rows, held_out, random_seed), folder)
     return Pairs.open(folder)
 
 
-def _made_by_one(folder: Path, make: Callable[[], None]) -> None:
-    """See to it that a folder is there: the process that leads makes it, the others wait."""
+def _made_by_one(make: Callable[[], None], *folders: Path) -> None:
+    """See to it that folders are there: the process that leads makes them, the others wait."""
     from mode.files import is_there
 
-    if _leads() and not is_there(folder):
+    if _leads() and not all(map(is_there, folders)):
         make()
-    while not folder.is_dir():
+    while not all(folder.is_dir() for folder in folders):
         time.sleep(0.2)
 
 
@@ -353,8 +356,8 @@ def _export_update(project: Project, name: str, folder: Path, pairs_per_shard: i
     project.checkpoints.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=project.checkpoints, prefix=f".{name}-") as aside:
         joined = Path(aside) / "index"
-        join_update(project, name, joined)
-        index, trained = PairIndex.load(joined), sum(_of_update(project, name, seen_rows))
+        trained = join_update(project, name, joined)
+        index = PairIndex.load(joined)
 
         def chosen() -> Iterator[Chosen]:
             return (Chosen(rows, {}) for rows in every_row(trained))
@@ -463,7 +466,7 @@ def _images(project: Project, training: Training) -> Images:
     record = read_record(where, project.root, index, pairs)
     digest = hashlib.sha256(json.dumps([where, record], sort_keys=True).encode()).hexdigest()
     folder = project.pack(name, digest)
-    _made_by_one(folder, lambda: fetch_table(where, project.root, index, pairs, record, folder))
+    _made_by_one(lambda: fetch_table(where, project.root, index, pairs, record, folder), folder)
     return Images(Pack(folder, index), spool)
 
 

@@ -143,8 +143,10 @@ def _in_thread(batches: _Batches, gives_up: Callable[[], object]) -> Generator[B
                 if gives_up():
                     raise NotWaitedFor from None
 
+    def submit(number: int) -> Future[Batch | ModeError]:
+        return threads.submit(partial(batches.__getitem__, number))
+
     try:
-        submit = lambda number: threads.submit(partial(batches.__getitem__, number))  # noqa: E731
         yield from in_order(submit, range(len(batches)), _AHEAD, result)
     finally:
         threads.close(_END)
