@@ -13,6 +13,7 @@ once: an interrupted run has not been for nothing.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.__main__ import machine
 from benchmarks.harness import Input
@@ -31,6 +32,7 @@ from benchmarks.inputs import captions, index_shards, make_shards, model_params
 from benchmarks.train import Setting, matmul_flops, ours, peak_flops, theirs
 
 if TYPE_CHECKING:
+    from mode.clip.device import Precision
     from mode.clip.model import Clip
 
 RESULTS = Path(__file__).with_name("gpu.json")
@@ -40,7 +42,6 @@ _WARM, _TIMED = 4, 12
 _SIDE_BY_SIDE = (1, 4, 12)
 #: A row of figures, by name.
 Row = dict[str, Any]
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,11 @@ def device(given: Given) -> list[Row]:
 
     if given.device == "cpu":
         return [{"device": "cpu"}]
-    memory = torch.cuda.get_device_properties(0).total_memory / 1e9
     reached = matmul_flops() / 1e12
-    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "memory_gb": memory}
-    return [{**about, "matmul_tflops": reached, "stated_tflops": peak_flops() / 1e12}]
+    free, total = torch.cuda.mem_get_info()
+    context = (total - free - torch.cuda.memory_reserved()) / 1e9  # if nothing else is on it
+    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "memory_gb": total / 1e9}
+    return [{**about, "cuda_gb": context, "matmul_tflops": reached, "stated_tflops": peak_flops() / 1e12}]
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
@@ -121,6 +123,71 @@ def compiled(given: Given) -> list[Row]:
     return [plain, {"variant": "compile", **_steps(given, batch, compile_it=True)}, checkpointed]
 
 
+@dataclass(frozen=True)
+class Held:
+    """A training whose memory is planned and measured."""
+
+    model: str
+    batch: int
+    precision: Precision = "bf16"
+    passes: int = 1
+    checkpointing: bool = False
+
+    @property
+    def about(self) -> str:
+        """For a table."""
+        more = [f"accumulate {self.passes}"] if self.passes > 1 else []
+        more += ["grad_checkpointing"] if self.checkpointing else []
+        return ", ".join([self.precision, *more])
+
+
+_HELD = (
+    Held("ViT-B-16", 256),
+    Held("ViT-B-16", 128, "amp"),
+    Held("ViT-B-16", 64, "fp32"),
+    Held("ViT-B-16", 1_024, passes=8),
+    Held("ViT-B-16", 512, checkpointing=True),
+    Held("ViT-B-32", 1_024),
+    Held("ViT-L-14", 64),
+    Held("RN50", 128, "amp"),
+    Held("demo", 4_096, "fp32"),
+)
+
+
+def memory(given: Given) -> list[Row]:
+    """What a training has on the GPU at most, beside what `mode plan` says of it."""
+    held = (Held("demo", 8, "fp32"), Held("demo", 16, "fp32", passes=2)) if given.quick else _HELD
+    return [_memory_of(each, given.device) for each in held]
+
+
+def _memory_of(held: Held, device: str) -> Row:
+    import torch
+
+    from mode.planning.shape import shape_of
+    from mode.planning.sizes import training_gpu_bytes
+
+    model, image = model_params(held.model)
+    shape = shape_of(model, image.size, precision=held.precision, checkpointing=held.checkpointing)
+    assert shape.footprint is not None
+    kept = shape.footprint.activations
+    planned = training_gpu_bytes(shape.state_bytes, shape.embed_dim, kept, held.batch, passes=held.passes).total
+    row: Row = {"model": held.model, "how": held.about, "batch": held.batch, "planned_gb": planned / 1e9}
+    if device == "cpu":
+        return row
+    gc.collect()  # the model before this one
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    step, _ = _stepper(held.model, held.batch, device, held.precision, False, held.checkpointing, held.passes)
+    try:
+        for _ in range(3):
+            step()
+        torch.cuda.synchronize()
+    except torch.OutOfMemoryError:
+        return {**row, "note": "does not fit"}
+    most, reserved = torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()
+    return {**row, "measured_gb": most / 1e9, "reserved_gb": reserved / 1e9, "share_of_planned": most / planned}
+
+
 def _steps(given: Given, batch: int, compile_it: bool = False, checkpointing: bool = False) -> Row:
     """Samples a second of steps in bfloat16 on a GPU, in float32 on a CPU."""
     import torch
@@ -147,6 +214,7 @@ def _stepper(
     precision: Precision = "fp32",
     compile_it: bool = False,
     checkpointing: bool = False,
+    passes: int = 1,
 ) -> tuple[Callable[[], None], Clip]:
     """An optimiser step as `mode.training.learner` makes it, on the same random images each time, and its model."""
     import torch
@@ -165,12 +233,13 @@ def _stepper(
         towers.compile(dynamic=True)
     size = clip.model.visual.image_size
     height = size if isinstance(size, int) else size[0]
-    images = torch.randn(batch, 3, height, height, device=device).to(next(model.parameters()).dtype)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # as `Batches` gives them
+    images = torch.randn(batch, 3, height, height, device=device, dtype=dtype)
     tokens = clip.tokenizer(captions(batch)).to(device)
     casting = partial(autocast, torch.device(device), precision)
 
     def step() -> None:
-        backward(towers, loss, images, tokens, autocast=casting)
+        backward(towers, loss, images, tokens, passes, casting)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -190,10 +259,13 @@ def train(given: Given) -> list[Row]:
     if given.device == "cuda":
         rows.append({"side": "mode, decode: gpu", **ours(inputs, replace(setting, workers=0), decode="gpu")()})
     rows.append({"side": "open_clip_train", **theirs(inputs, setting)()})
+    if given.device == "cuda":
+        first, last = rows[0], rows[-1]
+        last["utilisation"] = first["utilisation"] * last["samples_per_second"] / first["samples_per_second"]
     return rows
 
 
-_TRAINING = Setting("ViT-B-16", batch=512, steps=32, precision="bf16", workers=12, gpu=True)
+_TRAINING = Setting("ViT-B-16", batch=512, steps=48, precision="bf16", workers=12, gpu=True)
 
 
 def nccl(given: Given) -> list[Row]:
@@ -309,10 +381,11 @@ MEASUREMENTS = {
     "device": Measurement("The GPU", 60, device),
     "batches": Measurement("ViT-B/16 at 224, bf16, steps alone, by batch size", 240, batches),
     "train": Measurement("ViT-B/16 at 224 from tars, batch 512, bf16", 480, train),
-    "compiled": Measurement("ViT-B/16, batch 512: compiled, and with activations computed again", 300, compiled),
-    "side_by_side": Measurement("The demo's model, batch 128, fp32, trainings at once", 120, side_by_side),
+    "memory": Measurement("Memory of a training: planned, and the most that torch had", 180, memory),
+    "compiled": Measurement("ViT-B/16, batch 512: compiled, and with activations computed again", 240, compiled),
     "nearest": Measurement("faiss: 1,000,000 vectors of 768, 1,024 centres", 120, nearest),
     "nccl": Measurement("NCCL with one process", 60, nccl),
+    "side_by_side": Measurement("The demo's model, batch 128, fp32, trainings at once", 120, side_by_side),
 }
 
 

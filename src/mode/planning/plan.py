@@ -459,16 +459,8 @@ class _Planner:
         kept = self._model.footprint.activations
 
         def needed(batch: float, passes: int) -> sizes.GpuBytes:
-            model = float(self._model.state_bytes)
-            return sizes.GpuBytes(
-                context=self._rates.gpu_context_bytes,
-                weights=model,
-                gradients=model,
-                moments=2 * model,
-                buckets=model if devices > 1 else 0.0,
-                activations=kept.of(math.ceil(batch / devices / passes)),
-                loss=sizes.loss_bytes(batch, devices, self._model.embed_dim),
-            )
+            size, width, context = float(self._model.state_bytes), self._model.embed_dim, self._rates.gpu_context_bytes
+            return sizes.training_gpu_bytes(size, width, kept, batch, devices, passes, context)
 
         usable, largest, passes, each = self._usable, None, None, recipe.batch_size // devices
         if usable is not None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mode.planning.footprint import Line
 
 #: `data/assignment/SOURCE.parquet`: a million random rows among 1,024 centres; the demo's 40,000 rows have 10.0.
 ASSIGNMENT_BYTES_PER_PAIR = 10.4
@@ -63,6 +68,37 @@ class GpuBytes:
     def total(self) -> float:
         """All of it."""
         return float(sum(astuple(self)))
+
+
+def training_gpu_bytes(
+    model_bytes: float,
+    dimensions: int,
+    activations: Line,
+    batch: float,
+    devices: int = 1,
+    passes: int = 1,
+    context: float = 0.0,
+) -> GpuBytes:
+    """What each of the processes that train one model together has on its GPU.
+
+    Args:
+        model_bytes: of the weights, in the precision that they are trained in.
+        dimensions: of a vector.
+        activations: of a forward pass, by pairs (`mode.planning.footprint.Footprint`).
+        batch: pairs of a step, over all processes.
+        devices: processes, each with a GPU.
+        passes: `training.accumulate`.
+        context: bytes of CUDA and its libraries.
+    """
+    return GpuBytes(
+        context=context,
+        weights=model_bytes,
+        gradients=model_bytes,
+        moments=2 * model_bytes,
+        buckets=model_bytes if devices > 1 else 0.0,
+        activations=activations.of(math.ceil(batch / devices / passes)),
+        loss=loss_bytes(batch, devices, dimensions),
+    )
 
 
 def loss_bytes(batch: float, world: int, dimensions: int) -> float:
