@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,8 @@ from benchmarks.inputs import captions, index_shards, make_shards, model_params
 from benchmarks.train import Setting, matmul_flops, ours, peak_flops, theirs
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mode.clip.device import Precision
     from mode.clip.model import Clip
 
@@ -154,6 +158,31 @@ _HELD = (
 )
 
 
+def attention(given: Given) -> list[Row]:
+    """Gradients of a text tower's attention with its mask, for texts of 1 to 77 tokens, by kernel: are all numbers?"""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    on_gpu = given.device == "cuda"
+    kernels = (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    dtype = torch.bfloat16
+    mask = torch.full((77, 77), float("-inf"), device=given.device, dtype=dtype).triu_(1)
+    rows: list[Row] = []
+    for kernel in kernels if on_gpu else kernels[-1:]:
+        bad: list[int] = []
+        for length in range(1, 4 if given.quick else 78):
+            shape = (8 if given.quick else 256, 8, length, 64)
+            q, k, v = (torch.randn(shape, device=given.device, dtype=dtype, requires_grad=True) for _ in range(3))
+            with sdpa_kernel(kernel):
+                found = scaled_dot_product_attention(q, k, v, attn_mask=mask[:length, :length])
+            grads = torch.autograd.grad(found, (q, k, v), torch.randn_like(found))
+            if not all(bool(torch.isfinite(grad).all()) for grad in grads):
+                bad.append(length)
+        rows.append({"kernel": kernel.name.lower(), "lengths": length, "not_finite_at": str(bad)})
+    return rows
+
+
 def memory(given: Given) -> list[Row]:
     """What a training has on the GPU at most, beside what `mode plan` says of it."""
     held = (Held("demo", 8, "fp32"), Held("demo", 16, "fp32", passes=2)) if given.quick else _HELD
@@ -200,6 +229,8 @@ def _steps(given: Given, batch: int, compile_it: bool = False, checkpointing: bo
     step()
     first = time.perf_counter() - started
     seconds = _seconds(step, given.device)
+    if not math.isfinite(value := float(step())):
+        return {"batch": batch, "failed": f"the loss is {value}"}
     row: Row = {"batch": batch, "samples_per_second": batch / seconds, "first_step_seconds": first}
     if given.device == "cuda":
         row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -215,17 +246,20 @@ def _stepper(
     compile_it: bool = False,
     checkpointing: bool = False,
     passes: int = 1,
-) -> tuple[Callable[[], None], Clip]:
-    """An optimiser step as `mode.training.learner` makes it, on the same random images each time, and its model."""
+) -> tuple[Callable[[], Tensor], Clip]:
+    """An optimiser step as `mode.training.learner` makes it, on the same random images each time, and its model.
+
+    A step gives its loss, on the device.
+    """
     import torch
 
-    from mode.clip.device import autocast
+    from mode.clip.device import autocast, pick_device
     from mode.clip.model import build_model
     from mode.params import TrainingParams
     from mode.training.learner import Towers, adamw, backward, loss_of
 
     clip = build_model(*model_params(name), captions(256), random_seed=0, precision=precision)
-    model = clip.model.to(device).train()
+    model = clip.model.to(pick_device(device)).train()
     model.set_grad_checkpointing(checkpointing)
     optimizer, loss = adamw(model, TrainingParams()), loss_of(model)
     towers: torch.nn.Module = Towers(model)
@@ -238,10 +272,11 @@ def _stepper(
     tokens = clip.tokenizer(captions(batch)).to(device)
     casting = partial(autocast, torch.device(device), precision)
 
-    def step() -> None:
-        backward(towers, loss, images, tokens, passes, casting)
+    def step() -> Tensor:
+        value = backward(towers, loss, images, tokens, passes, casting)
         optimizer.step()
         optimizer.zero_grad()
+        return value
 
     return step, clip
 
@@ -380,6 +415,7 @@ def _control_mps(*arguments: str, quit_it: bool = False) -> bool:
 MEASUREMENTS = {
     "device": Measurement("The GPU", 60, device),
     "batches": Measurement("ViT-B/16 at 224, bf16, steps alone, by batch size", 240, batches),
+    "attention": Measurement("Gradients of attention with a mask, bf16, texts of 1 to 77 tokens", 60, attention),
     "train": Measurement("ViT-B/16 at 224 from tars, batch 512, bf16", 480, train),
     "memory": Measurement("Memory of a training: planned, and the most that torch had", 180, memory),
     "compiled": Measurement("ViT-B/16, batch 512: compiled, and with activations computed again", 240, compiled),
@@ -454,10 +490,16 @@ def _in_a_process(name: str, given: argparse.Namespace, work: Path, limit: float
     except subprocess.TimeoutExpired:
         return [{"failed": f"took longer than {limit:,.0f} s"}]
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return [{"failed": lines[-1] if lines else f"exit code {done.returncode}"}]
+        return [{"failed": _reason(done.stderr) or f"exit code {done.returncode}"}]
     rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
     return rows
+
+
+def _reason(told: str) -> str:
+    """The line of a traceback that names the error, or else the last one."""
+    lines = [line for line in told.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
+    return (named or lines or [""])[-1][:300]
 
 
 def markdown(kept: dict[str, Any]) -> str:

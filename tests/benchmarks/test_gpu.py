@@ -13,9 +13,10 @@ from benchmarks import gpu
 
 def test_what_can_run_here_is_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gpu.json"
-    assert gpu.main(["--quick", "--device", "cpu", "--only", "nearest,nccl", "--out", str(out)]) == 0
+    assert gpu.main(["--quick", "--device", "cpu", "--only", "nearest,nccl,attention", "--out", str(out)]) == 0
     measured = json.loads(out.read_text())["measured"]
-    assert list(measured) == ["nearest", "nccl"]
+    assert list(measured) == ["nearest", "nccl", "attention"]
+    assert measured["attention"]["rows"] == [{"kernel": "math", "lengths": 3, "not_finite_at": "[]"}]
     assert [row["side"] for row in measured["nearest"]["rows"]] == ["cpu"]
     assert measured["nearest"]["rows"][0]["vectors_per_second"] > 0
     assert [row["what"] for row in measured["nccl"]["rows"]] == ["gather 64 features", "reduce 150,000 gradients"]
@@ -39,7 +40,9 @@ def test_what_does_not_fit_into_the_time_says_so(tmp_path: Path, capsys: pytest.
 
 
 def test_a_name_that_is_none_is_refused() -> None:
-    with pytest.raises(SystemExit, match="error: no measurement is called warp; there are: device, batches, train"):
+    with pytest.raises(
+        SystemExit, match="error: no measurement is called warp; there are: device, batches, attention, train"
+    ):
         gpu.main(["--only", "warp"])
 
 
@@ -60,3 +63,10 @@ def test_tables_have_a_column_for_each_figure() -> None:
         "| 128 | 1,235 | – |",
         "| 256 | – | does not fit |",
     ]
+
+
+def test_of_a_traceback_the_line_that_names_the_error_is_told() -> None:
+    told = "Traceback:\n  File x\ntorch._inductor.exc.InductorError: no compiler\n\nSet THIS for more\n"
+    assert gpu._reason(told) == "torch._inductor.exc.InductorError: no compiler"
+    assert gpu._reason("killed\n") == "killed"
+    assert gpu._reason("") == ""

@@ -37,3 +37,11 @@ def test_only_amp_changes_what_products_are_computed_in(precision: str, dtype: t
 
 def test_the_fastest_precision() -> None:
     assert [fastest_precision(torch.device(name)) for name in ("cpu", "cuda:1")] == ["fp32", "amp"]
+
+
+def test_attention_is_left_to_kernels_whose_gradients_are_numbers() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)  # as torch starts
+    pick_device("cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()

@@ -36,6 +36,10 @@ def pick_device(device: str, number: int | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ModeError(f"device '{device}' is not usable here: {reason}", "use auto, cpu, cuda or cuda:1") from None
+    # cuDNN's attention, which torch prefers on Hopper from 2.11 on, gives gradients that are NaN for some texts with a
+    # mask (pytorch/pytorch#196678), the probable reason why the loss of a ViT-B/16 in bfloat16 was NaN after 4 steps on
+    # an H100. Torch has other kernels.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return picked
 
 
