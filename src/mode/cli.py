@@ -219,7 +219,7 @@ def plan_a_run(
         rates=rates,
     )
     if measure:
-        measure_project(Path.cwd(), params)
+        measure_project(Path.cwd(), params, asked)
     planned = plan_project(Path.cwd(), params, asked)
     if as_json:
         typer.echo(planned.model_dump_json(indent=2))

@@ -15,7 +15,16 @@ from mode.data.shards.manifest import Manifest, build_manifest
 from mode.errors import ModeError
 from mode.params import GlyphParams, ImageParams, Params, SourceParams, parse_params
 from mode.planning import measure as measuring
-from mode.planning.measure import bytes_of, decode_rate, first_rows, index_rate, measure, some_of
+from mode.planning.measure import (
+    bytes_of,
+    decode_rate,
+    first_rows,
+    index_rate,
+    measure,
+    own_encoder_rate,
+    some_of,
+    start_seconds,
+)
 from mode.planning.rates import Measured, Rates
 from mode.planning.trial import clusters_at
 from tests.small import VIT
@@ -68,8 +77,21 @@ def test_all_is_measured_and_nothing_is_left_behind(
     assert found.values["training_flops_per_core_second"] == pytest.approx(per_core)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "7 of 7 rates" in printed.err
+    assert "9 of 9 rates" in printed.err
     assert "index" not in printed.err  # bars of what is called stay away
+
+
+@pytest.mark.parametrize("view", ["text", "image", "both"])
+def test_the_seeds_own_towers_are_measured_where_they_embed(params: Params, view: str) -> None:
+    embedding = {"kind": "seed", "made_from": "models/seed", "view": view}
+    own = parse_params({**params.model_dump(), "embedding": embedding})
+    captions = ["a red king", "two of spades"] * 300
+    rate = own_encoder_rate(own, captions, flops_per_item=1e6)
+    assert 1e6 < rate < 1e12  # between one and a million pairs a second
+
+
+def test_a_process_that_runs_models_starts_later() -> None:
+    assert 0 < start_seconds(runs_models=False) < start_seconds(runs_models=True)
 
 
 def test_what_was_measured_can_be_kept(root: Path, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ RATES = {
     "image_bytes": 1_000.0,
     "index_bytes_per_pair": 50.0,
     "caption_bytes": 64.0,
+    "start_seconds": 0.0,
+    "model_start_seconds": 0.0,
 }
 
 Make = Callable[..., Workload]
@@ -76,6 +78,20 @@ def test_hours_worked_out_by_hand(workload: Make, machines: Machines) -> None:
     assert plan.cost == pytest.approx(2 * computed)
     assert plan.rented_cost == pytest.approx(2 * plan.hours)
     assert plan.bottleneck == "CPU cores"
+
+
+def test_a_stage_starts_before_it_works(workload: Make, machines: Machines) -> None:
+    plain = stages_of(make_plan(workload(), machines(), rates()))
+    plan = stages_of(make_plan(workload(), machines(), rates(start_seconds=2.0, model_start_seconds=60.0)))
+    later = {name: round((plan[name].hours - plain[name].hours) * 3600, 6) for name in plan}
+    tables = dict.fromkeys(("index@base", "embedder", "embed@base", "cluster@base", "assign@base"), 2.0)  # with `lsa`
+    models = ("seed", "dense", "dense-long", "expert@expert-0", "expert@expert-1", "ensemble", "evaluate")
+    assert later == dict.fromkeys(plan, 0.0) | tables | dict.fromkeys(models, 60.0)
+    assert plan["evaluate"].bottleneck == "its start"  # 18 seconds of work
+    assert plan["seed"].bottleneck == "GPUs"
+    embedder = EmbedderShape(dimensions=16, flops_per_item=2e8, of_images=False, files_bytes=1.0)
+    encoded = stages_of(make_plan(workload(embedder=embedder), machines(), rates(model_start_seconds=60.0)))
+    assert encoded["embed@base"].hours == pytest.approx((36 + 60) / 3600)
 
 
 def test_experts_wait_for_the_seed_and_for_room(workload: Make, machines: Machines) -> None:
@@ -147,9 +163,9 @@ def test_a_training_waits_for_what_is_slowest(workload: Make, machines: Machines
 def test_kept_images_are_decoded_once(workload: Make, machines: Machines) -> None:
     slow = rates(decode_images_per_core_second=50.0)
     kept = workload(pairs=6_000, machine={"cache_mb": 2})  # 6,000 x 300 bytes
-    assert stages_of(make_plan(kept, machines(), slow))["seed"].phases[0]["CPU cores"] == pytest.approx(120 / 3600)
+    assert stages_of(make_plan(kept, machines(), slow))["seed"].phases[-1]["CPU cores"] == pytest.approx(120 / 3600)
     cropped = workload(pairs=6_000, machine={"cache_mb": 2}, image={"crop_scale": 0.5})
-    assert stages_of(make_plan(cropped, machines(), slow))["seed"].phases[0]["CPU cores"] == pytest.approx(480 / 3600)
+    assert stages_of(make_plan(cropped, machines(), slow))["seed"].phases[-1]["CPU cores"] == pytest.approx(480 / 3600)
 
 
 def test_an_epoch_is_all_images_unless_it_is_said(workload: Make, machines: Machines) -> None:

@@ -63,6 +63,14 @@ def write_data(root: Path) -> None:
     build_index(manifest, root, root / "data/index/base", IndexParams(), 1)
 
 
+def list_shards(root: Path, shards: str) -> None:
+    """A project of these shards, with its manifest."""
+    (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "sources": {"base": {"shards": shards}}}))
+    listed = root / "data/shards/base/manifest.json"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    build_manifest(SourceParams(shards=shards), root).save(listed)
+
+
 def test_without_options_it_is_the_project(root: Path) -> None:
     planned = plan(root)
     assert planned.pairs == {"base": 5_000}  # that will be drawn
@@ -106,7 +114,7 @@ def test_measurements_are_used_and_named_and_a_persons_rates_come_first(root: Pa
     Measured("cpu", flops, {"training_samples_per_second": 64.0, "image_bytes": 8.0}).save(root / ".mode/rates.json")
     planned = plan(root)
     assert planned.rates["training_samples_per_second"].source == "measured here"
-    assert {stage.stage: stage.hours for stage in planned.stages}["seed"] == pytest.approx(10 / 3600)
+    assert {stage.stage: stage.hours for stage in planned.stages}["seed"] == pytest.approx(17.5 / 3600)  # its start 7.5
     (root / "mine.yaml").write_text("image_bytes: 9")
     given = plan(root, Asked(rates=root / "mine.yaml")).rates["image_bytes"]
     assert (given.value, given.source) == (9.0, str(root / "mine.yaml"))
@@ -204,4 +212,34 @@ def test_another_gpu_takes_its_peak(root: Path) -> None:
     assert (planned.device, planned.devices_of_seed) == ("b200", 2)
     rate = 2 * 0.13 * 2_250e12 / planned.flops_per_pair
     [seed] = [stage for stage in planned.stages if stage.stage == "seed"]
-    assert seed.phases[0]["GPUs"] == pytest.approx(640 / rate / 3600)
+    assert seed.phases[-1]["GPUs"] == pytest.approx(640 / rate / 3600)
+
+
+class TestPairsThatNothingHasCounted:
+    """Shards that are listed, and not yet indexed."""
+
+    @pytest.fixture
+    def listed(self, root: Path) -> Path:
+        """Tars of 300 pairs that are somebody's own."""
+        write_glyph_shards(GlyphParams(pairs=300, shard_pairs=150), root / "own", random_seed=0, workers=1)
+        list_shards(root, "own")
+        return root
+
+    def test_they_are_estimated_from_what_was_measured(self, listed: Path) -> None:
+        with pytest.raises(ModeError, match="source 'base': nothing says how many pairs it has"):
+            plan(listed)
+        size = sum(path.stat().st_size for path in (listed / "own").glob("*.tar"))
+        Measured("cpu", 1e6, {"image_bytes": size / 400, "captions_per_image": 1.5}).save(listed / ".mode/rates.json")
+        planned = plan(listed)
+        assert planned.pairs == {"base": 600}
+        [note] = planned.notes
+        assert note.startswith("pairs of base are estimated from its shards, as if all were like the first")
+        assert plan(listed, Asked(pairs="5k")).pairs == {"base": 5_000}
+        assert plan(listed, Asked(pairs="5k")).notes == []
+
+    def test_of_a_table_nothing_is_measured_before_they_are_said(
+        self, listed: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (listed / "few.csv").write_text("image,caption\na.png,a king\n")
+        list_shards(listed, "few.csv")
+        assert "nothing says how many pairs it has" in fails(capsys, "--measure")

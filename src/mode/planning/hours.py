@@ -12,8 +12,8 @@ SECONDS_PER_HOUR = 3600.0
 
 #: What a phase may wait for.
 GPU, CORES, ONE_CORE, STORAGE = "GPUs", "CPU cores", "one core", "storage"
-#: The process that computes, where a training runs on CPUs.
-TRAINER = "training process"
+#: The process that computes, where a training runs on CPUs; and one that does not do so yet.
+TRAINER, START = "training process", "its start"
 
 #: Hours that each resource of a phase needs, were it alone.
 Phase = Mapping[str, float]
@@ -56,6 +56,11 @@ def waiting_hours(phases: Sequence[Phase]) -> dict[str, float]:
         if slowest is not None and phase[slowest] > 0:
             waits[slowest] = waits.get(slowest, 0.0) + phase[slowest]
     return waits
+
+
+def started(phases: Sequence[Phase], seconds: float) -> list[Phase]:
+    """The phases of a stage, after those that its process takes to start."""
+    return [{START: seconds / SECONDS_PER_HOUR}, *phases]
 
 
 def per_hour(count: float, rate_per_second: float) -> float:

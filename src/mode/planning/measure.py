@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +28,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
+from mode.clip.model import build_model
 from mode.clip.tokenizer import fit_words
 from mode.clustering.assignment import assign
 from mode.data.images import UndecodableImage
@@ -35,6 +39,7 @@ from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import SEPARATORS, Manifest, open_table
 from mode.data.shards.reading import ImageFiles
 from mode.embedding.lsa import LsaEmbedder
+from mode.embedding.open_clip import OpenClipEmbedder
 from mode.errors import ModeError
 from mode.experiments.plan import training_plan, trainings_of
 from mode.params import ImageParams, IndexParams, Params
@@ -43,6 +48,7 @@ from mode.planning.machines import device_called
 from mode.planning.rates import OF_A_MODEL, Measured
 from mode.planning.trial import clusters_at, cpu_seconds
 from mode.progress import Progress
+from mode.roles import SEED
 from mode.training.batches import Batches
 from mode.training.distribution import process_group
 from mode.training.learner import Learner, adamw, first_model
@@ -58,6 +64,17 @@ _IMAGES, _CAPTIONS, _VECTORS = 400, 65_536, 65_536
 _SECONDS, _WINDOWS = 8.0, (5, 1.0)
 #: Steps that come before (compilation, memory), and operations of a step on a CPU at most: a few seconds.
 _FIRST_STEPS, _FLOPS_OF_STEP = 3, 1e11
+#: Captions that a model's own tower encodes, and of images a quarter.
+_ENCODED = 2_048
+#: What stages import before they can work: those that look at tables and vectors, and those that run models.
+_STARTS = "import mode.cli, mode.clustering.hierarchy, mode.data.shards.index, mode.embedding.base"
+_STARTS_OF_MODELS = """
+import torch, mode.cli, mode.training.loop, mode.tracking.store
+mode.tracking.store.import_mlflow()
+parameter = torch.nn.Parameter(torch.ones(1))
+parameter.grad = torch.ones(1)
+torch.optim.AdamW([parameter]).step()
+"""
 #: BERT base, of which only the shape matters.
 BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 
@@ -140,6 +157,46 @@ def encoder_rate() -> float:
         encoder(tokens)
         seconds, _ = cpu_seconds(lambda: [encoder(tokens) for _ in range(2)])
     return 2 * 16 * CAPTION_TOKENS * 2 * BERT_PARAMETERS / seconds
+
+
+def own_encoder_rate(params: Params, captions: Sequence[str], flops_per_item: float) -> float:
+    """Operations a second of a core in the seed's own towers, as the embedder of `embedding.kind: seed` runs them.
+
+    By the clock, with all of torch's threads: of a small tower the second thread may gain nothing, and what a core then
+    does is half of what it does alone.
+
+    Args:
+        params: of the project; `embedding.view` says which towers.
+        captions: some hundreds.
+        flops_per_item: forward, of what is embedded of a pair.
+    """
+    clip = build_model(params.model, params.image, captions, params.random_seed)
+    embedder = OpenClipEmbedder(clip, SEED.name, batch_size=params.machine.inference_batch, device="cpu")
+    texts, view, seconds = list(islice(cycle(captions), _ENCODED)), params.embedding.view, 0.0
+    if view != "image":
+        seconds += _clocked(lambda: embedder.encode(texts)) / len(texts)
+    if view != "text":
+        size = params.image.size
+        pixels = torch.randint(0, 256, (_ENCODED // 4, 3, size, size), dtype=torch.uint8)
+        seconds += _clocked(lambda: embedder.encode_images(pixels)) / len(pixels)
+    return flops_per_item / seconds / torch.get_num_threads()
+
+
+def _clocked(work: Callable[[], object]) -> float:
+    """Seconds by the clock that it takes, once it has been done."""
+    work()
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def start_seconds(runs_models: bool) -> float:
+    """What a new process takes of one core until a stage could work: what it imports, and torch's optimisers."""
+    code = _STARTS_OF_MODELS if runs_models else _STARTS
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def assign_rate(fine: int, dimensions: int, vectors: int = _VECTORS) -> float:
@@ -228,7 +285,12 @@ def _time_training(params: Params, batch: int, index: PairIndex, root: Path) -> 
 
 
 def measure(
-    params: Params, manifest: Manifest, root: Path, dimensions: int, flops_per_pair: Callable[[float], float]
+    params: Params,
+    manifest: Manifest,
+    root: Path,
+    dimensions: int,
+    flops_per_pair: Callable[[float], float],
+    flops_per_item: float = 0.0,
 ) -> Measured:
     """Measure all that can be measured here, with a bar on standard error.
 
@@ -238,12 +300,14 @@ def measure(
         root: the project folder.
         dimensions: of a vector.
         flops_per_pair: of the model, by the distinct words of the captions.
+        flops_per_item: of the embedder, forward; with `embedding.kind: seed` its own towers are measured, otherwise an
+            encoder of BERT base's shape.
 
     Raises:
         ModeError: the shards are not there, or have not one good pair.
     """
     values: dict[str, float] = {}
-    rates = 6 if params.seed.pretrained else 7
+    rates = 8 if params.seed.pretrained else 9
     with tempfile.TemporaryDirectory() as temporary, Progress("measure", rates, "rates") as bar:
 
         def quietly(work: Callable[[], Result]) -> Result:
@@ -275,11 +339,18 @@ def measure(
             lsa, embedder = quietly(lambda: lsa_rate(captions, min(params.embedding.dimensions, len(captions))))
             values["lsa_captions_per_core_second"] = lsa
             values["lsa_words"] = float(len(embedder.vocabulary))
-            values["encoder_flops_per_core_second"] = quietly(encoder_rate)
+            own = params.embedding.kind == "seed" and not params.seed.pretrained
+            if not own:
+                values["encoder_flops_per_core_second"] = quietly(encoder_rate)
             fine, _ = params.clusters_of(params.training.source)
             vectors = quietly(lambda: assign_rate(fine, dimensions))
             values["assign_multiply_adds_per_core_second"] = vectors * fine * dimensions
 
+        if own:
+            rate = quietly(lambda: own_encoder_rate(params, captions, flops_per_item))
+            values["encoder_flops_per_core_second"] = rate
+        values["start_seconds"] = quietly(lambda: start_seconds(runs_models=False))
+        values["model_start_seconds"] = quietly(lambda: start_seconds(runs_models=True))
         flops = flops_per_pair(values["tokenizer_words"])
         device = "cpu"
         if not params.seed.pretrained:

@@ -325,7 +325,8 @@ class _Planner:
         before, after = [], []
         for source in self._work.pairs:
             before += [self._shards(source), self._index(source)]
-        after.append(StagePlan(stage="embedder", disk_bytes=self._work.embedder.files_bytes))
+        start = self._rates.model_start_seconds if self._work.embedder.flops_per_item else self._rates.start_seconds
+        after.append(_stage("embedder", h.started([], start), disk_bytes=self._work.embedder.files_bytes))
         for source in self._work.pairs:
             clustered = [self._cluster_stage(source)] if self._params.root_of(source) == source else []
             after += [self._embed(source), *clustered, self._assign(source)]
@@ -350,6 +351,7 @@ class _Planner:
             small_read_seconds=rates.small_read_seconds,
         )
         disk = self._work.pairs[source] * rates.index_bytes_per_pair
+        phases = h.started(phases, rates.start_seconds)
         return _stage(f"index@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
 
     def _embed(self, source: str) -> StagePlan:
@@ -375,6 +377,7 @@ class _Planner:
         disk = pairs * float(sizes.FLOAT16 * embedder.dimensions)
         if engine != "local":
             phases = [{**phases[0], h.STORAGE: h.per_hour(disk, rates.read_bytes_per_second * nodes)}]
+        phases = h.started(phases, rates.model_start_seconds if embedder.flops_per_item else rates.start_seconds)
         held, weights = embedder.held, embedder.files_bytes
         gpu_memory = self._inference_memory(weights, held) if devices and held is not None else None
         return _stage(f"embed@{source}", phases, devices, disk, sizes.STREAMING_BYTES, gpu_memory)
@@ -392,6 +395,7 @@ class _Planner:
             {h.ONE_CORE: h.per_hour(named, rates.lsa_captions_per_core_second)},
         ]
         disk = sizes.cluster_files_bytes(fine, coarse, d)
+        phases = h.started(phases, rates.start_seconds)
         return _stage(f"cluster@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
 
     def _assign(self, source: str) -> StagePlan:
@@ -399,10 +403,9 @@ class _Planner:
         fine, _ = self._params.clusters_of(source)
         nodes = self._cluster.nodes if self._params.machine.engine.startswith("tcp") else 1
         speed = self._search_speed * nodes
-        phases = [
-            {h.CORES: h.search_hours(pairs, fine, d, speed), h.STORAGE: self._reading_vectors(source) / nodes},
-        ]
+        searching = {h.CORES: h.search_hours(pairs, fine, d, speed), h.STORAGE: self._reading_vectors(source) / nodes}
         disk = pairs * sizes.ASSIGNMENT_BYTES_PER_PAIR
+        phases = h.started([searching], self._rates.start_seconds)
         return _stage(f"assign@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
 
     @property
@@ -433,6 +436,7 @@ class _Planner:
             read * rates.image_bytes,
             rates.read_bytes_per_second * nodes,
         )
+        phases = h.started(phases, rates.model_start_seconds)
         process = sizes.training_process_bytes(self._model.parameters, cached)
         side_by_side = 1 if plan.role is SEED else min(cluster.trainings_per_node, self._queued)
         processes = side_by_side * min(devices, cluster.devices_per_node)
@@ -547,7 +551,8 @@ class _Planner:
         fine = sum(params.clusters_of(source)[0] for source in self._work.pairs if params.root_of(source) == source)
         conditions = fine * self._work.embedder.dimensions * sizes.FLOAT32
         images = len(params.experts) * kept * 3 * self._model.image_size**2
-        ensemble = StagePlan(stage="ensemble", disk_bytes=conditions + images + self._work.embedder.files_bytes)
+        disk = conditions + images + self._work.embedder.files_bytes
+        ensemble = _stage("ensemble", h.started([], rates.model_start_seconds), disk_bytes=disk)
         used = sum(role is not UPDATE for role, _ in trainings_of(params))  # an update takes another model's place
         models = used + params.seed.pretrained
         flops = self._work.evaluation_images * models * self._model.flops_per_image
@@ -556,9 +561,10 @@ class _Planner:
         )
         if cluster.gpu is None:
             computing = h.per_hour(flops, rates.encoder_flops_per_core_second * cluster.cores_per_node)
-            return [ensemble, _stage("evaluate", [{h.CORES: computing + decoding}], memory=sizes.STREAMING_BYTES)]
+            phases = h.started([{h.CORES: computing + decoding}], rates.model_start_seconds)
+            return [ensemble, _stage("evaluate", phases, memory=sizes.STREAMING_BYTES)]
         computing = h.per_hour(flops, cluster.gpu.peak_flops_per_second * rates.inference_share_of_peak)
-        phases = [{h.GPU: computing, h.CORES: decoding}]
+        phases = h.started([{h.GPU: computing, h.CORES: decoding}], rates.model_start_seconds)
         memory = None
         if (traced := self._model.footprint) is not None:
             # As many models at once as may be, but one at least, in float32 whatever they were trained in.

@@ -72,6 +72,10 @@ class Rates(BaseModel):
     """Of a GPU's memory, what CUDA, its libraries and NCCL take in each process."""
     gpu_spare_share: SpareShare = _default(0.1, ASSUMED)
     """Of a GPU's memory, what is left free: for gaps between tensors, and for those that live for one operation."""
+    start_seconds: NotNegative = _default(1.0, MEASURED_ELSEWHERE)
+    """What a stage takes of one core before it works: Python and what it imports."""
+    model_start_seconds: NotNegative = _default(7.5, MEASURED_ELSEWHERE)
+    """The same of a stage that runs models: a training, an encoder, the evaluation."""
     read_bytes_per_second: Rate = _default(3e9, ASSUMED)
     """Of the file system, for one machine, reading or writing."""
     small_read_seconds: NotNegative = _default(2e-4, ASSUMED)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mode.planning.machines import Cluster
     from mode.planning.plan import EmbedderShape, Plan
+    from mode.planning.rates import Measured
     from mode.planning.shape import ModelShape
 
 #: What is planned where no project is, and none is asked for.
@@ -101,10 +102,12 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
 
     project, is_here = _what_is_planned(root, params_file, asked)
     params = project.params
-    pairs = _pairs(project, asked, is_here)
+    measured = Measured.load(project.rates) if is_here else None
+    shard_bytes = {} if asked.pairs or not is_here else _shard_bytes(project)
+    estimated = _estimated_pairs(project, shard_bytes, measured)
+    pairs = _pairs(project, asked, is_here, estimated)
     cluster = _cluster(params, asked)
     facts = _facts(project) if is_here else {}
-    measured = Measured.load(project.rates) if is_here else None
     given = load_rates(asked.rates) if asked.rates else {}
     words = {**(measured.values if measured else {}), **facts, **given}.get("tokenizer_words")
     checkpointing = None if cluster.gpu is None else params.machine.grad_checkpointing
@@ -116,19 +119,26 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
     work = Workload(
         params=params,
         pairs=pairs,
-        shard_bytes={} if asked.pairs or not is_here else _shard_bytes(project),
+        shard_bytes=shard_bytes,
         model=model,
         embedder=embedder,
         evaluation_images=asked.evaluation_images or _evaluation_images(project, is_here),
     )
-    return make_plan(work, cluster, rates, asked.price)
+    plan = make_plan(work, cluster, rates, asked.price)
+    notes = [
+        f"pairs of {source} are estimated from its shards, as if all were like the first: `dvc repro index@{source}`"
+        " counts them"
+        for source in estimated
+    ]
+    return plan.model_copy(update={"notes": [*plan.notes, *notes]})
 
 
-def measure_project(root: Path, params_file: Path) -> None:
+def measure_project(root: Path, params_file: Path, asked: Asked) -> None:
     """Measure this machine's rates on the project's data, and keep them for later plans.
 
     Raises:
-        ModeError: as `mode.planning.measure.measure`, or there are no shards yet.
+        ModeError: as `mode.planning.measure.measure`, there are no shards yet, or a plan would not know how many pairs
+            there are.
     """
     from mode.data.shards.manifest import Manifest
     from mode.planning.measure import measure
@@ -138,6 +148,9 @@ def measure_project(root: Path, params_file: Path) -> None:
     manifest = project.manifest(source)
     if not manifest.is_file():
         raise ModeError(f"{manifest}: no shards are listed there yet", f"`dvc repro index@{source}` lists them")
+    for other in project.params.sources.keys() - _shard_bytes(project).keys():  # of tars they will be estimated
+        if not (asked.pairs and other == source):
+            _pairs_of(project, other, is_here=True)
     # The model's operations do not change with its words, its embedder's vectors have their length whatever it knows.
     embedder = _embedder_shape(project, _model_shape(project, Asked(), None), words=1e6)
     measured = measure(
@@ -146,6 +159,7 @@ def measure_project(root: Path, params_file: Path) -> None:
         project.root,
         embedder.dimensions,
         lambda words: _model_shape(project, Asked(), words).flops_per_pair,
+        embedder.flops_per_item,
     )
     measured.save(project.rates)
 
@@ -246,12 +260,23 @@ def _cluster(params: Params, asked: Asked) -> Cluster:
     )
 
 
-def _pairs(project: Project, asked: Asked, is_here: bool) -> dict[str, int]:
-    """Pairs of each source: asked for, of its index, to be drawn, or estimated from its manifest."""
+def _pairs(project: Project, asked: Asked, is_here: bool, estimated: Mapping[str, int]) -> dict[str, int]:
+    """Pairs of each source: asked for, estimated, of its index, or to be drawn."""
     main = project.params.training.source
+    given = {main: count_of(asked.pairs)} if asked.pairs else {}
+    known = {**estimated, **given}
+    return {source: known.get(source) or _pairs_of(project, source, is_here) for source in project.params.sources}
+
+
+def _estimated_pairs(project: Project, shard_bytes: Mapping[str, float], measured: Measured | None) -> dict[str, int]:
+    """Of sources whose shards are listed and not yet indexed, by what was measured of an image and its captions."""
+    if measured is None or not {"image_bytes", "captions_per_image"} <= measured.values.keys():
+        return {}
+    image_bytes, captions = measured.values["image_bytes"], measured.values["captions_per_image"]
     return {
-        source: count_of(asked.pairs) if asked.pairs and source == main else _pairs_of(project, source, is_here)
-        for source in project.params.sources
+        source: max(1, round(size / image_bytes * captions))
+        for source, size in shard_bytes.items()
+        if _report(project, source) is None and project.source(source).shards != BUILT_IN
     }
 
 
