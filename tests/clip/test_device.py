@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from mode.clip.device import autocast, fastest_precision, pick_device
+from mode.clip.device import autocast, fastest_precision, pick_device, side_by_side
 from mode.errors import ModeError
 
 
@@ -37,6 +40,38 @@ def test_only_amp_changes_what_products_are_computed_in(precision: str, dtype: t
 
 def test_the_fastest_precision() -> None:
     assert [fastest_precision(torch.device(name)) for name in ("cpu", "cuda:1")] == ["fp32", "amp"]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+class TestSideBySide:
+    def test_in_order_each_in_one_thread_and_two_at_a_time(self) -> None:
+        both = threading.Barrier(2)  # one alone would wait for ever
+
+        def forward(batch: int) -> tuple[int, int]:
+            both.wait(timeout=60)
+            return batch, torch.get_num_threads()
+
+        assert side_by_side(torch.device("cpu"), forward, range(4)) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+        assert torch.get_num_threads() == 2
+
+    def test_a_failure_comes_through_and_leaves_the_threads_as_they_were(self) -> None:
+        def forward(batch: int) -> float:
+            return 1 / batch
+
+        with pytest.raises(ZeroDivisionError):
+            side_by_side(torch.device("cpu"), forward, [1, 0])
+        assert torch.get_num_threads() == 2
+
+    def test_nothing_gives_nothing(self) -> None:
+        assert side_by_side(torch.device("cpu"), abs, []) == []
 
 
 def test_attention_is_left_to_kernels_whose_gradients_are_numbers() -> None:

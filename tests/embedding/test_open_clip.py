@@ -31,6 +31,22 @@ def test_equals_plain_open_clip(model_folder):
     assert embedder.encode([]).shape == (0, 8)
 
 
+@pytest.mark.parametrize("view", ["text", "image"])
+def test_vectors_are_the_same_bits_however_many_threads(model_folder, view):
+    embedder = OpenClipEmbedder.open(str(model_folder), device="cpu", batch_size=16)
+    captions = [f"a dog and {number} cats" for number in range(100)]
+    pixels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(embedder.encode(captions) if view == "text" else embedder.encode_images(pixels))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].shape == (100 if view == "text" else 40, 8)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_saved_with_the_model(model_folder, tmp_path):
     embedder = OpenClipEmbedder.open(str(model_folder), device="cpu")
     embedder.save(tmp_path / "embedder")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from mode.errors import ModeError
 
 if TYPE_CHECKING:
     import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Pairs, images or texts in one forward pass on a CPU, at most: what a layer makes of them stays in the cache, and many
+#: passes side by side need little memory.
+CPU_BATCH = 64
+#: Torch's number of threads is one for the whole process.
+_THREADS = threading.Lock()
 
 #: `fp32`; `bf16` (weights and activations); `amp` (weights in float32, bfloat16 autocast).
 Precision = Literal["fp32", "bf16", "amp"]
@@ -53,3 +65,28 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     import torch
 
     return torch.autocast(device.type, torch.bfloat16) if precision == "amp" else nullcontext()
+
+
+def side_by_side(device: torch.device, forward: Callable[[Item], Result], batches: Sequence[Item]) -> list[Result]:
+    """`forward` of every batch, in their order; on a CPU as many at a time as torch has threads, each in one of them.
+
+    Several threads in one pass gain little where its matrices are small, and on a busy machine they wait for each other
+    (docs/performance.md, "Embedding"). What comes out is what one thread makes of it, however many there are.
+
+    Args:
+        device: of the model.
+        forward: a forward pass, which enters `inference_mode` and `autocast` itself: both are a thread's own.
+        batches: what it takes.
+    """
+    import torch
+
+    if device.type != "cpu":
+        return [forward(batch) for batch in batches]
+    with _THREADS:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads, thread_name_prefix="forward") as pool:
+                return list(pool.map(forward, batches))
+        finally:
+            torch.set_num_threads(threads)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mode.clip.device import autocast, fastest_precision, pick_device
-from mode.clip.encode import encode_texts, unit_vectors
+from mode.clip.device import CPU_BATCH, autocast, fastest_precision, pick_device, side_by_side
+from mode.clip.encode import unit_vectors
 from mode.clip.model import Clip, folded, write_model_files
 from mode.clip.preprocess import Preprocess
 from mode.clip.pretrained import open_pretrained
@@ -31,7 +31,7 @@ class OpenClipEmbedder:
         name: where it came from.
         view: what of a pair is embedded. A vector of `both` is that of the caption and that of the image one after the
             other, each scaled by the root of 1/2, so that the whole has length 1 (the paper's "image + text").
-        batch_size: captions or images in one forward pass.
+        batch_size: captions or images in one forward pass; on a CPU `CPU_BATCH` at most.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
     """
 
@@ -73,20 +73,33 @@ class OpenClipEmbedder:
         return OpenClipEmbedder(self.clip, self.source, **settings)
 
     def encode(self, captions: Sequence[str]) -> np.ndarray:
-        with autocast(self.device, fastest_precision(self.device)):
-            vectors = encode_texts(
-                self.clip, captions, batch_size=self.batch_size, device=self.device, name=self.source
-            )
-        return vectors.cpu().numpy()
+        def forward(tokens: Tensor) -> Tensor:
+            with autocast(self.device, fastest_precision(self.device)):
+                return unit_vectors(self.clip.model.encode_text, tokens.to(self.device), self.source)
+
+        size = self._largest_batch
+        # Here, for a tokenizer serves one thread at a time.
+        tokens = [self.clip.tokenizer(list(captions[first : first + size])) for first in range(0, len(captions), size)]
+        return self._together(side_by_side(self.device, forward, tokens))
 
     def encode_images(self, pixels: Tensor) -> np.ndarray:
         """Vectors of images, float32 [n, d], unit rows; `pixels`: uint8 [n, 3, size, size], of `preprocess`."""
-        vectors = [torch.empty(0, self.clip.dimensions)]
-        with autocast(self.device, fastest_precision(self.device)):
-            for batch in torch.split(pixels, self.batch_size) if len(pixels) else ():
+
+        def forward(batch: Tensor) -> Tensor:
+            with autocast(self.device, fastest_precision(self.device)):
                 inputs = self.preprocess.normalise(batch.to(self.device))
-                vectors.append(unit_vectors(self.clip.model.encode_image, inputs, self.source).cpu())
-        return torch.cat(vectors).numpy()
+                return unit_vectors(self.clip.model.encode_image, inputs, self.source)
+
+        batches = torch.split(pixels, self._largest_batch) if len(pixels) else ()
+        return self._together(side_by_side(self.device, forward, batches))
+
+    @property
+    def _largest_batch(self) -> int:
+        return min(self.batch_size, CPU_BATCH) if self.device.type == "cpu" else self.batch_size
+
+    def _together(self, vectors: Sequence[Tensor]) -> np.ndarray:
+        empty = torch.empty(0, self.clip.dimensions, device=self.device)
+        return torch.cat([empty, *vectors]).cpu().numpy()
 
     def save(self, folder: Path) -> None:
         """Keep a copy of a model folder, without what only trainings need; a pretrained tag is kept by its name."""

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-from mode.clip.device import autocast, fastest_precision, pick_device
+from mode.clip.device import autocast, fastest_precision, pick_device, side_by_side
 from mode.clip.trust import check_folder
 from mode.embedding.base import embedder_folder, read_record
 from mode.errors import ModeError
@@ -101,7 +101,6 @@ class TransformersEmbedder:
         settings = [self.pooling, self.max_tokens, self.tokenizer.get_vocab(), sums]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> np.ndarray:
         vectors = np.empty((len(captions), self.dimensions), dtype=np.float32)
         on_cpu = self.device.type == "cpu"
@@ -109,21 +108,26 @@ class TransformersEmbedder:
             chunk = list(captions[start : start + CHUNK])
             tokens = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens)
             by_length = np.argsort([-len(ids) for ids in tokens["input_ids"]], kind="stable")
-            first = 0
+            first, places, batches = 0, [], []
             while first < len(chunk):
                 longest = max(1, len(tokens["input_ids"][by_length[first]]))
                 count = max(1, min(self.batch_size, CPU_TOKENS // longest)) if on_cpu else self.batch_size
                 rows = by_length[first : first + count]
                 first += count
                 batch = {key: [values[row] for row in rows] for key, values in tokens.items()}
-                vectors[start + rows] = self._encode_batch(batch).cpu().numpy()
+                places.append(start + rows)
+                batches.append(self.tokenizer.pad(batch, return_tensors="pt"))
+            for rows, found in zip(places, side_by_side(self.device, self._forward, batches), strict=True):
+                vectors[rows] = found
         return vectors
 
-    def _encode_batch(self, batch: dict[str, list[list[int]]]) -> torch.Tensor:
-        inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.device)
-        with autocast(self.device, fastest_precision(self.device)):
+    def _forward(self, batch: Any) -> np.ndarray:
+        inputs = batch.to(self.device)
+        with torch.inference_mode(), autocast(self.device, fastest_precision(self.device)):
             output = self.model(**inputs)
-        return functional.normalize(self._pool(output, inputs["attention_mask"]).float(), dim=-1)
+            pooled = functional.normalize(self._pool(output, inputs["attention_mask"]).float(), dim=-1)
+        vectors: np.ndarray = pooled.cpu().numpy()
+        return vectors
 
     def _pool(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
         if self.pooling == "pooler":

@@ -162,8 +162,7 @@ def encoder_rate() -> float:
 def own_encoder_rate(params: Params, captions: Sequence[str], flops_per_item: float) -> float:
     """Operations a second of a core in the seed's own towers, as the embedder of `embedding.kind: seed` runs them.
 
-    By the clock, with all of torch's threads: of a small tower the second thread may gain nothing, and what a core then
-    does is half of what it does alone.
+    By the clock, with all of torch's threads, as the stage has them.
 
     Args:
         params: of the project; `embedding.view` says which towers.
