@@ -59,19 +59,30 @@ class TestSideBySide:
             both.wait(timeout=60)
             return batch, torch.get_num_threads()
 
-        assert side_by_side(torch.device("cpu"), forward, range(4)) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+        with side_by_side(torch.device("cpu")) as run:
+            assert run(forward, range(4)) == [(0, 1), (1, 1), (2, 1), (3, 1)]
         assert torch.get_num_threads() == 2
 
     def test_a_failure_comes_through_and_leaves_the_threads_as_they_were(self) -> None:
         def forward(batch: int) -> float:
             return 1 / batch
 
-        with pytest.raises(ZeroDivisionError):
-            side_by_side(torch.device("cpu"), forward, [1, 0])
+        with pytest.raises(ZeroDivisionError), side_by_side(torch.device("cpu")) as run:
+            run(forward, [1, 0])
         assert torch.get_num_threads() == 2
 
+    def test_fewer_at_a_time_have_more_threads_each(self) -> None:
+        torch.set_num_threads(3)
+        with side_by_side(torch.device("cpu"), 4) as run:
+            found = run(lambda name: (name.upper(), torch.get_num_threads()), ["a", "b", "c", "d"])
+            assert found == [("A", 1), ("B", 1), ("C", 1), ("D", 1)]
+        assert torch.get_num_threads() == 3
+        with side_by_side(torch.device("cpu"), 1) as run:
+            assert run(lambda _: torch.get_num_threads(), ["a"]) == [3]
+
     def test_nothing_gives_nothing(self) -> None:
-        assert side_by_side(torch.device("cpu"), abs, []) == []
+        with side_by_side(torch.device("cpu")) as run:
+            assert run(abs, []) == []
 
 
 def test_attention_is_left_to_kernels_whose_gradients_are_numbers() -> None:

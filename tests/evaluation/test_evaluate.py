@@ -23,7 +23,7 @@ from mode.ensemble.router import Router
 from mode.errors import ModeError
 from mode.evaluation import evaluate, features, scores
 from mode.evaluation.evaluate import evaluate_tasks
-from mode.evaluation.features import encode_tasks, side_by_side
+from mode.evaluation.features import encode_tasks
 from mode.evaluation.scores import classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_task
 from mode.params import MachineParams, RoutingParams
@@ -110,20 +110,6 @@ class TestFeatures:
         finally:
             with torch.no_grad():
                 weight.copy_(kept)
-
-    def test_side_by_side_keeps_order_and_threads(self) -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(3)
-        try:
-            with side_by_side(["a", "b", "c", "d"], "cpu") as run:
-                assert run(lambda name: (name.upper(), torch.get_num_threads())) == {
-                    "a": ("A", 1), "b": ("B", 1), "c": ("C", 1), "d": ("D", 1)
-                }  # fmt: skip
-            assert torch.get_num_threads() == 3
-            with side_by_side(["a"], "cpu") as run:
-                assert run(lambda _: torch.get_num_threads()) == {"a": 3}
-        finally:
-            torch.set_num_threads(before)
 
 
 def vectors(seed: int, names: list[str], rows: int) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +65,7 @@ def test_all_is_measured_and_nothing_is_left_behind(
     monkeypatch.setattr(measuring, "_WINDOWS", (2, 0.01))
     monkeypatch.setattr(measuring, "_VECTORS", 1_000)
     before = sorted(root.rglob("*"))
-    found = measure(params, manifest, root, dimensions=16, flops_per_pair=lambda words: 1e6 * words)
+    found = measure(params, manifest, root, dimensions=16, flops_per_pair=lambda words: 1e6 * words, flops_per_item=0.0)
     assert sorted(root.rglob("*")) == before
     of_others = {"training_share_of_peak", "inference_share_of_peak"}
     of_others |= {"read_bytes_per_second", "small_read_seconds", "gpu_context_bytes", "gpu_spare_share"}
@@ -90,8 +92,25 @@ def test_the_seeds_own_towers_are_measured_where_they_embed(params: Params, view
     assert 1e6 < rate < 1e12  # between one and a million pairs a second
 
 
-def test_a_process_that_runs_models_starts_later() -> None:
-    assert 0 < start_seconds(runs_models=False) < start_seconds(runs_models=True)
+def test_they_take_the_place_of_an_encoder_of_berts_shape(
+    root: Path, manifest: Manifest, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_WINDOWS", (1, 0.01))
+    monkeypatch.setattr(measuring, "_VECTORS", 1_000)
+    monkeypatch.setattr(measuring, "start_seconds", lambda runs_models: 1.0 + runs_models)
+    monkeypatch.setattr(measuring, "own_encoder_rate", lambda *given: 2 * given[-1])
+    own = parse_params({**params.model_dump(), "embedding": {"kind": "seed", "made_from": "models/seed"}})
+    found = measure(own, manifest, root, dimensions=16, flops_per_pair=lambda words: 1e6 * words, flops_per_item=3e6)
+    assert found.values["encoder_flops_per_core_second"] == 6e6
+    assert (found.values["start_seconds"], found.values["model_start_seconds"]) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("runs_models", [False, True])
+def test_a_start_is_what_stages_import(runs_models: bool) -> None:
+    code = (measuring._STARTS_OF_MODELS if runs_models else measuring._STARTS) + "\nimport sys; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {name in told for name in ("torch", "open_clip", "mlflow")} == {runs_models}
+    assert start_seconds(runs_models) > 0
 
 
 def test_what_was_measured_can_be_kept(root: Path, tmp_path: Path) -> None:
@@ -109,7 +128,7 @@ def test_an_interrupted_measurement_leaves_the_earlier_one(
     monkeypatch.setattr(measuring, "decode_rate", interrupted)
     before = sorted(root.rglob("*"))
     with pytest.raises(KeyboardInterrupt):
-        measure(params, manifest, root, dimensions=16, flops_per_pair=lambda _: 1e6)
+        measure(params, manifest, root, dimensions=16, flops_per_pair=lambda _: 1e6, flops_per_item=0.0)
     assert sorted(root.rglob("*")) == before
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from mode.errors import ModeError
 
@@ -15,12 +14,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-#: Pairs, images or texts in one forward pass on a CPU, at most: what a layer makes of them stays in the cache, and many
-#: passes side by side need little memory.
-CPU_BATCH = 64
-#: Torch's number of threads is one for the whole process.
-_THREADS = threading.Lock()
 
 #: `fp32`; `bf16` (weights and activations); `amp` (weights in float32, bfloat16 autocast).
 Precision = Literal["fp32", "bf16", "amp"]
@@ -49,8 +42,8 @@ def pick_device(device: str, number: int | None = None) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ModeError(f"device '{device}' is not usable here: {reason}", "use auto, cpu, cuda or cuda:1") from None
     # cuDNN's attention, which torch prefers on Hopper from 2.11 on, gives gradients that are NaN for some texts with a
-    # mask (pytorch/pytorch#196678), the probable reason why the loss of a ViT-B/16 in bfloat16 was NaN after 4 steps on
-    # an H100. Torch has other kernels.
+    # mask (pytorch/pytorch#196678). It is suspected of a loss of NaN after 4 steps of a ViT-B/16 in bfloat16 on an H100
+    # (docs/performance.md, "On a GPU"). Torch has other kernels.
     torch.backends.cuda.enable_cudnn_sdp(False)
     return picked
 
@@ -67,26 +60,40 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16) if precision == "amp" else nullcontext()
 
 
-def side_by_side(device: torch.device, forward: Callable[[Item], Result], batches: Sequence[Item]) -> list[Result]:
-    """`forward` of every batch, in their order; on a CPU as many at a time as torch has threads, each in one of them.
+class Run(Protocol):
+    """`map`, many items at a time."""
 
-    Several threads in one pass gain little where its matrices are small, and on a busy machine they wait for each other
-    (docs/performance.md, "Embedding"). What comes out is what one thread makes of it, however many there are.
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> list[Result]:
+        """Results of `function`, in the order of the items."""
+
+
+@contextmanager
+def side_by_side(device: torch.device, at_once: int | None = None) -> Iterator[Run]:
+    """Call a function for many items: on a CPU several at a time, on a GPU one after another.
+
+    Two small models, or two small batches, on two cores take about half the time of one after the other on both, where
+    torch's threads wait for each other in every operation (docs/performance.md, "Embedding"). The calling thread's
+    number of torch threads is divided among them; it keeps such a share itself meanwhile, since more threads than cores
+    wait for each other in its own small operations as well.
 
     Args:
-        device: of the model.
-        forward: a forward pass, which enters `inference_mode` and `autocast` itself: both are a thread's own.
-        batches: what it takes.
+        device: of the models.
+        at_once: items at a time, as far as there are threads; default one for each thread: what comes out then is what
+            one thread makes of it, however many there are.
+
+    Yields:
+        What calls a function, in threads of their own: `inference_mode` and `autocast` are for the function to enter.
     """
     import torch
 
-    if device.type != "cpu":
-        return [forward(batch) for batch in batches]
-    with _THREADS:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    workers = min(threads, threads if at_once is None else at_once) if device.type == "cpu" else 1
+    if workers <= 1:
+        yield lambda function, items: [function(item) for item in items]
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        torch.set_num_threads(threads // workers)  # of this thread, and of those begun from now on: the pool's
         try:
-            with ThreadPoolExecutor(threads, thread_name_prefix="forward") as pool:
-                return list(pool.map(forward, batches))
+            yield lambda function, items: list(pool.map(function, items))
         finally:
             torch.set_num_threads(threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mode.clip.device import CPU_BATCH, autocast, fastest_precision, pick_device, side_by_side
+from mode.clip.device import autocast, fastest_precision, pick_device, side_by_side
 from mode.clip.encode import unit_vectors
 from mode.clip.model import Clip, folded, write_model_files
 from mode.clip.preprocess import Preprocess
@@ -21,6 +21,10 @@ from mode.clip.pretrained import open_pretrained
 from mode.embedding.base import embedder_folder, read_record
 from mode.errors import ModeError
 from mode.params import View
+
+#: Captions or images in one forward pass on a CPU, at most: what a layer makes of them stays in the processor's cache,
+#: and many passes side by side need little memory.
+CPU_BATCH = 64
 
 
 class OpenClipEmbedder:
@@ -80,7 +84,7 @@ class OpenClipEmbedder:
         size = self._largest_batch
         # Here, for a tokenizer serves one thread at a time.
         tokens = [self.clip.tokenizer(list(captions[first : first + size])) for first in range(0, len(captions), size)]
-        return self._together(side_by_side(self.device, forward, tokens))
+        return self._together(forward, tokens)
 
     def encode_images(self, pixels: Tensor) -> np.ndarray:
         """Vectors of images, float32 [n, d], unit rows; `pixels`: uint8 [n, 3, size, size], of `preprocess`."""
@@ -91,13 +95,15 @@ class OpenClipEmbedder:
                 return unit_vectors(self.clip.model.encode_image, inputs, self.source)
 
         batches = torch.split(pixels, self._largest_batch) if len(pixels) else ()
-        return self._together(side_by_side(self.device, forward, batches))
+        return self._together(forward, batches)
 
     @property
     def _largest_batch(self) -> int:
         return min(self.batch_size, CPU_BATCH) if self.device.type == "cpu" else self.batch_size
 
-    def _together(self, vectors: Sequence[Tensor]) -> np.ndarray:
+    def _together(self, forward: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> np.ndarray:
+        with side_by_side(self.device) as run:
+            vectors = run(forward, batches)
         empty = torch.empty(0, self.clip.dimensions, device=self.device)
         return torch.cat([empty, *vectors]).cpu().numpy()
 

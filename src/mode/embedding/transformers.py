@@ -117,8 +117,9 @@ class TransformersEmbedder:
                 batch = {key: [values[row] for row in rows] for key, values in tokens.items()}
                 places.append(start + rows)
                 batches.append(self.tokenizer.pad(batch, return_tensors="pt"))
-            for rows, found in zip(places, side_by_side(self.device, self._forward, batches), strict=True):
-                vectors[rows] = found
+            with side_by_side(self.device) as run:
+                for rows, found in zip(places, run(self._forward, batches), strict=True):
+                    vectors[rows] = found
         return vectors
 
     def _forward(self, batch: Any) -> np.ndarray:

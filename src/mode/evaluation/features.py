@@ -7,17 +7,17 @@ Batches run across the borders of tasks, so that many small tasks cost what one 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain, islice
-from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mode.clip.device import side_by_side
 from mode.clip.encode import encode_prompts, unit_vectors
 from mode.clip.model import Clip
 from mode.clip.preprocess import SharedPreprocess
@@ -31,8 +31,6 @@ _AHEAD = 2
 
 #: Images that a thread decodes before it hands them over: handing over a small one takes nearly as long as decoding it.
 _AT_ONCE = 16
-
-Result = TypeVar("Result")
 
 
 def encode_metadata(
@@ -52,9 +50,10 @@ def encode_metadata(
     def encode(name: str) -> Tensor:
         return encode_prompts(models[name], prompts, batch_size=batch_size, device=device, name=name)
 
-    with side_by_side(models, device) as run:
-        vectors = run(encode)
-    return {name: torch.split(rows, [len(task.prompts) for task in tasks]) for name, rows in vectors.items()}
+    with side_by_side(torch.device(device), len(models)) as run:
+        vectors = run(encode, models)
+    of_tasks = [len(task.prompts) for task in tasks]
+    return {name: torch.split(rows, of_tasks) for name, rows in zip(models, vectors, strict=True)}
 
 
 def encode_tasks(
@@ -92,10 +91,11 @@ def encode_tasks(
     encoded = 0
     waiting = deque(tasks)
     bar = None if silent else Progress(title, total=sum(len(task.images) for task in tasks), unit="images")
-    with bar or nullcontext(), side_by_side(models, device) as run:
+    with bar or nullcontext(), side_by_side(torch.device(device), len(models)) as run:
         for pixels in _decoded_batches(images, preprocess, batch_size, workers):
             count = len(next(iter(pixels.values())))
-            for name, vectors in run(partial(_encode_images, models, preprocess.inputs(pixels, device))).items():
+            found = run(partial(_encode_images, models, preprocess.inputs(pixels, device)), models)
+            for name, vectors in zip(models, found, strict=True):
                 pending[name].append(vectors)
             encoded += count
             if bar:
@@ -107,32 +107,6 @@ def encode_tasks(
                 yield task, {name: vectors[:done] for name, vectors in joined.items()}
                 pending = {name: [vectors[done:]] for name, vectors in joined.items()}
                 encoded -= done
-
-
-@contextmanager
-def side_by_side(
-    models: Collection[str], device: str
-) -> Iterator[Callable[[Callable[[str], Result]], dict[str, Result]]]:
-    """Call a function for every model: at the same time on a CPU's cores, one after another on a GPU.
-
-    Two small models on two cores take about half the time of one after the other on both, where torch's threads wait
-    for each other in every operation. The calling thread's number of torch threads is divided among them; it keeps such
-    a share itself meanwhile, since more threads than cores wait for each other in its own small operations as well.
-
-    Yields:
-        A function that takes `function(name)` and returns name -> result, in the order of `models`, which are names.
-    """
-    threads = torch.get_num_threads()
-    workers = min(threads, len(models)) if torch.device(device).type == "cpu" else 1
-    if workers <= 1:
-        yield lambda function: {name: function(name) for name in models}
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        torch.set_num_threads(threads // workers)  # of this thread, and of those begun from now on: the pool's
-        try:
-            yield lambda function: dict(zip(models, pool.map(function, models), strict=True))
-        finally:
-            torch.set_num_threads(threads)
 
 
 def _encode_images(models: Mapping[str, Clip], inputs: Mapping[str, Tensor], name: str) -> Tensor:

@@ -153,7 +153,7 @@ def encoder_rate() -> float:
 
     encoder = BertModel(BertConfig(vocab_size=30_522, **BERT)).eval()
     tokens = torch.randint(1000, 30_000, (16, CAPTION_TOKENS))
-    with torch.inference_mode():
+    with torch.inference_mode(), _one_thread():
         encoder(tokens)
         seconds, _ = cpu_seconds(lambda: [encoder(tokens) for _ in range(2)])
     return 2 * 16 * CAPTION_TOKENS * 2 * BERT_PARAMETERS / seconds
@@ -289,7 +289,7 @@ def measure(
     root: Path,
     dimensions: int,
     flops_per_pair: Callable[[float], float],
-    flops_per_item: float = 0.0,
+    flops_per_item: float,
 ) -> Measured:
     """Measure all that can be measured here, with a bar on standard error.
 
@@ -338,18 +338,15 @@ def measure(
             lsa, embedder = quietly(lambda: lsa_rate(captions, min(params.embedding.dimensions, len(captions))))
             values["lsa_captions_per_core_second"] = lsa
             values["lsa_words"] = float(len(embedder.vocabulary))
-            own = params.embedding.kind == "seed" and not params.seed.pretrained
-            if not own:
-                values["encoder_flops_per_core_second"] = quietly(encoder_rate)
             fine, _ = params.clusters_of(params.training.source)
             vectors = quietly(lambda: assign_rate(fine, dimensions))
             values["assign_multiply_adds_per_core_second"] = vectors * fine * dimensions
 
-        if own:
-            rate = quietly(lambda: own_encoder_rate(params, captions, flops_per_item))
-            values["encoder_flops_per_core_second"] = rate
-        values["start_seconds"] = quietly(lambda: start_seconds(runs_models=False))
-        values["model_start_seconds"] = quietly(lambda: start_seconds(runs_models=True))
+        own = params.embedding.kind == "seed" and not params.seed.pretrained
+        encoding = partial(own_encoder_rate, params, captions, flops_per_item) if own else encoder_rate
+        values["encoder_flops_per_core_second"] = quietly(encoding)
+        values["start_seconds"] = quietly(partial(start_seconds, runs_models=False))
+        values["model_start_seconds"] = quietly(partial(start_seconds, runs_models=True))
         flops = flops_per_pair(values["tokenizer_words"])
         device = "cpu"
         if not params.seed.pretrained:

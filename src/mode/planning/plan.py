@@ -325,8 +325,7 @@ class _Planner:
         before, after = [], []
         for source in self._work.pairs:
             before += [self._shards(source), self._index(source)]
-        start = self._rates.model_start_seconds if self._work.embedder.flops_per_item else self._rates.start_seconds
-        after.append(_stage("embedder", h.started([], start), disk_bytes=self._work.embedder.files_bytes))
+        after.append(_stage("embedder", self._embedders_start, [], disk_bytes=self._work.embedder.files_bytes))
         for source in self._work.pairs:
             clustered = [self._cluster_stage(source)] if self._params.root_of(source) == source else []
             after += [self._embed(source), *clustered, self._assign(source)]
@@ -351,8 +350,7 @@ class _Planner:
             small_read_seconds=rates.small_read_seconds,
         )
         disk = self._work.pairs[source] * rates.index_bytes_per_pair
-        phases = h.started(phases, rates.start_seconds)
-        return _stage(f"index@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
+        return _stage(f"index@{source}", rates.start_seconds, phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
 
     def _embed(self, source: str) -> StagePlan:
         """With an engine every worker writes its vectors to the store, which is the limit of many."""
@@ -377,10 +375,16 @@ class _Planner:
         disk = pairs * float(sizes.FLOAT16 * embedder.dimensions)
         if engine != "local":
             phases = [{**phases[0], h.STORAGE: h.per_hour(disk, rates.read_bytes_per_second * nodes)}]
-        phases = h.started(phases, rates.model_start_seconds if embedder.flops_per_item else rates.start_seconds)
         held, weights = embedder.held, embedder.files_bytes
         gpu_memory = self._inference_memory(weights, held) if devices and held is not None else None
-        return _stage(f"embed@{source}", phases, devices, disk, sizes.STREAMING_BYTES, gpu_memory)
+        start = self._embedders_start
+        return _stage(f"embed@{source}", start, phases, devices, disk, sizes.STREAMING_BYTES, gpu_memory)
+
+    @property
+    def _embedders_start(self) -> float:
+        """Seconds: `lsa` is no model."""
+        rates = self._rates
+        return rates.model_start_seconds if self._work.embedder.flops_per_item else rates.start_seconds
 
     def _cluster_stage(self, source: str) -> StagePlan:
         """Fit on a sample, then count the words of some pairs, to name the clusters."""
@@ -395,8 +399,7 @@ class _Planner:
             {h.ONE_CORE: h.per_hour(named, rates.lsa_captions_per_core_second)},
         ]
         disk = sizes.cluster_files_bytes(fine, coarse, d)
-        phases = h.started(phases, rates.start_seconds)
-        return _stage(f"cluster@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
+        return _stage(f"cluster@{source}", rates.start_seconds, phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
 
     def _assign(self, source: str) -> StagePlan:
         pairs, d = self._work.pairs[source], self._work.embedder.dimensions
@@ -405,8 +408,8 @@ class _Planner:
         speed = self._search_speed * nodes
         searching = {h.CORES: h.search_hours(pairs, fine, d, speed), h.STORAGE: self._reading_vectors(source) / nodes}
         disk = pairs * sizes.ASSIGNMENT_BYTES_PER_PAIR
-        phases = h.started([searching], self._rates.start_seconds)
-        return _stage(f"assign@{source}", phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
+        start = self._rates.start_seconds
+        return _stage(f"assign@{source}", start, [searching], disk_bytes=disk, memory=sizes.STREAMING_BYTES)
 
     @property
     def _search_speed(self) -> float:
@@ -552,7 +555,8 @@ class _Planner:
         conditions = fine * self._work.embedder.dimensions * sizes.FLOAT32
         images = len(params.experts) * kept * 3 * self._model.image_size**2
         disk = conditions + images + self._work.embedder.files_bytes
-        ensemble = _stage("ensemble", h.started([], rates.model_start_seconds), disk_bytes=disk)
+        start = rates.model_start_seconds
+        ensemble = _stage("ensemble", start, [], disk_bytes=disk)
         used = sum(role is not UPDATE for role, _ in trainings_of(params))  # an update takes another model's place
         models = used + params.seed.pretrained
         flops = self._work.evaluation_images * models * self._model.flops_per_image
@@ -561,28 +565,30 @@ class _Planner:
         )
         if cluster.gpu is None:
             computing = h.per_hour(flops, rates.encoder_flops_per_core_second * cluster.cores_per_node)
-            phases = h.started([{h.CORES: computing + decoding}], rates.model_start_seconds)
-            return [ensemble, _stage("evaluate", phases, memory=sizes.STREAMING_BYTES)]
+            phases = [{h.CORES: computing + decoding}]
+            return [ensemble, _stage("evaluate", start, phases, memory=sizes.STREAMING_BYTES)]
         computing = h.per_hour(flops, cluster.gpu.peak_flops_per_second * rates.inference_share_of_peak)
-        phases = h.started([{h.GPU: computing, h.CORES: decoding}], rates.model_start_seconds)
+        phases = [{h.GPU: computing, h.CORES: decoding}]
         memory = None
         if (traced := self._model.footprint) is not None:
             # As many models at once as may be, but one at least, in float32 whatever they were trained in.
             one = float(sizes.FLOAT32 * self._model.parameters)
             fitting = max(1.0, min(float(models), params.machine.models_mb * 2**20 // one))
             memory = self._inference_memory(fitting * one, max(traced.image, traced.text, key=lambda line: line.each))
-        return [ensemble, _stage("evaluate", phases, 1, memory=sizes.STREAMING_BYTES, gpu_memory=memory)]
+        return [ensemble, _stage("evaluate", start, phases, 1, memory=sizes.STREAMING_BYTES, gpu_memory=memory)]
 
 
 def _stage(
     name: str,
-    phases: Sequence[h.Phase],
+    start: float,
+    work: Sequence[h.Phase],
     devices: int = 0,
     disk_bytes: float = 0.0,
     memory: float = 0.0,
     gpu_memory: GpuMemory | None = None,
 ) -> StagePlan:
-    """A stage in one process of one machine."""
+    """A stage in one process of one machine, which takes `start` seconds to start."""
+    phases = h.started(work, start)
     wall = h.hours_of(phases)
     return StagePlan(
         stage=name,
