@@ -157,19 +157,21 @@ def damage(copy: Path, how: str) -> None:
         case "a note of something else":
             note.write_text('{"step": 7}')
         case _:
-            kind = {"a link": tarfile.SYMTYPE, "a device": tarfile.CHRTYPE, "outside": tarfile.REGTYPE}[how]
-            member = tarfile.TarInfo("../outside" if how == "outside" else "checkpoint.safetensors")
-            member.type, member.linkname = kind, "/etc/passwd"
+            kinds = {"a link": tarfile.SYMTYPE, "a device": tarfile.CHRTYPE}
+            names = {"outside": "../outside", "at the root": str(copy.parent.parent / "outside")}
+            member = tarfile.TarInfo(names.get(how, "checkpoint.safetensors"))
+            member.type, member.linkname = kinds.get(how, tarfile.REGTYPE), "/etc/passwd"
             made = io.BytesIO()
             with tarfile.open(fileobj=made, mode="w") as tar:
-                tar.addfile(member)
+                for _ in range(2 if how == "twice" else 1):
+                    tar.addfile(member)
             copy.write_bytes(made.getvalue())
             digest = sha256(made.getvalue()).hexdigest()
             note.write_text(json.dumps({"sha256": digest, "bytes": len(made.getvalue())}))
 
 
 DAMAGES = ["cut short", "a bit flipped", "gone", "a note that is none", "a note of something else", "a link",
-           "a device", "outside"]  # fmt: skip
+           "a device", "outside", "at the root", "twice"]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, "without its note"])
@@ -183,7 +185,7 @@ def test_a_damaged_copy_is_passed_over(tmp_path: Path, store: Path, how: str, ca
         assert copies.fetch(there) == 5
     assert files_of(there)["checkpoint.safetensors"] == b"5"
     assert [record.levelname for record in caplog.records] == ["WARNING"] * (how != "without its note")
-    assert not (tmp_path / "outside").exists()
+    assert not [*tmp_path.rglob("outside")]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
