@@ -635,6 +635,7 @@ ARMS = (
     "merged",
     "merged-N",
     "merged-uniform",
+    "merged-layers",
     "merged-seed-X",
     "published",
     "paper",
@@ -670,8 +671,9 @@ class VariantParams(Section):
     """Other ways to use the trained models, measured by the stage `variants`; nothing is trained for them."""
 
     arms: list[str] = []
-    """Any of `top-1` (`top-2` ...), `share-0.9`, `merged`, `merged-2`, `merged-uniform`, `merged-seed-0.3`,
-    `published`, `paper`, `coarse`, `by-class`, `by-range`, `best-by-label`, `probe`: see docs/guide.md."""
+    """Any of `top-1` (`top-2` ...), `share-0.9`, `merged`, `merged-2`, `merged-uniform`, `merged-layers`,
+    `merged-seed-0.3`, `published`, `paper`, `coarse`, `by-class`, `by-range`, `best-by-label`, `probe`: see
+    docs/guide.md."""
 
     @field_validator("arms")
     @classmethod

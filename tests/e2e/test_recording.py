@@ -115,7 +115,9 @@ def test_every_stage_declares_all_that_it_reads(finished_project: SmallProject) 
 
 #: A stage that has nothing to do by default, and a training that nobody looks at.
 CHANGES = {
-    "variants": {"arms": ["top-1", "merged-seed-0.3", "published", "coarse", "by-class", "by-range", "probe"]},
+    "variants": {
+        "arms": ["top-1", "merged-seed-0.3", "published", "coarse", "by-class", "by-range", "probe", "merged-layers"]
+    },
     "training": {
         "validate": {"every": 8, "tasks": ["chess", "data/tasks/dice"]},
         "keep_checkpoints": {"every": 7},

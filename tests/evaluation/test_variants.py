@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from mode.clip.model import Clip
 from mode.embedding.lsa import LsaEmbedder
@@ -25,13 +27,14 @@ from mode.evaluation.tasks import Task, open_task
 from mode.evaluation.variants import evaluate_variants
 from mode.params import MachineParams, RoutingParams, parse_arm, parse_params
 from mode.results import Cost, Results
-from tests.evaluation.conftest import COLOURS, TaskFolders, draw
+from tests.evaluation.conftest import CLASSES, COLOURS, TaskFolders, draw
 
 CPU = MachineParams(device="cpu", inference_batch=16)
 CAPTIONS = ["a red spot", "yellow paper", "white photo", "red yellow white", "dark grey photo", "blue spot",
             "green paper", "the dark blue colour", "dark green", "grey and blue"] * 10  # fmt: skip
-ARMS = ["top-1", "top-2", "share-0", "share-1", "merged", "merged-1", "merged-2", "merged-uniform", "merged-seed-0",
-        "merged-seed-1", "published", "paper", "coarse", "by-class", "by-range", "best-by-label"]  # fmt: skip
+ARMS = ["top-1", "top-2", "share-0", "share-1", "merged", "merged-1", "merged-2", "merged-uniform", "merged-layers",
+        "merged-seed-0", "merged-seed-1", "published", "paper", "coarse", "by-class", "by-range",
+        "best-by-label"]  # fmt: skip
 
 #: No arms.
 BAD = ["top", "top-0", "top-1.5", "share-2", "share-.5", "merged-seed", "Top-1", "top-1\n", ""]
@@ -76,7 +79,15 @@ def plain(clips: dict[str, Clip], router: Router, tasks: list[Task]) -> Results:
 def found(clips: dict[str, Clip], router: Router, tasks: list[Task]) -> Results:
     """All arms, each with both kinds of tasks."""
     costs = {"seed": Cost(samples_seen=10), "expert-0": Cost(samples_seen=15), "expert-1": Cost(samples_seen=17)}
-    return evaluate_variants(clips, router, tasks, CPU, ARMS, CAPTIONS, 0, costs)
+    return evaluate_variants(clips, router, tasks, CPU, ARMS, CAPTIONS, 0, costs, pairs())
+
+
+def pairs() -> list[tuple[Tensor, list[str]]]:
+    """Training pairs: coloured pictures that their captions name, in two batches."""
+    pictures = [np.array(draw(COLOURS[number % 6], number, (32, 32))) for number in range(24)]
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    captions = [f"a {CLASSES[number % 6]} photo" for number in range(24)]
+    return [(images[:12], captions[:12]), (images[12:], captions[12:])]
 
 
 def figures(results: Results, name: str) -> dict[str, Mapping[str, Any]]:
@@ -247,6 +258,16 @@ def test_an_untrained_expert_is_stood_in_for(clips: dict[str, Clip], router: Rou
     assert same(figures(found, "by-range-2"), figures(plain, "ensemble"))
 
 
+def test_layers_of_experts_that_are_one_are_that_expert(
+    clips: dict[str, Clip], router: Router, tasks: list[Task]
+) -> None:
+    """Whatever is learned, a mean of the same is the same; and it is one model for all tasks."""
+    twins = {"expert-0": clips["expert-0"], "expert-1": clips["expert-0"]}
+    found = evaluate_variants(twins, router, tasks, CPU, ["merged-layers", "merged-uniform"], pairs=pairs())
+    assert same(figures(found, "merged-layers"), figures(found, "merged-uniform"))
+    assert found.encoders["merged-layers"] == 1
+
+
 class TestARouterOfImages:
     @pytest.fixture
     def by_image(self, clips: dict[str, Clip]) -> Router:
@@ -279,6 +300,10 @@ class TestARouterOfImages:
 
 
 class TestBadInput:
+    def test_layers_learn_from_pairs(self, clips: dict[str, Clip], router: Router, tasks: list[Task]) -> None:
+        with pytest.raises(ModeError, match="there is no pair to learn a soup's weights on"):
+            evaluate_variants(clips, router, tasks, CPU, ["merged-layers"])
+
     @pytest.mark.parametrize("arm", BAD)
     def test_an_unknown_arm_is_one_line(self, arm: str) -> None:
         with pytest.raises(ModeError, match=r"no arm is called .*there are: top-N, share-X, merged,") as said:

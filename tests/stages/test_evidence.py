@@ -1,23 +1,28 @@
-"""What the ensemble stage keeps of the training captions for `routing.kind: evidence`."""
+"""What stages draw of the experts' training pairs: captions for `routing.kind: evidence`, pairs for `merged-layers`."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from mode.clip.model import build_model, save_model
 from mode.clustering.assignment import Assignment
 from mode.data.glyphs.dataset import write_glyph_shards
 from mode.data.loading.selection import is_held_out
+from mode.data.loading.store import ImageStore
 from mode.data.shards.index import build_index
 from mode.data.shards.manifest import build_manifest
 from mode.embedding.lsa import LsaEmbedder
 from mode.errors import ModeError
-from mode.params import GlyphParams, IndexParams, SourceParams, parse_params
-from mode.stages.evaluation import evidence_of
+from mode.params import GlyphParams, ImageParams, IndexParams, SourceParams, parse_params
+from mode.stages.evaluation import evidence_of, soup_pairs
 from mode.stages.project import Project
+from tests.small import VIT
 
 PARAMS: Mapping[str, object] = {
     "random_seed": 3,
@@ -98,3 +103,55 @@ def test_an_expert_that_was_trained_on_has_captions_of_all_its_sources_in_propor
     assert set(texts[10:]) <= set(second)
     assert (vectors[10:] == 0.5).all()
     assert evidence_of(project, "expert-0").texts == evidence_of(project_at(root, 0, 30), "expert-0").texts
+
+
+class TestPairsOfASoup:
+    @pytest.fixture
+    def project(self, root: Path) -> Project:
+        """With a seed for images of 16 pixels, and batches of 8; four of five pairs of the first expert's are left."""
+        clip = build_model(VIT, ImageParams(size=16), ["a"], 0)
+        project = Project(root, parse_params({**PARAMS, "training": {"batch_size": 8, "held_out": 12}}))
+        save_model(project.model("seed"), clip, {})
+        return project
+
+    def test_each_is_drawn_once_with_its_image_and_all_batches_are_full(self, project: Project) -> None:
+        index = project.load_index("base")
+        left = np.flatnonzero(~is_held_out(index.image[:], 12, index.images, 3))
+        store = ImageStore(index, project.root, ImageParams(size=16), cache_mb=0)
+        pixels = {
+            caption: store.load(np.array([row]))[0][0] for row, caption in zip(left, index.captions(left), strict=True)
+        }
+        batches = [*soup_pairs(project)]
+        drawn = [caption for _, captions in batches for caption in captions]
+        assert [len(captions) for _, captions in batches] == [8] * (len(left) // 8)
+        assert len(set(drawn)) == len(drawn)
+        assert set(drawn) <= set(pixels)
+        for images, captions in batches:
+            torch.testing.assert_close(images, torch.stack([pixels[caption] for caption in captions]), rtol=0, atol=0)
+        assert [captions for _, captions in soup_pairs(project)] == [captions for _, captions in batches]
+
+    def test_of_experts_alike(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mode.stages.evaluation.SOUP_PAIRS", 16)
+        small = project.load_index("base").captions(np.arange(1, 60, 3))
+        drawn = [caption for _, captions in soup_pairs(project) for caption in captions]
+        assert sum(caption in small for caption in drawn) == 8
+        assert len(drawn) == 16
+
+    def test_of_few_the_one_batch_has_all(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mode.stages.evaluation.SOUP_PAIRS", 6)
+        assert [len(captions) for _, captions in soup_pairs(project)] == [6]
+
+    def test_a_bad_image_is_left_out(self, project: Project) -> None:
+        whole = [len(captions) for _, captions in soup_pairs(project)]
+        shard = project.root / "shards" / "00000.tar"
+        index = project.load_index("base")
+        with shard.open("r+b") as file:
+            for start, length in zip(index.offset[:30].tolist(), index.length[:30].tolist(), strict=True):
+                file.seek(start + 40)
+                file.write(bytes(length - 40))
+        shutil.rmtree(project.index("base"))
+        manifest = build_manifest(SourceParams(shards="shards"), project.root)
+        build_index(manifest, project.root, project.index("base"), IndexParams(check_images=False), 1)
+        batches = [*soup_pairs(project)]
+        assert sum(len(captions) for _, captions in batches) < sum(whole)
+        assert all(len(images) == len(captions) for images, captions in batches)

@@ -13,7 +13,7 @@ less; the thinning and the vote on signs are peft's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -114,12 +114,25 @@ def merge_on_kept(
         kept, routed: as of `draw_images`: images by expert, and the experts' weights.
         batch_size: images in a batch, see `even_batches`.
     """
+    return merge_models(clips, weights, images_of_kept(clips, kept, routed, batch_size), how, density)
+
+
+def images_of_kept(
+    clips: Mapping[str, Clip], kept: Mapping[str, NDArray[np.uint8]], routed: Mapping[str, float], batch_size: int
+) -> Iterator[Tensor]:
+    """Batches that `merge_models` estimates statistics on, of training images that were kept with an ensemble.
+
+    Args:
+        clips, kept, routed, batch_size: as of `merge_on_kept`.
+
+    Returns:
+        Normalised images float32 [n, 3, size, size] on the models' device; none where the models need none.
+    """
     first = next(iter(clips.values()))
     preprocess, device = Preprocess(first), next(first.model.parameters()).device
     needed = any(statistics_layers(clip.model) for clip in clips.values())
     pixels = draw_images(kept, routed) if needed else torch.empty(0)
-    batches = (preprocess.normalise(batch.to(device)) for batch in even_batches(pixels, batch_size))
-    return merge_models(clips, weights, batches, how, density)
+    return (preprocess.normalise(batch.to(device)) for batch in even_batches(pixels, batch_size))
 
 
 def combine_deltas(

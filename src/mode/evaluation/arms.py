@@ -21,7 +21,7 @@ from mode.ensemble.combine import (
     logit_factor,
     logit_scales,
 )
-from mode.ensemble.merge import MERGE_BATCH, merge_on_kept
+from mode.ensemble.merge import MERGE_BATCH, images_of_kept, merge_on_kept
 from mode.ensemble.router import STAND_IN, Router
 from mode.ensemble.rules import keep_share, keep_top, mean_weights, uniform_weights
 from mode.errors import ModeError
@@ -29,6 +29,7 @@ from mode.evaluation.growth import steps
 from mode.evaluation.probes import dense_models, probe_rows
 from mode.evaluation.tasks import Task
 from mode.params import Arm, RoutingParams, View, parse_arm
+from mode.training.soup import Pairs, learned_soup
 
 #: The oracle: of each task the expert that does best on it.
 BEST_BY_LABEL = "best-by-label"
@@ -120,6 +121,7 @@ class Arms:
         router: of the ensemble.
         available: names of the models that there are.
         captions, random_seed: as of `Router.fit`, which `coarse` calls.
+        pairs: as of `mode.training.soup.learned_soup`, which `merged-layers` calls.
 
     Raises:
         ModeError: an arm that needs the seed where there is none, or words where the router is one of images;
@@ -129,7 +131,13 @@ class Arms:
     """
 
     def __init__(
-        self, names: Sequence[str], router: Router, available: Sequence[str], captions: Sequence[str], random_seed: int
+        self,
+        names: Sequence[str],
+        router: Router,
+        available: Sequence[str],
+        captions: Sequence[str],
+        random_seed: int,
+        pairs: Pairs = (),
     ) -> None:
         self.arms: dict[str, Arm] = {name: parse_arm(name) for name in names}
         if unfit := without_words(names, router):
@@ -138,7 +146,7 @@ class Arms:
         self.router = replace(router, embedder=_Remembering(router.embedder))
         self.members = router.members(available)
         self.order = range_order(router.conditions)
-        self._available = available
+        self._available, self._pairs = available, pairs
         for name, arm in self.arms.items():
             if arm.kind in ("by-range", "merged-seed-X") and STAND_IN not in available:
                 raise ModeError(f"variants.arms: '{name}' needs the seed, which is not there", "`dvc repro seed`")
@@ -194,7 +202,7 @@ class Arms:
 
     def merged(self, clips: Mapping[str, Clip], task: Task | None = None) -> dict[str, Clip]:
         """Models that a task merges by its weights; without a task those that are the same for all."""
-        kinds = {"merged-uniform"} if task is None else {"merged", "merged-N", "merged-seed-X"}
+        kinds = {"merged-uniform", "merged-layers"} if task is None else {"merged", "merged-N", "merged-seed-X"}
         arms = {name: arm for name, arm in self.arms.items() if arm.kind in kinds}
         if not arms:
             return {}
@@ -202,6 +210,9 @@ class Arms:
         return {name: self._merge(arm, routed, clips) for name, arm in arms.items()}
 
     def _merge(self, arm: Arm, routed: dict[str, float], clips: Mapping[str, Clip]) -> Clip:
+        if arm.kind == "merged-layers":
+            experts = {model: clips[model] for model in self.experts}
+            return learned_soup(experts, self._pairs, images_of_kept(experts, self.router.images, routed, MERGE_BATCH))
         if arm.kind == "merged-N":
             routed = keep_top(routed, int(arm.number or 0))
         of_seed = (arm.number or 0.0) if arm.kind == "merged-seed-X" else 0.0

@@ -29,6 +29,7 @@ from mode.params import MachineParams
 from mode.progress import Progress
 from mode.results import Cost, Figures, Results, Retrieval, ZeroShot
 from mode.roles import ENSEMBLE
+from mode.training.soup import Pairs
 
 #: Variant -> its figures on a task.
 ByVariant = dict[str, dict[str, float]]
@@ -43,6 +44,7 @@ def evaluate_variants(
     captions: Sequence[str] = (),
     random_seed: int = 0,
     costs: Mapping[str, Cost] | None = None,
+    pairs: Pairs = (),
 ) -> Results:
     """Evaluate variants of an ensemble on task folders.
 
@@ -53,7 +55,8 @@ def evaluate_variants(
 
     - `top-N`, `share-X`: the N experts of most weight; the fewest that make X of it; weights scaled to sum 1.
     - `merged`: one model, the experts' parameters averaged by w; `merged-N`: of the N of most weight; `merged-uniform`:
-      of all alike, one model for all tasks; `merged-seed-X`: (1 - X) of `merged` and X of the seed's parameters.
+      of all alike, one model for all tasks; `merged-layers`: one for all tasks too, by weights that each layer learns
+      on training pairs (`mode.training.soup`); `merged-seed-X`: (1 - X) of `merged` and X of the seed's parameters.
     - `published`, `paper`: w by another routing rule, with the numbers of `routing` in params.yaml.
     - `coarse`: an expert is known by the mean of its fine centres alone, which is its coarse centre (CoarseCluster of
       the paper's Table 6), and the routing is calibrated anew.
@@ -71,18 +74,19 @@ def evaluate_variants(
         arms: of `mode.params.ARMS`.
         captions, random_seed: as of `Router.fit`; for `coarse`.
         costs: model -> what its training took.
+        pairs: training pairs for `merged-layers`; read once.
 
     Returns:
         Figures in 0..1 of every variant, how many image encoders it runs, and what all the trainings that it needs have
         cost. Provenance is the caller's to add.
 
     Raises:
-        ModeError: as `evaluate_tasks` and `Arms`.
+        ModeError: as `evaluate_tasks` and `Arms`; `merged-layers` without pairs.
         ValueError: no such arm.
     """
     opened = [task for task in tasks if isinstance(task, Task)]
     opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)])
-    planned = Arms(arms, router, [*models], captions, random_seed)
+    planned = Arms(arms, router, [*models], captions, random_seed, pairs)
     device, batch = str(pick_device(machine.device)), machine.inference_batch
     found = _Collected([*planned.variants])
     probed = {row: len(sets[0]) for row, sets in planned.variants.items() if row.startswith(f"{PREFIX} ")}

@@ -22,12 +22,19 @@ from mode.stages.project import Project, cards_of, sample_captions, task_folders
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from mode.data.leakage import Leakage
+    from mode.data.loading.store import ImageStore
+    from mode.data.shards.index import PairIndex
     from mode.embedding.base import Embedder
     from mode.ensemble.evidence import Captions
     from mode.evaluation.tasks import Task
     from mode.results import Cost, Results
+
+
+#: Pairs that the weights of `merged-layers` are learned on: 64 steps of 128.
+SOUP_PAIRS = 8_192
 
 
 def ensemble(project: Project) -> None:
@@ -162,15 +169,13 @@ def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:
     import numpy as np
 
     from mode.clip.configuration import image_of_folder
-    from mode.data.loading.store import ImageStore
     from mode.ensemble.router import images_to_keep
 
     random_seed = project.params.random_seed
-    image = image_of_folder(project.model(SEED.name), project.params.image.model_copy(update={"crop_scale": None}))
+    size = image_of_folder(project.model(SEED.name), project.params.image).size
     parts = []
-    for source, drawn in _drawn_rows(project, expert, images_to_keep(len(project.params.experts), image.size)):
-        store = ImageStore(project.load_index(source), project.root, image, cache_mb=0, rows=drawn)
-        pixels, good = store.load(drawn)
+    for source, drawn in _drawn_rows(project, expert, images_to_keep(len(project.params.experts), size)):
+        pixels, good = _inference_images(project, project.load_index(source), drawn).load(drawn)
         parts.append(pixels.numpy()[good])
     kept: NDArray[np.uint8] = np.concatenate(parts)
     # Those of several sources are mixed: whoever takes some takes the first ones.
@@ -218,7 +223,45 @@ def _variants(project: Project, arms: list[str], known: Results) -> Results:
         _calibration_captions(project) if "coarse" in arms else (),
         project.params.random_seed,
         known.cost,
+        soup_pairs(project) if "merged-layers" in arms else (),
     )
+
+
+def soup_pairs(project: Project) -> Iterator[tuple[Tensor, list[str]]]:
+    """Training pairs of all experts alike, each once, mixed, in batches of a training's size; a bad image is left out.
+
+    A batch is read when it is asked for, each of its sources by itself.
+    """
+    import numpy as np
+    import torch
+
+    members, size = project.params.members, project.params.training.batch_size
+    parts = [part for name in members for part in _drawn_rows(project, name, SOUP_PAIRS // len(members))]
+    sources = [*dict.fromkeys(source for source, _ in parts)]
+    of = np.concatenate([np.full(len(rows), sources.index(source)) for source, rows in parts])
+    drawn = np.concatenate([rows for _, rows in parts])
+    indexes = [project.load_index(source) for source in sources]
+    stores = [_inference_images(project, index, drawn[of == number]) for number, index in enumerate(indexes)]
+    order = np.random.default_rng(project.params.random_seed).permutation(len(drawn))
+    # The last batch may have fewer than another, and would count as much: it is left out, unless it is the only one.
+    for first in range(0, max(1, len(order) - size + 1), size):
+        images, captions = [], list[str]()
+        for number, (store, index) in enumerate(zip(stores, indexes, strict=True)):
+            batch = order[first : first + size]
+            rows = drawn[batch[of[batch] == number]]
+            pixels, good = store.load(rows)
+            images.append(pixels[torch.from_numpy(good)])
+            captions += index.captions(rows[good])
+        yield torch.cat(images), captions
+
+
+def _inference_images(project: Project, index: PairIndex, rows: NDArray[np.int64]) -> ImageStore:
+    """Reads some pairs' images as the models take them at inference."""
+    from mode.clip.configuration import image_of_folder
+    from mode.data.loading.store import ImageStore
+
+    image = image_of_folder(project.model(SEED.name), project.params.image.model_copy(update={"crop_scale": None}))
+    return ImageStore(index, project.root, image, cache_mb=0, rows=rows)
 
 
 def evaluate_folders(tasks: list[str], models: Path, params: Path, device: str) -> Results:
