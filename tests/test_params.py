@@ -361,6 +361,9 @@ def test_an_update_that_cannot_be(updates: dict[str, object], message: str) -> N
     assert message in str(caught.value)
 
 
-def test_an_adapter_is_not_trained_on() -> None:
-    with pytest.raises(ModeError, match=r"updates\.a: an expert that is an adapter cannot be trained on: `mode add"):
-        parse_params(arrived(updates={"a": UPDATE}, training={"adapter": {}}))
+def test_an_adapter_is_trained_on_but_never_as_another_one() -> None:
+    params = parse_params(arrived(updates={"a": UPDATE}, training={"adapter": {"rank": 8}}))
+    assert params.versions["expert-1"] == ["expert-1", "a"]
+    with pytest.raises(ModeError, match=r"updates\.a\.adapter: unknown parameter") as caught:
+        parse_params(arrived(updates={"a": {**UPDATE, "adapter": {"rank": 4}}}, training={"adapter": {"rank": 8}}))
+    assert "\n" not in str(caught.value)

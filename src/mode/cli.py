@@ -623,7 +623,9 @@ def train_on(
 
     The new model takes the expert's place in the ensemble; the old one stays
     as it is, and so do all others. There is one training for each arrival that
-    the expert has not seen, and each goes on from the one before.
+    the expert has not seen, and each goes on from the one before. An expert
+    that is an adapter stays one: its own matrices are trained on, of the same
+    rank in the same layers of the same seed.
     """
     from mode.stages.sources import add_updates
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mode.checksums import ADVICE, SEAL, check_manifest, content_of, identity_of, listed_digest
-from mode.clip.folder import CARD, CONFIG, WEIGHTS
+from mode.clip.folder import CARD, CONFIG, weights_of
 from mode.clip.trust import read_json
 from mode.clustering.assignment import Assignment, same_embedder
 from mode.clustering.hierarchy import Clusters
@@ -80,10 +80,13 @@ def check_parents(models: Path, names: Collection[str]) -> None:
     for name in names:
         card = _card(models / name)
         parent, weights = card.get("parent"), card.get("parent_weights")
-        if not parent or not weights or not (models / str(parent) / WEIGHTS).is_file():
+        if not parent or not weights:
             continue
         folder = models / str(parent)
-        if (listed_digest(folder, WEIGHTS) or sha256_of(folder / WEIGHTS)) != weights:
+        its = weights_of(folder)
+        if not its.is_file():
+            continue
+        if (listed_digest(folder, its.name) or sha256_of(its)) != weights:
             raise ModeError(f"{models / name}: branched from another {parent} than {folder}", "train it again")
         # Another activation or another preprocessing gives no error, only worse figures. An adapter has its base's.
         if (models / name / CONFIG).is_file() and read_json(models / name / CONFIG) != read_json(folder / CONFIG):

@@ -321,7 +321,7 @@ class UpdateParams(Section):
     """Its own length in epochs; default: as many samples for each of its pairs as an expert sees of each of its own in
     `training.epochs - training.seed_epochs`, and no more than an expert sees."""
     lr: PositiveFloat | None = None
-    """Its own learning rate at its highest, in place of `training.lr`."""
+    """Its own learning rate at its highest, in place of `training.lr`, or an adapter's."""
     outside_share: Share | None = None
     """Its own share of pairs from outside its cluster, in place of `branch.outside_share`."""
 
@@ -461,7 +461,9 @@ class KeepParams(Section):
 
 
 class AdapterParams(Section):
-    """Experts as adapters: low-rank changes of the seed's weights in place of weights of their own."""
+    """Experts as adapters: low-rank changes of the seed's weights in place of weights of their own. An update trains
+    those of its expert on.
+    """
 
     kind: Literal["lora"] = "lora"
     """`lora`: every adapted layer computes W x + alpha / rank * B A x, and only A and B are trained."""
@@ -899,11 +901,6 @@ class Params(Section):
                 other = seen.setdefault(update.source, name)
                 if other != name:
                     raise ValueError(f"{key}.source: '{other}' has seen '{update.source}' already")
-        if self.updates and self.training.adapter is not None:
-            raise ValueError(
-                f"updates.{next(iter(self.updates))}: an expert that is an adapter cannot be trained on:"
-                " `mode add-source` gives shards that have come one of their own"
-            )
 
     @property
     def versions(self) -> dict[str, list[str]]:

@@ -13,6 +13,9 @@ import pytest
 import torch
 import yaml
 
+import mode
+from mode.clip.export import export_model
+from mode.clip.lora import base_state
 from mode.clip.model import load_model
 from mode.clustering.assignment import Assignment
 from mode.data.glyphs.dataset import write_glyph_shards
@@ -21,7 +24,7 @@ from mode.errors import ModeError
 from mode.integrity import check_project
 from mode.params import GlyphParams, ModelParams, load_params, parse_params
 from mode.roles import EXPERT, SEED, UPDATE
-from mode.stages import preparation
+from mode.stages import evaluation, preparation
 from mode.stages.project import Project, trained_models
 from mode.stages.reports import drifts
 from mode.stages.sources import add_updates, check_names, find_arrival, keep_sources_watch
@@ -307,6 +310,50 @@ def test_an_update_goes_on_from_its_expert_on_new_pairs_and_some_old_ones(root: 
     record = json.loads((tmp_path / "out/export.json").read_text())
     assert (record["pairs"], record["continues"]) == (len(keys), "expert-1")
     assert not [*(project.checkpoints).glob("**/index*")]
+
+
+def test_an_update_of_an_adapter_is_an_adapter_of_the_same_seed(root: Path) -> None:
+    def write(**adapter: Any) -> Project:
+        written = yaml.safe_load((root / "params.yaml").read_text())
+        written["training"]["adapter"] = adapter
+        (root / "params.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+        return opened(root)
+
+    project = write(rank=4, lr=0.005)
+    train_role(SEED, project)
+    for expert in ("expert-0", "expert-1"):
+        train_role(EXPERT, project, expert)
+    before = {path: path.read_bytes() for path in project.models.rglob("*") if path.is_file()}
+    arrive(root)
+    prepare(opened(root), "base-2")
+    add_updates(root, root / "params.yaml", "expert-1")
+    project = opened(root)
+    plan = training_of(project, UPDATE, "expert-1-v2").plan
+    assert (plan.schedule.lr, plan.schedule.start) == (0.005, plan.first_step)
+    with pytest.raises(ModeError, match=r"expert-1: an adapter of rank 4, but training\.adapter asks for 2"):
+        train_role(UPDATE, write(rank=2, lr=0.005), "expert-1-v2")
+    assert not project.model("expert-1-v2").exists()
+    project = write(rank=4, lr=0.005)
+    train_role(UPDATE, project, "expert-1-v2")
+
+    assert {path: path.read_bytes() for path in before} == before
+    old, new = load_model(project.model("expert-1")), load_model(project.model("expert-1-v2"))
+    assert new.adapter == old.adapter
+    seed, ours = load_model(project.model("seed")).model.state_dict(), base_state(new.model)
+    assert [name for name in seed if not torch.equal(seed[name], ours[name])] == ["logit_scale"]
+    fixed = {"role": "update", "parent": "expert-1", "source": "base-2", "cluster": 1, "pairs": len(plan.pairs)}
+    assert {key: new.card[key] for key in fixed} == fixed
+    assert new.card["adapter"] == old.card["adapter"]
+    assert (new.card["adapter"]["base"], new.card["adapter"]["rank"]) == ("seed", 4)
+    assert new.card["total"]["samples_seen"] == old.card["total"]["samples_seen"] + plan.samples
+    assert {finding.fault for finding in check_project(project, {"base-2": "base"})} == {None}
+
+    evaluation.ensemble(project)
+    ensemble = mode.load(project.models, device="cpu")
+    assert ensemble.experts == ("expert-0", "expert-1-v2")
+    assert ensemble.adapt(["white chess king", "ace of hearts"], merge="ties").clips.keys() == {"merged"}
+    export_model(project.models, "expert-1-v2", root / "whole")
+    assert load_model(root / "whole").adapter is None
 
 
 @pytest.mark.parametrize("replay_share", [0.0, 0.5])

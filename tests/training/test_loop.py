@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from mode.checksums import write_manifest
 from mode.clip.folder import WEIGHTS
-from mode.clip.lora import base_state, delta_layers, delta_of
-from mode.clip.model import load_model
+from mode.clip.lora import base_state, delta_layers, delta_of, own_tensors
+from mode.clip.model import load_model, load_models
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
+from mode.ensemble.merge import merge_models
 from mode.errors import ModeError
 from mode.files import sha256_of
+from mode.integrity import check_parents
 from mode.params import (
     AdapterParams,
     ExpertParams,
@@ -37,6 +40,7 @@ from mode.params import (
     ModelParams,
     SourceParams,
     TrainingParams,
+    UpdateParams,
 )
 from mode.roles import TRAINED
 from mode.training.checkpoint import open_checkpoint
@@ -598,3 +602,134 @@ def test_the_checkpoint_of_an_adapter_can_be_opened(bench: Bench) -> None:
     assert all(torch.equal(state[name], stored[name]) for name in own if not name.startswith("optimizer."))
     with pytest.raises(ModeError, match=r"checkpoints/model: an adapter of .*/elsewhere/seed, which is no model"):
         open_checkpoint(path, bench.folder / "elsewhere")
+
+
+DELTAS = "adapter_model.safetensors"
+
+
+def saved_adapter_of(bench: Bench, **settings: Any) -> Path:
+    """The folder of `adapter_of`, which ends at step 12."""
+    adapter_of(bench, checkpoints="expert", **settings)[0].save(bench.folder / "expert-1")
+    return bench.folder / "expert-1"
+
+
+def update_of(
+    bench: Bench, parent: str = "expert-1", begins: int = 12, share: float = 1.0, **settings: Any
+) -> tuple[TrainResult, dict[int, float]]:
+    """An update of `saved_adapter_of`, on other pairs; `own` is what params.yaml says of the update itself."""
+    own = {"continues": parent, "source": "base-2", "cluster": 1, "replays": "base", **settings.pop("own", {})}
+    given = {"parent": bench.folder / parent, "begins": begins, "share": share, "expert": UpdateParams(**own)}
+    given["key"] = settings.pop("key", "v2")
+    asked = settings.pop("adapter", {})
+    adapter = None if asked is None else AdapterParams(**{"rank": 4, "lr": 1e-2, **asked})
+    return bench.train("update", np.arange(1, 60, 3), plan=given, adapter=adapter, **settings)
+
+
+def test_an_update_moves_all_of_an_adapter_and_nothing_of_its_base(bench: Bench) -> None:
+    """By hand: AdamW's first step, from no moments, without decay, is the learning rate along the gradient's sign."""
+    folder = saved_adapter_of(bench)
+    seed = {path.name: path.read_bytes() for path in (bench.folder / "seed").iterdir()}
+    before = {name: tensor.clone() for name, tensor in own_tensors(load_model(folder).model).items()}
+    update, losses = update_of(bench, share=1e-9, eps=1e-15, weight_decay=0.0, clip_norm=None)
+    assert list(losses) == [13]
+    after = own_tensors(update.clip.model)
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        moved = (tensor - before[name]).abs()
+        torch.testing.assert_close(moved, torch.full_like(moved, 1e-2) * (moved > 0), rtol=1e-3, atol=0.0)
+        assert moved.any(), name
+    kept = base_state(load_model(bench.folder / "seed").model)
+    ours = base_state(update.clip.model)
+    assert [name for name in kept if not torch.equal(ours[name], kept[name])] == ["logit_scale"]  # an adapter's own
+    assert {path.name: path.read_bytes() for path in (bench.folder / "seed").iterdir()} == seed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_update_begins_with_the_very_deltas(
+    bench: Bench, resnet: ModelParams, vit: ModelParams, precision: str
+) -> None:
+    """At a rate that no number feels, whatever precision the base is held in, the file is the same, byte by byte."""
+    bench.model = vit if precision == "bf16" else resnet
+    folder = saved_adapter_of(bench, precision=precision)
+    update, losses = update_of(bench, precision=precision, own={"lr": 1e-60})
+    update.save(bench.folder / "v2")
+    assert list(losses) == [13, 14, 15, 16]
+    for name in (DELTAS, "adapter_config.json"):
+        assert (bench.folder / "v2" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_an_update_of_an_adapter_that_is_interrupted_and_resumed_is_uninterrupted(bench: Bench) -> None:
+    saved_adapter_of(bench)
+    whole, losses = update_of(bench, own={"epochs": 4})
+    whole.save(bench.folder / "whole")
+
+    def interrupt(step: int) -> None:
+        if step == 15:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        update_of(bench, own={"epochs": 4}, on_step=interrupt, checkpoints="broken")
+    stopped, step = open_checkpoint(bench.folder / "broken/checkpoint.safetensors", bench.folder)
+    assert (step, stopped.adapter) == (16, whole.clip.adapter)
+    resumed, after = update_of(bench, own={"epochs": 4}, checkpoints="broken")
+    assert after == {step: loss for step, loss in losses.items() if step > 16}
+    resumed.save(bench.folder / "resumed")
+    assert (bench.folder / "resumed" / DELTAS).read_bytes() == (bench.folder / "whole" / DELTAS).read_bytes()
+
+
+def test_updates_follow_one_another_as_adapters_of_one_base(bench: Bench) -> None:
+    names, ends = ["expert-1", "v2", "v3"], 12
+    saved_adapter_of(bench)
+    for before, name in pairwise(names):
+        update, losses = update_of(bench, before, begins=ends, key=name, checkpoints=name)
+        ends = max(losses)
+        update.save(bench.folder / name)
+    cards = {name: json.loads((bench.folder / name / "card.json").read_text()) for name in ["seed", *names]}
+    assert [cards[name]["total"]["samples_seen"] for name in cards] == [96, 144, 192, 240]
+    assert [cards[name]["adapter"]["base"] for name in names] == ["seed"] * 3
+    assert cards["v2"]["source"] == "base-2"
+    assert cards["v3"]["parent_weights"] == sha256_of(bench.folder / "v2" / DELTAS)
+    check_parents(bench.folder, ["v3"])
+    clips = load_models({name: bench.folder / name for name in names})
+    assert len({clip.adapter for clip in clips.values()}) == 1
+    merged = merge_models(clips, dict.fromkeys(names, 1 / 3), [], "ties", density=0.5)
+    assert merged.adapter is None
+
+    shutil.rmtree(bench.folder / "v2")
+    shutil.copytree(bench.folder / "expert-1", bench.folder / "v2")
+    with pytest.raises(ModeError, match="v3: branched from another v2 than"):
+        check_parents(bench.folder, ["v3"])
+    for name in ("expert-1", "v2"):  # which the last one does without
+        shutil.rmtree(bench.folder / name)
+    assert load_model(bench.folder / "v3").adapter == clips["v3"].adapter
+
+
+def test_an_adapter_is_trained_on_as_it_is_or_not_at_all(bench: Bench) -> None:
+    folder = saved_adapter_of(bench)
+    asked: tuple[tuple[dict[str, Any] | None, str], ...] = (
+        ({"rank": 2}, "expert-1: an adapter of rank 4, but training.adapter asks for 2"),
+        ({"alpha": 1.5}, "expert-1: an adapter of alpha 8, but training.adapter asks for 1.5"),
+        ({"targets": ["*.attn"]}, r"expert-1: an adapter of transformer\S+c_fc, which training.adapter leaves out"),
+        ({"targets": ["*.nothing"]}, r"targets: '\*\.nothing' fits no layer"),
+        (None, "expert-1: an adapter, but training.adapter is null"),
+    )
+    for settings, message in asked:
+        with pytest.raises(ModeError, match=message) as caught:
+            update_of(bench, adapter=settings)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ModeError, match=r"seed: a whole model, but training\.adapter is set"):
+        update_of(bench, "seed")
+    with pytest.raises(ModeError, match=r"expert-1: an adapter of transformer\S+, which training.adapter leaves out"):
+        update_of(bench, unlocked_text_groups=0)  # what is locked has no delta
+
+    content = bytearray((folder / DELTAS).read_bytes())
+    content[-1] ^= 1
+    (folder / DELTAS).write_bytes(content)
+    with pytest.raises(ModeError, match=r"adapter_model\.safetensors: damaged"):
+        update_of(bench)
+    content[-1] ^= 1
+    (folder / DELTAS).write_bytes(content)
+    bench.train("seed", lr=1e-3, checkpoints="other")[0].save(bench.folder / "seed")
+    with pytest.raises(ModeError, match="expert-1: an adapter of another base than"):
+        update_of(bench)
+    assert not (bench.folder / "checkpoints").exists()

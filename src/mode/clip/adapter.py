@@ -24,13 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mode.checksums import check_manifest
-from mode.clip.folder import ADAPTER_CONFIG
+from mode.clip.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mode.clip.lora import Lora, add_deltas, own_tensors
 from mode.clip.trust import check_folder, read_json
 from mode.errors import ModeError
-
-#: The name that peft gives to its other file.
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 #: Before every name in peft's file: its wrapper around the model.
 _PREFIX = "base_model.model."
@@ -103,6 +100,12 @@ def fill(folder: Path, model: open_clip.CLIP, adapter: Adapter, tensors: Mapping
         add_deltas(model, adapter.lora)
     except ModeError as error:
         raise ModeError(f"{folder}: does not fit {adapter.base}: {error}", "train it again") from None
+    fill_deltas(folder, model, adapter, tensors)
+    return model
+
+
+def fill_deltas(folder: Path, model: open_clip.CLIP, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network that has such deltas the adapter's own; each keeps the network's precision. Else as `fill`."""
     expected = own_tensors(model)
     if other := sorted(expected.keys() ^ tensors.keys()):
         what = "lacks" if other[0] in expected else "has"
@@ -114,7 +117,6 @@ def fill(folder: Path, model: open_clip.CLIP, adapter: Adapter, tensors: Mapping
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
-    return model
 
 
 def _layer(name: str) -> str:

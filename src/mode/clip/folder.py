@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 CONFIG, WEIGHTS, CARD = "open_clip_config.json", "open_clip_model.safetensors", "card.json"
-#: What the folder of an adapter has in place of the first (`mode.clip.adapter`).
-ADAPTER_CONFIG = "adapter_config.json"
+#: What the folder of an adapter has in place of the first two (`mode.clip.adapter`), by the names that peft gives them.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_model(folder: Path) -> bool:
@@ -17,6 +17,11 @@ def is_model(folder: Path) -> bool:
 def holds_adapter(folder: Path) -> bool:
     """Whether a folder looks like an adapter's."""
     return not (folder / CONFIG).is_file() and (folder / ADAPTER_CONFIG).is_file()
+
+
+def weights_of(folder: Path) -> Path:
+    """The file of a model's own weights: of an adapter its deltas, beside the SHA-256 of its base's weights."""
+    return folder / (ADAPTER_WEIGHTS if holds_adapter(folder) else WEIGHTS)
 
 
 def base_of(folder: Path) -> Path | None:

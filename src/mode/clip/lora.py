@@ -57,6 +57,17 @@ class Lora:
         """The configuration that peft has of it for the plain network; `base`: where its weights lie."""
         return _config(self, self.layers, base)
 
+    def unlike(self, given: Lora) -> str | None:
+        """How `given` deltas differ from these, which training.adapter asks for, in words; None if they do not."""
+        for name, its, asked in (("rank", given.rank, self.rank), ("alpha", given.alpha, self.alpha)):
+            if its != asked:
+                return f"of {name} {its:g}, but training.adapter asks for {asked:g}"
+        if (layer := min({*given.layers} ^ {*self.layers}, default=None)) is None:
+            return None
+        if layer in self.layers:
+            return f"without {layer}, which training.adapter adapts"
+        return f"of {layer}, which training.adapter leaves out"
+
 
 class SelfAttention(nn.Module):
     """`nn.MultiheadAttention` of a block, which attends to its own input, as two linear layers around the attention.

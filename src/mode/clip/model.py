@@ -204,10 +204,16 @@ def _load_adapter(folder: Path, load: Callable[[Path], Clip]) -> Clip:
     from mode.clip.lora import share
 
     adapter, tensors = read_adapter(folder)
+    base = load(_base_beside(folder, adapter))
+    network = fill(folder, share(base.model), adapter, tensors)
+    return replace(base, model=network, card=_read_card(folder), adapter=adapter)
+
+
+def _base_beside(folder: Path, adapter: Adapter) -> Path:
+    """The folder of an adapter's base. Raises `ModeError` if it is not there, or has other weights."""
     beside = folder.absolute().parent / adapter.base
     if not (beside / WEIGHTS).is_file():
         raise ModeError(f"{folder}: an adapter of {beside}, which is no model folder", "fetch or train that one first")
-    base = load(beside)
     found = listed_digest(beside, WEIGHTS) or sha256_of(beside / WEIGHTS)
     if found != adapter.base_weights:
         its, there = adapter.base_weights[:12], found[:12]
@@ -215,8 +221,7 @@ def _load_adapter(folder: Path, load: Callable[[Path], Clip]) -> Clip:
             f"{folder}: an adapter of another base than {beside}: of weights {its}..., but there are {there}...",
             "train it again",
         )
-    network = fill(folder, share(base.model), adapter, tensors)
-    return replace(base, model=network, card=_read_card(folder), adapter=adapter)
+    return beside
 
 
 def adapted(clip: Clip, params: AdapterParams, base: str, base_weights: str, random_seed: int) -> Clip:
@@ -245,6 +250,30 @@ def adapted(clip: Clip, params: AdapterParams, base: str, base_weights: str, ran
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # in bfloat16 small steps would be lost
     return replace(clip, model=network, adapter=Adapter(lora, base, base_weights))
+
+
+def adapted_further(clip: Clip, params: AdapterParams, folder: Path) -> Clip:
+    """The adapter in `folder` as it is, to be trained on: its deltas in float32, and all else frozen.
+
+    Args:
+        clip: its base, as of `adapted`.
+        params: as of `adapted`. Rank, alpha and layers are the adapter's, and no training changes them: with another
+            rank its matrices would be others, with another alpha the same matrices would be another model.
+        folder: of the adapter.
+
+    Raises:
+        ModeError: `params` describe another adapter; or the folder is damaged, or its base is not the one beside it.
+    """
+    from mode.clip.adapter import fill_deltas, read_adapter
+
+    adapter, tensors = read_adapter(folder)
+    _base_beside(folder, adapter)
+    again = adapted(clip, params, adapter.base, adapter.base_weights, random_seed=0)  # of deltas that are replaced
+    assert again.adapter is not None
+    if other := again.adapter.lora.unlike(adapter.lora):
+        raise ModeError(f"{folder}: an adapter {other}", "it is trained on as it is: set training.adapter as it was")
+    fill_deltas(folder, again.model, adapter, tensors)
+    return replace(again, card=_read_card(folder))
 
 
 def folded(clip: Clip) -> Clip:

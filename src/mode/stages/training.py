@@ -102,6 +102,7 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
 def _update_of(project: Project, key: str) -> Training:
     """`training_of` an update: on an index of its own, which has pairs of two sources."""
     from mode.clip.configuration import image_of_folder
+    from mode.clip.folder import base_of
     from mode.stages.project import cards_of
     from mode.training.plan import Training, make_plan
 
@@ -124,9 +125,8 @@ def _update_of(project: Project, key: str) -> Training:
         begins=int(card["steps"][1]),
         share=len(pairs) / before,
     )
-    return Training(
-        plan, index, params.model, image_of_folder(parent, params.image), params.training, params.random_seed
-    )
+    image = image_of_folder(base_of(parent) or parent, params.image)  # an adapter's is its base's
+    return Training(plan, index, params.model, image, params.training, params.random_seed)
 
 
 def _open_joined(project: Project, key: str) -> tuple[PairIndex, Pairs]:

@@ -24,7 +24,8 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
     """What the model was trained on and what that cost: by itself (`own`), and with its parent (`total`).
 
     Costs are `samples_seen`, `flops`, and `seconds`: the time of the training, once for each of its processes. `clip`
-    still has the card of its parent, if it has one. Of an adapter, `parameters` are those of the base and its own.
+    still has the card of its parent, if it has one. Of an adapter, `parameters` are those of the base and its own, and
+    `adapter` names that base: the parent is another model where it was itself an adapter, and was trained on.
     """
     plan, parent = training.plan, clip.card
     flops = plan.samples * flops_per_pair(clip)
@@ -59,7 +60,13 @@ def make_card(training: Training, clip: Clip, state: RunState, group: Group) -> 
     if clip.adapter is not None:
         lora = clip.adapter.lora
         learnt = sum(parameter.numel() for parameter in clip.model.parameters() if parameter.requires_grad)
-        card["adapter"] = {"rank": lora.rank, "alpha": lora.alpha, "layers": len(lora.layers), "parameters": learnt}
+        card["adapter"] = {
+            "base": clip.adapter.base,
+            "rank": lora.rank,
+            "alpha": lora.alpha,
+            "layers": len(lora.layers),
+            "parameters": learnt,
+        }
     return card
 
 

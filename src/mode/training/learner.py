@@ -23,8 +23,10 @@ from torch.optim import AdamW
 from mode.clip.configuration import image_of, preprocessing_of
 from mode.clip.device import autocast
 from mode.clip.encode import encode_text
-from mode.clip.model import Clip, adapted, build_model, configuration_of, load_model
+from mode.clip.folder import base_of, holds_adapter
+from mode.clip.model import Clip, adapted, adapted_further, build_model, configuration_of, load_model
 from mode.clip.pretrained import refuse_untrainable
+from mode.errors import ModeError
 from mode.params import ImageParams, TrainingParams
 from mode.training.distribution import Group
 from mode.training.layers import eval_locked, lock, rates
@@ -40,15 +42,20 @@ _LARGEST_SCALE = 100
 def first_model(training: Training, group: Group) -> Clip:
     """The parent's model, or a new one with random weights, on the device of this process.
 
+    An adapter has new deltas in the parent's network, or where the parent is one, the parent's deltas in its base's.
+
     Raises:
-        ModeError: the parent takes other images than `training.image` describes.
+        ModeError: the parent takes other images than `training.image` describes, or is not what `training.adapter`
+            says of an expert.
     """
     plan, precision = training.plan, training.recipe.precision
     if plan.parent is not None:
-        clip = load_model(plan.parent, precision=precision)
-        refuse_untrainable(clip.model_cfg, str(plan.parent))
+        _refuse_other_kind(training, plan.parent)
+        whole = base_of(plan.parent) or plan.parent
+        clip = load_model(whole, precision=precision)
+        refuse_untrainable(clip.model_cfg, str(whole))
         lock(clip.model, training.recipe)
-        _refuse_other_images(clip, training.image, plan.parent)
+        _refuse_other_images(clip, training.image, whole)
     else:
         captions = (caption for block in training.index.iter_captions(65_536) for caption in block)
         refuse_untrainable(configuration_of(training.model), "model")
@@ -57,12 +64,25 @@ def first_model(training: Training, group: Group) -> Clip:
     if sum(isinstance(module, nn.Conv2d) for module in visual.modules()) > 1:  # more than a ViT's patch embedding
         visual.to(memory_format=torch.channels_last)  # faster for convolutions
     if training.adapter is not None and plan.parent is not None:
-        weights = training.parent_weights or ""
-        clip = adapted(clip, training.adapter, plan.parent.name, weights, training.random_seed)
+        if holds_adapter(plan.parent):
+            clip = adapted_further(clip, training.adapter, plan.parent)
+        else:
+            weights = training.parent_weights or ""
+            clip = adapted(clip, training.adapter, plan.parent.name, weights, training.random_seed)
     if group.world > 1 and group.device.type == "cuda":
         clip.model = nn.SyncBatchNorm.convert_sync_batchnorm(clip.model)  # type: ignore[no-untyped-call]
     clip.model.to(group.device)
     return clip
+
+
+def _refuse_other_kind(training: Training, parent: Path) -> None:
+    """What goes on from an expert is what that one is, an adapter or a whole model; any other training begins whole."""
+    is_adapter = holds_adapter(parent)
+    if is_adapter and training.adapter is None:
+        raise ModeError(f"{parent}: an adapter, but training.adapter is null", "set training.adapter as it was")
+    if not is_adapter and training.adapter is not None and training.plan.role.length == "update":
+        advice = "`training.adapter: null`, as it was, or train the expert again"
+        raise ModeError(f"{parent}: a whole model, but training.adapter is set", advice)
 
 
 def _refuse_other_images(clip: Clip, image: ImageParams, parent: Path) -> None:

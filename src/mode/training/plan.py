@@ -22,7 +22,8 @@ adapter, whose parameters are new, from any seed.
 An update goes on from an expert whose rate has fallen to 0, and which has left no optimiser state. Its rate warms up
 and falls anew: with some old data shown again, that is as good as to train on everything anew (Ibrahim et al., arXiv
 2403.08763). It has as many samples for each of its pairs as an expert has for each of its own in D - S steps, and D - S
-steps at most. These may be few: a quarter of them at most is warm-up.
+steps at most. These may be few: a quarter of them at most is warm-up. All of this holds of an expert that is an adapter
+as well, whose update trains the very same matrices on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from mode.clip.folder import WEIGHTS
+from mode.clip.folder import weights_of
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex
 from mode.errors import ModeError
@@ -160,13 +161,13 @@ class Training:
 
     @property
     def adapter(self) -> AdapterParams | None:
-        """How its model is an adapter of the parent's, if it is: experts alone are."""
+        """How its model is an adapter of the seed's, if it is: experts alone are, and what goes on from them."""
         return self.recipe.adapter if self.plan.role.kind == "expert" else None
 
     @cached_property
     def parent_weights(self) -> str | None:
-        """SHA-256 of the weights that it starts from, None where these are random."""
-        return sha256_of(self.plan.parent / WEIGHTS) if self.plan.parent is not None else None
+        """SHA-256 of the parent's own weights (`mode.clip.folder.weights_of`); None of a start from random ones."""
+        return sha256_of(weights_of(self.plan.parent)) if self.plan.parent is not None else None
 
     @cached_property
     def fingerprint(self) -> str:
