@@ -16,13 +16,17 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Failed
 
 from flows.devices import stage_settings
 from flows.supervise import GRACE
 
 #: DVC's words for "nothing had to run".
 SKIPPED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
+#: DVC's words for an output that its cache had no room for, where the command itself has done its work.
+UNKEPT = re.compile(r"^ERROR: failed to (?:transfer '[^']*' - |reproduce '[^']*': (?=\[Errno (?:28|122)\]))(.*)")
+#: Name of the state of such a stage.
+NOT_KEPT = "Not kept"
 STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
 #: Exit codes of a stage that was told to stop (SIGINT, SIGTERM), or killed: not a fault, so never retried.
 STOPPED_CODES = frozenset({130, 143, 137, -2, -15, -9})
@@ -33,17 +37,26 @@ _stopping = threading.Event()
 
 
 class StageFailed(Exception):
-    """A command ended with an error; the message holds its last lines."""
+    """A command ended with an error; the message holds its last lines, `lines` more of them."""
+
+    def __init__(self, message: str, lines: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = [*lines]
 
 
 class StageStopped(Exception):
     """A command was cancelled or killed."""
 
 
+def _may_try_again(_task: object, _run: object, state: State[Any]) -> bool:
+    """Not a stage whose flow is being stopped, nor one that is done: it would begin from nothing."""
+    return not _stopping.is_set() and state.name != NOT_KEPT
+
+
 @task(
     name="DVC stage",
     task_run_name="{stage}",
-    retry_condition_fn=lambda *_: not _stopping.is_set(),  # a stage whose flow is being stopped is not tried again
+    retry_condition_fn=_may_try_again,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
@@ -57,7 +70,8 @@ def run_stage(
 ) -> State[Any]:
     """Run a stage of dvc.yaml, with its output as this task's log.
 
-    A retry goes on from the stage's last checkpoint. A stage that was cancelled ends as Cancelled and is not retried.
+    A retry goes on from the stage's last checkpoint. A stage that was cancelled ends as Cancelled and is not retried,
+    nor is one whose output DVC's cache has no room for: it lies in the project, and `dvc commit` keeps it.
 
     Args:
         stage: its address in DVC, such as `seed` or `expert@expert-0`.
@@ -72,9 +86,26 @@ def run_stage(
         lines = [] if up_to_date else run_command(command, stage_settings(place, threads, engine), held)
     except StageStopped as stopped:
         return Cancelled(message=str(stopped))
+    except StageFailed as failed:
+        if not (reason := unkept(failed.lines)):
+            raise
+    else:
+        reason = unkept(lines)
+    if reason:
+        advice = f"make room there, then `dvc commit --force {stage}`: to run it again would begin it anew"
+        message = f"{stage} is done, but DVC's cache has not taken it: {reason} ({advice})"
+        return Failed(name=NOT_KEPT, message=message)
     if up_to_date or any(SKIPPED.match(line) for line in lines):
         return Completed(name="Cached", message=f"{stage} is up to date")
     return Completed(message=f"{stage} is done")
+
+
+def unkept(lines: Iterable[str]) -> str:
+    """Why DVC's cache has not taken what a stage made, from what DVC printed; empty: it has.
+
+    DVC may end well then. Its next run makes the output anew, for what the cache lacks counts as missing.
+    """
+    return next((found[1] for line in lines if (found := UNKEPT.match(line))), "")
 
 
 @task(name="command", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
@@ -115,7 +146,7 @@ def run_command(command: list[str], settings: dict[str, str], held: Iterable[int
     if inner in STOPPED_CODES or code in STOPPED_CODES or _stopping.is_set():
         raise StageStopped(f"stopped (exit code {inner}); the next run goes on from its last checkpoint")
     errors = [line for line in tail if "rror" in line] or list(tail)
-    raise StageFailed(f"exit code {inner}: {' | '.join(errors[-3:])}")
+    raise StageFailed(f"exit code {inner}: {' | '.join(errors[-3:])}", tail)
 
 
 def stop_all() -> None:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from mode.tracking.runs import Tracker
-from tests.e2e.conftest import SmallProject
+from tests.e2e.conftest import SmallProject, small_disk
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -144,20 +144,6 @@ def read_until(process: subprocess.Popen[str], *texts: str) -> None:
         if all(text in said for text in texts):
             return
     raise AssertionError(said)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
-    """A file system of its own of a few megabytes."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        folder.rmdir()
-        pytest.skip("needs the right to mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def wait_for_training(dvc: int, checkpoints: Path) -> psutil.Process:

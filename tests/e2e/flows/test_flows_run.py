@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from httpx import HTTPStatusError
 
+from flows.stage import unkept
 from mode.parallel import cores
+from tests.e2e.conftest import small_disk
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -122,3 +127,40 @@ def test_wrong_input_is_refused_before_anything_starts(project: Any, page: Any) 
     assert state.type == "FAILED"
     assert "no expert is called 'expert-9' (params.yaml has: expert-0, expert-1, expert-2, expert-3)" in state.message
     assert project.events() == []
+
+
+def test_what_the_cache_has_no_room_for_is_not_made_again(project: Any, page: Any, tmp_path: Path) -> None:
+    """DVC ends well there, and its next run would make the output anew, a training of days included."""
+    project.fresh()
+    with small_disk(tmp_path / "disk", megabytes=1):
+        project.dvc("config", "--local", "cache.dir", str(tmp_path / "disk/cache"))
+        try:
+            ballast = tmp_path / "disk/ballast"
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            run = page.start("pipeline")
+            assert page.await_end(run).type == "FAILED", page.text(run)
+            assert "data is done, but DVC's cache has not taken it: [Errno 28] No space left" in page.text(run)
+            assert page.tasks(run)["data"].state_name == "Not kept"
+            assert len(project.events("start", "data")) == 1
+            assert project.events("start", "seed") == []
+
+            ballast.unlink()
+            project.dvc("commit", "--force", "data")
+            again = page.start("pipeline")
+            assert page.await_end(again).type == "COMPLETED", page.text(again)
+            assert len(project.events("start", "data")) == 1
+        finally:
+            project.dvc("config", "--local", "--unset", "cache.dir")
+
+
+def test_dvc_ends_well_where_its_cache_has_room_for_a_part(tmp_path: Path) -> None:
+    made = "mkdir -p model && head -c 3000000 /dev/zero > model/weights"
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{model: {{cmd: {made}, outs: [model]}}}}")
+    with small_disk(tmp_path / "disk", megabytes=1):
+        for command in (["init", "-q", "--no-scm"], ["cache", "dir", str(tmp_path / "disk")], ["repro"]):
+            done = subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0
+    assert "No space left on device" in unkept(done.stderr.splitlines())
+    assert unkept(["ERROR: failed to reproduce 'model': failed to run: train, exited with 1", "done"]) == ""
