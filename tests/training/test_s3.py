@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
+import tarfile
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +23,7 @@ from safetensors import safe_open
 
 from mode.data.loading.pack import Pack, fetch_table, read_record, write_pack
 from mode.data.loading.selection import Pairs
-from mode.data.shards import places
+from mode.data.shards import places, scan
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.data.shards.places import filesystem_of
@@ -405,3 +408,80 @@ def test_a_shard_that_changes_while_it_is_read_is_one_line(
     ) as told:
         files.read(20)
     assert "\n" not in str(told.value)
+
+
+def test_other_images_with_the_same_last_bytes_are_told_by_the_next_answer(
+    store: Proxy, project: Path, waits: list[float], tmp_path: Path
+) -> None:
+    """Under the same names and of the same sizes: the store alone knows, and is asked for nothing but the images."""
+    there = indexed("s3://bucket/*.tar", tmp_path)
+    store.asked.clear()
+    files = ImageFiles(there, tmp_path)
+    assert files.read(5)
+    assert files.read(20)
+    assert [method for method, _, _ in store.asked] == ["GET", "GET"]
+    filesystem_of("s3://bucket")[0].pipe_file("bucket/0.tar", flipped((project / "shards/0.tar").read_bytes()))
+    with pytest.raises(ChangedShard, match=r"^s3://bucket/0\.tar: not the file that was indexed: its ETag is [^\n]*$"):
+        files.read(20)
+    assert files.read(45), "the other tar is what it was"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("read", ["random", "sequential"])
+def test_a_training_whose_shard_is_replaced_ends_in_one_line(
+    store: Proxy, project: Path, vit: ModelParams, waits: list[float], tmp_path: Path, read: str, workers: int,
+) -> None:  # fmt: skip
+    """What it knows of its images by itself, their places and last bytes, stays the same."""
+    there = indexed("s3://bucket/*.tar", tmp_path)
+    replaced_before_second_range(store, project, ["0.tar", "1.tar"])
+    with pytest.raises(ModeError, match=r"^s3://bucket/[01]\.tar: not the file that was indexed: its ETag is [^\n]*$"):
+        trained(there, tmp_path, vit, read, "there", workers)
+
+
+def test_a_shard_that_is_replaced_while_it_is_indexed(
+    store: Proxy, project: Path, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "AHEAD", 2_048)
+    replaced_before_second_range(store, project, ["0.tar"])
+    with pytest.raises(ModeError, match=r"^s3://bucket/0\.tar: changed while it was read: its ETag is [^\n]*$"):
+        indexed("s3://bucket/0.tar", tmp_path)
+
+
+def test_a_tar_of_a_pack_that_is_replaced(
+    store: Proxy, index: PairIndex, project: Path, waits: list[float], tmp_path: Path
+) -> None:
+    """Nothing but its size has been written down of it: the first answer is what the next ones are compared with."""
+    pairs, where = Pairs.of(np.arange(60), index.image), "s3://bucket/packs/replaced"
+    write_pack("expert-0", index, pairs, project, where, 60)
+    fetch_table(where, project, index, pairs, read_record(where, project, index, pairs), tmp_path / "table")
+    files = ImageFiles(Pack(tmp_path / "table", index), project)
+    assert files.read(0)
+    filesystem, path = filesystem_of(f"{where}/00000.tar")
+    filesystem.pipe_file(path, flipped(filesystem.cat_file(path)))
+    with pytest.raises(
+        ModeError, match=r"^s3://bucket/packs/replaced/00000\.tar: another object than before: its ETag"
+    ):
+        files.read(1)
+
+
+def flipped(content: bytes) -> bytes:
+    """A tar of the same members, the bytes in the middle of each image others."""
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        middles = {member.offset_data + member.size // 2 for member in tar if member.name.endswith(".png")}
+    return bytes(byte ^ 255 if place in middles else byte for place, byte in enumerate(content))
+
+
+def replaced_before_second_range(store: Proxy, project: Path, names: list[str]) -> None:
+    """Have the shards replaced when the store is asked for a range of one for the second time."""
+    store.asked.clear()
+
+    def fault(request: web.Request) -> None:
+        if request.headers.get("Range") and any(asked for _, _, asked in store.asked):
+            store.fault = _nothing
+            for name in names:
+                content = flipped((project / "shards" / name).read_bytes())
+                signed = {"Authorization": request.headers["Authorization"], "Content-Type": "application/x-tar"}
+                put = urllib.request.Request(f"{store.upstream}/bucket/{name}", content, signed, method="PUT")
+                urllib.request.urlopen(put).close()
+
+    store.fault = fault

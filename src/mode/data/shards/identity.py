@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mode.data.shards.places import ByteFile, Description, describe
+from mode.data.shards.places import ByteFile, Description, WrongRange, describe
 from mode.errors import ModeError
 
 #: Bytes before a member's content in a tar.
@@ -51,7 +51,15 @@ def unchanged(path: str, root: Path) -> Iterator[Description]:
         ModeError: it has changed, or is gone.
     """
     before = describe(path, root)
-    yield before
+    try:
+        yield before
+    except WrongRange:
+        _compare(path, root, before)
+        raise
+    _compare(path, root, before)
+
+
+def _compare(path: str, root: Path, before: Description) -> None:
     try:
         after = describe(path, root)
     except FileNotFoundError:

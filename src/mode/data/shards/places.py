@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -43,6 +43,8 @@ _LONG = 8.0
 AHEAD = 512 * 2**10
 #: Objects that a server is asked about at once.
 _REQUESTS = 16
+#: Of URLs whose answers have headers to be seen.
+_WEB, _S3 = ("http://", "https://"), ("s3://", "s3a://")
 #: Headers that tell the version of an object; the first of them that there is counts.
 _VERSIONS = ("ETag", "Last-Modified")
 _RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
@@ -136,15 +138,13 @@ class RemoteFile:
         url: any that fsspec knows.
         size: in bytes; default: the server is asked.
         ahead: bytes to ask for at least, which following reads are served from; 0 asks for what is wanted.
-        etag: that it has to have; default: any. A web server says with each answer of which version it is: all have to
-            be of one, by ETag or, without any, by the time of its last change.
+        etag: that it has to have; default: any. A web server and S3 say with each answer of which version it is: all
+            have to be of one, by ETag or, without any, by the time of its last change.
     """
 
     def __init__(self, url: str, size: int | None = None, ahead: int = 0, etag: str | None = None) -> None:
         self.url, self._ahead = url, ahead
         self._version = {} if etag is None else {_VERSIONS[0]: etag}
-        is_web = url.startswith(("http://", "https://"))
-        self._compared: dict[str, Any] = {"raise_for_status": self._compare} if is_web else {}
         self.size = describe(url, Path()).size if size is None else size
         self._held, self._from = b"", 0
 
@@ -159,26 +159,55 @@ class RemoteFile:
         return self._held[offset - self._from :][:length]
 
     def _ask(self, start: int, end: int) -> bytes:
-        filesystem, path = filesystem_of(self.url)
-        content: bytes = filesystem.cat_file(path, start=start, end=end, **self._compared)
+        content = _range_of(self.url, start, end, self._compare)
         if len(content) != end - start:
             raise _WrongAnswer(
                 f"{len(content)} bytes instead of {end - start}: no ranges, or another object than before"
             )
         return content
 
-    async def _compare(self, response: Any) -> None:
-        """Refuse an answer whose header names another version; one without any is taken as it is."""
-        if response.status >= 300:
-            return
+    def _compare(self, headers: Mapping[str, str]) -> None:
+        """Refuse an answer whose headers name another version; one without any is taken as it is."""
         for name in _VERSIONS:
-            if found := response.headers.get(name):
+            if found := headers.get(name.lower()):  # as botocore writes them; aiohttp finds them in any case
                 if (before := self._version.setdefault(name, found)) != found:
                     raise _WrongAnswer(f"another object than before: its {name} is {found}, it was {before}")
                 return
 
     def close(self) -> None:
         self._held = b""
+
+
+def _range_of(url: str, start: int, end: int, compare: Callable[[Mapping[str, str]], None]) -> bytes:
+    """Bytes of an object by one request; of a web server and of S3, `compare` sees the answer's headers before them."""
+    filesystem, path = filesystem_of(url)
+    if url.startswith(_S3):
+        from fsspec.asyn import sync
+
+        content: bytes = sync(filesystem.loop, _ask_s3, filesystem, path, start, end, compare)
+        return content
+
+    async def see(response: Any) -> None:
+        if response.status < 300:
+            compare(response.headers)
+
+    seen = {"raise_for_status": see} if url.startswith(_WEB) else {}
+    content = filesystem.cat_file(path, start=start, end=end, **seen)
+    return content
+
+
+async def _ask_s3(
+    filesystem: Any, path: str, start: int, end: int, compare: Callable[[Mapping[str, str]], None]
+) -> bytes:
+    """What s3fs's `cat_file` does, which hands on no headers."""
+    bucket, key, _ = filesystem.split_path(path)
+    answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")
+    try:
+        compare(answer["ResponseMetadata"]["HTTPHeaders"])
+        content: bytes = await answer["Body"].read()
+    finally:
+        answer["Body"].close()
+    return content
 
 
 class Description(NamedTuple):
@@ -387,7 +416,7 @@ def _reason_of(error: BaseException) -> str:
 
 def _credentials_of(url: str) -> str:
     """Where the credentials for a URL were found, for people: never they themselves."""
-    if not url.startswith(("s3://", "s3a://")):
+    if not url.startswith(_S3):
         return f"the credentials for {url.partition('://')[0]}://"
     if "AWS_ACCESS_KEY_ID" in os.environ:
         return "the credentials in the environment (AWS_ACCESS_KEY_ID ...)"

@@ -112,7 +112,8 @@ class ImageFiles:
     """Reads images by row: one `pread` each, files kept open; or, of objects, one request by range.
 
     A file is compared with the index when it is opened, and again when it is written to while it is open; each image
-    is when it is read (see `identity`). An object's ETag is compared by `check`.
+    is when it is read (see `identity`). An object's ETag is compared by `check`, and with each answer of a server that
+    sends one (see `RemoteFile`).
 
     Args:
         places: where the images lie.
