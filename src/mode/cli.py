@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -104,14 +105,20 @@ def stage(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Run one stage of the pipeline, as dvc.yaml does. `dvc repro STAGE` runs it with all it needs."""
-    from mode.processes import die_with_parent
-    from mode.stages import KEYED_STAGES, run_stage
+    from mode.processes import die_with_parent, ending_at_signals
+    from mode.roles import TRAINED
 
     die_with_parent()
-    if name in KEYED_STAGES and key is None:
-        # Of `dvc repro`: `expert@expert-0`. In the command itself a name would be read by a shell.
-        key = os.environ.get("DVC_STAGE", "").partition("@")[2] or None
-    run_stage(name, key, Path.cwd(), params)
+    # Of `dvc repro`: `expert@expert-0`. In the command itself a name would be read by a shell.
+    named = key or os.environ.get("DVC_STAGE", "").partition("@")[2] or None
+    training = next((role.model(named if role.many else None) for role in TRAINED if role.name == name), None)
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes of a training one speaks
+    said = f"{training}: stopped; the next run goes on from the last checkpoint, if there is one" if leads else ""
+    # Until it has begun, and when its last step is made: in between `mode.training.loop` leaves a checkpoint.
+    with nullcontext() if training is None else ending_at_signals(said):
+        from mode.stages import KEYED_STAGES, run_stage
+
+        run_stage(name, named if name in KEYED_STAGES else key, Path.cwd(), params)
 
 
 @app.command(

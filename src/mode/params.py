@@ -760,9 +760,12 @@ class MachineParams(Section):
     """Where copies of checkpoints outlive the machine: a URL that fsspec knows (`s3://bucket/mode`, `file:///mnt/shared`).
     A training that finds no checkpoint of its own goes on from the newest copy, on any machine."""
     checkpoint_url_minutes: PositiveFloat = 10.0
-    """Time between two copies. One more is made when a training is told to stop."""
+    """Time between two copies. One more is made when a training is told to stop, if `stop_seconds` are long enough."""
     checkpoint_url_keep: PositiveInt = 2
     """Copies that stay. All go when the training is done."""
+    stop_seconds: PositiveFloat = 12.0
+    """Time that a training has to end in once it is told to stop (SIGTERM, Ctrl-C), until a flow, say, kills it. Its
+    checkpoint is written in any case; a last copy that is not sent in three quarters of it is given up."""
     engine: str = "local"
     """Where captions are embedded and assigned: `local`, `dask` (processes here) or a scheduler's `tcp://host:8786`."""
 

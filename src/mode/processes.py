@@ -7,12 +7,14 @@ Other systems than Linux have no `prctl`; there an orphan runs to its end.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -28,26 +30,77 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+class Signals(list[int]):
+    """Numbers of the signals that came, in order.
+
+    Attributes:
+        first: when the first of them came, in seconds of `time.monotonic`; infinite while there is none.
+    """
+
+    first = math.inf
+
+    def note(self, number: int, _: FrameType | None = None) -> None:
+        """One more."""
+        self.first = min(self.first, time.monotonic())
+        self.append(number)
+
+
 @contextmanager
-def noting_signals() -> Iterator[list[int]]:
+def noting_signals(noted: Signals | None = None) -> Iterator[Signals]:
     """Take SIGTERM and SIGINT as a request to stop: notes them; a second Ctrl-C ends the process.
 
     A second SIGTERM changes nothing: those who stop a tree of processes send it to each, and again through each parent.
     Outside the main thread, where Python allows no handler, nothing is noted.
+
+    Args:
+        noted: to be added to; default: a new one.
     """
-    noted: list[int] = []
+    signals = Signals() if noted is None else noted
 
     def note(number: int, _: FrameType | None) -> None:
-        noted.append(number)
+        signals.note(number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    with _handling(note):
+        yield signals
+
+
+@contextmanager
+def ending_at_signals(said: str) -> Iterator[None]:
+    """End the process as soon as SIGTERM or SIGINT comes, with 143 or 130, and a line on standard error before.
+
+    It is for work that may be killed at any time. Nothing is cleaned up, as after SIGKILL: a way out through cleanups
+    is held up by threads that wait for a server, and by other processes; and Python drops an exception that a handler
+    raises at the wrong moment, of an import for instance. Without a handler the system would end the process as well,
+    but without a word; the first process of a container it would not.
+
+    A call of a library that does not come back to Python is not interrupted.
+
+    Args:
+        said: the line; empty: none.
+    """
+
+    def leave(number: int, _: FrameType | None) -> None:
+        with suppress(RuntimeError, OSError):  # it may be in the middle of being written to
+            sys.stdout.flush()
+        with suppress(OSError):
+            os.write(2, f"{said}\n".encode() if said else b"")
+        os._exit(128 + number)
+
+    with _handling(leave):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have SIGTERM and SIGINT handled, in the main thread."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread}
     try:
-        yield noted
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def use_huge_pages() -> None:

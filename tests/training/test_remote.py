@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tarfile
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -124,6 +125,38 @@ def test_a_copy_is_made_when_it_is_time(tmp_path: Path, store: Path) -> None:
         copies.clear()  # waits for what is under way
     assert not (store / "a").exists()
     assert (store / "b" / "expert-0").is_dir()
+
+
+def test_what_a_copy_that_was_cut_short_has_left_goes_with_a_later_one(tmp_path: Path, store: Path) -> None:
+    here, folder = written(tmp_path / "here", b"weights"), store / "expert-0" / FINGERPRINT[:12]
+    folder.mkdir(parents=True)
+    for step in (3, 8):  # of this training, and of one that has come further
+        (folder / f"step-{step}.tar").write_bytes(b"half")
+    copies_at(f"file://{store}", keep=2).finish(here, 5)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-5.json", "step-5.tar", "step-8.tar"]
+
+
+def test_a_last_copy_is_waited_for_so_long(tmp_path: Path, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A pipe in its place waits for one who reads; the copy before stands."""
+    here, copies, folder = written(tmp_path / "here", b"5"), copies_at(f"file://{store}"), store / "expert-0"
+    copies.finish(here, 5)
+    pipe = folder / FINGERPRINT[:12] / "step-6.tar"
+    os.mkfifo(pipe)
+    copies.finish(written(here, b"6"), 6, until=time.monotonic())
+    assert "expert-0: no time was left to copy step 6" in caplog.text
+    assert copies_at(f"file://{store}").fetch(tmp_path / "there") == 5
+    pipe.read_bytes()  # so that the thread ends
+
+
+def test_what_goes_on_is_copied_at_the_first_checkpoint(tmp_path: Path, store: Path) -> None:
+    here, copies = written(tmp_path / "here", b"weights"), copies_at(f"file://{store}", minutes=1000, keep=5)
+    copies.catch_up()
+    copies.offer(here, 5)
+    copies.finish(here, 6)  # waits for both
+    copies.offer(here, 7)
+    copies.finish(here, 8)
+    steps = {path.stem for path in (store / "expert-0" / FINGERPRINT[:12]).iterdir()}
+    assert steps == {"step-5", "step-6", "step-8"}
 
 
 def test_what_is_replaced_meanwhile_is_copied_as_it_was(tmp_path: Path, store: Path) -> None:

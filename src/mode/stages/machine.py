@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import uuid
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 TRAININGS = tuple(role.name for role in TRAINED)
 #: Where nodes of a job meet: below the ports that Linux gives to whoever asks for any (32768 and up).
 FIRST_PORT, PORTS = 15_000, 10_000
+#: That processes which train together are given at least to write their checkpoint in.
+_CHECKPOINT_SECONDS = 60
 #: In which all nodes have to come there.
 MEETING_SECONDS = 600
 
@@ -74,11 +77,11 @@ def in_several_processes(machine: MachineParams, name: str, arguments: list[str]
     share = int(given) if given.isdecimal() and int(given) else cores()  # a flow gives a training its share
     threads = str(max(1, (machine.threads or share) // machine.processes))
     os.environ |= {"OMP_NUM_THREADS": threads, "MODE_THREADS": threads}
-    _launch(machine.processes, machine.nodes, "-m", "mode.cli", "stage", *arguments)
+    _launch(machine, "-m", "mode.cli", "stage", *arguments)
     return True
 
 
-def _launch(processes: int, nodes: int, *arguments: str) -> None:
+def _launch(machine: MachineParams, *arguments: str) -> None:
     """What `torchrun` does, with errors in one line: `python ARGUMENTS` in several processes, here and on other nodes.
 
     A SIGTERM or SIGINT is passed on; this process then ends at once with 143 or 130, as one training would.
@@ -94,6 +97,7 @@ def _launch(processes: int, nodes: int, *arguments: str) -> None:
 
     # It tells at length what the line below says.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    processes, nodes = machine.processes, machine.nodes
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
@@ -102,7 +106,8 @@ def _launch(processes: int, nodes: int, *arguments: str) -> None:
         **(_meeting() if nodes > 1 else {"run_id": uuid.uuid4().hex, "rdzv_endpoint": "localhost:0"}),
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
-        shutdown_timeout=60,  # seconds to write a checkpoint in; then they are killed
+        # To write a checkpoint in, and to copy it; then they are killed.
+        shutdown_timeout=max(_CHECKPOINT_SECONDS, math.ceil(machine.stop_seconds)),
     )
     try:
         elastic_launch(config, sys.executable)(*arguments)

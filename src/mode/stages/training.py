@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mode.errors import ModeError
 from mode.files import told_of_no_room
 from mode.params import load_params
+from mode.processes import noting_signals
 from mode.roles import DENSE_LONG, SEED, TRAINED, UPDATE, Role
 from mode.stages.project import Project
 from mode.stages.sources import keep_seed_watch
@@ -413,7 +414,7 @@ def _train(project: Project, training: Training) -> None:
     leads = _leads()
     copies = _copies(project.params.machine, training) if leads else None
     lock = only_writer(project.training_lock(plan.name), f"models/{plan.name}") if leads else nullcontext()
-    with lock, ending_together():
+    with ExitStack() as until_it_ends, lock, ending_together():
         if leads:
             _find_checkpoint(plan.name, checkpoints, copies)
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -434,6 +435,7 @@ def _train(project: Project, training: Training) -> None:
                     images=_images(project, training),
                 )
             except Interrupted as interrupted:
+                until_it_ends.enter_context(noting_signals())  # told once more, it goes on ending
                 if leads:
                     print(interrupted, file=sys.stderr)
                 sys.exit(interrupted.exit_code)
@@ -487,6 +489,8 @@ def _find_checkpoint(name: str, checkpoints: Path, copies: RemoteCheckpoints | N
     """
     if any(checkpoints.glob("*.safetensors")):
         print(f"{name} goes on from its checkpoint", flush=True)
+        if copies is not None:
+            copies.catch_up()
     elif copies is not None and (step := copies.fetch(checkpoints)) is not None:
         print(f"{name} goes on from the copy of its checkpoint at step {step:,} in {copies.url}", flush=True)
 

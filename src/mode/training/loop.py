@@ -27,7 +27,7 @@ from mode.errors import ModeError
 from mode.files import write_aside
 from mode.params import MachineParams
 from mode.paths import CHECKPOINT
-from mode.processes import noting_signals
+from mode.processes import Signals, noting_signals
 from mode.progress import Progress
 from mode.roles import TRAINED
 from mode.training.batches import Batches, Images, told_of_dead_workers
@@ -49,6 +49,8 @@ from mode.training.remote import RemoteCheckpoints
 
 log = logging.getLogger(__name__)
 
+#: Share of the time to stop in that checkpoint and last copy may take; the rest is for MLflow's farewell and the end.
+_STOPPING = 0.75
 #: Steps whose mean loss a card gives.
 RECENT_STEPS = 100
 
@@ -56,7 +58,7 @@ Metrics = Callable[[int, dict[str, float]], None]
 
 
 class Interrupted(Exception):
-    """A training was asked to stop by `number`, SIGTERM or SIGINT, and has left a checkpoint.
+    """A training was asked to stop by `number`, SIGTERM or SIGINT, and has left a checkpoint of the steps that it made.
 
     Attributes:
         exit_code: 143 or 130, as a shell reports a command ended by that signal.
@@ -132,55 +134,63 @@ def train(
         ModeError: the loss became NaN or infinite; a checkpoint or seed of another configuration; a batch that the
             processes cannot share; a device that is not there; a process that reads images was killed.
             Where there is no next batch, a checkpoint of the steps so far is written first.
-        Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
+        Interrupted: SIGTERM or SIGINT came, and the checkpoint is written. Before the first of the steps, and after the
+            last one, signals are the caller's: a process may end at once, and loses nothing that a checkpoint has.
     """
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
     plan, checkpoint = training.plan, checkpoint_dir / CHECKPOINT
     group = process_group(machine.device)
-    with noting_signals() as signals:
-        accumulate = training.recipe.accumulate
-        if plan.batch_size % (group.world * accumulate):
-            raise ModeError(
-                f"training.batch_size ({plan.batch_size}) is not a multiple of processes x accumulate"
-                f" ({group.world} x {accumulate})"
-            )
+    accumulate = training.recipe.accumulate
+    if plan.batch_size % (group.world * accumulate):
+        raise ModeError(
+            f"training.batch_size ({plan.batch_size}) is not a multiple of processes x accumulate"
+            f" ({group.world} x {accumulate})"
+        )
 
-        # Model and optimiser: as new, as the seed left them, or as the checkpoint has them.
-        clip = first_model(training, group)
-        optimizer = adamw(clip.model, training.recipe)
-        clip.model.set_grad_checkpointing(machine.grad_checkpointing)
-        state = _first_state(training, clip.model, optimizer, checkpoint)
-        if group.leads_machine:
-            images.clear()  # before the others come to it: what is there is of a process that was killed
-        if not group.agree(state.step, int(training.fingerprint[:8], 16)):
-            raise ModeError(
-                f"{plan.name}: the {group.world} processes do not begin with the same data, parameters or checkpoint",
-                "all machines have to see the same project folder",
-            )
-        learner = Learner(training, clip.model, optimizer, group)
+    # Model and optimiser: as new, as the seed left them, or as the checkpoint has them.
+    clip = first_model(training, group)
+    optimizer = adamw(clip.model, training.recipe)
+    clip.model.set_grad_checkpointing(machine.grad_checkpointing)
+    state = _first_state(training, clip.model, optimizer, checkpoint)
+    if group.leads_machine:
+        images.clear()  # before the others come to it: what is there is of a process that was killed
+    if not group.agree(state.step, int(training.fingerprint[:8], 16)):
+        raise ModeError(
+            f"{plan.name}: the {group.world} processes do not begin with the same data, parameters or checkpoint",
+            "all machines have to see the same project folder",
+        )
+    learner = Learner(training, clip.model, optimizer, group)
 
-        # Data from the position of the next step on.
-        batches = Batches(training, clip, state.step, root, machine, group, images, lambda: signals)
+    # Data from the position of the next step on.
+    signals = Signals()
+    batches = Batches(training, clip, state.step, root, machine, group, images, lambda: signals)
 
-        def stopped(number: int) -> Interrupted:
-            done = f"{plan.name}: stopped after step {state.step:,} of {plan.last_step:,}"
-            return Interrupted(number, f"{done}; the next run goes on from {checkpoint}")
+    def stopped() -> Interrupted:
+        done = f"{plan.name}: stopped after step {state.step:,} of {plan.last_step:,}"
+        goes_on = f"the next run goes on from {checkpoint if checkpoint.is_file() else 'there'}"
+        return Interrupted(signals[0] if signals else signal.SIGTERM, f"{done}; {goes_on}")
 
-        monitor = _Monitor(training, learner, batches, state, group, checkpoint)
-        with closing(batches), monitor.bar or nullcontext(), told_of_dead_workers():
-            monitor.do_beside(beside, clip)  # at the first step, and what the end of an interrupted run left out
+    def send_last_copy() -> None:
+        if copies is not None and group.leads and checkpoint.is_file():
+            until = min(signals.first, time.monotonic()) + machine.stop_seconds * _STOPPING
+            copies.finish(checkpoint_dir, state.step, until)
+
+    monitor = _Monitor(training, learner, batches, state, group, checkpoint)
+    with monitor.bar or nullcontext():
+        monitor.do_beside(beside, clip)  # at the first step, and what the end of an interrupted run left out
+        with noting_signals(signals), closing(batches), told_of_dead_workers():
             while state.step < plan.last_step:
                 given = _next_of(batches)
                 lost, told = group.any(isinstance(given, Exception), bool(signals))
                 if lost:
                     batches.close()  # makes room for a checkpoint
-                    monitor.keep(clip, always=told)
-                    if told and copies is not None and group.leads:
-                        copies.finish(checkpoint_dir, state.step)
+                    monitor.keep(clip)
+                    if told:
+                        send_last_copy()
                     group.any(False)
                     if told:
-                        raise stopped(signals[0] if signals else signal.SIGTERM)
+                        raise stopped()
                     fault = f"{plan.name}: another of its {group.world} processes cannot go on"
                     raise given if isinstance(given, ModeError) else ModeError(fault, "see what it said")
                 assert not isinstance(given, Exception)
@@ -198,17 +208,18 @@ def train(
                     monitor.do_beside(beside, clip)
                 if stop or due:
                     monitor.save_checkpoint(clip)
-                    if copies is not None and group.leads:
-                        (copies.finish if stop else copies.offer)(checkpoint_dir, state.step)
                 if stop:
+                    send_last_copy()
                     group.any(False)  # waits for the checkpoint: torchrun stops all when one has ended
-                    raise stopped(signals[0] if signals else signal.SIGTERM)
+                    raise stopped()
+                if due and copies is not None and group.leads:
+                    copies.offer(checkpoint_dir, state.step)
 
-        monitor.refuse_broken_weights()
-        clip.model.eval()
-        clip.model.set_grad_checkpointing(False)
-        clip.card = make_card(training, clip, state, group)
-        return TrainResult(clip, plan, optimizer, checkpoint, group.leads)
+    monitor.refuse_broken_weights()
+    clip.model.eval()
+    clip.model.set_grad_checkpointing(False)
+    clip.card = make_card(training, clip, state, group)
+    return TrainResult(clip, plan, optimizer, checkpoint, group.leads)
 
 
 def _next_of(batches: Batches) -> tuple[Tensor, Tensor] | ModeError | NotWaitedFor:
@@ -342,9 +353,9 @@ class _Monitor:
             save_checkpoint(self._checkpoint, learner.model, learner.optimizer, self._state, fingerprint)
         self._last_checkpoint, self._kept_step = time.monotonic(), self._state.step
 
-    def keep(self, clip: Clip, always: bool) -> None:
+    def keep(self, clip: Clip) -> None:
         """A checkpoint of the steps since the last one, if there are any; all processes have to come."""
-        if always or self._state.step != self._kept_step:
+        if self._state.step != self._kept_step:
             self.look_at_losses()
             self.save_checkpoint(clip)
 

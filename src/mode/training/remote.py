@@ -11,12 +11,14 @@ import hashlib
 import io
 import json
 import logging
+import math
 import re
 import shutil
 import tarfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,10 +26,12 @@ from typing import IO, Any
 from mode.data.shards.places import filesystem_of, patiently
 from mode.errors import ModeError
 from mode.files import sha256_of, write_aside
+from mode.parallel import Threads
 
 log = logging.getLogger(__name__)
 
-_COPY = re.compile(r"step-(\d{1,12})\.json")
+#: A note, or the tar that it is of.
+_COPY = re.compile(r"step-(\d{1,12})\.(json|tar)")
 #: Bytes that are read and written at once.
 _AT_ONCE = 8 * 2**20
 #: Largest note, in bytes: there is a line in it.
@@ -50,7 +54,7 @@ class RemoteCheckpoints:
     def __init__(self, url: str, name: str, fingerprint: str, minutes: float, keep: int) -> None:
         self.url = f"{url.rstrip('/')}/{name}/{fingerprint[:12]}"
         self._name, self._seconds, self._keep = name, minutes * 60, keep
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint copies")
+        self._threads = Threads(1, "checkpoint copies")  # a process that ends waits for none
         self._under_way: Future[None] | None = None
         self._last = time.monotonic()
 
@@ -84,11 +88,24 @@ class RemoteCheckpoints:
         if not busy and time.monotonic() - self._last >= self._seconds:
             self._begin(folder, step)
 
-    def finish(self, folder: Path, step: int) -> None:
-        """Copy the last checkpoint of a training that is being stopped; returns when it is there."""
-        self._wait()
+    def finish(self, folder: Path, step: int, until: float = math.inf) -> None:
+        """Copy the last checkpoint of a training that is being stopped, after the copy that is under way.
+
+        Args:
+            folder: of the checkpoint.
+            step: that it is of.
+            until: when to return, in seconds of `time.monotonic`; default: when it is there. What is not there by then
+                is no copy, for it has no note, and the one before stands.
+        """
         self._begin(folder, step)
-        self._wait()
+        try:
+            self._wait(max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            log.warning("%s: no time was left to copy step %s (machine.stop_seconds)", self._name, f"{step:,}")
+
+    def catch_up(self) -> None:
+        """Have the next checkpoint copied at once: what lies here may be newer than any copy."""
+        self._last = -math.inf
 
     def clear(self) -> None:
         """Remove all copies of a training that is done."""
@@ -105,11 +122,11 @@ class RemoteCheckpoints:
         # What is hidden is being written, and moved into place later.
         whole = [name for name in names if not any(part.startswith(".") for part in name.parts)]
         files = [(name, (folder / name).open("rb")) for name in whole]
-        self._under_way = self._pool.submit(self._copy, files, step)
+        self._under_way = self._threads.submit(partial(self._copy, files, step))
 
-    def _wait(self) -> None:
+    def _wait(self, seconds: float = math.inf) -> None:
         if self._under_way is not None:
-            self._under_way.result()
+            self._under_way.result(None if math.isinf(seconds) else seconds)
 
     def _copy(self, files: Sequence[tuple[Path, IO[bytes]]], step: int) -> None:
         """Write a copy, then its note, then remove older ones. What goes wrong is logged."""
@@ -118,9 +135,7 @@ class RemoteCheckpoints:
             patiently(self.url, lambda: filesystem.makedirs(path, exist_ok=True))
             note = patiently(self.url, lambda: _write_tar(filesystem, f"{path}/step-{step}.tar", files))
             patiently(self.url, lambda: filesystem.pipe_file(f"{path}/step-{step}.json", json.dumps(note).encode()))
-            for old in self._steps()[: -self._keep]:
-                for suffix in ("json", "tar"):  # the note first: without it, it is no copy
-                    patiently(self.url, partial(filesystem.rm_file, f"{path}/step-{old}.{suffix}"))
+            self._remove_older(step)
             self._last = time.monotonic()  # of one that was made: what failed is tried again with the next checkpoint
         except (ModeError, OSError) as error:
             log.warning("%s: step %d was not copied: %s", self._name, step, error)
@@ -128,15 +143,29 @@ class RemoteCheckpoints:
             for _, file in files:
                 file.close()
 
+    def _remove_older(self, step: int) -> None:
+        """Remove copies beyond those that are kept, and what one that was cut short before `step` has left."""
+        filesystem, path = filesystem_of(self.url)
+        there = self._there()
+        first = min(sorted(there["json"])[-self._keep :], default=0)
+        cut = {each for each in there["tar"] - there["json"] if each < step}
+        for suffix in ("json", "tar"):  # the note first: without it, it is no copy
+            for old in sorted(each for each in there[suffix] if each < first or each in cut):
+                patiently(self.url, partial(filesystem.rm_file, f"{path}/step-{old}.{suffix}"))
+
     def _steps(self) -> list[int]:
         """Steps of the copies that have a note, in order."""
+        return sorted(self._there()["json"])
+
+    def _there(self) -> dict[str, set[int]]:
+        """Steps of which there is a note (`json`), and of which there is a tar (`tar`)."""
         filesystem, path = filesystem_of(self.url)
-        try:
-            names = patiently(self.url, lambda: filesystem.ls(path, detail=False, refresh=True))
-        except FileNotFoundError:
-            return []
-        found = (_COPY.fullmatch(str(name).rpartition("/")[2]) for name in names)
-        return sorted(int(match[1]) for match in found if match)
+        there: dict[str, set[int]] = {"json": set(), "tar": set()}
+        with suppress(FileNotFoundError):
+            for name in patiently(self.url, lambda: filesystem.ls(path, detail=False, refresh=True)):
+                if match := _COPY.fullmatch(str(name).rpartition("/")[2]):
+                    there[match[2]].add(int(match[1]))
+        return there
 
     def _unpack(self, step: int, folder: Path) -> None:
         """Write the files of a copy into `folder`. What is in a copy is believed only if its checksum is right."""
