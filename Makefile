@@ -34,7 +34,7 @@ paper-quick: install  ## See within the hour that all of these experiments work;
 
 test: install  ## Run all tests: fast ones first, then those with the real DVC, MLflow and browser.
 	pytest -m "not e2e" --numprocesses 2 --durations 10 --durations-min 5
-	pytest -m e2e --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 5
+	pytest -m e2e --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 5
 
 test-fast: install  ## Run the tests that need no other tool.
 	pytest -m "not e2e" --numprocesses 2 --durations 10 --durations-min 5

@@ -22,10 +22,14 @@ from mode.clip.model import build_model, save_model
 from mode.embedding.lsa import LsaEmbedder
 from mode.ensemble.router import Router, images_to_keep
 from mode.params import ImageParams, ModelParams, RoutingParams
+from mode.processes import collect_rarely
 
 # A shell ignores SIGINT for what it runs in the background, and whatever that starts inherits this; the tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A tenth of the time of tests of the models.
+collect_rarely()
 
 # A busy machine is no fault of what is tested.
 settings.register_profile("patient", deadline=None)

@@ -428,7 +428,7 @@ def export_expert(
 
     Interrupted, it goes on when it is called again.
     """
-    from mode.stages.training import export_shards
+    from mode.stages.shipping import export_shards
 
     export_shards(Path.cwd(), params, expert, folder, pairs_per_shard, force)
 
@@ -458,7 +458,7 @@ def pack_training(
 
     Interrupted, it goes on when it is called again.
     """
-    from mode.stages.training import pack_images
+    from mode.stages.shipping import pack_images
 
     pack_images(Path.cwd(), params, name, where, images_per_shard, force)
 

@@ -25,10 +25,12 @@ from mode.integrity import check_project
 from mode.params import GlyphParams, ModelParams, load_params, parse_params
 from mode.roles import EXPERT, SEED, UPDATE
 from mode.stages import evaluation, preparation
+from mode.stages.pairs import left_rows, rows_of_expert, seen_rows
 from mode.stages.project import Project, trained_models
 from mode.stages.reports import drifts
+from mode.stages.shipping import export_shards
 from mode.stages.sources import add_updates, check_names, find_arrival, keep_sources_watch
-from mode.stages.training import export_shards, left_rows, rows_of_expert, seen_rows, train_role, training_of
+from mode.stages.training import train_role, training_of
 from mode.tracking.store import database_uri, import_mlflow
 from mode.vectors import load_vectors
 from tests.killing import KILL, end_at

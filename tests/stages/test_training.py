@@ -24,7 +24,8 @@ from mode.integrity import check_parents, check_project
 from mode.params import GlyphParams, ImageParams, IndexParams, ModelParams, SourceParams, parse_params
 from mode.roles import DENSE, DENSE_LONG, SEED, Role
 from mode.stages.project import Project
-from mode.stages.training import pack_images, train_role, training_of
+from mode.stages.shipping import pack_images
+from mode.stages.training import train_role, training_of
 from mode.training.mixing import mix
 from tests.small import VIT
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
@@ -145,3 +148,18 @@ def open_engine(machine: MachineParams, gpus: int, alone: bool = False) -> Abstr
     from mode.engine import open_engine
 
     return open_engine(machine.engine, 1 if alone else cores(), gpus)
+
+
+def leads() -> bool:
+    """Whether this process reports and writes: under torchrun one of them does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def made_by_one(make: Callable[[], None], *folders: Path) -> None:
+    """See to it that folders are there: the process that leads makes them, the others wait."""
+    from mode.files import is_there
+
+    if leads() and not all(map(is_there, folders)):
+        make()
+    while not all(folder.is_dir() for folder in folders):
+        time.sleep(0.2)

@@ -1,35 +1,27 @@
-"""The trainings, and who sees which pairs."""
+"""The trainings."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
 from mode.files import told_of_no_room
-from mode.params import load_params
 from mode.processes import noting_signals
-from mode.roles import DENSE_LONG, SEED, TRAINED, UPDATE, Role
+from mode.roles import DENSE_LONG, SEED, UPDATE, Role
+from mode.stages.machine import leads, made_by_one
+from mode.stages.pairs import open_joined, outside_share, pairs_of, seen_rows
 from mode.stages.project import Project
 from mode.stages.sources import keep_seed_watch
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mode.clip.model import Clip
-    from mode.data.loading.selection import Pairs
-    from mode.data.shards.index import PairIndex
-    from mode.params import ExpertParams, MachineParams, UpdateParams
+    from mode.params import MachineParams
     from mode.training.batches import Images
     from mode.training.plan import Training
     from mode.training.remote import RemoteCheckpoints
@@ -86,7 +78,7 @@ def training_of(project: Project, role: Role, key: str | None = None) -> Trainin
     images = index.images if source == recipe.source else project.load_index(recipe.source).images
     plan = make_plan(
         role,
-        _pairs_of(project, role, key, index),
+        pairs_of(project, role, key, index),
         recipe,
         images,
         key=key,
@@ -110,9 +102,9 @@ def _update_of(project: Project, key: str) -> Training:
     params, update = project.params, project.update(key)
     parent = project.model(update.continues)
     card = cards_of(project.models, [update.continues])[update.continues]
-    index, pairs = _open_joined(project, key)
+    index, pairs = open_joined(project, key)
     before = sum(
-        len(rows) for rows in seen_rows(project, update.replays, update.cluster, _outside_share(project, update))
+        len(rows) for rows in seen_rows(project, update.replays, update.cluster, outside_share(project, update))
     )
     images = project.load_index(params.training.source).images
     plan = make_plan(
@@ -130,277 +122,6 @@ def _update_of(project: Project, key: str) -> Training:
     return Training(plan, index, params.model, image, params.training, params.random_seed)
 
 
-def _open_joined(project: Project, key: str) -> tuple[PairIndex, Pairs]:
-    """Index and pairs of an update, in files beside its checkpoint that the first process to come writes."""
-    from mode.checksums import SEAL, content_of
-    from mode.data.loading.selection import Pairs, every_row, write_pairs
-    from mode.data.shards.index import PairIndex
-
-    params, update = project.params, project.update(key)
-    sources = (update.replays, update.source)
-    made_from: dict[str, object] = {
-        "held_out": params.training.held_out,
-        "random_seed": params.random_seed,
-        "cluster": update.cluster,
-        "share": _outside_share(project, update),
-        "replay_share": update.replay_share,
-        "indexes": [content_of(project.index(source)) for source in sources],
-        "assignments": [SEAL.digest_of(project.assignment(source)) for source in sources],
-        "beside": "held-out pairs of both",
-    }
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    joined, folder = project.joined_index(key, digest), project.pairs(key, digest)
-
-    def make() -> None:
-        trained = join_update(project, key, joined)
-        index = PairIndex.load(joined)
-        beside = (trained + block for block in every_row(len(index) - trained))
-        # Which images are held out, only their own source says.
-        write_pairs(folder, index, every_row(trained), held_out=0, random_seed=params.random_seed, beside=beside)
-
-    _made_by_one(make, joined, folder)
-    return PairIndex.load(joined), Pairs.open(folder)
-
-
-#: Gives pairs of a source, a cluster and a share of the pairs outside it, in blocks: `seen_rows`, `left_rows`.
-_RowsOf = Callable[["Project", str, int, float], "Iterator[NDArray[np.int64]]"]
-
-
-def _of_update(project: Project, key: str, rows_of: _RowsOf) -> tuple[int, int]:
-    """How many pairs of an update are old, as `replay_share` says if there are so many, and how many new."""
-    update = project.update(key)
-    share = _outside_share(project, update)
-    old, new = (
-        sum(len(rows) for rows in rows_of(project, source, update.cluster, share))
-        for source in (update.replays, update.source)
-    )
-    return min(old, round(new * update.replay_share / (1 - update.replay_share))), new
-
-
-def join_update(project: Project, key: str, out: Path) -> int:
-    """Write an index of the pairs of an update: some that the expert was trained on, then those that are new.
-
-    After them come, in the same proportion, the pairs of held-out images, which nothing is trained on.
-
-    Returns:
-        How many come before those of held-out images.
-
-    Raises:
-        ModeError: none is new, or as `rows_of_cluster`.
-    """
-    from mode.data.loading.selection import some_rows
-    from mode.data.shards.join import join_indexes
-
-    update = project.update(key)
-    share = _outside_share(project, update)
-    if not any((block == update.cluster).any() for block in _coarse_blocks(project, update.source)):
-        advice = f"`mode remove-expert {key}` takes it out again"
-        raise ModeError(f"{key}: no pair of '{update.source}' is in cluster {update.cluster}", advice)
-    old_index, new_index = project.load_index(update.replays), project.load_index(update.source)
-    parts, counts = [], []
-    for rows_of in (seen_rows, left_rows):
-        again, new = _of_update(project, key, rows_of)
-        counts.append(again + new)
-        if not new and rows_of is seen_rows:
-            advice = "a smaller training.held_out"
-            raise ModeError(f"{key}: all new pairs of cluster {update.cluster} are held out", advice)
-        before = partial(rows_of, project, update.replays, update.cluster, share)
-        parts += [
-            (old_index, some_rows(before, again, project.params.random_seed)),
-            (new_index, rows_of(project, update.source, update.cluster, share)),
-        ]
-    join_indexes(out, parts)
-    return counts[0]
-
-
-def seen_rows(project: Project, source: str, cluster: int, outside_share: float) -> Iterator[NDArray[np.int64]]:
-    """The pairs of a source that an expert of a cluster is trained on, without those of held-out images, in blocks."""
-    from mode.data.loading.selection import without_held_out
-
-    params, index = project.params, project.load_index(source)
-    rows = _rows_of_cluster(project, source, cluster, outside_share, index)
-    return without_held_out(rows, index, params.training.held_out, params.random_seed)
-
-
-def left_rows(project: Project, source: str, cluster: int, outside_share: float) -> Iterator[NDArray[np.int64]]:
-    """Those of held-out images alone, which it would be trained on as well, were none held out."""
-    from mode.data.loading.selection import only_held_out
-
-    params, index = project.params, project.load_index(source)
-    rows = _rows_of_cluster(project, source, cluster, outside_share, index)
-    return only_held_out(rows, index, params.training.held_out, params.random_seed)
-
-
-def _pairs_of(project: Project, role: Role, key: str | None, index: PairIndex) -> Pairs:
-    """The pairs of a training, in files beside its checkpoint that the first process to come writes.
-
-    Under torchrun that is the one that leads; the others wait for it.
-    """
-    from mode.checksums import SEAL, content_of
-    from mode.data.loading.selection import Pairs, every_row, write_pairs
-
-    params = project.params
-    held_out, random_seed = params.training.held_out, params.random_seed
-    made_from: dict[str, object] = {"held_out": held_out, "random_seed": random_seed, "index": content_of(index.folder)}
-    if role.pairs == "cluster" and key is not None:
-        rows = rows_of_expert(project, key, index)
-        expert = project.expert(key)
-        assignment = SEAL.digest_of(project.assignment(expert.source))
-        made_from |= {"cluster": expert.cluster, "share": _outside_share(project, expert), "assignment": assignment}
-    else:
-        rows = every_row(len(index))
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    folder = project.pairs(role.model(key), digest)
-    _made_by_one(lambda: write_pairs(folder, index, rows, held_out, random_seed), folder)
-    return Pairs.open(folder)
-
-
-def _made_by_one(make: Callable[[], None], *folders: Path) -> None:
-    """See to it that folders are there: the process that leads makes them, the others wait."""
-    from mode.files import is_there
-
-    if _leads() and not all(map(is_there, folders)):
-        make()
-    while not all(folder.is_dir() for folder in folders):
-        time.sleep(0.2)
-
-
-def rows_of_expert(project: Project, name: str, index: PairIndex) -> Iterator[NDArray[np.int64]]:
-    """The pairs that an expert sees, were none held out, in blocks.
-
-    Raises:
-        ModeError: the assignment is of another index, whose rows are other pairs; or, when blocks are asked for, the
-            cluster is empty.
-    """
-    params = project.expert(name)
-    return _rows_of_cluster(project, params.source, params.cluster, _outside_share(project, params), index)
-
-
-def _rows_of_cluster(
-    project: Project, source: str, cluster: int, outside_share: float, index: PairIndex
-) -> Iterator[NDArray[np.int64]]:
-    from mode.data.loading.selection import expert_rows
-
-    _check_assignment(project, source, index)
-    coarse = partial(_coarse_blocks, project, source)
-    return expert_rows(coarse, cluster, outside_share, project.params.random_seed)
-
-
-def _coarse_blocks(project: Project, source: str) -> Iterator[NDArray[np.int32]]:
-    from mode.clustering.assignment import Assignment
-
-    return Assignment.coarse_blocks(project.assignment(source))
-
-
-def _check_assignment(project: Project, source: str, index: PairIndex) -> None:
-    """Refuse an assignment of another index, whose rows are other pairs."""
-    from mode.checksums import identity_of
-    from mode.clustering.assignment import Assignment
-
-    path = project.assignment(source)
-    of, present = Assignment.origin(path).get("index"), identity_of(index.folder)
-    if Assignment.pairs(path) != len(index) or (of and present and of != present):
-        raise ModeError(f"{path}: of another index than {index.folder}", "embed and assign again")
-
-
-def _outside_share(project: Project, trained: ExpertParams | UpdateParams) -> float:
-    """Of the pairs outside its cluster, the share that an expert, or an update of one, sees."""
-    own = trained.outside_share
-    return project.params.branch.outside_share if own is None else own
-
-
-def _leads() -> bool:
-    """Whether this process reports and writes: under torchrun one of them does."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def export_shards(root: Path, params: Path, name: str, folder: Path, pairs_per_shard: int, force: bool) -> None:
-    """The pairs that an expert, or an update of one, is trained on, as webdataset tars in `folder`.
-
-    See `mode.data.shards.export`.
-
-    Raises:
-        ModeError: no such expert, its source is not assigned yet, or the folder holds something else.
-    """
-    from mode.clustering.assignment import Assignment
-    from mode.data.shards.export import Chosen, export_pairs
-
-    project = Project(root, load_params(params))
-    if name in project.params.updates:
-        _export_update(project, name, folder, pairs_per_shard, force)
-        return
-    expert = project.expert(name)
-    index = project.load_index(expert.source)
-    about: dict[str, object] = {"expert": name, "source": expert.source, "cluster": expert.cluster}
-
-    def chosen() -> Iterator[Chosen]:
-        first = 0
-        assigned = Assignment.blocks(project.assignment(expert.source))
-        for rows, part in zip(rows_of_expert(project, name, index), assigned, strict=True):
-            yield Chosen(rows, {"fine": part.fine[rows - first], "coarse": part.coarse[rows - first]})
-            first += len(part)
-
-    pairs, shards = export_pairs(index, chosen, project.root, folder, about, pairs_per_shard, force)
-    print(f"{name}: {pairs:,} pairs in {shards:,} tars in {folder}")
-
-
-def _export_update(project: Project, name: str, folder: Path, pairs_per_shard: int, force: bool) -> None:
-    """The same of an update: rows are those of the index of old and new pairs together."""
-    from tempfile import TemporaryDirectory
-
-    from mode.data.loading.selection import every_row
-    from mode.data.shards.export import Chosen, export_pairs
-    from mode.data.shards.index import PairIndex
-
-    update = project.update(name)
-    about: dict[str, object] = {"expert": name, **update.model_dump(include={"continues", "source", "cluster"})}
-    project.checkpoints.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=project.checkpoints, prefix=f".{name}-") as aside:
-        joined = Path(aside) / "index"
-        trained = join_update(project, name, joined)
-        index = PairIndex.load(joined)
-
-        def chosen() -> Iterator[Chosen]:
-            return (Chosen(rows, {}) for rows in every_row(trained))
-
-        pairs, shards = export_pairs(index, chosen, project.root, folder, about, pairs_per_shard, force)
-    print(f"{name}: {pairs:,} pairs in {shards:,} tars in {folder}")
-
-
-def pack_images(root: Path, params: Path, name: str, where: str, images_per_shard: int, force: bool) -> None:
-    """The images that a training uses, as tars of its own at a path or URL; see `mode.data.loading.pack`.
-
-    Raises:
-        ModeError: nothing that is trained is called so, earlier stages have not run, or something else is there.
-    """
-    from mode.data.loading.pack import write_pack
-
-    project = Project(root, load_params(params))
-    role, key = _role_called(project, name)
-    if role is UPDATE and key is not None:
-        index, pairs = _open_joined(project, key)
-    else:
-        index = project.load_index(project.expert(key).source if key else project.params.training.source)
-        pairs = _pairs_of(project, role, key, index)
-    images, tars = write_pack(name, index, pairs, project.root, where, images_per_shard, force)
-    print(f"{name}: {images:,} images in {tars:,} tars in {where}")
-    print(f"`machine: {{packs: {{{name}: {where}}}}}` in params.yaml has its training read them")
-
-
-def _role_called(project: Project, name: str) -> tuple[Role, str | None]:
-    """Role and key of the training that makes the model of a name."""
-    params = project.params
-    keys = {UPDATE: params.updates}
-    trainings = {
-        role.model(key): (role, key)
-        for role in TRAINED
-        for key in (keys.get(role, params.experts) if role.many else [None])
-    }
-    if name not in trainings:
-        raise ModeError(f"no training is called '{name}'", f"there are: {', '.join(trainings)}")
-    return trainings[name]
-
-
 def _train(project: Project, training: Training) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.files import only_writer
@@ -411,17 +132,17 @@ def _train(project: Project, training: Training) -> None:
     plan = training.plan
     # A checkpoint of another configuration stays beside until this training is done, in case one goes back to it.
     checkpoints = project.checkpoints / plan.name / training.fingerprint[:12]
-    leads = _leads()
-    copies = _copies(project.params.machine, training) if leads else None
-    lock = only_writer(project.training_lock(plan.name), f"models/{plan.name}") if leads else nullcontext()
+    leading = leads()
+    copies = _copies(project.params.machine, training) if leading else None
+    lock = only_writer(project.training_lock(plan.name), f"models/{plan.name}") if leading else nullcontext()
     with ExitStack() as until_it_ends, lock, ending_together():
-        if leads:
+        if leading:
             _find_checkpoint(plan.name, checkpoints, copies)
         checkpoints.mkdir(parents=True, exist_ok=True)
         record = _Record(project, training, checkpoints)
         looks = checkpoints / "validation.jsonl"
-        beside = beside_training(project, training, looks, record.run.log, leads)
-        with record.run if leads else nullcontext():
+        beside = beside_training(project, training, looks, record.run.log, leading)
+        with record.run if leading else nullcontext():
             try:
                 machine = project.params.machine
                 result = train(
@@ -436,20 +157,20 @@ def _train(project: Project, training: Training) -> None:
                 )
             except Interrupted as interrupted:
                 until_it_ends.enter_context(noting_signals())  # told once more, it goes on ending
-                if leads:
+                if leading:
                     print(interrupted, file=sys.stderr)
                 sys.exit(interrupted.exit_code)
-            if leads:
+            if leading:
                 _mix_with_seed(project, training, result.clip)
                 result.clip.card["mlflow_run"] = record.run.run_id
                 if doubt := result.clip.card["doubt"]:
                     print(f"warning: {doubt}", file=sys.stderr)
-            tables = {"curve.csv": record.curve} if leads else {}
+            tables = {"curve.csv": record.curve} if leading else {}
             for each in beside:
-                if leads and isinstance(each, Validation):
+                if leading and isinstance(each, Validation):
                     tables["validation.csv"] = each.table()
             result.save(project.model(plan.name), tables)
-        if leads:
+        if leading:
             _remove_checkpoints(project, plan.name)
         if copies is not None:
             copies.clear()
@@ -468,7 +189,7 @@ def _images(project: Project, training: Training) -> Images:
     record = read_record(where, project.root, index, pairs)
     digest = hashlib.sha256(json.dumps([where, record], sort_keys=True).encode()).hexdigest()
     folder = project.pack(name, digest)
-    _made_by_one(lambda: fetch_table(where, project.root, index, pairs, record, folder), folder)
+    made_by_one(lambda: fetch_table(where, project.root, index, pairs, record, folder), folder)
     return Images(Pack(folder, index), spool)
 
 
