@@ -50,6 +50,20 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+#: The file that takes longest, and needs no finished project.
+LONGEST = "test_slurm.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order in which processes that share them out are done soonest.
+
+    The longest comes first, and last come those that need the finished project: one process makes it, and by then the
+    others have something else to do.
+    """
+    waiting = {item.path for item in items if "finished_project" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path.name != LONGEST, item.path in waiting))
+
+
 @dataclass
 class SmallProject:
     """A project folder under git and DVC."""
