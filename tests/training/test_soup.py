@@ -162,6 +162,16 @@ class TestBadInput:
     def test_without_pairs_there_is_nothing_to_learn_from(self, vit: ModelParams) -> None:
         with pytest.raises(ModeError, match=r"^there is no pair to learn a soup's weights on \([^\n]*\)$"):
             learned_soup({"a": untrained(vit)}, [], [])
+        [(images, captions)] = pairs(1)
+        alone = [(images[:1], captions[:1]), (images[:0], [])]
+        with pytest.raises(ModeError, match="there is no pair to learn"):
+            learned_soup({"a": untrained(vit)}, alone, [])
+
+    def test_a_batch_of_none_changes_nothing(self, vit: ModelParams) -> None:
+        clips = {"a": untrained(vit, 1), "b": untrained(vit, 2)}
+        [(images, captions)] = pairs(1)
+        empty: tuple[Tensor, list[str]] = (images[:0], [])
+        assert learn_weights(clips, [empty, (images, captions), empty]) == learn_weights(clips, [(images, captions)])
 
     def test_models_of_another_shape(self, vit: ModelParams) -> None:
         config = {**(vit.config or {}), "embed_dim": 8}

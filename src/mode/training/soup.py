@@ -70,7 +70,8 @@ def learn_weights(clips: Mapping[str, Clip], pairs: Pairs, rate: float = LEARNIN
 
     Args:
         clips: name -> whole model, all of one architecture, on one device; they stay as they are.
-        pairs: at least one batch. The loss is over the pairs of a batch, so all should be as large as a training's.
+        pairs: at least one batch of two and more. The loss is over the pairs of a batch, so all should be as large as a
+            training's.
         rate: Adam's, constant.
 
     Returns:
@@ -87,11 +88,14 @@ def learn_weights(clips: Mapping[str, Clip], pairs: Pairs, rate: float = LEARNIN
     logits = torch.zeros(len(rows), len(names), device=device, requires_grad=True)
     # Where the models are alike, what is left of the gradient is rounding, which Adam must not blow up into steps.
     optimizer = torch.optim.Adam([logits], lr=rate, eps=1e-5)
-    # Batch norm takes the batch's statistics, as in training: those that the models remember are not of their mean.
-    towers = Towers(copy.deepcopy(first.model)).train()
+    towers = Towers(copy.deepcopy(first.model)).eval()
+    for layer in statistics_layers(towers):
+        layer.train()  # takes the batch's statistics, as in training: those that it remembers are not of the mean
     loss, preprocess, steps = loss_of(towers.model), Preprocess(first), 0
     with Progress("learn the soup", unit="pairs") as bar:
         for images, captions in pairs:
+            if len(images) < 2:  # one alone is told apart from nothing
+                continue
             weights = dict(zip(rows, logits.softmax(dim=1), strict=True))
             mean = {f"model.{key}": torch.tensordot(weights[layers[key]], each, 1) for key, each in stacked.items()}
             tokens = first.tokenizer(list(captions)).to(device)
