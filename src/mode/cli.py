@@ -105,15 +105,14 @@ def stage(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Run one stage of the pipeline, as dvc.yaml does. `dvc repro STAGE` runs it with all it needs."""
-    from mode.processes import die_with_parent, ending_at_signals
+    from mode.processes import die_with_parent, ending_at_signals, leads
     from mode.roles import TRAINED
 
     die_with_parent()
     # Of `dvc repro`: `expert@expert-0`. In the command itself a name would be read by a shell.
     named = key or os.environ.get("DVC_STAGE", "").partition("@")[2] or None
     training = next((role.model(named if role.many else None) for role in TRAINED if role.name == name), None)
-    leads = os.environ.get("RANK", "0") == "0"  # of the processes of a training one speaks
-    said = f"{training}: stopped; the next run goes on from the last checkpoint, if there is one" if leads else ""
+    said = f"{training}: stopped; the next run goes on from the last checkpoint, if there is one" if leads() else ""
     # Until it has begun, and when its last step is made: in between `mode.training.loop` leaves a checkpoint.
     with nullcontext() if training is None else ending_at_signals(said):
         from mode.stages import KEYED_STAGES, run_stage

@@ -30,6 +30,11 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def leads() -> bool:
+    """Whether this process reports and writes: of those that torchrun starts one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Signals(list[int]):
     """Numbers of the signals that came, in order.
 

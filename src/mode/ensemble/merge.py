@@ -77,9 +77,7 @@ def merge_models(
         density = _checked_density(clips, how, density)
     states, deltas = _parts(clips)
     first = next(iter(clips))
-    shapes = {name: {key: tensor.shape for key, tensor in state.items()} for name, state in states.items()}
-    if different := [name for name in clips if shapes[name] != shapes[first]]:
-        raise ModeError(f"{different[0]} has other parameters than {first}", "only models of one seed can be merged")
+    refuse_different(states)
     merged = {}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of `dare`
@@ -96,6 +94,14 @@ def merge_models(
     if statistics_layers(model) and not kept:
         estimate_statistics(model, batches)
     return replace(clips[first], model=model.eval(), card={}, adapter=None)
+
+
+def refuse_different(states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise `ModeError` unless the tensors of all models, given by the models' names, are alike in name and shape."""
+    shapes = {name: {key: tensor.shape for key, tensor in state.items()} for name, state in states.items()}
+    first = next(iter(shapes))
+    if different := [name for name in shapes if shapes[name] != shapes[first]]:
+        raise ModeError(f"{different[0]} has other parameters than {first}", "only models of one seed can be merged")
 
 
 def merge_on_kept(

@@ -9,7 +9,6 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mode.errors import ModeError
 from mode.params import load_params
 from mode.roles import ENSEMBLE, FULL, SEED, UNIFORM, UNIFORM_FULL, UPDATE, role_of
+from mode.stages.pairs import seen_rows
 from mode.stages.project import Project, cards_of, sample_captions, task_folders, trained_models, write_json
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ def _drawn_rows(project: Project, expert: str, most: int) -> list[tuple[str, NDA
 
     params, random_seed = project.params.members[expert], project.params.random_seed
     sources = project.params.sources_of(expert)
-    totals = [sum(len(rows) for rows in _cluster_rows(project, source, params.cluster)) for source in sources]
+    totals = [
+        sum(len(rows) for rows in seen_rows(project, source, params.cluster, outside_share=0.0)) for source in sources
+    ]
     wanted = min(sum(totals), most)
     # Whole numbers that add up to all of them.
     ends = np.round(np.cumsum(totals) * (wanted / max(1, sum(totals)))).astype(int)
@@ -145,23 +147,12 @@ def _drawn_rows(project: Project, expert: str, most: int) -> list[tuple[str, NDA
         # Which of them by number, in one pass over the assignment; and these, in another.
         numbers = permuted(np.arange(number), total, random_seed, params.cluster)
         drawn, first = np.empty(len(numbers), np.int64), 0
-        for rows in _cluster_rows(project, source, params.cluster):
+        for rows in seen_rows(project, source, params.cluster, outside_share=0.0):
             here = np.flatnonzero((first <= numbers) & (numbers < first + len(rows)))
             drawn[here] = rows[numbers[here] - first]
             first += len(rows)
         found.append((source, drawn))
     return found
-
-
-def _cluster_rows(project: Project, source: str, cluster: int) -> Iterator[NDArray[np.int64]]:
-    """The pairs of a cluster, those of held-out images left out, in blocks."""
-    from mode.clustering.assignment import Assignment
-    from mode.data.loading.selection import expert_rows, without_held_out
-
-    index, random_seed = project.load_index(source), project.params.random_seed
-    coarse = partial(Assignment.coarse_blocks, project.assignment(source))
-    rows = expert_rows(coarse, cluster, outside_share=0.0, random_seed=random_seed)
-    return without_held_out(rows, index, project.params.training.held_out, random_seed)
 
 
 def _kept_images(project: Project, expert: str) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mode.errors import ModeError
 from mode.parallel import cores
 from mode.params import MachineParams
+from mode.processes import leads
 from mode.roles import DENSE_LONG, SEED, TRAINED, UPDATE
 from mode.stages.project import Project
 
@@ -148,11 +149,6 @@ def open_engine(machine: MachineParams, gpus: int, alone: bool = False) -> Abstr
     from mode.engine import open_engine
 
     return open_engine(machine.engine, 1 if alone else cores(), gpus)
-
-
-def leads() -> bool:
-    """Whether this process reports and writes: under torchrun one of them does."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def made_by_one(make: Callable[[], None], *folders: Path) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
 from mode.files import told_of_no_room
-from mode.processes import noting_signals
+from mode.processes import leads, noting_signals
 from mode.roles import DENSE_LONG, SEED, UPDATE, Role
-from mode.stages.machine import leads, made_by_one
+from mode.stages.machine import made_by_one
 from mode.stages.pairs import open_joined, outside_share, pairs_of, seen_rows
 from mode.stages.project import Project
 from mode.stages.sources import keep_seed_watch

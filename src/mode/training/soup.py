@@ -19,7 +19,7 @@ from torch.func import functional_call
 from mode.clip.model import Clip, folded
 from mode.clip.preprocess import Preprocess
 from mode.ensemble.combine import weighted_sum
-from mode.ensemble.merge import estimate_statistics, statistics_layers
+from mode.ensemble.merge import estimate_statistics, refuse_different, statistics_layers
 from mode.errors import ModeError
 from mode.progress import Progress
 from mode.training.layers import depths
@@ -124,8 +124,6 @@ def layers_of(model: nn.Module) -> dict[str, str]:
 def _stacked(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Every parameter of all models, float32 [models, ...]."""
     states = {name: dict(model.named_parameters()) for name, model in models.items()}
-    first = next(iter(states))
-    shapes = {name: {key: each.shape for key, each in state.items()} for name, state in states.items()}
-    if different := [name for name in states if shapes[name] != shapes[first]]:
-        raise ModeError(f"{different[0]} has other parameters than {first}", "only models of one seed can be merged")
-    return {key: torch.stack([state[key].detach().float() for state in states.values()]) for key in states[first]}
+    refuse_different(states)
+    first = next(iter(states.values()))
+    return {key: torch.stack([state[key].detach().float() for state in states.values()]) for key in first}
