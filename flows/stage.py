@@ -19,7 +19,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.devices import stage_settings
-from flows.supervise import GRACE
+from flows.supervise import supervised
+from mode.params import load_params
+from mode.paths import Paths
 
 #: DVC's words for "nothing had to run".
 SKIPPED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
@@ -31,7 +33,8 @@ STAGE_EXIT = re.compile(r"exited with (-?\d+)\s*$")
 #: Exit codes of a stage that was told to stop (SIGINT, SIGTERM), or killed: not a fault, so never retried.
 STOPPED_CODES = frozenset({130, 143, 137, -2, -15, -9})
 
-_running: set[subprocess.Popen[str]] = set()
+#: Running commands, with the seconds that each has to end in.
+_running: dict[subprocess.Popen[str], float] = {}
 _guard = threading.Lock()
 _stopping = threading.Event()
 
@@ -138,7 +141,7 @@ def run_command(command: list[str], settings: dict[str, str], held: Iterable[int
                 log.info(line)
         code = process.wait()
     with _guard:
-        _running.discard(process)
+        del _running[process]
     if code == 0:
         return list(tail)
     exits = [int(found[1]) for line in tail if (found := STAGE_EXIT.search(line))]
@@ -153,14 +156,14 @@ def stop_all() -> None:
     """Tell every running stage to stop, wait for its checkpoint, and return when the last process has gone."""
     _stopping.set()
     with _guard:
-        processes = list(_running)
+        processes = dict(_running)
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    deadline = time.monotonic() + GRACE + 2
-    for process in processes:
+    told = time.monotonic()
+    for process, seconds in processes.items():
         try:
-            process.wait(max(0.1, deadline - time.monotonic()))
+            process.wait(max(0.1, told + seconds + 2 - time.monotonic()))
         except subprocess.TimeoutExpired:  # its command dies with it (PR_SET_PDEATHSIG)
             process.kill()
 
@@ -168,8 +171,10 @@ def stop_all() -> None:
 def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) -> subprocess.Popen[str]:
     """Start a command in the flow's own process group, which a cancel reaches as a whole.
 
-    The project's own commands come first in its path, and its output is not held back.
+    The project's own commands come first in its path, and its output is not held back. Told to stop, it has
+    `machine.stop_seconds` of the project in the current folder.
     """
+    seconds = load_params(Paths(Path.cwd()).params_file).machine.stop_seconds
     # No stage knows Prefect, and none needs the secret of its server.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
@@ -177,7 +182,7 @@ def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) 
         if _stopping.is_set():
             raise StageStopped("not started: the run is being stopped")
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.supervise", *command],
+            supervised(command, seconds),
             env=kept | {"PATH": path, "PYTHONUNBUFFERED": "1"} | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -186,5 +191,5 @@ def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) 
             errors="replace",
             pass_fds=tuple(held),
         )
-        _running.add(process)
+        _running[process] = seconds
     return process

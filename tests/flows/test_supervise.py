@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.supervise import supervised
 from tests.waiting import LONG, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
@@ -29,9 +29,8 @@ sys.exit(143)
 """
 
 
-def supervised(code: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, env={**os.environ, **settings})
+def run(code: str, *arguments: str, seconds: float = LONG) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(supervised([sys.executable, "-c", code, *arguments], seconds))
 
 
 def is_gone(process: int) -> bool:
@@ -50,17 +49,17 @@ def started(checkpoint: Path) -> int:
 
 @pytest.mark.parametrize("code", [0, 1, 130, 143])
 def test_exit_code_is_that_of_the_command(code: int) -> None:
-    assert supervised(f"raise SystemExit({code})").wait(LONG) == code
+    assert run(f"raise SystemExit({code})").wait(LONG) == code
 
 
 def test_killed_command_gives_the_code_that_a_shell_gives() -> None:
-    assert supervised("import os; os.kill(os.getpid(), 9)").wait(LONG) == 137
+    assert run("import os; os.kill(os.getpid(), 9)").wait(LONG) == 137
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_waits_for_the_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     checkpoint = tmp_path / "checkpoint"
-    process = supervised(STAGE, str(checkpoint))
+    process = run(STAGE, str(checkpoint))
     stage = started(checkpoint)
     process.send_signal(number)
     assert process.wait(LONG) == 143
@@ -72,7 +71,7 @@ def test_stage_whose_dvc_died_still_gets_to_write_its_checkpoint(tmp_path: Path)
     checkpoint = tmp_path / "checkpoint"
     # A parent that dies of SIGTERM at once, as DVC does, with the stage as its child.
     dvc = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STAGE!r}, sys.argv[1]]).wait()"
-    process = supervised(dvc, str(checkpoint))
+    process = run(dvc, str(checkpoint))
     stage = started(checkpoint)
     process.terminate()
     assert process.wait(LONG) == 143
@@ -86,7 +85,7 @@ def test_output_is_passed_on_and_nobody_who_reads_it_stops_no_stage(tmp_path: Pa
         "while not told:",
         "while not told:\n    open(sys.argv[1] + '.steps', 'a').write('step'); print('step', flush=True)",
     )
-    command = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", talkative, str(checkpoint)]
+    command = supervised([sys.executable, "-c", talkative, str(checkpoint)], LONG)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "step\n"
@@ -105,7 +104,7 @@ def test_command_that_does_not_stop_is_killed(tmp_path: Path) -> None:
         "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN);"
         "open(sys.argv[1] + '.pid', 'w').write(str(os.getpid())); time.sleep(60)"
     )
-    process = supervised(deaf, str(note), MODE_STOP_SECONDS="0.3")
+    process = run(deaf, str(note), seconds=0.3)
     stage = started(note)
     process.terminate()
     assert process.wait(LONG) == 143
@@ -118,8 +117,8 @@ def test_command_ends_with_the_supervisor_s_parent(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'flows.supervise', *sys.argv[1:]]).wait()",
-            *(sys.executable, "-c", STAGE, str(checkpoint)),
+            "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()",
+            *supervised([sys.executable, "-c", STAGE, str(checkpoint)], LONG),
         ]
     )
     stage = started(checkpoint)
