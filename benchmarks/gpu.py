@@ -199,7 +199,9 @@ def _memory_of(held: Held, device: str) -> Row:
     shape = shape_of(model, image.size, precision=held.precision, checkpointing=held.checkpointing)
     assert shape.footprint is not None
     kept = shape.footprint.activations
-    planned = training_gpu_bytes(shape.state_bytes, shape.embed_dim, kept, held.batch, passes=held.passes).total
+    planned = training_gpu_bytes(
+        shape.state_bytes, shape.learnt_bytes, shape.embed_dim, kept, held.batch, passes=held.passes
+    ).total
     row: Row = {"model": held.model, "how": held.about, "batch": held.batch, "planned_gb": planned / 1e9}
     if device == "cpu":
         return row

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mode.clip.device import autocast, fastest_precision, pick_device, side_by_side
+from mode.clip.device import autocast, fastest_precision, pick_device, side_by_side, without_numbers
 from mode.errors import ModeError
 
 
@@ -91,3 +91,23 @@ def test_attention_is_left_to_kernels_whose_gradients_are_numbers() -> None:
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.flash_sdp_enabled()
     assert torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+def test_a_copy_without_numbers_has_the_same_names_shapes_and_gradients_and_copies_nothing() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+    network[0].bias.requires_grad_(False)
+    copied = without_numbers(network)
+    assert {each.device.type for each in copied.state_dict().values()} == {"meta"}
+    assert {each.device.type for each in network.state_dict().values()} == {"cpu"}
+    own, others = dict(network.named_parameters()), dict(copied.named_parameters())
+    assert {key: (each.shape, each.dtype, each.requires_grad) for key, each in own.items()} == {
+        key: (each.shape, each.dtype, each.requires_grad) for key, each in others.items()
+    }
+    assert copied(torch.empty(4, 3, device="meta")).shape == (4, 2)
+
+
+def test_a_parameter_that_is_two_layers_is_one_without_numbers() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    network[1].weight = network[0].weight
+    copied = without_numbers(network)
+    assert copied[1].weight is copied[0].weight

@@ -33,6 +33,8 @@ MODEL = ModelShape(
     flops_per_text=1e8,
     parameters=1_000_000,
     state_bytes=4_000_000,
+    learnt=1_000_000,
+    learnt_bytes=4_000_000,
     embed_dim=16,
     image_size=10,
     # A megabyte of activations a pair, and 3 of weights' copies.

@@ -13,11 +13,12 @@ from open_clip.loss import ClipLoss
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mode.errors import ModeError
-from mode.planning.footprint import _Held
+from mode.planning.footprint import Footprint, Line, _Held
 from mode.planning.machines import Cluster, Gpu
 from mode.planning.plan import EmbedderShape, Plan, StagePlan, Workload, make_plan, queue
 from mode.planning.rates import SourcedRates, sourced
 from mode.planning.sizes import loss_bytes
+from tests.planning.conftest import MODEL
 
 #: A GPU of 1 TFLOP/s makes 100 samples of 1 GFLOP a second; nothing else is as slow, unless a test says so.
 RATES = {
@@ -288,6 +289,32 @@ def test_parts_add_up(
     assert plan.cost == pytest.approx(price * plan.device_hours)
     assert plan.hours == pytest.approx(max(stage.begins_at_hours + stage.hours for stage in plan.stages))
     assert plan.device_hours <= plan.rented_device_hours * (1 + 1e-9)
+
+
+def test_experts_that_are_adapters_worked_out_by_hand(workload: Make, machines: Machines) -> None:
+    """Of 1,100,000 parameters a training changes 100,000; a pass keeps a fifth more."""
+    adapter = replace(
+        MODEL,
+        parameters=1_100_000,
+        state_bytes=4_400_000,
+        learnt=100_000,
+        learnt_bytes=400_000,
+        footprint=Footprint(activations=Line(3e6, 1.2e6), image=Line(0.0, 2e5), text=Line(0.0, 1e5)),
+    )
+    work = replace(workload(), adapter=adapter)
+    found = make_plan(work, on_gpus(machines(gpus=2), 1e9), rates(**MEMORY))
+    whole = stages_of(make_plan(workload(), on_gpus(machines(gpus=2), 1e9), rates(**MEMORY)))
+    plan = stages_of(found)
+    for name in ("seed", "dense", "dense-long", "evaluate"):
+        assert plan[name] == whole[name]
+    expert = plan["expert@expert-0"]
+    assert expert.disk_bytes == 404_000
+    assert expert.process_memory_bytes == pytest.approx(6.7e8 + 4.4e6 + 1.2e6)
+    assert expert.hours == whole["expert@expert-0"].hours
+    memory = expert.gpu_memory
+    assert memory is not None
+    assert (memory.weights, memory.gradients, memory.moments, memory.buckets) == (4.4e6, 4e5, 8e5, 4e5)
+    assert memory.activations == pytest.approx(3e6 + 50 * 1.2e6)
 
 
 def test_a_small_model_is_warned_of_where_its_rate_is_worked_out(workload: Make, machines: Machines) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from mode.clip.model import build_model
+from mode.clip.adapter import write_adapter
+from mode.clip.folder import ADAPTER_WEIGHTS
+from mode.clip.model import adapted, build_model
 from mode.errors import ModeError
-from mode.params import ImageParams, ModelParams
+from mode.params import AdapterParams, ImageParams, ModelParams
 from mode.planning.shape import image_size_of, shape_of
 from mode.training.card import flops_per_pair
 from tests.small import VIT
@@ -21,8 +25,30 @@ def test_it_is_that_of_the_model_itself() -> None:
     assert shape.parameters == sum(parameter.numel() for parameter in clip.model.parameters())
     assert shape.flops_per_pair == flops_per_pair(clip)
     assert (shape.embed_dim, shape.image_size) == (16, 16)
+    assert (shape.learnt, shape.learnt_bytes) == (shape.parameters, shape.state_bytes)
     # One float32 each, and open_clip keeps a text's mask beside the parameters or not.
     assert shape.state_bytes == sum(t.numel() * t.element_size() for t in clip.model.state_dict().values())
+
+
+@pytest.mark.parametrize("targets", [None, ["visual.*"]])
+def test_that_of_an_adapter_is_what_a_training_of_it_has(tmp_path: Path, targets: list[str] | None) -> None:
+    clip = build_model(VIT, ImageParams(size=16), CAPTIONS, 0)
+    params = AdapterParams(rank=2, targets=targets)
+    adapter = adapted(clip, params, "seed", "0" * 64, 0)
+    shape = shape_of(VIT, 16, clip.model_cfg["text_cfg"]["vocab_size"], adapter=params)
+    learnt = [parameter for parameter in adapter.model.parameters() if parameter.requires_grad]
+    assert shape.learnt == sum(parameter.numel() for parameter in learnt)
+    assert shape.parameters == sum(parameter.numel() for parameter in adapter.model.parameters())
+    assert shape.flops_per_pair == flops_per_pair(adapter) < shape_of(VIT, 16).flops_per_pair
+    assert adapter.adapter is not None
+    write_adapter(tmp_path, adapter.model, adapter.adapter)
+    # Beside the numbers the file has the names of its tensors.
+    assert 0 < (tmp_path / ADAPTER_WEIGHTS).stat().st_size - shape.learnt_bytes < 150 * len(learnt) + 500
+
+
+def test_an_adapter_that_has_no_room_is_one_line() -> None:
+    with pytest.raises(ModeError, match="rank: 4000 exceeds every layer"):
+        shape_of(VIT, 16, adapter=AdapterParams(rank=4_000))
 
 
 def test_forward_and_backward_are_three_times_forward() -> None:

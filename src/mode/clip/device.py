@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from mode.errors import ModeError
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Network = TypeVar("Network", bound="torch.nn.Module")
 
 #: `fp32`; `bf16` (weights and activations); `amp` (weights in float32, bfloat16 autocast).
 Precision = Literal["fp32", "bf16", "amp"]
@@ -46,6 +49,19 @@ def pick_device(device: str, number: int | None = None) -> torch.device:
     # (docs/performance.md, "On a GPU"). Torch has other kernels.
     torch.backends.cuda.enable_cudnn_sdp(False)
     return picked
+
+
+def without_numbers(network: Network) -> Network:
+    """A copy on torch's `meta` device; the numbers are never copied, which would take as much memory once more."""
+    tensors = chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network, {id(each): _on_meta(each) for each in tensors})
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    shape = tensor.detach().to("meta")
+    return torch.nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else shape
 
 
 def fastest_precision(device: torch.device) -> Precision:

@@ -31,6 +31,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from mode.clip.device import without_numbers
 from mode.errors import ModeError
 
 #: peft's name for the only adapter of a model.
@@ -112,7 +113,7 @@ def adaptable_layers(model: open_clip.CLIP, tokens: Tensor) -> dict[str, int]:
         model: a plain network.
         tokens: int64 [1, context], any text.
     """
-    probe = copy.deepcopy(model).to("meta").eval()
+    probe = without_numbers(model).eval()
     whole = [name for name, module in probe.named_modules() if _is_plain_attention(probe, name, module)]
     _split(probe, whole)
     called: list[nn.Module] = []

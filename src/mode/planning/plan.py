@@ -25,7 +25,7 @@ from mode.planning.footprint import Line
 from mode.planning.machines import Cluster
 from mode.planning.rates import SourcedRates
 from mode.planning.shape import ModelShape
-from mode.roles import EXPERT, SEED, UPDATE
+from mode.roles import EXPERT, SEED, UPDATE, Role
 from mode.training.plan import TrainPlan
 
 #: Operations of a pair below which a GPU waits for Python to start its kernels: the demo's 0.04 GFLOP reach 5,100
@@ -189,6 +189,7 @@ class Workload:
         pairs: by source.
         shard_bytes: by source, where they are known.
         model: that every role trains.
+        adapter: what experts train in its place, where they are adapters; None: they are not.
         embedder: that captions or images are embedded by.
         evaluation_images: of all tasks.
     """
@@ -199,6 +200,11 @@ class Workload:
     model: ModelShape
     embedder: EmbedderShape
     evaluation_images: int
+    adapter: ModelShape | None = None
+
+    def trained_by(self, role: Role) -> ModelShape:
+        """What a training of this role trains."""
+        return self.adapter if self.adapter is not None and role.kind == EXPERT.kind else self.model
 
 
 def make_plan(work: Workload, cluster: Cluster, sourced: SourcedRates, price: float | None = None) -> Plan:
@@ -279,7 +285,7 @@ class _Planner:
         trainings = [self._training(key, plan) for key, plan in self._train_plans()]
         seed = [stage for stage in trainings if stage.stage == SEED.name]
         if self._params.seed.pretrained:  # its folder is there, too
-            seed = [StagePlan(stage=SEED.name, disk_bytes=self._model_bytes())]
+            seed = [StagePlan(stage=SEED.name, disk_bytes=self._folder_bytes(self._model))]
         others = [stage for stage in trainings if stage.stage != SEED.name]
         before, after = self._preparation()
         done: list[StagePlan] = []
@@ -422,12 +428,12 @@ class _Planner:
 
     def _training(self, key: str | None, plan: TrainPlan) -> StagePlan:
         """One training; `key` of an expert."""
-        cluster, rates, params = self._cluster, self._rates, self._params
+        cluster, rates, params, model = self._cluster, self._rates, self._params, self._work.trained_by(plan.role)
         devices = cluster.devices_of_seed if plan.role is SEED else cluster.devices_per_training
         own = self._pairs_of(key, plan)
         own_images = own / rates.captions_per_image
         crops = params.image.crop_scale is not None
-        cached = sizes.cached_image_bytes(own_images, self._model.image_size, params.machine.cache_mb, crops)
+        cached = sizes.cached_image_bytes(own_images, model.image_size, params.machine.cache_mb, crops)
         read = min(plan.samples, own_images) if cached else float(plan.samples)
         nodes = devices / cluster.devices_per_node
         phases = h.training_phases(
@@ -440,17 +446,17 @@ class _Planner:
             rates.read_bytes_per_second * nodes,
         )
         phases = h.started(phases, rates.model_start_seconds)
-        process = sizes.training_process_bytes(self._model.parameters, cached)
+        process = sizes.training_process_bytes(model.parameters, model.learnt, cached)
         side_by_side = 1 if plan.role is SEED else min(cluster.trainings_per_node, self._queued)
         processes = side_by_side * min(devices, cluster.devices_per_node)
-        moments = 2 * sizes.FLOAT32 * self._model.parameters if plan.role is SEED else 0
+        moments = 2 * sizes.FLOAT32 * model.parameters if plan.role is SEED else 0
         return StagePlan(
             stage=plan.name if key is None else f"{plan.role.name}@{key}",
             samples=plan.samples,
-            disk_bytes=self._model_bytes() + moments,
+            disk_bytes=self._folder_bytes(model) + moments,
             process_memory_bytes=process,
             node_memory_bytes=sizes.training_node_bytes(process, processes),
-            gpu_memory=self._training_memory(devices),
+            gpu_memory=self._training_memory(model, devices),
             devices=devices,
             hours=h.hours_of(phases),
             device_hours=devices * h.hours_of(phases),
@@ -458,16 +464,16 @@ class _Planner:
             phases=[dict(phase) for phase in phases],
         )
 
-    def _training_memory(self, devices: int) -> GpuMemory | None:
+    def _training_memory(self, model: ModelShape, devices: int) -> GpuMemory | None:
         """Of each of the processes that train one model together."""
         gpu, recipe = self._cluster.gpu, self._params.training
-        if gpu is None or self._model.footprint is None:
+        if gpu is None or model.footprint is None:
             return None
-        kept = self._model.footprint.activations
+        kept = model.footprint.activations
 
         def needed(batch: float, passes: int) -> sizes.GpuBytes:
-            size, width, context = float(self._model.state_bytes), self._model.embed_dim, self._rates.gpu_context_bytes
-            return sizes.training_gpu_bytes(size, width, kept, batch, devices, passes, context)
+            whole, learnt, context = float(model.state_bytes), float(model.learnt_bytes), self._rates.gpu_context_bytes
+            return sizes.training_gpu_bytes(whole, learnt, model.embed_dim, kept, batch, devices, passes, context)
 
         usable, largest, passes, each = self._usable, None, None, recipe.batch_size // devices
         if usable is not None:
@@ -542,10 +548,13 @@ class _Planner:
         of_expert = self._work.pairs[params.root_of(plan.source)] * (inside + outside * (1 - inside))
         return of_expert * (self._share_of_update(key) if is_update else 1.0)
 
-    def _model_bytes(self) -> float:
+    def _folder_bytes(self, model: ModelShape) -> float:
+        """Of a model's folder: one of an adapter has no tokenizer."""
+        if model is self._work.adapter:
+            return model.learnt_bytes + sizes.CARD_BYTES
         words = min(self._params.model.vocabulary, self._rates.tokenizer_words)
         tokenizer = words * sizes.TOKENIZER_BYTES_PER_WORD if self._params.model.tokenizer == "words" else 0.0
-        return self._model.state_bytes + tokenizer + sizes.CARD_BYTES
+        return model.state_bytes + tokenizer + sizes.CARD_BYTES
 
     def _conclusion(self) -> list[StagePlan]:
         """The ensemble, which is read from clusters and embedder, and the evaluation of all models on one device."""
@@ -665,8 +674,8 @@ def _notes(work: Workload, cluster: Cluster, sourced: SourcedRates) -> list[str]
             f"a model of {work.model.flops_per_pair / 1e9:.2g} GFLOP a pair does not fill a GPU, and trains far slower"
             " than this: measure it there, or give training_samples_per_second (--rates)"
         )
-    if cluster.gpu is not None and work.model.footprint is None:
+    if cluster.gpu is not None and None in {each.footprint for each in (work.model, work.adapter) if each is not None}:
         notes.append("the memory of a GPU is not planned: a tower of this model cannot be traced without numbers")
     if work.params.training.adapter is not None:
-        notes.append(f"{EXPERT.name}s are adapters, planned as whole models: they need less disk and memory than this")
+        notes.append(f"{EXPERT.name}s are adapters, which are taken to train as fast as whole models")
     return notes

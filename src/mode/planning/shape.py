@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mode.clip.configuration import read_configurations
 from mode.clip.device import Precision
 from mode.clip.folder import CONFIG
-from mode.clip.model import Clip, configuration_of, new_network, open_clip_errors, write_config
-from mode.params import ModelParams
+from mode.clip.model import Clip, adapted, configuration_of, new_network, open_clip_errors, write_config
+from mode.params import AdapterParams, ModelParams
 from mode.planning.footprint import Footprint, footprint_of
 from mode.training.card import flops_per_pair
 
@@ -33,7 +34,9 @@ class ModelShape:
         flops_per_pair: in training, forward and backward, see `mode.training.card.flops_per_pair`.
         flops_per_image, flops_per_text: of one tower, forward.
         parameters: of both towers.
-        state_bytes: of its weights as they are saved.
+        state_bytes: of its weights, in the precision that they are trained in.
+        learnt, learnt_bytes: parameters that a training changes, and their bytes: all of them, or those of an adapter,
+            which are also what its folder has.
         embed_dim: length of a vector.
         image_size: pixels a side.
         footprint: on a GPU; None: it was not asked for, or cannot be traced.
@@ -45,6 +48,8 @@ class ModelShape:
     flops_per_text: float
     parameters: int
     state_bytes: int
+    learnt: int
+    learnt_bytes: int
     embed_dim: int
     image_size: int
     footprint: Footprint | None = None
@@ -56,6 +61,7 @@ def shape_of(
     words: float | None = None,
     precision: Precision = "fp32",
     checkpointing: bool | None = None,
+    adapter: AdapterParams | None = None,
 ) -> ModelShape:
     """The shape of a model of params.yaml.
 
@@ -65,22 +71,28 @@ def shape_of(
         words: of the captions, of which the tokenizer `words` keeps `model.vocabulary`; default as many as that.
         precision: as in `training.precision`.
         checkpointing: as `machine.grad_checkpointing`, for the footprint on a GPU; None: without, which saves seconds.
+        adapter: the shape of an adapter of that model is meant.
 
     Raises:
-        ModeError: no such architecture, or open_clip cannot build it.
+        ModeError: no such architecture, open_clip cannot build it, or it has no room for the adapter.
     """
     model_cfg = configuration_of(model)
     if image_size is not None:
         model_cfg["vision_cfg"]["image_size"] = image_size
     if model.tokenizer == "words":
         model_cfg["text_cfg"]["vocab_size"] = round(min(model.vocabulary, words or model.vocabulary))
-    return _shape(model.name or "config", model_cfg, precision, checkpointing)
+    return _shape(model.name or "config", model_cfg, precision, checkpointing, adapter)
 
 
-def shape_of_folder(folder: Path, precision: Precision = "fp32", checkpointing: bool | None = None) -> ModelShape:
-    """The shape of a model folder, from its configuration. Raises `ModeError` where that is none."""
+def shape_of_folder(
+    folder: Path,
+    precision: Precision = "fp32",
+    checkpointing: bool | None = None,
+    adapter: AdapterParams | None = None,
+) -> ModelShape:
+    """The shape of a model folder, else as `shape_of`. Raises `ModeError` where its configuration is none."""
     model_cfg, _ = read_configurations(folder)
-    return _shape(folder.name, model_cfg, precision, checkpointing)
+    return _shape(folder.name, model_cfg, precision, checkpointing, adapter)
 
 
 def is_folder_of_model(folder: Path) -> bool:
@@ -94,7 +106,13 @@ def image_size_of(model: ModelParams) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-def _shape(name: str, model_cfg: dict[str, Any], precision: Precision, checkpointing: bool | None) -> ModelShape:
+def _shape(
+    name: str,
+    model_cfg: dict[str, Any],
+    precision: Precision,
+    checkpointing: bool | None,
+    adapter: AdapterParams | None,
+) -> ModelShape:
     context = int(model_cfg["text_cfg"].get("context_length", _CONTEXT))
     given = model_cfg["vision_cfg"].get("image_size", 224)
     size = int(given[0] if isinstance(given, list | tuple) else given)
@@ -107,21 +125,31 @@ def _shape(name: str, model_cfg: dict[str, Any], precision: Precision, checkpoin
         write_config(folder, model_cfg, {"size": size})
         network = new_network(folder, device="meta", precision=precision)
         clip = Clip(network, blank, model_cfg, {"size": size})
-        state = network.state_dict().values()
         image, text = _tower_flops(network, size, context)
+        if adapter is not None:
+            clip = adapted(clip, adapter, base="", base_weights="", random_seed=0)
+            network = clip.model
+        state = list(network.state_dict().values())
+        learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
         shape = ModelShape(
             name=name,
             flops_per_pair=float(flops_per_pair(clip)),
             flops_per_image=image,
             flops_per_text=text,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
-            state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state),
+            state_bytes=_bytes_of(state),
+            learnt=sum(parameter.numel() for parameter in learnt),
+            learnt_bytes=_bytes_of(state if adapter is None else learnt),
             embed_dim=clip.dimensions,
             image_size=size,
         )
     if checkpointing is None:
         return shape
     return replace(shape, footprint=footprint_of(network, size, context, precision, checkpointing))
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _tower_flops(network: open_clip.CLIP, size: int, context: int) -> tuple[float, float]:

@@ -28,20 +28,22 @@ FLOAT32, FLOAT16 = 4, 2
 PROCESS_BYTES, INDEX_BYTES_IN_MEMORY = 6.0e8, 0.7e8
 #: The libraries' code, once on a machine.
 LIBRARIES_BYTES = 4.5e8
-#: Weights, gradients and two moments of AdamW in float32, of each parameter.
-BYTES_PER_PARAMETER = 16.0
+#: A weight in float32, and of one that is learnt also its gradient and AdamW's two moments.
+WEIGHT_BYTES, LEARNING_BYTES = 4.0, 12.0
 #: Of a stage that streams: what it has of a block, and libraries. `cluster` holds 100 MB of blocks at 384 dimensions.
 STREAMING_BYTES = 1.0e9
 
 
-def training_process_bytes(parameters: float, cached_bytes: float = 0.0) -> float:
+def training_process_bytes(parameters: float, learnt: float, cached_bytes: float = 0.0) -> float:
     """Private memory of one training process, on the host, without the activations of a batch.
 
     Args:
         parameters: of the model.
+        learnt: those of them that the training changes.
         cached_bytes: of decoded images that are kept, see `cached_image_bytes`.
     """
-    return PROCESS_BYTES + INDEX_BYTES_IN_MEMORY + parameters * BYTES_PER_PARAMETER + cached_bytes
+    model = parameters * WEIGHT_BYTES + learnt * LEARNING_BYTES
+    return PROCESS_BYTES + INDEX_BYTES_IN_MEMORY + model + cached_bytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class GpuBytes:
 
     Attributes:
         context: CUDA and its libraries.
-        weights, gradients, moments: of the model; moments are AdamW's two.
+        weights: of the model.
+        gradients, moments: of what the training changes of it; moments are AdamW's two.
         buckets: copies of the gradients that `DistributedDataParallel` sends, where several processes train one model.
         activations: of a forward pass, its images included.
         loss: vectors of the whole batch, and what the loss makes of them.
@@ -72,6 +75,7 @@ class GpuBytes:
 
 def training_gpu_bytes(
     model_bytes: float,
+    learnt_bytes: float,
     dimensions: int,
     activations: Line,
     batch: float,
@@ -83,6 +87,7 @@ def training_gpu_bytes(
 
     Args:
         model_bytes: of the weights, in the precision that they are trained in.
+        learnt_bytes: of those that the training changes.
         dimensions: of a vector.
         activations: of a forward pass, by pairs (`mode.planning.footprint.Footprint`).
         batch: pairs of a step, over all processes.
@@ -93,9 +98,9 @@ def training_gpu_bytes(
     return GpuBytes(
         context=context,
         weights=model_bytes,
-        gradients=model_bytes,
-        moments=2 * model_bytes,
-        buckets=model_bytes if devices > 1 else 0.0,
+        gradients=learnt_bytes,
+        moments=2 * learnt_bytes,
+        buckets=learnt_bytes if devices > 1 else 0.0,
         activations=activations.of(math.ceil(batch / devices / passes)),
         loss=loss_bytes(batch, devices, dimensions),
     )

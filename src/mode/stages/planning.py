@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mode.errors import ModeError
-from mode.params import ModelParams, Params, load_params, parse_params
+from mode.params import AdapterParams, ModelParams, Params, load_params, parse_params
 from mode.stages.project import BUILT_IN, Project, task_folders
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
     words = {**(measured.values if measured else {}), **facts, **given}.get("tokenizer_words")
     checkpointing = None if cluster.gpu is None else params.machine.grad_checkpointing
     model = _model_shape(project, asked, words, checkpointing)
+    lora = params.training.adapter
     here = measured.of(cluster.device, model.flops_per_pair) if measured else {}
     layers = ((MEASURED_HERE, here), ("files of this project", facts), (str(asked.rates), given))
     rates = sourced(*layers)
@@ -123,6 +124,7 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
         model=model,
         embedder=embedder,
         evaluation_images=asked.evaluation_images or _evaluation_images(project, is_here),
+        adapter=_model_shape(project, asked, words, checkpointing, lora) if lora else None,
     )
     plan = make_plan(work, cluster, rates, asked.price)
     notes = [
@@ -354,28 +356,34 @@ def _evaluation_images(project: Project, is_here: bool) -> int:
     return sum(len(open_task(folder).images) for folder in task_folders(project))
 
 
-def _model_shape(project: Project, asked: Asked, words: float | None, checkpointing: bool | None = None) -> ModelShape:
-    """Of the model that every role trains, known without a network; `checkpointing` as of `shape_of`."""
+def _model_shape(
+    project: Project,
+    asked: Asked,
+    words: float | None,
+    checkpointing: bool | None = None,
+    adapter: AdapterParams | None = None,
+) -> ModelShape:
+    """Of the model that every role trains, known without a network; `checkpointing` and `adapter` as of `shape_of`."""
     from mode.planning.shape import is_folder_of_model, shape_of, shape_of_folder
     from mode.roles import SEED
 
     params, precision = project.params, project.params.training.precision
     if asked.model is not None:
         model = params.model if not params.seed.pretrained else ModelParams(name=asked.model)
-        return shape_of(model, None, words, precision, checkpointing)
+        return shape_of(model, None, words, precision, checkpointing, adapter)
     if not params.seed.pretrained:
-        return shape_of(params.model, params.image.size, words, precision, checkpointing)
+        return shape_of(params.model, params.image.size, words, precision, checkpointing, adapter)
     seed, name = project.model(SEED.name), str(params.seed.name)
     folder = project.root / name.removeprefix("local-dir:")
     for known in (seed, folder):
         if is_folder_of_model(known):
-            return shape_of_folder(known, precision, checkpointing)
+            return shape_of_folder(known, precision, checkpointing, adapter)
     if name.startswith(("hf-hub:", "local-dir:")):
         raise ModeError(
             f"seed.name: the shape of '{name}' is not known here",
             "`dvc repro seed` fetches it, or --model names its like",
         )
-    return shape_of(ModelParams(name=name), None, words, precision, checkpointing)
+    return shape_of(ModelParams(name=name), None, words, precision, checkpointing, adapter)
 
 
 def _embedder_shape(project: Project, model: ModelShape, words: float) -> EmbedderShape:

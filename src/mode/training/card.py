@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mode.clip.device import without_numbers
 from mode.clip.model import Clip
 from mode.training.checkpoint import RunState
 from mode.training.distribution import Group
@@ -112,7 +113,7 @@ def flops_per_pair(clip: Clip) -> int:
 
 def _flops_per_pair(clip: Clip, device: str) -> int:
     pairs = 2  # batch norm wants more than one
-    model = copy.deepcopy(clip.model).to(device).train()
+    model = (without_numbers(clip.model) if device == "meta" else copy.deepcopy(clip.model).to(device)).train()
     size = clip.preprocess_cfg["size"]
     dtype = next(parameter.dtype for parameter in model.visual.parameters() if parameter.ndim > 1)
     images = torch.zeros(pairs, 3, size, size, dtype=dtype, device=device)
