@@ -37,17 +37,19 @@ def trained_again() -> tuple[Difference, Difference]:
 
 
 def test_the_first_claim_is_what_the_experiments_found() -> None:
-    length, headline = chapter("length"), chapter("headline")
-    lines = {line.label: line for each in (length, headline) for line in each.lines}
+    length, headline, many = (chapter(name) for name in ("length", "headline", "figure3"))
+    lines = {line.label: line for each in (length, headline, many) for line in each.lines}
     rows = {label: line.figures["zero-shot"].mean for label, line in lines.items()}
     claims = {
-        (claim.compared.row, claim.compared.than): claim.difference for claim in (*length.claims, *headline.claims)
+        (claim.compared.row, claim.compared.than): claim.difference
+        for claim in (*length.claims, *headline.claims, *many.claims)
     }
     longer, top, long, longest, short = (
         claims[f"MoDE-4{arm} {times}", f"dense-long {times}"]
         for arm, times in (("", "2x"), (" top-1", "2x"), ("", "4x"), ("", "8x"), ("", "1x"))
     )
     larger = claims["M MoDE-4", "L dense"]
+    eight, sixteen = (claims[f"MoDE-{n}", f"dense-long of MoDE-{n}"] for n in (8, 16))
     again, together = trained_again()
     text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
     said = re.search(r"\*\*What it gives, and at what cost\.\*\*(.*?)\[docs/paper\.md\]", text)
@@ -59,6 +61,8 @@ def test_the_first_claim_is_what_the_experiments_found() -> None:
         top.mean,
         *(again.mean, again.low, again.high),
         *(together.mean, together.low, together.high),
+        *(rows["MoDE-8"], rows["dense-long of MoDE-8"], eight.mean, eight.low, eight.high),
+        *(rows["MoDE-16"], rows["dense-long of MoDE-16"], sixteen.mean, sixteen.low, sixteen.high),
         *(rows["MoDE-4 4x"], rows["dense-long 4x"]),
         *(long.mean, long.low, long.high),
         *(rows["MoDE-4 8x"], rows["dense-long 8x"]),
@@ -71,8 +75,9 @@ def test_the_first_claim_is_what_the_experiments_found() -> None:
     assert figures == [pytest.approx(figure, abs=0.0501) for figure in found]
     assert (longer.word, long.word) == ("better", "better")
     assert (longest.word, short.word) == ("undecided", "undecided")
+    assert (eight.word, sixteen.word) == ("better", "undecided")
     assert (larger.word, again.word, together.word, together.seeds) == ("better", "undecided", "better", 6)
-    assert {claim.seeds for claim in (longer, top, long, longest, short, larger)} == {3}
+    assert {claim.seeds for claim in (longer, top, long, longest, short, larger, eight, sixteen)} == {3}
     assert rows["L dense"] == pytest.approx(rows["M dense"], abs=0.5)  # its size did nothing
     fewer = (100 - rows["MoDE-4 4x"]) / (100 - rows["dense-long 4x"])
     assert "a fifth fewer errors" in said[1]
