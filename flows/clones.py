@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+
+import yaml
 
 from mode.errors import ModeError
 
@@ -23,6 +27,14 @@ def head_of(root: Path) -> str:
         return git(root, "rev-parse", "--verify", "HEAD")
     except ModeError:
         raise ModeError(f"{root}: no commit yet", "commit the project: runs are of a commit") from None
+
+
+def code_of(root: Path, commit: str, stages: AbstractSet[str]) -> str:
+    """A digest of the code that some of dvc.yaml's stages name: DVC makes what they make anew where it is another."""
+    listed = yaml.safe_load(git(root, "show", f"{commit}:dvc.yaml"))["stages"]
+    needs = [(listed[name].get("do") or listed[name])["deps"] for name in sorted(stages & listed.keys())]
+    files = git(root, "ls-tree", commit, "--", *sorted({path for each in needs for path in each}))
+    return hashlib.sha256(files.encode()).hexdigest()[:12]
 
 
 def git(root: Path, *arguments: str) -> str:

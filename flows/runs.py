@@ -24,17 +24,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 
-from flows.clones import cache_of, command, environment, git, head_of
+from flows.clones import cache_of, code_of, command, environment, git, head_of
 from flows.devices import Place, places_for, stage_settings, visible_gpus
 from flows.locks import Lock, holder, is_held, take
 from flows.overrides import set_params
+from flows.progress import TRAININGS
 from flows.supervise import STOPPED, supervised
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment, load_experiment
@@ -140,9 +141,14 @@ class Runner:
         return samples / seconds if seconds else None
 
     def made(self) -> set[str]:
-        """Keys of the trainings that finished runs of any experiment have left in the cache."""
-        found = [files.trainings for files in self.paths.all_runs() if files.trainings.is_file()]
-        return {key for file in found for key in _read_keys(file)}
+        """Keys of the trainings that finished runs of any experiment have left in the cache, by today's code."""
+        found = [_read_made(files.trainings) for files in self.paths.all_runs() if files.trainings.is_file()]
+        return {key for made in found if made.code == self._code for key in made.trainings}
+
+    @cached_property
+    def _code(self) -> str:
+        """Of the trainings that begin now."""
+        return code_of(self.root, "HEAD", TRAININGS)
 
     def make(self, places: Sequence[Place]) -> int:
         """Make the chosen that are not done, as many side by side as there are places; returns the exit code."""
@@ -359,7 +365,8 @@ class Runner:
             shutil.rmtree(files.kept(model), ignore_errors=True)
             files.kept(model).parent.mkdir(exist_ok=True)
             command(files.clone, self.root, "mode.cli", "export-model", model, str(files.kept(model)))
-        write_json(files.trainings, sorted(run.trainings))
+        code = code_of(self.root, files.commit.read_text(encoding="utf-8"), TRAININGS)
+        write_json(files.trainings, {"code": code, "trainings": sorted(run.trainings)})
         save_table(rows, files.rows)
         if not self.keep:
             shutil.rmtree(files.clone, ignore_errors=True)
@@ -387,15 +394,24 @@ def _let_go(locks: Iterable[Lock]) -> None:
         lock.close()
 
 
-def _read_keys(path: Path) -> list[str]:
-    """Keys of trainings that a finished run has left."""
+class _Made(NamedTuple):
+    """What a finished run has left: keys of trainings, and the code that made them."""
+
+    code: str
+    trainings: list[str]
+
+
+def _read_made(path: Path) -> _Made:
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        keys = None
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise ModeError(f"{path}: damaged", f"remove {path.parent}: its run is made again, out of the cache")
-    return keys
+        content = None
+    if isinstance(content, list):  # of a version that did not note the code
+        content = {"code": "unknown", "trainings": content}
+    match content:
+        case {"code": str(code), "trainings": list(keys)} if all(isinstance(key, str) for key in keys):
+            return _Made(code, keys)
+    raise ModeError(f"{path}: damaged", f"remove {path.parent}: its run is made again, out of the cache")
 
 
 def own_parameters(experiment: Experiment, run: str, quick: bool = False) -> dict[str, Any]:

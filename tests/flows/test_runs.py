@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from flows.clones import head_of
+from flows.clones import code_of, head_of
 from flows.devices import Place
 from flows.locks import take
 from flows.overrides import set_params
@@ -159,6 +160,44 @@ def test_runs_are_of_a_commit_of_the_project_itself(tmp_path: Path) -> None:
     (tmp_path / "part").mkdir()
     with pytest.raises(ModeError, match=r"part: is a part of the git repository"):
         head_of(tmp_path / "part")
+
+
+def test_trainings_count_as_made_by_the_same_code_alone(tmp_path: Path) -> None:
+    """Else two runs at once would each make what both have in common, as the cache has it of other code only."""
+    stages = {
+        "seed": {"cmd": "true", "deps": ["${seed_from}", "src/loop", "data/index"]},
+        "expert": {"foreach": ["a"], "do": {"cmd": "true", "deps": ["models/seed", "src/loop", "src/clusters.py"]}},
+        "evaluate": {"cmd": "true", "deps": ["src/evaluation.py"]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (tmp_path / "src/loop").mkdir(parents=True)
+    for name in ("loop/step.py", "clusters.py", "evaluation.py"):
+        (tmp_path / "src" / name).write_text("first")
+    git(tmp_path, "init", "--quiet")
+
+    def committed() -> str:
+        git(tmp_path, "add", "src", "dvc.yaml")
+        git(tmp_path, "commit", "--quiet", "--message=x")
+        return code_of(tmp_path, "HEAD", {"seed", "expert", "dense"})
+
+    def found() -> set[str]:
+        return Runner(tmp_path, "x", made, runs, runs, quick=False, keep=False).made()
+
+    first = committed()
+    made = made_of(a={})
+    [run] = runs = plan_runs("x", made, CONTENT, {}, [0])
+    trainings = Paths(tmp_path).experiment_run(run.key).trainings
+    trainings.parent.mkdir(parents=True)
+    trainings.write_text(json.dumps({"code": first, "trainings": ["k"]}))
+    assert found() == {"k"}
+    (tmp_path / "src/evaluation.py").write_text("second")
+    assert (committed(), found()) == (first, {"k"})
+    for name in ("loop/step.py", "clusters.py"):
+        (tmp_path / "src" / name).write_text("second")
+        assert committed() != first
+        assert found() == set()
+    trainings.write_text('["k"]')  # by a version that did not note the code
+    assert found() == set()
 
 
 def test_damaged_records_of_runs_are_one_line(tmp_path: Path) -> None:
