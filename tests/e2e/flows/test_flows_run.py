@@ -16,7 +16,8 @@ from httpx import HTTPStatusError
 from flows.stage import unkept
 from mode.parallel import cores
 from tests.e2e.conftest import small_disk
-from tests.waiting import wait_until
+from tests.e2e.flows.conftest import terminal
+from tests.waiting import LONG, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -94,7 +95,25 @@ def test_expert_that_keeps_failing_is_left_out_and_the_run_says_so(project: Any,
     assert [event["stage"] for event in project.events("start")[before:]] == ["expert-1", "evaluate", "report"]
 
 
-def test_two_flows_on_one_project(project: Any, page: Any) -> None:
+def by_another_server(project: Any, home: Path) -> subprocess.Popen[str]:
+    """A flow that waits for nobody, and knows nothing of the page's server: Prefect starts one for it."""
+    code = (
+        "import sys; from flows.evaluate import evaluate; from flows.devices import Machine\n"
+        "state = evaluate(machine=Machine(devices='cpu', wait=False), return_state=True)\n"
+        "sys.exit(f'{state.type.value}: {state.message}')"
+    )
+    own = {"PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "1000"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=project.root,
+        env=terminal() | own | {"PYTHONPATH": str(project.root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_flows_on_one_project(project: Any, page: Any, tmp_path: Path) -> None:
     project.fresh(held=("expert-0",))
     first = page.start("train-expert", experts=["expert-0"])
     wait_until(lambda: project.events("start", "expert-0"), lambda: page.text(first))
@@ -102,6 +121,11 @@ def test_two_flows_on_one_project(project: Any, page: Any) -> None:
     state = page.await_end(impatient)
     assert state.type == "FAILED"
     assert "this project is held by train-expert run" in state.message
+    elsewhere = by_another_server(project, tmp_path)
+    said, _ = elsewhere.communicate(timeout=LONG)
+    assert elsewhere.returncode == 1, said
+    [ended] = [line for line in said.splitlines() if line.startswith("FAILED: ")]
+    assert "this project is held by train-expert run" in ended
     patient = page.start("evaluate")
     wait_until(lambda: "waiting: this project" in page.text(patient), lambda: page.text(patient))
     project.release()
