@@ -36,7 +36,7 @@ from flows.devices import Place, places_for, stage_settings, visible_gpus
 from flows.locks import Lock, holder, is_held, take
 from flows.overrides import set_params
 from flows.progress import TRAININGS
-from flows.supervise import STOPPED, supervised
+from flows.supervise import STOPPED
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment, load_experiment
 from mode.experiments.findings import figures_of_runs
@@ -254,13 +254,14 @@ class Runner:
         clone = self._prepared(run)
         # Runs on a GPU share the cores; on the CPU, each has one.
         threads = 1 if place.device == "cpu" else max(1, cores() // len(places))
-        running = [sys.executable, "-m", "dvc", "exp", "run"]
+        running = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
         targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
         running += ["--name", run.name, *set_params(run.overrides), *targets]
+        stopping = {"MODE_STOP_SECONDS": f"{load_params(self.paths.params_file).machine.stop_seconds:g}"}
         process = subprocess.Popen(
-            supervised(running, load_params(self.paths.params_file).machine.stop_seconds),
+            running,
             cwd=clone,
-            env=environment(clone, self.root) | stage_settings(place.settings, threads, ""),
+            env=environment(clone, self.root) | stage_settings(place.settings, threads, "") | stopping,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -19,7 +19,6 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.devices import stage_settings
-from flows.supervise import supervised
 from mode.params import load_params
 from mode.paths import Paths
 
@@ -182,8 +181,8 @@ def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) 
         if _stopping.is_set():
             raise StageStopped("not started: the run is being stopped")
         process = subprocess.Popen(
-            supervised(command, seconds),
-            env=kept | {"PATH": path, "PYTHONUNBUFFERED": "1"} | settings,
+            [sys.executable, "-m", "flows.supervise", *command],
+            env=kept | {"PATH": path, "PYTHONUNBUFFERED": "1", "MODE_STOP_SECONDS": f"{seconds:g}"} | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

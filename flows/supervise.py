@@ -1,8 +1,8 @@
-"""Run one command so that it never leaves a process behind: `python -m flows.supervise SECONDS COMMAND ...`.
+"""Run one command so that it never leaves a process behind: `python -m flows.supervise COMMAND ...`.
 
 Stands between a flow and `dvc repro`. DVC dies of the SIGTERM that a cancel sends to the whole process group, while
 its stage still writes a checkpoint; and it closes inherited files, so the stage cannot hold a lock. This process can do
-both: it adopts orphans of its command (Linux: child subreaper), passes SIGTERM and SIGINT on, allows so many `SECONDS`
+both: it adopts orphans of its command (Linux: child subreaper), passes SIGTERM and SIGINT on, allows `GRACE` seconds
 for the checkpoint, kills what is left, and ends last, so the locks it inherited are freed when the last process has
 gone. If the flow dies, it is told by the kernel and does the same.
 
@@ -25,15 +25,12 @@ import psutil
 
 from mode.processes import adopt_orphans, die_with_parent
 
+#: Seconds between SIGTERM and SIGKILL: `machine.stop_seconds`, which a flow says here.
+GRACE = float(os.environ.get("MODE_STOP_SECONDS", "12"))
 STOPPED = 128 + signal.SIGTERM
 
 
-def supervised(command: Iterable[str], seconds: float) -> list[str]:
-    """`command` under supervision, with so many seconds between SIGTERM and SIGKILL."""
-    return [sys.executable, "-m", "flows.supervise", f"{seconds:g}", *command]
-
-
-def main(seconds: float, command: list[str]) -> int:
+def main(command: list[str]) -> int:
     """Run the command and wait until it and all its descendants are gone."""
     told = 0.0
 
@@ -66,7 +63,7 @@ def main(seconds: float, command: list[str]) -> int:
             continue
         if told or code is not None:  # an orphan of a command that has ended is told to end as well
             told = told or time.monotonic()
-            _tell(psutil.Process().children(recursive=True), warned, kill=time.monotonic() - told > seconds)
+            _tell(psutil.Process().children(recursive=True), warned, kill=time.monotonic() - told > GRACE)
         time.sleep(0.05)
     relay.join()
     if code is None or (told and code < 0):
@@ -100,4 +97,4 @@ def _tell(processes: Iterable[psutil.Process], warned: set[psutil.Process], kill
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(sys.argv[1:]))

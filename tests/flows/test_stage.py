@@ -59,7 +59,7 @@ def test_a_command_that_does_not_stop_has_the_seconds_of_params_yaml_or_the_envi
     thread.start()
     wait_until(lambda: (tmp_path / "pid").is_file())
     started = [each for each in psutil.Process(os.getpid()).children() if "flows.supervise" in each.cmdline()]
-    assert [each.cmdline()[3] for each in started] == [seconds]
+    assert [each.environ()["MODE_STOP_SECONDS"] for each in started] == [seconds]
     stage.stop_all()
     thread.join()
     assert "stopped" in str(ended[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.supervise import supervised
 from tests.waiting import LONG, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
@@ -29,8 +29,9 @@ sys.exit(143)
 """
 
 
-def run(code: str, *arguments: str, seconds: float = LONG) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(supervised([sys.executable, "-c", code, *arguments], seconds))
+def supervised(code: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, env={**os.environ, **settings})
 
 
 def is_gone(process: int) -> bool:
@@ -49,17 +50,17 @@ def started(checkpoint: Path) -> int:
 
 @pytest.mark.parametrize("code", [0, 1, 130, 143])
 def test_exit_code_is_that_of_the_command(code: int) -> None:
-    assert run(f"raise SystemExit({code})").wait(LONG) == code
+    assert supervised(f"raise SystemExit({code})").wait(LONG) == code
 
 
 def test_killed_command_gives_the_code_that_a_shell_gives() -> None:
-    assert run("import os; os.kill(os.getpid(), 9)").wait(LONG) == 137
+    assert supervised("import os; os.kill(os.getpid(), 9)").wait(LONG) == 137
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_waits_for_the_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     checkpoint = tmp_path / "checkpoint"
-    process = run(STAGE, str(checkpoint))
+    process = supervised(STAGE, str(checkpoint))
     stage = started(checkpoint)
     process.send_signal(number)
     assert process.wait(LONG) == 143
@@ -71,7 +72,7 @@ def test_stage_whose_dvc_died_still_gets_to_write_its_checkpoint(tmp_path: Path)
     checkpoint = tmp_path / "checkpoint"
     # A parent that dies of SIGTERM at once, as DVC does, with the stage as its child.
     dvc = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STAGE!r}, sys.argv[1]]).wait()"
-    process = run(dvc, str(checkpoint))
+    process = supervised(dvc, str(checkpoint))
     stage = started(checkpoint)
     process.terminate()
     assert process.wait(LONG) == 143
@@ -85,7 +86,7 @@ def test_output_is_passed_on_and_nobody_who_reads_it_stops_no_stage(tmp_path: Pa
         "while not told:",
         "while not told:\n    open(sys.argv[1] + '.steps', 'a').write('step'); print('step', flush=True)",
     )
-    command = supervised([sys.executable, "-c", talkative, str(checkpoint)], LONG)
+    command = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", talkative, str(checkpoint)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "step\n"
@@ -104,7 +105,7 @@ def test_command_that_does_not_stop_is_killed(tmp_path: Path) -> None:
         "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN);"
         "open(sys.argv[1] + '.pid', 'w').write(str(os.getpid())); time.sleep(60)"
     )
-    process = run(deaf, str(note), seconds=0.3)
+    process = supervised(deaf, str(note), MODE_STOP_SECONDS="0.3")
     stage = started(note)
     process.terminate()
     assert process.wait(LONG) == 143
@@ -117,8 +118,8 @@ def test_command_ends_with_the_supervisor_s_parent(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()",
-            *supervised([sys.executable, "-c", STAGE, str(checkpoint)], LONG),
+            "import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'flows.supervise', *sys.argv[1:]]).wait()",
+            *(sys.executable, "-c", STAGE, str(checkpoint)),
         ]
     )
     stage = started(checkpoint)
