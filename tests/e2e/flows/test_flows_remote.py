@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from prefect.client.schemas.actions import WorkPoolCreate
 
+from tests.waiting import wait_until
+
 pytestmark = pytest.mark.e2e
 
 
@@ -76,7 +78,7 @@ def test_a_worker_elsewhere_trains_an_expert_that_the_ensemble_takes_in(
     state = page.await_end(run)
     assert state.name == "Incomplete", page.text(run)
     assert "without expert-0, expert-2, expert-3" in state.message
-    assert "expert@expert-0: nobody has made it yet" in page.text(run)
+    wait_until(lambda: "expert@expert-0: nobody has made it yet" in page.text(run), lambda: page.text(run))
     assert [event["stage"] for event in project.events("start")] == ["data", "seed", "ensemble", "evaluate", "report"]
     models = json.loads((project.root / "reports" / "metrics.json").read_text())["models"]
     assert models == ["ensemble", "expert-1", "seed"]

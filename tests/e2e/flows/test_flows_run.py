@@ -52,7 +52,7 @@ def test_flow_leaves_what_dvc_repro_leaves_and_runs_nothing_twice(project: Any, 
     assert {how[expert] for expert in EXPERTS} == {("cpu", str(max(1, cores() // 2)))}
     assert how["data"] == how["report"] == (None, None)
     wait_until(lambda: set(page.tasks(run)) == set(by_flow))
-    assert "expert-2: step 30" in page.text(run)  # the stage's own output
+    wait_until(lambda: "expert-2: step 30" in page.text(run), lambda: page.text(run))  # the stage's own output
 
     # The same by DVC alone, in a copy that has no results and no cache.
     copy = type(project)(tmp_path / "copy")
@@ -164,8 +164,9 @@ def test_what_the_cache_has_no_room_for_is_not_made_again(project: Any, page: An
                 while True:
                     file.write(bytes(4096))
             run = page.start("pipeline")
-            assert page.await_end(run).type == "FAILED", page.text(run)
-            assert "data is done, but DVC's cache has not taken it: [Errno 28] No space left" in page.text(run)
+            state = page.await_end(run)
+            assert state.type == "FAILED", page.text(run)
+            assert "data is done, but DVC's cache has not taken it: [Errno 28] No space left" in state.message
             assert page.tasks(run)["data"].state_name == "Not kept"
             assert len(project.events("start", "data")) == 1
             assert project.events("start", "seed") == []
