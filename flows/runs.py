@@ -36,7 +36,7 @@ from flows.devices import Place, places_for, stage_settings, visible_gpus
 from flows.locks import Lock, holder, is_held, take
 from flows.overrides import set_params
 from flows.progress import TRAININGS
-from flows.supervise import STOPPED
+from flows.supervise import STOPPED, allowing
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment, load_experiment
 from mode.experiments.findings import figures_of_runs
@@ -257,7 +257,7 @@ class Runner:
         running = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
         targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
         running += ["--name", run.name, *set_params(run.overrides), *targets]
-        stopping = {"MODE_STOP_SECONDS": f"{load_params(self.paths.params_file).machine.stop_seconds:g}"}
+        stopping = allowing(load_params(self.paths.params_file).machine.stop_seconds)
         process = subprocess.Popen(
             running,
             cwd=clone,

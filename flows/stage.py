@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.devices import stage_settings
+from flows.supervise import allowing
 from mode.params import load_params
 from mode.paths import Paths
 
@@ -182,7 +183,7 @@ def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) 
             raise StageStopped("not started: the run is being stopped")
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.supervise", *command],
-            env=kept | {"PATH": path, "PYTHONUNBUFFERED": "1", "MODE_STOP_SECONDS": f"{seconds:g}"} | settings,
+            env=kept | {"PATH": path, "PYTHONUNBUFFERED": "1"} | allowing(seconds) | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -25,9 +25,15 @@ import psutil
 
 from mode.processes import adopt_orphans, die_with_parent
 
-#: Seconds between SIGTERM and SIGKILL: `machine.stop_seconds`, which a flow says here.
-GRACE = float(os.environ.get("MODE_STOP_SECONDS", "12"))
+_VARIABLE = "MODE_STOP_SECONDS"
+#: Seconds between SIGTERM and SIGKILL: `machine.stop_seconds`, as `allowing` says it.
+GRACE = float(os.environ.get(_VARIABLE, "12"))
 STOPPED = 128 + signal.SIGTERM
+
+
+def allowing(seconds: float) -> dict[str, str]:
+    """What tells a supervisor its `GRACE`, and the training under it the same, in the environment."""
+    return {_VARIABLE: str(seconds)}
 
 
 def main(command: list[str]) -> int:

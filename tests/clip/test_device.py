@@ -93,7 +93,14 @@ def test_attention_is_left_to_kernels_whose_gradients_are_numbers() -> None:
     assert torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
-def test_a_copy_without_numbers_has_the_same_names_shapes_and_gradients_and_copies_nothing() -> None:
+def test_a_copy_without_numbers_has_the_same_names_shapes_and_gradients_and_copies_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a tensor was copied")
+
+    for kind in (torch.Tensor, torch.nn.Parameter):
+        monkeypatch.setattr(kind, "__deepcopy__", refuse)
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
     network[0].bias.requires_grad_(False)
     copied = without_numbers(network)

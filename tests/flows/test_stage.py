@@ -57,10 +57,12 @@ def test_a_command_that_does_not_stop_has_the_seconds_of_params_yaml_or_the_envi
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    wait_until(lambda: (tmp_path / "pid").is_file())
-    started = [each for each in psutil.Process(os.getpid()).children() if "flows.supervise" in each.cmdline()]
-    assert [each.environ()["MODE_STOP_SECONDS"] for each in started] == [seconds]
-    stage.stop_all()
+    try:
+        wait_until(lambda: (tmp_path / "pid").is_file())
+        started = [each for each in psutil.Process(os.getpid()).children() if "flows.supervise" in each.cmdline()]
+        assert [each.environ()["MODE_STOP_SECONDS"] for each in started] == [seconds]
+    finally:
+        stage.stop_all()
     thread.join()
     assert "stopped" in str(ended[0])
     assert not started[0].is_running()

@@ -301,7 +301,7 @@ def test_experts_that_are_adapters_worked_out_by_hand(workload: Make, machines: 
         learnt_bytes=400_000,
         footprint=Footprint(activations=Line(3e6, 1.2e6), image=Line(0.0, 2e5), text=Line(0.0, 1e5)),
     )
-    work = replace(workload(), adapter=adapter)
+    work = replace(workload(training={"adapter": {"rank": 4}}), adapter=adapter)
     found = make_plan(work, on_gpus(machines(gpus=2), 1e9), rates(**MEMORY))
     whole = stages_of(make_plan(workload(), on_gpus(machines(gpus=2), 1e9), rates(**MEMORY)))
     plan = stages_of(found)

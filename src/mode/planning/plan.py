@@ -26,7 +26,7 @@ from mode.planning.machines import Cluster
 from mode.planning.rates import SourcedRates
 from mode.planning.shape import ModelShape
 from mode.roles import EXPERT, SEED, UPDATE, Role
-from mode.training.plan import TrainPlan
+from mode.training.plan import TrainPlan, adapter_of
 
 #: Operations of a pair below which a GPU waits for Python to start its kernels: the demo's 0.04 GFLOP reach 5,100
 #: samples/s on an H100 (docs/performance.md), a six-hundredth of what its peak and share say.
@@ -204,7 +204,7 @@ class Workload:
 
     def trained_by(self, role: Role) -> ModelShape:
         """What a training of this role trains."""
-        return self.adapter if self.adapter is not None and role.kind == EXPERT.kind else self.model
+        return self.adapter if self.adapter and adapter_of(role, self.params.training) else self.model
 
 
 def make_plan(work: Workload, cluster: Cluster, sourced: SourcedRates, price: float | None = None) -> Plan:

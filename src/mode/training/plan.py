@@ -161,8 +161,8 @@ class Training:
 
     @property
     def adapter(self) -> AdapterParams | None:
-        """How its model is an adapter of the seed's, if it is: experts alone are, and what goes on from them."""
-        return self.recipe.adapter if self.plan.role.kind == "expert" else None
+        """As `adapter_of`."""
+        return adapter_of(self.plan.role, self.recipe)
 
     @cached_property
     def parent_weights(self) -> str | None:
@@ -186,6 +186,11 @@ class Training:
         for each in (plan.pairs.digest, *index):
             digest.update(each.encode())
         return digest.hexdigest()
+
+
+def adapter_of(role: Role, recipe: TrainingParams) -> AdapterParams | None:
+    """How a role's model is an adapter of the seed's, if it is: experts alone are, and what goes on from them."""
+    return recipe.adapter if role.kind == "expert" else None
 
 
 def make_plan(
@@ -256,7 +261,7 @@ def make_plan(
     ends = {"seed": seed, "dense": dense, "total": seed + experts * (dense - seed), "expert": seed + own}
     ends["update"] = begins + own
     first, last = begins if is_update else 0 if parent is None else seed, ends[role.length]
-    adapter = recipe.adapter if role.kind == "expert" else None
+    adapter = adapter_of(role, recipe)
     begins_anew = adapter is not None or is_update
     warmup = min(recipe.warmup, own // 4) if is_update else recipe.warmup
     if not is_update and (adapter or not recipe.seed_epochs) and recipe.warmup >= last - first:

@@ -95,7 +95,7 @@ def test_expert_that_keeps_failing_is_left_out_and_the_run_says_so(project: Any,
     assert [event["stage"] for event in project.events("start")[before:]] == ["expert-1", "evaluate", "report"]
 
 
-def by_another_server(project: Any, home: Path) -> subprocess.Popen[str]:
+def by_another_server(project: Any, home: Path) -> subprocess.CompletedProcess[str]:
     """A flow that waits for nobody, and knows nothing of the page's server: Prefect starts one for it."""
     code = (
         "import sys; from flows.evaluate import evaluate; from flows.devices import Machine\n"
@@ -103,13 +103,13 @@ def by_another_server(project: Any, home: Path) -> subprocess.Popen[str]:
         "sys.exit(f'{state.type.value}: {state.message}')"
     )
     own = {"PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "1000"}
-    return subprocess.Popen(
+    return subprocess.run(
         [sys.executable, "-c", code],
         cwd=project.root,
         env=terminal() | own | {"PYTHONPATH": str(project.root)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
+        timeout=LONG,
     )
 
 
@@ -122,9 +122,8 @@ def test_two_flows_on_one_project(project: Any, page: Any, tmp_path: Path) -> No
     assert state.type == "FAILED"
     assert "this project is held by train-expert run" in state.message
     elsewhere = by_another_server(project, tmp_path)
-    said, _ = elsewhere.communicate(timeout=LONG)
-    assert elsewhere.returncode == 1, said
-    [ended] = [line for line in said.splitlines() if line.startswith("FAILED: ")]
+    assert elsewhere.returncode == 1, elsewhere.stderr
+    [ended] = [line for line in elsewhere.stderr.splitlines() if line.startswith("FAILED: ")]
     assert "this project is held by train-expert run" in ended
     patient = page.start("evaluate")
     wait_until(lambda: "waiting: this project" in page.text(patient), lambda: page.text(patient))
