@@ -23,7 +23,7 @@ from mode.clustering.assignment import Assignment
 from mode.data.images import decode
 from mode.data.shards.index import PairIndex
 from mode.data.shards.manifest import build_manifest
-from mode.params import ImageParams, ModelParams, SourceParams
+from mode.params import ClusteringParams, ImageParams, ModelParams, SourceParams
 from mode.permutation import permuted
 from mode.planning.hours import simcse_flops_per_caption
 from mode.planning.measure import (
@@ -31,6 +31,7 @@ from mode.planning.measure import (
     bytes_of,
     decode_rate,
     encoder_rate,
+    fit_rate,
     index_rate,
     lsa_rate,
     some_images,
@@ -39,7 +40,7 @@ from mode.planning.measure import (
 from mode.planning.shape import shape_of
 from mode.planning.trial import cpu_seconds
 
-FINE, DIMENSIONS = 1024, 768
+FINE, DIMENSIONS, FITTED = 1024, 768, 65_536
 
 
 def show(what: str, rate: float, unit: str) -> None:
@@ -87,9 +88,11 @@ def embedding_rates(index: PairIndex) -> None:
 
 
 def assignment_rates(folder: Path) -> None:
-    """Nearest of 1,024 centres of 768 dimensions; size of a file of random assignments; shuffle of a pass."""
+    """Nearest of 1,024 centres of 768 dimensions, and a fit; a file of random assignments; the shuffle of a pass."""
     show(f"assign, m = {FINE}, d = {DIMENSIONS}", assign_rate(FINE, DIMENSIONS), "pairs/s")
     random = np.random.default_rng(0)
+    vectors = random.standard_normal((FITTED, DIMENSIONS), dtype=np.float32).astype(np.float16)
+    show(f"fit, m = {FINE}, d = {DIMENSIONS}", fit_rate(vectors, ClusteringParams(), FINE), "multiply-adds/s")
     pairs = 1_000_000
     fine, coarse = (random.integers(0, most, pairs).astype(np.int32) for most in (FINE, 4))
     Assignment(fine, coarse, random.random(pairs, dtype=np.float32)).save(folder / "assignment.parquet")

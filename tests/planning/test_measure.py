@@ -15,12 +15,16 @@ from PIL import Image
 from mode.data.glyphs.dataset import write_glyph_shards
 from mode.data.shards.manifest import Manifest, build_manifest
 from mode.errors import ModeError
-from mode.params import GlyphParams, ImageParams, Params, SourceParams, parse_params
+from mode.params import ClusteringParams, GlyphParams, ImageParams, Params, SourceParams, parse_params
 from mode.planning import measure as measuring
 from mode.planning.measure import (
+    MODELS,
+    TABLES,
+    WORDS,
     bytes_of,
     decode_rate,
     first_rows,
+    fit_rate,
     index_rate,
     measure,
     own_encoder_rate,
@@ -79,7 +83,7 @@ def test_all_is_measured_and_nothing_is_left_behind(
     assert found.values["training_flops_per_core_second"] == pytest.approx(per_core)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "9 of 9 rates" in printed.err
+    assert "11 of 11 rates" in printed.err
     assert "index" not in printed.err  # bars of what is called stay away
 
 
@@ -97,20 +101,36 @@ def test_they_take_the_place_of_an_encoder_of_berts_shape(
 ) -> None:
     monkeypatch.setattr(measuring, "_WINDOWS", (1, 0.01))
     monkeypatch.setattr(measuring, "_VECTORS", 1_000)
-    monkeypatch.setattr(measuring, "start_seconds", lambda runs_models: 1.0 + runs_models)
+    monkeypatch.setattr(measuring, "start_seconds", lambda imports: float(len(imports)))
     monkeypatch.setattr(measuring, "own_encoder_rate", lambda *given: 2 * given[-1])
     own = parse_params({**params.model_dump(), "embedding": {"kind": "seed", "made_from": "models/seed"}})
     found = measure(own, manifest, root, dimensions=16, flops_per_pair=lambda words: 1e6 * words, flops_per_item=3e6)
     assert found.values["encoder_flops_per_core_second"] == 6e6
-    assert (found.values["start_seconds"], found.values["model_start_seconds"]) == (1.0, 2.0)
+    starts = {"start_seconds": TABLES, "words_start_seconds": WORDS, "model_start_seconds": MODELS}
+    assert {rate: found.values[rate] for rate in starts} == {rate: len(imports) for rate, imports in starts.items()}
 
 
-@pytest.mark.parametrize("runs_models", [False, True])
-def test_a_start_is_what_stages_import(runs_models: bool) -> None:
-    code = (measuring._STARTS_OF_MODELS if runs_models else measuring._STARTS) + "\nimport sys; print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("imports", "libraries"),
+    [(TABLES, set()), (WORDS, {"sklearn"}), (MODELS, {"torch", "open_clip", "mlflow"})],
+    ids=["tables", "words", "models"],
+)
+def test_a_start_is_what_stages_import(imports: str, libraries: set[str]) -> None:
+    code = f"{imports}\nimport sys; print(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {name in told for name in ("torch", "open_clip", "mlflow")} == {runs_models}
-    assert start_seconds(runs_models) > 0
+    assert {"sklearn", "torch", "open_clip", "mlflow"} & set(told) == libraries
+    assert start_seconds(imports) > 0
+
+
+def test_a_fit_is_counted_as_a_plan_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 vectors of 8 dimensions, 4 centres: 5 passes, the last, and 2 over 32 a centre, or all that there are."""
+    monkeypatch.setattr(measuring, "cpu_seconds", lambda work: (2.0, work()))
+    vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float16)
+    clustering = ClusteringParams(iterations=5)
+    assert fit_rate(vectors, clustering, fine=4) == 8 * 100 * 4 * 8 / 2
+    assert fit_rate(vectors[:3], clustering, fine=4) == 8 * 3 * 3 * 8 / 2  # no more centres than vectors
+    monkeypatch.setattr(measuring, "_FIT", 3 * 100 * 4 * 8)  # no time for more than three passes
+    assert fit_rate(vectors, clustering, fine=4) == 5 * 100 * 4 * 8 / 2
 
 
 def test_what_was_measured_can_be_kept(root: Path, tmp_path: Path) -> None:

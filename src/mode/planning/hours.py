@@ -18,9 +18,9 @@ TRAINER, START = "training process", "its start"
 #: Hours that each resource of a phase needs, were it alone.
 Phase = Mapping[str, float]
 
-#: Passes of a fit over the sample beyond `clustering.iterations`: the last one; and before, ten over so many vectors
-#: for each cluster (docs/performance.md, "Clustering").
-_LAST_PASS, _FIRST_PASSES, _FIRST_VECTORS = 1, 10, 32
+#: Passes of a fit over the sample beyond `clustering.iterations`: the last one; and before, half as many as these over
+#: so many vectors for each cluster (docs/performance.md, "Clustering").
+_LAST_PASS, _FIRST_VECTORS = 1, 32
 
 #: Small reads of an image in an index without decoding: two headers and a text.
 SMALL_READS = 3
@@ -101,7 +101,7 @@ def search_hours(vectors: float, centres: int, dimensions: int, multiply_adds_pe
 
 def fit_vectors(sample: float, centres: int, iterations: int) -> float:
     """Vectors that a fit searches for, each time it does: passes x sample, and the first ones over a few vectors."""
-    return sample * (iterations + _LAST_PASS) + min(sample, _FIRST_VECTORS * centres) * _FIRST_PASSES
+    return sample * (iterations + _LAST_PASS) + min(sample, _FIRST_VECTORS * centres) * (iterations // 2)
 
 
 def training_phases(

@@ -31,6 +31,8 @@ from pyarrow import parquet
 from mode.clip.model import build_model
 from mode.clip.tokenizer import fit_words
 from mode.clustering.assignment import assign
+from mode.clustering.kmeans import balanced_kmeans
+from mode.clustering.rows import Rows
 from mode.data.images import UndecodableImage
 from mode.data.loading.pixels import training_pixels
 from mode.data.loading.selection import Pairs
@@ -42,8 +44,8 @@ from mode.embedding.lsa import LsaEmbedder
 from mode.embedding.open_clip import OpenClipEmbedder
 from mode.errors import ModeError
 from mode.experiments.plan import training_plan, trainings_of
-from mode.params import ImageParams, IndexParams, Params
-from mode.planning.hours import ACCUMULATION, BERT_PARAMETERS, CAPTION_TOKENS
+from mode.params import ClusteringParams, ImageParams, IndexParams, Params
+from mode.planning.hours import ACCUMULATION, BERT_PARAMETERS, CAPTION_TOKENS, fit_vectors
 from mode.planning.machines import device_called
 from mode.planning.rates import OF_A_MODEL, Measured
 from mode.planning.trial import clusters_at, cpu_seconds
@@ -66,9 +68,14 @@ _SECONDS, _WINDOWS = 8.0, (5, 1.0)
 _FIRST_STEPS, _FLOPS_OF_STEP = 3, 1e11
 #: Captions that a model's own tower encodes, and of images a quarter.
 _ENCODED = 2_048
-#: What stages import before they can work: those that look at tables and vectors, and those that run models.
-_STARTS = "import mode.cli, mode.clustering.hierarchy, mode.data.shards.index, mode.embedding.base"
-_STARTS_OF_MODELS = """
+#: Multiply-adds of a trial fit: some seconds.
+_FIT = 2e11
+#: What stages import before they can work: those that look at tables and vectors, ...
+TABLES = "import mode.cli, mode.clustering.hierarchy, mode.data.shards.index, mode.embedding.base"
+#: ... those that learn words besides, and ...
+WORDS = f"{TABLES}, sklearn.feature_extraction.text"
+#: ... those that run models.
+MODELS = """
 import torch, mode.cli, mode.training.loop, mode.tracking.store
 mode.tracking.store.import_mlflow()
 parameter = torch.nn.Parameter(torch.ones(1))
@@ -189,11 +196,10 @@ def _clocked(work: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def start_seconds(runs_models: bool) -> float:
-    """What a new process takes of one core until a stage could work: what it imports, and torch's optimisers."""
-    code = _STARTS_OF_MODELS if runs_models else _STARTS
+def start_seconds(imports: str) -> float:
+    """What a new process takes of one core until a stage could work: it runs `TABLES`, `WORDS` or `MODELS`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", imports], check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -205,6 +211,24 @@ def assign_rate(fine: int, dimensions: int, vectors: int = _VECTORS) -> float:
     points = random.standard_normal((vectors, dimensions), dtype=np.float32).astype(np.float16)
     seconds, _ = cpu_seconds(lambda: assign(points, clusters_at(centres, 1)))
     return vectors / seconds
+
+
+def fit_rate(vectors: np.ndarray, clustering: ClusteringParams, fine: int, random_seed: int = 0) -> float:
+    """Multiply-adds a second of one core in a fit of balanced k-means, counted as a plan counts them.
+
+    A plan counts all passes that a fit may take; vectors of real captions settle sooner, so made-up ones would not do.
+
+    Args:
+        vectors: float16 or float32 [N, d], of captions.
+        clustering: how clusters are balanced, and the most passes; fewer where these take too long here.
+        fine: centres; no more than there are vectors.
+    """
+    count, dimensions = len(vectors), int(vectors.shape[1])
+    fine = min(fine, count)
+    passes = min(clustering.iterations, max(2, round(_FIT / (count * fine * dimensions))))
+    fit = partial(balanced_kmeans, Rows(vectors), fine, clustering.balance, passes, random_seed)
+    seconds, _ = cpu_seconds(fit)
+    return fit_vectors(count, fine, passes) * fine * dimensions / seconds
 
 
 @dataclass(frozen=True)
@@ -306,7 +330,7 @@ def measure(
         ModeError: the shards are not there, or have not one good pair.
     """
     values: dict[str, float] = {}
-    rates = 8 if params.seed.pretrained else 9
+    rates = 10 if params.seed.pretrained else 11
     with tempfile.TemporaryDirectory() as temporary, Progress("measure", rates, "rates") as bar:
 
         def quietly(work: Callable[[], Result]) -> Result:
@@ -341,12 +365,15 @@ def measure(
             fine, _ = params.clusters_of(params.training.source)
             vectors = quietly(lambda: assign_rate(fine, dimensions))
             values["assign_multiply_adds_per_core_second"] = vectors * fine * dimensions
+            embedded = embedder.encode(captions)
+            fitting = quietly(lambda: fit_rate(embedded, params.clustering, fine, params.random_seed))
+            values["fit_multiply_adds_per_core_second"] = fitting
 
         own = params.embedding.kind == "seed" and not params.seed.pretrained
         encoding = partial(own_encoder_rate, params, captions, flops_per_item) if own else encoder_rate
         values["encoder_flops_per_core_second"] = quietly(encoding)
-        values["start_seconds"] = quietly(partial(start_seconds, runs_models=False))
-        values["model_start_seconds"] = quietly(partial(start_seconds, runs_models=True))
+        starts = {"start_seconds": TABLES, "words_start_seconds": WORDS, "model_start_seconds": MODELS}
+        values |= {rate: quietly(partial(start_seconds, imports)) for rate, imports in starts.items()}
         flops = flops_per_pair(values["tokenizer_words"])
         device = "cpu"
         if not params.seed.pretrained:

@@ -331,7 +331,9 @@ class _Planner:
         before, after = [], []
         for source in self._work.pairs:
             before += [self._shards(source), self._index(source)]
-        after.append(_stage("embedder", self._embedders_start, [], disk_bytes=self._work.embedder.files_bytes))
+        rates, embedder = self._rates, self._work.embedder
+        start = rates.model_start_seconds if embedder.flops_per_item else rates.words_start_seconds
+        after.append(_stage("embedder", start, [], disk_bytes=embedder.files_bytes))
         for source in self._work.pairs:
             clustered = [self._cluster_stage(source)] if self._params.root_of(source) == source else []
             after += [self._embed(source), *clustered, self._assign(source)]
@@ -393,19 +395,20 @@ class _Planner:
         return rates.model_start_seconds if self._work.embedder.flops_per_item else rates.start_seconds
 
     def _cluster_stage(self, source: str) -> StagePlan:
-        """Fit on a sample, then count the words of some pairs, to name the clusters."""
+        """Fit on a sample, then find the clusters of some pairs and count their words, to name the clusters."""
         rates, pairs, d = self._rates, self._work.pairs[source], self._work.embedder.dimensions
         fine, coarse = self._params.clusters_of(source)
-        params, speed = self._params.clustering, self._search_speed
+        params = self._params.clustering
         named = min(float(SAMPLE), pairs)
         fitted = h.fit_vectors(min(params.sample, pairs), fine, params.iterations)
+        fitting = rates.fit_multiply_adds_per_core_second * self._cluster.cores_per_node
         phases: list[h.Phase] = [
-            {h.CORES: h.search_hours(fitted, fine, d, speed), h.STORAGE: self._reading_vectors(source)},
-            {h.CORES: h.search_hours(named, fine, d, speed)},
+            {h.CORES: h.search_hours(fitted, fine, d, fitting), h.STORAGE: self._reading_vectors(source)},
+            {h.CORES: h.search_hours(named, fine, d, self._search_speed)},
             {h.ONE_CORE: h.per_hour(named, rates.lsa_captions_per_core_second)},
         ]
-        disk = sizes.cluster_files_bytes(fine, coarse, d)
-        return _stage(f"cluster@{source}", rates.start_seconds, phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
+        disk, start = sizes.cluster_files_bytes(fine, coarse, d), rates.words_start_seconds
+        return _stage(f"cluster@{source}", start, phases, disk_bytes=disk, memory=sizes.STREAMING_BYTES)
 
     def _assign(self, source: str) -> StagePlan:
         pairs, d = self._work.pairs[source], self._work.embedder.dimensions

@@ -58,6 +58,8 @@ class Rates(BaseModel):
     """Of a neural embedder on a CPU; the default is 30 captions of 16 tokens a second through BERT base's shape."""
     assign_multiply_adds_per_core_second: Rate = _default(4.2e10, MEASURED_ELSEWHERE)
     """Of the search for nearest centres, pairs x centres x dimensions; 53,000 pairs/s at 1,024 x 768."""
+    fit_multiply_adds_per_core_second: Rate = _default(3.5e10, MEASURED_ELSEWHERE)
+    """Of a fit of balanced k-means, vectors x passes x centres x dimensions, as if it took all its passes."""
     training_flops_per_core_second: Rate = _default(4.1e10, MEASURED_ELSEWHERE)
     """Of a training on a CPU; the default is `mode plan --measure` with the demo's model."""
     training_share_of_peak: Share = _default(0.13, PUBLISHED)
@@ -74,6 +76,8 @@ class Rates(BaseModel):
     """Of a GPU's memory, what is left free: for gaps between tensors, and for those that live for one operation."""
     start_seconds: NotNegative = _default(1.0, MEASURED_ELSEWHERE)
     """What a stage takes of one core before it works: Python and what it imports."""
+    words_start_seconds: NotNegative = _default(2.3, MEASURED_ELSEWHERE)
+    """The same of a stage that learns words, from captions or for the names of clusters: scikit-learn besides."""
     model_start_seconds: NotNegative = _default(7.5, MEASURED_ELSEWHERE)
     """The same of a stage that runs models: a training, an encoder, the evaluation."""
     read_bytes_per_second: Rate = _default(3e9, ASSUMED)
