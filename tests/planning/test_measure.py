@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from mode.data.glyphs.dataset import write_glyph_shards
@@ -23,6 +24,7 @@ from mode.planning.measure import (
     WORDS,
     bytes_of,
     decode_rate,
+    evaluation_rate,
     first_rows,
     fit_rate,
     index_rate,
@@ -69,7 +71,15 @@ def test_all_is_measured_and_nothing_is_left_behind(
     monkeypatch.setattr(measuring, "_WINDOWS", (2, 0.01))
     monkeypatch.setattr(measuring, "_VECTORS", 1_000)
     before = sorted(root.rglob("*"))
-    found = measure(params, manifest, root, dimensions=16, flops_per_pair=lambda words: 1e6 * words, flops_per_item=0.0)
+    found = measure(
+        params,
+        manifest,
+        root,
+        dimensions=16,
+        flops_per_pair=lambda words: 1e6 * words,
+        flops_per_item=0.0,
+        flops_per_image=1e6,
+    )
     assert sorted(root.rglob("*")) == before
     of_others = {"training_share_of_peak", "inference_share_of_peak"}
     of_others |= {"read_bytes_per_second", "small_read_seconds", "gpu_context_bytes", "gpu_spare_share"}
@@ -83,7 +93,7 @@ def test_all_is_measured_and_nothing_is_left_behind(
     assert found.values["training_flops_per_core_second"] == pytest.approx(per_core)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "11 of 11 rates" in printed.err
+    assert "12 of 12 rates" in printed.err
     assert "index" not in printed.err  # bars of what is called stay away
 
 
@@ -104,7 +114,15 @@ def test_they_take_the_place_of_an_encoder_of_berts_shape(
     monkeypatch.setattr(measuring, "start_seconds", lambda imports: float(len(imports)))
     monkeypatch.setattr(measuring, "own_encoder_rate", lambda *given: 2 * given[-1])
     own = parse_params({**params.model_dump(), "embedding": {"kind": "seed", "made_from": "models/seed"}})
-    found = measure(own, manifest, root, dimensions=16, flops_per_pair=lambda words: 1e6 * words, flops_per_item=3e6)
+    found = measure(
+        own,
+        manifest,
+        root,
+        dimensions=16,
+        flops_per_pair=lambda words: 1e6 * words,
+        flops_per_item=3e6,
+        flops_per_image=1e6,
+    )
     assert found.values["encoder_flops_per_core_second"] == 6e6
     starts = {"start_seconds": TABLES, "words_start_seconds": WORDS, "model_start_seconds": MODELS}
     assert {rate: found.values[rate] for rate in starts} == {rate: len(imports) for rate, imports in starts.items()}
@@ -133,6 +151,15 @@ def test_a_fit_is_counted_as_a_plan_counts_it(monkeypatch: pytest.MonkeyPatch) -
     assert fit_rate(vectors, clustering, fine=4) == 5 * 100 * 4 * 8 / 2
 
 
+def test_the_evaluation_is_counted_for_each_thread(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 100 images of 2 MFLOP in half a second in every thread: 0.4 GFLOP/s each, however many there are."""
+    encoded: list[int] = []
+    monkeypatch.setattr(measuring, "_clocked", lambda work: encoded.append(len(work())) or 0.5)
+    few = parse_params({**params.model_dump(), "machine": {"inference_batch": 100}})
+    assert evaluation_rate(few, ["a red king"] * 10, flops_per_image=2e6) == 4e8
+    assert encoded == [torch.get_num_threads()]
+
+
 def test_what_was_measured_can_be_kept(root: Path, tmp_path: Path) -> None:
     measured = Measured("cpu", 1e6, {"image_bytes": 3.0})
     measured.save(tmp_path / "rates.json")
@@ -148,7 +175,9 @@ def test_an_interrupted_measurement_leaves_the_earlier_one(
     monkeypatch.setattr(measuring, "decode_rate", interrupted)
     before = sorted(root.rglob("*"))
     with pytest.raises(KeyboardInterrupt):
-        measure(params, manifest, root, dimensions=16, flops_per_pair=lambda _: 1e6, flops_per_item=0.0)
+        measure(
+            params, manifest, root, dimensions=16, flops_per_pair=lambda _: 1e6, flops_per_item=0.0, flops_per_image=1e6
+        )
     assert sorted(root.rglob("*")) == before
 
 

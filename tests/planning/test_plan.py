@@ -27,6 +27,7 @@ RATES = {
     "decode_images_per_core_second": 1e6,
     "index_checked_images_per_core_second": 10.0,
     "lsa_captions_per_core_second": 100.0,
+    "evaluation_flops_per_core_second": 2e9,
     "assign_multiply_adds_per_core_second": 2_000.0,
     "fit_multiply_adds_per_core_second": 1_000.0,
     "read_bytes_per_second": 1e12,
@@ -213,6 +214,8 @@ def test_on_cpus_a_training_is_one_process(workload: Make, machines: Machines) -
     plan = make_plan(workload(), on_cpu, rates(training_flops_per_core_second=5e10))
     seed = stages_of(plan)["seed"]
     assert (seed.hours, seed.bottleneck) == (pytest.approx(240 / 3600), "training process")
+    # 3,600 images x 5 models x 0.2 GFLOP on 4 cores of 2 GFLOP/s each
+    assert stages_of(plan)["evaluate"].hours == pytest.approx((450 + 3_600 / 4e6) / 3600)
 
 
 def test_a_pretrained_seed_is_not_trained(workload: Make, machines: Machines) -> None:

@@ -28,6 +28,8 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
+from mode.clip.device import side_by_side
+from mode.clip.encode import unit_vectors
 from mode.clip.model import build_model
 from mode.clip.tokenizer import fit_words
 from mode.clustering.assignment import assign
@@ -188,6 +190,27 @@ def own_encoder_rate(params: Params, captions: Sequence[str], flops_per_item: fl
     return flops_per_item / seconds / torch.get_num_threads()
 
 
+def evaluation_rate(params: Params, captions: Sequence[str], flops_per_image: float) -> float:
+    """Operations a second of a core in models' image towers, side by side as the evaluation runs them on a CPU.
+
+    By the clock, with all of torch's threads. Decoding is not part of it.
+
+    Args:
+        params: of the project.
+        captions: that the model's words are taken from.
+        flops_per_image: of an image in its tower, forward.
+    """
+    clip = build_model(params.model, params.image, captions, params.random_seed)
+    clip.model.eval()
+    size, threads = params.image.size, torch.get_num_threads()
+    batch = min(params.machine.inference_batch, _ENCODED // 4)
+    pixels = torch.zeros(batch, 3, size, size)
+    with side_by_side(torch.device("cpu"), threads) as run:
+        encode = partial(unit_vectors, clip.model.encode_image, pixels)
+        seconds = _clocked(lambda: run(encode, ["model"] * threads))
+    return flops_per_image * batch / seconds
+
+
 def _clocked(work: Callable[[], object]) -> float:
     """Seconds by the clock that it takes, once it has been done."""
     work()
@@ -314,6 +337,7 @@ def measure(
     dimensions: int,
     flops_per_pair: Callable[[float], float],
     flops_per_item: float,
+    flops_per_image: float,
 ) -> Measured:
     """Measure all that can be measured here, with a bar on standard error.
 
@@ -325,12 +349,13 @@ def measure(
         flops_per_pair: of the model, by the distinct words of the captions.
         flops_per_item: of the embedder, forward; with `embedding.kind: seed` its own towers are measured, otherwise an
             encoder of BERT base's shape.
+        flops_per_image: of an image in the model's tower, forward.
 
     Raises:
         ModeError: the shards are not there, or have not one good pair.
     """
     values: dict[str, float] = {}
-    rates = 10 if params.seed.pretrained else 11
+    rates = 10 if params.seed.pretrained else 12
     with tempfile.TemporaryDirectory() as temporary, Progress("measure", rates, "rates") as bar:
 
         def quietly(work: Callable[[], Result]) -> Result:
@@ -377,6 +402,8 @@ def measure(
         flops = flops_per_pair(values["tokenizer_words"])
         device = "cpu"
         if not params.seed.pretrained:
+            evaluating = quietly(lambda: evaluation_rate(params, captions, flops_per_image))
+            values["evaluation_flops_per_core_second"] = evaluating
             found = quietly(lambda: training_rate(params, index, root, flops))
             values[OF_A_MODEL], device = found.samples_per_second, found.device
             if device == "cpu":

@@ -576,7 +576,7 @@ class _Planner:
             self._work.evaluation_images, rates.decode_images_per_core_second * cluster.cores_per_node
         )
         if cluster.gpu is None:
-            computing = h.per_hour(flops, rates.encoder_flops_per_core_second * cluster.cores_per_node)
+            computing = h.per_hour(flops, rates.evaluation_flops_per_core_second * cluster.cores_per_node)
             phases = [{h.CORES: computing + decoding}]
             return [ensemble, _stage("evaluate", start, phases, memory=sizes.STREAMING_BYTES)]
         computing = h.per_hour(flops, cluster.gpu.peak_flops_per_second * rates.inference_share_of_peak)

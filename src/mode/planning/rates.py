@@ -56,6 +56,8 @@ class Rates(BaseModel):
     """Captions embedded by `lsa` of 64 dimensions; words of clusters are taken to be counted as fast."""
     encoder_flops_per_core_second: Rate = _default(8.2e10, MEASURED_ELSEWHERE)
     """Of a neural embedder on a CPU; the default is 30 captions of 16 tokens a second through BERT base's shape."""
+    evaluation_flops_per_core_second: Rate = _default(8.2e10, ASSUMED)
+    """Of models' image towers in the evaluation on a CPU; the default is the encoder's."""
     assign_multiply_adds_per_core_second: Rate = _default(4.2e10, MEASURED_ELSEWHERE)
     """Of the search for nearest centres, pairs x centres x dimensions; 53,000 pairs/s at 1,024 x 768."""
     fit_multiply_adds_per_core_second: Rate = _default(3.5e10, MEASURED_ELSEWHERE)

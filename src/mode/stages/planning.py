@@ -154,7 +154,8 @@ def measure_project(root: Path, params_file: Path, asked: Asked) -> None:
         if not (asked.pairs and other == source):
             _pairs_of(project, other, is_here=True)
     # The model's operations do not change with its words, its embedder's vectors have their length whatever it knows.
-    embedder = _embedder_shape(project, _model_shape(project, Asked(), None), words=1e6)
+    model = _model_shape(project, Asked(), None)
+    embedder = _embedder_shape(project, model, words=1e6)
     measured = measure(
         project.params,
         Manifest.load(manifest),
@@ -162,6 +163,7 @@ def measure_project(root: Path, params_file: Path, asked: Asked) -> None:
         embedder.dimensions,
         lambda words: _model_shape(project, Asked(), words).flops_per_pair,
         embedder.flops_per_item,
+        model.flops_per_image,
     )
     measured.save(project.rates)
 
