@@ -85,19 +85,25 @@ def test_the_first_claim_is_what_the_experiments_found() -> None:
 
 
 def test_what_it_says_of_photographs_was_found() -> None:
-    variety, recall = chapter("variety"), "flickr8k_retrieval text_recall@10"
+    variety = chapter("variety")
+    caption, image = (f"flickr8k_retrieval {kind}_recall@10" for kind in ("text", "image"))
     lines = {line.label: line.figures for line in variety.lines}
-    [zero_shot, retrieval] = [
-        claim.difference
-        for metric in ("zero-shot", recall)
+    claims = {
+        claim.metric: claim.difference
         for claim in variety.claims
-        if (claim.compared.row, claim.compared.than, claim.metric) == ("MoDE-4 1x", "dense-long 1x", metric)
-    ]
+        if (claim.compared.row, claim.compared.than) == ("MoDE-4 1x", "dense-long 1x")
+    }
     text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
     said = re.search(r"\*\*On photographs\*\*(.*?)## Two commands", text)
     assert said is not None
-    figures = [float(number) for number in re.findall(r"\d+\.\d+", said[1])]
-    rows = [lines[f"{row} 1x"][metric].mean for metric in ("zero-shot", recall) for row in ("MoDE-4", "dense-long")]
-    found = [*rows, retrieval.mean, retrieval.low, retrieval.high]
+    figures = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", said[1])]
+    found = [lines[f"{row} 1x"]["zero-shot"].mean for row in ("MoDE-4", "dense-long")]
+    for metric in (caption, image):
+        found += [lines[f"{row} 1x"][metric].mean for row in ("MoDE-4", "dense-long")]
+        found += [claims[metric].mean, claims[metric].low, claims[metric].high]
     assert figures == [pytest.approx(figure, abs=0.0501) for figure in found]
-    assert (zero_shot.word, retrieval.word, retrieval.seeds) == ("undecided", "better", 3)
+    assert [claims[metric].word for metric in ("zero-shot", caption, image)] == ["undecided", "better", "undecided"]
+    assert "better in two recalls of four and undecided in the others" in said[1]
+    words = [found.word for metric, found in claims.items() if metric != "zero-shot"]
+    assert sorted(words) == ["better", "better", "undecided", "undecided"]
+    assert {found.seeds for found in claims.values()} == {3}
