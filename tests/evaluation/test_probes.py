@@ -126,6 +126,8 @@ class TestProbe:
         assert found["probe zero-shot experts, mean"]["acc1"] == pytest.approx(np.mean(both))
         routed = 0.75 * cosines["a"] + 0.25 * cosines["b"]
         assert found["probe zero-shot concatenated"]["acc1"] == accuracy(routed)
+        image, text = (images["a"] + images["b"]) / 2, 0.75 * texts["a"] + 0.25 * texts["b"]
+        assert found["probe zero-shot added"]["acc1"] == accuracy((image @ text.T).numpy()[scored])
 
     def test_on_noise_it_is_no_better_than_chance(self) -> None:
         """More features than images: had it seen the labels of the scored half, it would be right about all of them."""

@@ -96,9 +96,9 @@ def probe(
     - `probe experts, mean`: the mean figure of such probes on one expert each.
     - `probe concatenated`, `probe added`: on the features of all experts, one after the other or their mean.
     - `probe initialised ...`: the same, beginning at the class texts in place of 0: the logits are those of zero-shot
-      classification plus a linear function of the features, and the regularisation pulls that function to 0. Experts
-      together begin as the routed ensemble.
-    - `probe zero-shot ...`: nothing is fitted; `concatenated` is the routed ensemble.
+      classification plus a linear function of the features, and the regularisation pulls that function to 0.
+    - `probe zero-shot ...`: nothing is fitted. `concatenated` is the routed ensemble; `added` compares the mean of the
+      experts' images with the mean of their texts by weight, one expert's images with another's texts, too.
 
     Args:
         task: of kind `classification`.
