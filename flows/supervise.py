@@ -26,14 +26,19 @@ import psutil
 from mode.processes import adopt_orphans, die_with_parent
 
 _VARIABLE = "MODE_STOP_SECONDS"
+#: The process that starts a supervisor, whose end is that of its command too.
+_STARTED_BY = "MODE_STARTED_BY"
 #: Seconds between SIGTERM and SIGKILL: `machine.stop_seconds`, as `allowing` says it.
 GRACE = float(os.environ.get(_VARIABLE, "12"))
 STOPPED = 128 + signal.SIGTERM
 
 
 def allowing(seconds: float) -> dict[str, str]:
-    """What tells a supervisor its `GRACE`, and the training under it the same, in the environment."""
-    return {_VARIABLE: str(seconds)}
+    """What tells a supervisor its `GRACE`, and the training under it the same, in the environment.
+
+    And whose child it is, as its parent's number does not say it: 1 is who adopts orphans, or in a container the flow.
+    """
+    return {_VARIABLE: str(seconds), _STARTED_BY: str(os.getpid())}
 
 
 def main(command: list[str]) -> int:
@@ -44,12 +49,12 @@ def main(command: list[str]) -> int:
         nonlocal told
         told = told or time.monotonic()
 
-    parent = os.getppid()
+    parent = int(os.environ.pop(_STARTED_BY, os.getppid()))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     adopt_orphans()
     die_with_parent()
-    if os.getppid() != parent or parent == 1:
+    if os.getppid() != parent:  # it has ended already
         stop(signal.SIGTERM, None)
     if told:
         return STOPPED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,9 @@ time.sleep(0.5)
 open(sys.argv[1], "w").write("checkpoint")
 sys.exit(143)
 """
+
+#: Runs a command as the first process of a namespace of its own, as a container does.
+NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--map-root-user"]
 
 
 def supervised(code: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
@@ -127,3 +131,27 @@ def test_command_ends_with_the_supervisor_s_parent(tmp_path: Path) -> None:
     parent.wait()
     wait_until(lambda: is_gone(stage))
     assert checkpoint.read_text() == "checkpoint"
+
+
+def test_parent_that_has_ended_already_means_that_nothing_is_started(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    note = tmp_path / "note"
+    code = "import sys; open(sys.argv[1], 'w')"
+    assert supervised(code, str(note), MODE_STARTED_BY=str(gone.pid)).wait(LONG) == 143
+    assert not note.exists()
+
+
+def test_first_process_of_a_container_may_start_one() -> None:
+    if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode:
+        pytest.skip("no namespaces of processes here")
+    child = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", "import os; print(*os.environ)"]
+    first = (
+        "import os, subprocess, sys; from flows.supervise import allowing; assert os.getpid() == 1;"
+        "sys.exit(subprocess.run(sys.argv[1:], env=os.environ | allowing(5)).returncode)"
+    )
+    command = [*NAMESPACE, sys.executable, "-c", first, *child]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "MODE_STOP_SECONDS" in done.stdout
+    assert "MODE_STARTED_BY" not in done.stdout  # which is this supervisor's alone
