@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mode.errors import ModeError
 from mode.results import Results
@@ -351,6 +352,43 @@ def test_a_database_locked_from_beginning_to_end_loses_nothing(tracker: Tracker)
     assert history(tracker, found.info.run_id) == [(7, 1.5)]
     assert found.data.params == {"lr": "1"}
     assert found.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("results", [False, True])
+def test_a_database_that_locks_while_a_run_is_made_has_it_once(
+    tracker: Tracker, caplog: pytest.LogCaptureFixture, results: bool
+) -> None:
+    """A run is made in several steps; another program may lock the database between two of them."""
+    run = tracker.run("expert-0", "expert", params={"lr": 0.1})
+    run.header.results = results
+    with closing(sqlite3.connect(tracker.folder / "mlflow.db", isolation_level=None)) as connection:
+        refuse = "BEGIN SELECT RAISE(ABORT, 'database is locked'); END"
+        connection.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON params {refuse}")
+        with run:
+            run.log(1, {"train/loss": 1.5})
+            wait_until(lambda: "goes on without the database" in caplog.text)
+            connection.execute("DROP TRIGGER refuse")
+    client, experiment = open_database(tracker)
+    [found] = client.search_runs([experiment], "attributes.run_name = 'expert-0'")
+    assert (found.info.run_id, found.info.status, found.data.params) == (run.run_id, "FINISHED", {"lr": "0.1"})
+    assert history(tracker, run.run_id) == [(1, 1.5)]
+
+
+def test_a_run_that_is_half_made_at_a_kill_is_gone_on_with(tracker: Tracker) -> None:
+    header = journal.Header(name="expert-0", tags={}, params={"lr": "0.1"})
+    tracker.prepare()
+    with closing(sqlite3.connect(tracker.folder / "mlflow.db", isolation_level=None)) as connection:
+        refuse = "BEGIN SELECT RAISE(ABORT, 'database is locked'); END"
+        connection.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON params {refuse}")
+        killed = journal.Journal.create(tracker.pending, header)
+        with pytest.raises(MlflowException, match="database is locked"):
+            killed.send(tracker.store)
+        killed.lock.release()
+        connection.execute("DROP TRIGGER refuse")
+    assert tracker.send_pending() == 1
+    client, experiment = open_database(tracker)
+    [found] = client.search_runs([experiment], "attributes.run_name = 'expert-0'")
+    assert (found.info.status, found.data.params) == ("KILLED", {"lr": "0.1"})
 
 
 def test_results_go_to_the_runs_of_their_models(tracker: Tracker, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Header:
 
     Attributes:
         run_id: of the run, once it is known.
+        made: the run was made for this journal.
         after: steps up to this one were logged by the run that is continued; `None` until it was looked up.
         results: the metrics are results, which stand at one step: those that the run has already are dropped by value.
         keeps_status: results were added to a run that is over: how it ended is not theirs to say.
@@ -37,6 +38,7 @@ class Header:
     params: dict[str, str]
     description: str = ""
     run_id: str | None = None
+    made: bool = False
     after: int | None = None
     results: bool = False
     keeps_status: bool = False
@@ -104,8 +106,10 @@ class Journal:
         with self._thread_lock:
             lines = list(self._lines)
         if self.header.after is None:
-            store.open_run(self.header)
-            self._drop(0)  # so that another process continues the same run
+            try:
+                store.open_run(self.header)
+            finally:
+                self._drop(0)  # so that another process continues the same run, also one that is made by half
         run_id = str(self.header.run_id)
         store.log(run_id, metrics=[Metric(*point) for point in self._points(lines, store)])
         ends = [line for line in lines if "status" in line]

@@ -69,12 +69,14 @@ class Store:
         from mlflow.entities import Param, RunTag
 
         run = self._existing(header.run_id)
-        header.keeps_status = header.results and run is not None
+        header.keeps_status = header.results and run is not None and not header.made
         if run is None:
             tags = {"mlflow.user": user(), "mlflow.source.name": "mode", "mlflow.source.type": "LOCAL"}
             run = self.client.create_run(
                 self.experiment_id, start_time=header.started, tags=header.tags | tags, run_name=header.name
             )
+            # Noted at once: if the database locks before the rest is in it, this run is gone on with.
+            header.run_id, header.made = str(run.info.run_id), True
         elif not header.results:
             self.client.update_run(run.info.run_id, status="RUNNING")
         run_id = str(run.info.run_id)
