@@ -7,6 +7,7 @@ stage to one whose output it reads. The attribute `place` of a stage is its plac
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,22 @@ def _mend_rwlock(repo: Any) -> None:
             (folder / RWLOCK_FILE).unlink()
 
 
-def results(root: Path) -> dict[str, Any]:
-    """What dvc.lock records as each stage's outputs."""
+def results(root: Path, patience: float = 60.0) -> dict[str, Any]:
+    """What dvc.lock records as each stage's outputs.
+
+    DVC writes that file in place and piece by piece, while other stages begin and end. What ends in the middle of a
+    line is read again; stages that are not written yet are missing.
+
+    Raises:
+        ModeError: it cannot be read for `patience` seconds.
+    """
     path = Paths(root).dvc_lock
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return {name: stage.get("outs") for name, stage in ((content or {}).get("stages") or {}).items()}
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+            return {name: stage.get("outs") for name, stage in ((content or {}).get("stages") or {}).items()}
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError):  # the last: half of a line is no mapping
+            if time.monotonic() >= deadline:
+                raise ModeError(f"{path}: damaged: no list of stages", "`git checkout` it, or remove it") from None
+        time.sleep(0.1)

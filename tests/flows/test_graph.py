@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.graph import experts_of, first, in_order, make_pipeline, read, stage_of, upto
+from flows.graph import experts_of, first, in_order, make_pipeline, read, results, stage_of, upto
 from mode.errors import ModeError
+from tests.waiting import LONG
 
 DIAMOND = make_pipeline({"report": ["a", "b"], "a": ["seed"], "b": ["seed"], "seed": []})
 
@@ -104,3 +106,33 @@ def test_a_list_of_locks_that_a_killed_dvc_left_torn_is_dropped(
     torn.write_text('{"write": {}, "read": {}}')
     read(tmp_path)
     assert torn.is_file()
+
+
+LOCK = """\
+schema: '2.0'
+stages:
+  seed:
+    cmd: train
+    outs:
+    - path: models/seed
+      md5: 0123456789abcdef0123456789abcdef.dir
+"""
+
+
+@pytest.mark.parametrize("cut", ["  see", "  seed:", "    cmd", "    - path: models/seed\n      md"])
+def test_outputs_are_read_again_where_dvc_has_written_half_of_its_file(tmp_path: Path, cut: str) -> None:
+    half = LOCK[: LOCK.index(cut) + len(cut)]
+    (tmp_path / "dvc.lock").write_text(half)
+    with pytest.raises(ModeError, match=r"dvc\.lock: damaged: no list of stages \(.*\)$"):
+        results(tmp_path, patience=0)
+    with ThreadPoolExecutor() as pool:
+        read_again = pool.submit(results, tmp_path, LONG)
+        (tmp_path / "dvc.lock").write_text(LOCK)
+        outs = [{"path": "models/seed", "md5": "0123456789abcdef0123456789abcdef.dir"}]
+        assert read_again.result() == {"seed": outs}
+
+
+def test_a_project_without_results_has_none(tmp_path: Path) -> None:
+    assert results(tmp_path) == {}
+    (tmp_path / "dvc.lock").write_text("")  # DVC is about to write it
+    assert results(tmp_path) == {}
