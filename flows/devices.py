@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -136,7 +138,8 @@ def places_for(devices: Devices, workers: int, per_device: int, root: Path, toge
         together: GPUs that train one model together: neighbours in the order that they are given in, each in one group.
 
     Raises:
-        ModeError: a GPU is named twice, or is not there, or there are too few for one training.
+        ModeError: a GPU is named twice, or is not there, or there are too few for one training; or the folder of their
+            locks is somebody else's.
     """
     visible = visible_gpus()
     if devices == "cpu" or (devices == "auto" and not visible):
@@ -156,8 +159,7 @@ def places_for(devices: Devices, workers: int, per_device: int, root: Path, toge
         raise ModeError(f"devices: no GPU {missing[0]} here", f"this machine shows {len(visible)}; `cpu` needs none")
     if together > len(chosen):
         raise ModeError(f"gpus_per_training: {together}, but there are {len(chosen)}", "fewer, or more `devices`")
-    # Shared by all projects of a user on this machine.
-    locks = Path(os.environ.get("MODE_LOCKS") or Path(tempfile.gettempdir()) / f"mode-locks-{os.getuid()}")
+    locks = _locks_of_gpus()
     groups = [chosen[first : first + together] for first in range(0, len(chosen) - together + 1, together)]
     # All first trainings come before the second ones, so that GPUs are shared only when all are in use.
     return [
@@ -169,6 +171,22 @@ def places_for(devices: Devices, workers: int, per_device: int, root: Path, toge
         for turn in range(per_device)
         for group in groups
     ]
+
+
+def _locks_of_gpus() -> Path:
+    """The folder of the locks that all projects of a user on this machine share: MODE_LOCKS, or one beside all users'.
+
+    There anybody may have made it first, with links in it to files of this user, which a lock would empty.
+    """
+    if given := os.environ.get("MODE_LOCKS"):
+        return Path(given)
+    folder = Path(tempfile.gettempdir()) / f"mode-locks-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ModeError(f"{folder}: somebody else has made it", "set MODE_LOCKS to a folder of your own")
+    return folder
 
 
 def _gpu_settings(group: list[int], visible: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,37 @@ def test_a_gpu_is_locked_by_its_own_number_for_all_projects(three_gpus: Path) ->
     here, there = (places_for([1], 1, 1, three_gpus / name)[0] for name in ("here", "there"))
     assert here.locks == there.locks
     assert [lock.name for lock in here.locks] == ["gpu-5-0"]
+
+
+def test_the_folder_of_their_locks_is_this_users_alone(three_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODE_LOCKS")
+    monkeypatch.setattr("tempfile.tempdir", str(three_gpus))
+    [place] = places_for([1], 1, 1, three_gpus)
+    [folder] = three_gpus.iterdir()
+    assert place.locks == (folder / "gpu-5-0",)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert places_for([1], 1, 1, three_gpus) == [place]
+
+
+@pytest.mark.parametrize("made", ["by somebody else", "as a link", "as a link to nothing", "as a file"])
+def test_a_folder_of_locks_that_somebody_else_has_made_is_refused(
+    three_gpus: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    """With links in it to files of this user, which taking a lock would empty."""
+    monkeypatch.delenv("MODE_LOCKS")
+    monkeypatch.setattr("tempfile.tempdir", str(three_gpus))
+    folder = three_gpus / f"mode-locks-{os.getuid()}"
+    if made == "by somebody else":
+        folder.mkdir()
+        if os.getuid():
+            pytest.skip("only root gives folders away")
+        os.chown(folder, 12345, 12345)
+    elif made == "as a file":
+        folder.touch()
+    else:
+        folder.symlink_to(three_gpus if made == "as a link" else three_gpus / "nothing")
+    with pytest.raises(ModeError, match=r"mode-locks-\d+: somebody else has made it \(set MODE_LOCKS to .*\)$"):
+        places_for("auto", 1, 1, three_gpus)
 
 
 @pytest.mark.parametrize(
