@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from mode.files import sha256_of
+from mode.slurm import commands
 from mode.stages import run_stage
 from tests.e2e.conftest import REPOSITORY, VIT, SmallProject, environment, make_project, run_here
 from tests.e2e.slurm import NODES, Slurm, missing
@@ -360,6 +361,17 @@ def test_a_submission_in_doubt_runs_once(slurm: Slurm, tmp_path: Path, moment: s
     assert len(list((tmp_path / "state").glob("call-*"))) == calls
     wait_until(lambda: not slurm.jobs(), slurm.logs)
     assert len((tmp_path / "root/ran").read_text().split()) == 1
+
+
+def test_a_user_s_own_settings_of_slurm_s_commands_hide_no_job(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    likings = {"SQUEUE_STATES": "running", "SQUEUE_PARTITION": "urgent", "SCANCEL_INTERACTIVE": "true"}
+    for name, value in (slurm.variables | likings).items():
+        monkeypatch.setenv(name, value)
+    name = "mode-expert-0-likings"
+    waiting = slurm.ask("sbatch", "--parsable", "--hold", f"--job-name={name}", "--output=/dev/null", "--wrap=true")
+    assert commands.jobs_called(name) == [int(waiting)]
+    commands.cancel(int(waiting))
+    assert commands.jobs_called(name) == []
 
 
 def test_templates_train_experts_without_prefect(

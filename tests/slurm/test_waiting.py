@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from mode.errors import ModeError
 from mode.params import MachineParams
 from mode.paths import Paths
-from mode.slurm.commands import ENDED, Job
+from mode.slurm.commands import ENDED, Job, environment_of_questions
 from mode.slurm.waiting import STOPPED, JobCancelled, _Wait, environment_of_jobs, exit_code, run_as_job
 
 
@@ -76,6 +76,21 @@ def test_a_job_computes_and_submits_nothing() -> None:
         "SLURM_CONF": "/etc/slurm.conf",
         "SBATCH_ACCOUNT": "lab",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "cluster"),
+    [
+        ({}, None),
+        ({"SLURM_CLUSTERS": "big"}, "big"),
+        ({"SBATCH_CLUSTERS": "big"}, "big"),
+        ({"SLURM_CLUSTERS": "big", "SBATCH_CLUSTERS": "small"}, "big"),  # as sbatch takes them
+    ],
+)
+def test_a_job_is_looked_for_where_it_was_submitted(given: dict[str, str], cluster: str | None) -> None:
+    assert environment_of_jobs(given).get("SBATCH_CLUSTERS") == cluster
+    assert environment_of_questions(given).get("SLURM_CLUSTERS") == cluster
+    assert "SLURM_CLUSTERS" not in environment_of_jobs(given)
 
 
 def test_a_machine_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

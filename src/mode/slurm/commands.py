@@ -23,6 +23,9 @@ ENDED = frozenset(
 _HOPELESS = re.compile(
     r"Partition(Time|Node)Limit|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|\w+PerJob(Limit)?|DependencyNeverSatisfied"
 )
+#: Variables in which a user says how he likes these commands to answer: SQUEUE_STATES=running hides jobs that wait, and
+#: with SCANCEL_INTERACTIVE=true nothing is cancelled, but a question asked for ever.
+_LIKINGS = ("SQUEUE_", "SCANCEL_", "SCONTROL_")
 _NO_SUCH_JOB = "Invalid job id specified"
 #: What sbatch says where the controller is away or too busy, and not that the job is wrong.
 _AWAY = re.compile(
@@ -159,11 +162,22 @@ def cancel(job: int) -> None:
         raise Unreachable(_last_line(done))
 
 
+def environment_of_questions(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of this process's environment a command is given that looks at jobs or cancels them.
+
+    It asks the cluster that sbatch submits to.
+    """
+    kept = {name: value for name, value in environment.items() if not name.startswith(_LIKINGS)}
+    if cluster := environment.get("SLURM_CLUSTERS") or environment.get("SBATCH_CLUSTERS"):
+        kept["SLURM_CLUSTERS"] = cluster
+    return kept
+
+
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             command,
-            env=dict(environment) if environment is not None else os.environ | {},
+            env=environment_of_questions(os.environ) if environment is None else dict(environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

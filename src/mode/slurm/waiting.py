@@ -78,10 +78,12 @@ def run_as_job(training: str, command: Sequence[str], machine: MachineParams, ro
 def environment_of_jobs(environment: dict[str, str]) -> dict[str, str]:
     """What of this process's environment a job is given: not that of a job that this process may be in itself.
 
-    The job computes, and submits nothing.
+    The job computes, and submits nothing. Which cluster it goes to is said to sbatch, and to no command in the job.
     """
     dropped = tuple(f"{prefix}_" for prefix in ("SLURM", "PREFECT"))
     kept = {name: value for name, value in environment.items() if name == _WHICH or not name.startswith(dropped)}
+    if cluster := environment.get("SLURM_CLUSTERS"):
+        kept["SBATCH_CLUSTERS"] = cluster
     return kept | {"MODE_LAUNCH": "local"}
 
 
