@@ -478,11 +478,12 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
         pass
 
 
-def test_prepare_gives_up_on_a_lock_that_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", ["mlflow.lock", "pending.lock"])
+def test_prepare_gives_up_on_a_lock_that_stays(tracker: Tracker, held: str) -> None:
     from filelock import FileLock
 
-    tracker = Tracker(tmp_path, patience=0.1)
-    with FileLock(tmp_path / "mlflow.lock"), pytest.raises(ModeError, match="does another program hold"):
+    tracker.patience = 0.1
+    with FileLock(tracker.folder / held), pytest.raises(ModeError, match="does another program hold"):
         tracker.prepare()
 
 

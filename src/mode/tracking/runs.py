@@ -85,10 +85,11 @@ class Tracker:
         Call it once before models are trained side by side: processes that open a fresh database at once collide.
 
         Raises:
-            ModeError: the database stayed locked for longer than `patience`, or the folder cannot be written.
+            ModeError: the database stayed locked, or another process was sending, for longer than `patience`; or the
+                folder cannot be written.
         """
         self._patiently("open the database", lambda: self.store)
-        self.send_pending()
+        self._patiently("send what is pending", self.send_pending)
 
     def run(
         self,
