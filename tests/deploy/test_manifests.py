@@ -1,8 +1,10 @@
-"""What deploy/ holds for containers: valid, without root, and with the names that the project uses."""
+"""What deploy/ holds: for containers valid, without root, and with the names that the project uses."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -80,3 +82,13 @@ def test_all_that_the_image_is_made_of_is_here() -> None:
     assert [
         name for name in wheel["force-include"] if not any(f"{name}/".startswith(f"{each}/") for each in copied)
     ] == []
+
+
+@pytest.mark.parametrize(("number", "said"), [({}, "none"), ({"SLURM_ARRAY_TASK_ID": "2"}, "2")])
+def test_a_job_for_no_expert_is_one_line(tmp_path: Path, number: dict[str, str], said: str) -> None:
+    """Without `--array`, or with a number too many."""
+    command = ["bash", str(DEPLOY / "slurm" / "experts.sbatch"), "expert-0", "expert-1"]
+    environment = {"PATH": os.environ["PATH"], **number}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"error: --array has number {said}, but there are 2 experts (from 0 on)\n"
