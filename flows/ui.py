@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from flows import MLFLOW_ADDRESS
-from flows.locks import all_dead, dead_runs, forget_run, holder, take
+from flows.locks import all_dead, dead_runs, forget_run, holder, is_held, take
 from flows.server import LOG_IN
 from mode.door import HOST
 from mode.errors import ModeError
@@ -207,6 +207,23 @@ def settle_dead_runs(
     return settled
 
 
+def settle_unstarted_runs(root: Path, client: SyncPrefectClient, final: State[Any]) -> None:
+    """Give a final state to runs that a worker had taken and that had not come to mark themselves alive.
+
+    Only while there is no worker. Prefect leaves them Pending for ever; and of a deployment that runs once at a time
+    each keeps the one place, so that no other run of it begins.
+    """
+    from httpx import HTTPError
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+
+    taken = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
+    here = WorkPoolFilter.model_validate({"name": {"any_": [POOL]}})
+    with contextlib.suppress(HTTPError):
+        for run in client.read_flow_runs(flow_run_filter=taken, work_pool_filter=here):
+            if not is_held(Paths(root).live_runs / str(run.id)):
+                client.set_flow_run_state(run.id, final, force=True)
+
+
 def prepare_pool(client: SyncPrefectClient) -> None:
     """Make the worker's pool, or mend one that an earlier start has left; what else is tuned in the page stays."""
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
@@ -255,7 +272,9 @@ def stop_runs(services: Services, client: SyncPrefectClient) -> None:
     services.stop("worker", seconds=15)
     _await_no_runs(services.root, seconds=15)
     if served:
-        settle_dead_runs(services.root, client, Cancelled(message="stopped with the page"))
+        stopped: State[Any] = Cancelled(message="stopped with the page")
+        settle_dead_runs(services.root, client, stopped)
+        settle_unstarted_runs(services.root, client, stopped)
 
 
 def _await_no_runs(root: Path, seconds: float) -> None:
@@ -281,7 +300,9 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
         services.await_page("prefect", f"{addresses.api}/health")
         prepare_pool(client)
         services.command("deploy", "prefect", "--no-prompt", "deploy", "--all")
-        settle_dead_runs(root, client, Crashed(message="its process has gone: the worker or the machine was stopped"))
+        gone: State[Any] = Crashed(message="its process has gone: the worker or the machine was stopped")
+        settle_dead_runs(root, client, gone)
+        settle_unstarted_runs(root, client, gone)
         services.start_worker()
         if mlflow:
             services.await_page("mlflow", f"{addresses.mlflow}/health")

@@ -89,6 +89,8 @@ def test_ctrl_c_on_the_page_leaves_no_process(new_project: Any, open_page: Any, 
     page = open_page(new_project, "--no-mlflow")
     try:
         run = begin(new_project, page)
+        late = page.start("evaluate")  # its process has just been started
+        wait_until(lambda: not page.state(late).is_scheduled(), lambda: page.state(late))
     finally:
         code = page.stop(number)
     assert code == 0
@@ -97,5 +99,5 @@ def test_ctrl_c_on_the_page_leaves_no_process(new_project: Any, open_page: Any, 
     assert new_project.stages() == []
     check_stopped(new_project)
     with sqlite3.connect(new_project.root / ".mode" / "prefect" / "prefect.db") as database:
-        state = database.execute("SELECT state_type FROM flow_run WHERE id = ?", (str(run),)).fetchone()
-    assert state == ("CANCELLED",)
+        states = dict(database.execute("SELECT id, state_type FROM flow_run").fetchall())
+    assert states == {str(run): "CANCELLED", str(late): "CANCELLED"}
