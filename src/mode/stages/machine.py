@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -102,12 +104,13 @@ def _launch(machine: MachineParams, *arguments: str) -> None:
     # It tells at length what the line below says.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     processes, nodes = machine.processes, machine.nodes
+    folder = tempfile.mkdtemp(prefix="mode-processes-")
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=processes,
         rdzv_backend="c10d",
-        **(_meeting() if nodes > 1 else {"run_id": uuid.uuid4().hex, "rdzv_endpoint": "localhost:0"}),
+        **(_meeting() if nodes > 1 else _meeting_here(folder)),
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
         # To write a checkpoint in, and to copy it; then they are killed.
@@ -118,6 +121,7 @@ def _launch(machine: MachineParams, *arguments: str) -> None:
     except SignalException as told:
         # torch leaves the thread of its rendezvous running after a signal; an interpreter that shuts down around it
         # can abort (exit code -6) in place of this code.
+        shutil.rmtree(folder, ignore_errors=True)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(128 + told.sigval)
@@ -129,6 +133,20 @@ def _launch(machine: MachineParams, *arguments: str) -> None:
             f"process {rank} of {processes * nodes} ended with exit code {failure.exitcode}",
             "its own error stands above",
         ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _meeting_here(folder: str) -> dict[str, Any]:
+    """Where the processes of this machine meet: at a file in a folder of this user's.
+
+    Not at a port: torch listens on all of a machine's addresses, and unpickles what anybody puts there.
+    """
+    return {
+        "run_id": uuid.uuid4().hex,
+        "rdzv_endpoint": str(Path(folder) / "store"),
+        "rdzv_configs": {"store_type": "file"},
+    }
 
 
 def _meeting() -> dict[str, Any]:
