@@ -127,7 +127,8 @@ def test_outputs_are_read_again_where_dvc_has_written_half_of_its_file(tmp_path:
         results(tmp_path, patience=0)
     with ThreadPoolExecutor() as pool:
         read_again = pool.submit(results, tmp_path, LONG)
-        (tmp_path / "dvc.lock").write_text(LOCK)
+        (tmp_path / "whole").write_text(LOCK)
+        (tmp_path / "whole").replace(tmp_path / "dvc.lock")  # at once: an empty file has no stages, and is one to read
         outs = [{"path": "models/seed", "md5": "0123456789abcdef0123456789abcdef.dir"}]
         assert read_again.result() == {"seed": outs}
 
