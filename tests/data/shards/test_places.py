@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ from mode.params import ImageParams, IndexParams, SourceParams
 
 
 class Server:
-    """Serves a folder; `faults[name]` are told one after the other in place of the file: 500, 404, `cut`, `whole`."""
+    """Serves a folder; `faults[name]` are told one after the other in place of the file: 500, 404, `cut`, `whole`.
+
+    Asked for bytes, `long` and `long error` send 64 MiB; `taken` counts such answers that were taken to their end.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.faults, self.served = folder, {}, 0
+        self.folder, self.faults, self.taken = folder, {}, 0
         self.asked: list[tuple[str, str]] = []
         self.silent: set[str] = set()  # headers that it does not send
         self._loop = asyncio.new_event_loop()
@@ -58,6 +62,14 @@ class Server:
             await response.write(b"half")
             assert request.transport is not None
             request.transport.close()
+            return response
+        if fault in ("long", "long error") and request.method == "GET":
+            response = web.StreamResponse(status=206 if fault == "long" else 500)
+            await response.prepare(request)
+            with suppress(ConnectionError):
+                for _ in range(64):
+                    await response.write(bytes(2**20))
+                self.taken += 1
             return response
         if fault == "whole":
             return web.Response(body=path.read_bytes())
@@ -210,6 +222,18 @@ def test_a_server_that_stays_broken_is_one_line(server: Server, tmp_path: Path, 
     if fault != "whole":  # then a scan, which reads all of such a small tar, has what it asked for
         with pytest.raises(ModeError, match=r"00\.tar: "):
             indexed(server.url("{00..01}.tar"), tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["long", "long error"])
+def test_no_more_is_taken_of_an_answer_than_was_asked_for(server: Server, tmp_path: Path, fault: str) -> None:
+    """A server without ranges sends all of a tar for each image, and one that means harm sends without an end."""
+    there = indexed(server.url("{00..01}.tar"), tmp_path)
+    server.faults["00.tar"] = [fault]
+    with pytest.raises(ModeError, match=r"00\.tar: .*asked 3 times") as broken:
+        ImageFiles(there, tmp_path).read(1)
+    assert ("more bytes instead of" in str(broken.value)) is (fault == "long")
+    assert server.taken == 0
+    assert RemoteFile(server.url("01.tar")).read(4, 0) == (tmp_path / "shards/01.tar").read_bytes()[:4]
 
 
 def test_a_shard_that_is_not_there(server: Server, tmp_path: Path) -> None:

@@ -161,9 +161,8 @@ class RemoteFile:
     def _ask(self, start: int, end: int) -> bytes:
         content = _range_of(self.url, start, end, self._compare)
         if len(content) != end - start:
-            raise _WrongAnswer(
-                f"{len(content)} bytes instead of {end - start}: no ranges, or another object than before"
-            )
+            found = f"{len(content)} bytes" if len(content) < end - start else "more bytes"
+            raise _WrongAnswer(f"{found} instead of {end - start}: no ranges, or another object than before")
         return content
 
     def _compare(self, headers: Mapping[str, str]) -> None:
@@ -179,20 +178,20 @@ class RemoteFile:
 
 
 def _range_of(url: str, start: int, end: int, compare: Callable[[Mapping[str, str]], None]) -> bytes:
-    """Bytes of an object by one request; of a web server and of S3, `compare` sees the answer's headers before them."""
+    """Bytes of an object by one request; of a web server and of S3, `compare` sees the answer's headers before them.
+
+    A server may send more than was asked for, all of a tar or without an end: one byte more is taken, which tells that
+    there is more, and then no other.
+    """
     filesystem, path = filesystem_of(url)
-    if url.startswith(_S3):
+    if url.startswith((*_S3, *_WEB)):
         from fsspec.asyn import sync
 
-        content: bytes = sync(filesystem.loop, _ask_s3, filesystem, path, start, end, compare)
+        ask = _ask_s3 if url.startswith(_S3) else _ask_web
+        content: bytes = sync(filesystem.loop, ask, filesystem, path, start, end, compare)
         return content
 
-    async def see(response: Any) -> None:
-        if response.status < 300:
-            compare(response.headers)
-
-    seen = {"raise_for_status": see} if url.startswith(_WEB) else {}
-    content = filesystem.cat_file(path, start=start, end=end, **seen)
+    content = filesystem.cat_file(path, start=start, end=end)
     return content
 
 
@@ -204,10 +203,34 @@ async def _ask_s3(
     answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")
     try:
         compare(answer["ResponseMetadata"]["HTTPHeaders"])
-        content: bytes = await answer["Body"].read()
+        return await _read(answer["Body"], end - start + 1)
     finally:
         answer["Body"].close()
-    return content
+
+
+async def _ask_web(
+    filesystem: Any, url: str, start: int, end: int, compare: Callable[[Mapping[str, str]], None]
+) -> bytes:
+    """What fsspec's `cat_file` does, which reads all that a server sends, of an error too."""
+    settings = dict(filesystem.kwargs)
+    # Bytes as they are: of a compressed answer nobody knows how long it is.
+    headers = {**settings.pop("headers", {}), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    session = await filesystem.set_session()
+    async with session.get(filesystem.encode_url(url), headers=headers, **settings) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(url)
+        answer.raise_for_status()
+        compare(answer.headers)
+        return await _read(answer.content, end - start + 1)
+
+
+async def _read(body: Any, most: int) -> bytes:
+    """So many bytes of an answer, or as many as there are."""
+    parts: list[bytes] = []
+    while most > 0 and (part := await body.read(most)):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 class Description(NamedTuple):
@@ -245,7 +268,7 @@ def describe(path: str, root: Path) -> Description:
         status = (root / path).stat()
         return Description(status.st_size, status.st_mtime_ns, None)
     filesystem, inside = filesystem_of(path)
-    info: dict[str, Any] = patiently(path, lambda: _info(filesystem, inside))
+    info: dict[str, Any] = patiently(path, lambda: _info(path, filesystem, inside))
     if info.get("size") is None:
         raise ModeError(f"{path}: the server does not say how long it is", "shards have to be plain objects")
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
@@ -254,13 +277,13 @@ def describe(path: str, root: Path) -> Description:
     return Description(int(info["size"]), _nanoseconds(changed), str(etag) if etag else None)
 
 
-def _info(filesystem: Any, path: str) -> dict[str, Any]:
+def _info(url: str, filesystem: Any, path: str) -> dict[str, Any]:
     """What a file system says of an object; where it must not, the error says why."""
     try:
         info: dict[str, Any] = filesystem.info(path)
     except OSError as error:
         if _code_of(error) in _WITHOUT_REASON:
-            filesystem.cat_file(path, start=0, end=1)
+            _range_of(url, 0, 1, lambda _: None)
         raise
     return info
 
