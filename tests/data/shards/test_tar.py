@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mode.data.shards.tar import DamagedTar, Member, _plain_file, members
+from mode.data.shards.tar import DamagedTar, Member, Tar, _plain_file, members
 
 names = st.lists(
     st.text("abcé日/._-", min_size=1, max_size=180).filter(lambda name: name.strip("/") == name),
@@ -108,6 +108,52 @@ def test_damage_is_an_error_after_what_was_whole(tmp_path: Path, tar_bytes: Call
         os.close(descriptor)
         assert caught.value.offset == offset
         assert found == whole
+
+
+class Counted:
+    """A tar in memory that counts how often it is read."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content, self.size, self.reads = content, len(content), 0
+
+    def read(self, length: int, offset: int) -> bytes:
+        self.reads += 1
+        return self._content[offset : offset + length]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("end", [bytes(1024), b"no header".ljust(512), b""], ids=["zeros", "damage", "nothing"])
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_names_without_a_member_are_read_once(tar_bytes: Callable[..., bytes], kind: bytes, end: bytes) -> None:
+    """Read again from each of them on, a hundred thousand, which are 100 MB, would take more than a day."""
+    name = tarfile.TarInfo("name")
+    name.type, content = kind, b"11 path=ab\n" if kind == tarfile.XHDTYPE else b"ab\0"
+    name.size = len(content)
+    block = name.tobuf(tarfile.USTAR_FORMAT) + content.ljust(512, b"\0")
+    tar = Counted(300 * block + end + tar_bytes([("a.txt", b"words")]))
+    reader = Tar(tar, tar.size)
+    found = [member.name for member in reader]
+    assert found == (["a.txt"] if end else ["ab"])
+    assert sum(damage.size for damage in reader.damage) == (300 * 1024 + len(end) if end else 0)
+    assert tar.reads < 2_000
+
+
+def test_a_member_has_no_megabytes_of_attributes(tar_bytes: Callable[..., bytes]) -> None:
+    """However many extended headers they are in."""
+    attributes = tarfile.TarInfo("attributes")
+    attributes.type, content = tarfile.XHDTYPE, b"8 k=123\n" * 10_000
+    attributes.size = len(content)
+    block = attributes.tobuf(tarfile.USTAR_FORMAT) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+    whole = tar_bytes([("a.txt", b"words")])
+    few, many = Counted(3 * block + whole), Counted(40 * block + whole)
+    assert [member.name for member in Tar(few, few.size)] == ["a.txt"]
+    reader = Tar(many, many.size)
+    assert [member.name for member in reader] == ["a.txt"]
+    assert [str(damage) for damage in reader.damage][:1] == [
+        f"{13 * len(block)} bytes of names or attributes at byte 0"
+    ]
 
 
 @pytest.mark.parametrize("size", ["-512", "many"])

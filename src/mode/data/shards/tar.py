@@ -26,7 +26,8 @@ _MAGIC, _MAGIC_AT = b"ustar", 257
 _RECORDS = (tarfile.RECORDSIZE, *(BLOCK << power for power in range(12)))
 #: As many zeros at the end of a file are padding whatever the file's size is; more have to fill up a record.
 _PADDING = 2 * tarfile.RECORDSIZE
-#: Bytes of an extended header (pax) or long name. Some hold attributes of 64 KiB; a megabyte is an attack on memory.
+#: Bytes of the extended headers (pax) and long names of one member, with the headers of their own. Some hold attributes
+#: of 64 KiB; a megabyte is an attack on memory.
 _LARGEST_EXTENSION = 2**20
 #: Bytes looked through at once for the next header, or the end of zeros.
 _AT_ONCE = 2**20
@@ -117,7 +118,9 @@ class Tar:
         """Members from a header on, until a block of zeros, at which `_position` then is."""
         read, size = self._read, self._size
         extended: dict[str, str] = {}  # from pax and GNU headers, for the member that follows
-        begin = position  # of the first of these headers
+        begin = newest = (
+            position  # of the first of these headers, and of the last: behind it reading goes on after damage
+        )
         while True:
             block = read(BLOCK, position)
             plain = None if extended else _plain_file(block)
@@ -132,21 +135,21 @@ class Tar:
                 position = content + -(-length // BLOCK) * BLOCK
                 continue
             if not extended:
-                begin = position
+                begin = newest = position
             if position and not block:
-                raise DamagedTar("cut off: no end-of-archive marker", min(begin, size))
+                raise DamagedTar("cut off: no end-of-archive marker", min(begin, size), resume=newest + 1)
             try:
                 header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end
                 if extended:
-                    raise DamagedTar(f"a name without a member at byte {begin}", begin) from None
+                    raise DamagedTar(f"a name without a member at byte {begin}", begin, resume=newest + 1) from None
                 self._position = position
                 return
             except tarfile.HeaderError as error:
                 if position == 0 and block[:2] == b"\x1f\x8b":
                     fault = "compressed with gzip: unpack it, offsets need a plain tar"
                     raise DamagedTar(fault, 0, resume=size) from None
-                raise DamagedTar(f"{error} at byte {position}", begin) from None
+                raise DamagedTar(f"{error} at byte {position}", begin, resume=newest + 1) from None
 
             content = position + BLOCK
             try:
@@ -159,13 +162,14 @@ class Tar:
             if content + length > size:
                 raise DamagedTar(f"cut off inside '{header.name}'", begin, resume=content)
             if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-                if length > _LARGEST_EXTENSION:
-                    fault = f"{length} bytes of name or attributes at byte {position}"
+                if following - begin > _LARGEST_EXTENSION:
+                    fault = f"{following - begin} bytes of names or attributes at byte {begin}"
                     raise DamagedTar(fault, begin, resume=following)
+                newest = position
                 if header.type == tarfile.GNUTYPE_LONGNAME:
                     extended["path"] = read(length, content).rstrip(b"\0").decode("utf-8", "surrogateescape")
                 else:
-                    extended |= _pax_records(read(length, content), begin)
+                    extended |= _pax_records(read(length, content), begin, position)
             elif header.type in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
                 pass
             else:
@@ -307,8 +311,13 @@ def _plain_file(block: bytes) -> tuple[str, int] | None:
     return (name, length) if total == checksum and length >= 0 else None
 
 
-def _pax_records(content: bytes, begins: int) -> dict[str, str]:
-    """Records of the form `LENGTH KEY=VALUE newline` (POSIX.1-2001, pax interchange format)."""
+def _pax_records(content: bytes, begin_of_first: int, header: int) -> dict[str, str]:
+    """Records of the form `LENGTH KEY=VALUE newline` (POSIX.1-2001, pax interchange format).
+
+    Args:
+        content: of an extended header.
+        begin_of_first, header: byte at which the first one of its member begins, and byte at which it begins itself.
+    """
     records = {}
     begin = 0
     while begin < len(content):
@@ -319,7 +328,7 @@ def _pax_records(content: bytes, begins: int) -> dict[str, str]:
             if end < space + 2 or not equals:
                 raise ValueError
         except ValueError:
-            raise DamagedTar(f"bad pax header at byte {begins}", begins) from None
+            raise DamagedTar(f"bad pax header at byte {header}", begin_of_first, resume=header + 1) from None
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
         begin = end
     return records
