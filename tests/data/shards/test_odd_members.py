@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import tarfile
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from mode.columns import ColumnsWriter
+from mode.data.shards import index as index_of
 from mode.data.shards import scan
 from mode.data.shards.account import IndexReport
 from mode.data.shards.index import PairIndex, build_index, verify
@@ -82,6 +86,54 @@ def test_captions_that_are_too_long_or_too_many(
         ("c", "long-caption"),
     ]
     assert pairs.captions(range(1, 5)) == ["1", "2", "3", "z" * 100_000]
+
+
+def test_very_many_captions_that_cannot_be_used(
+    tar: Callable[..., tuple[IndexReport, PairIndex]], encode: Callable[..., bytes]
+) -> None:
+    """The account of a small json does not fill disk and memory."""
+    captions = ["" if number % 2 else "x" * 100_001 for number in range(150)]
+    report, pairs = tar([("a.jpg", encode()), ("a.json", json.dumps({"texts": [*captions, "last"]}).encode())])
+    assert report.counts == {"long-caption": 50, "empty-caption": 51}
+    assert report.problems[-1].detail == "50 more that are empty or too long"
+    assert pairs.caption(1) == "last"
+
+
+def test_names_that_are_too_long(tmp_path: Path, encode: Callable[..., bytes], tar_bytes: Callable[..., bytes]) -> None:
+    """Each caption of an image has its key in the index: thirty thousand of them would make gigabytes of a long one."""
+    long, most = "k" * 100_000, "m" * 1_000
+    texts = json.dumps({"texts": ["a"] * 30_000}).encode()
+    good, bad = [(f"{most}.jpg", encode()), (f"{most}.txt", b"b")], [(f"{long}.jpg", encode()), (f"{long}.json", texts)]
+    (tmp_path / "0.tar").write_bytes(tar_bytes([*good, *bad], tarfile.PAX_FORMAT))
+    report, pairs = index(tmp_path, "0.tar")
+    assert [(key[:2], len(key), kind) for key, kind in kinds(report)] == [
+        ("kk", 1_000, "image-without-caption"),
+        ("kk", 1_000, "caption-without-image"),
+    ]
+    assert report.problems[0].detail == "a name of 100,004 characters"
+    assert pairs.keys(range(len(pairs))) == [most]
+
+
+def test_images_with_very_many_captions_are_written_in_parts(
+    tar: Callable[..., tuple[IndexReport, PairIndex]], encode: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys of all pairs of a part are in memory together."""
+    monkeypatch.setattr(index_of, "_BLOCK", 8)
+    write, parts = ColumnsWriter.write, []
+
+    def counted(self: ColumnsWriter, part: pa.Table) -> None:
+        parts.append(len(part) if "key" in part.schema.names else 0)
+        write(self, part)
+
+    monkeypatch.setattr(ColumnsWriter, "write", counted)
+    captions = [f"words {number}" for number in range(5)]
+    files = [((f"{n}.jpg", encode(n)), (f"{n}.json", json.dumps({"texts": captions}).encode())) for n in range(6)]
+    _, pairs = tar([*chain.from_iterable(files)])
+    assert max(parts) == 11
+    assert pairs.keys(range(len(pairs))) == ["good", *(key for key in "012345" for _ in captions)]
+    assert pairs.captions(range(1, len(pairs))) == captions * 6
+    assert pairs.image[:].tolist() == [0, *(image for image in range(1, 7) for _ in captions)]
+    assert pairs.first[:].tolist() == [0, *range(1, 32, 5)]
 
 
 def test_names_are_printed_safely(

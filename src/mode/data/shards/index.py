@@ -58,7 +58,7 @@ FILES = pa.schema(
 #: One more, of a source with several sets: how often a pass over the data shows an image of the file.
 FACTOR = pa.field("factor", pa.float64())
 
-#: Images whose pairs are written together.
+#: Pairs that are written together, and those of one image more.
 _BLOCK = 65_536
 
 #: Below these many bytes of shards, starting processes takes longer than reading them in this one; and the same where
@@ -215,8 +215,8 @@ class IndexWriter:
 
     def add(self, scan: Scan, sizes: Sequence[int], etag: str | None, factor: float | None) -> None:
         """Add a shard, with the sizes of its files and what its server and the manifest say of all of them."""
-        for start in range(0, len(scan.keys), _BLOCK):
-            self._add_pairs(scan, slice(start, start + _BLOCK))
+        for some in _parts(scan.captions):
+            self._add_pairs(scan, some)
         alike: list[Any] = [scan.sample, etag or "", *([] if factor is None else [factor])]
         columns = [scan.files, sizes, *([value] * len(scan.files) for value in alike)]
         self._files.write(_table(columns, self._files_schema))
@@ -244,6 +244,16 @@ class IndexWriter:
         self._images.write(_table([self._counts["pairs"] + firsts], IMAGES))
         self._counts["pairs"] += len(owners)
         self._counts["images"] += len(keys)
+
+
+def _parts(captions: Sequence[Sequence[str]]) -> Iterator[slice]:
+    """Images with their captions, as many at a time as have a block of pairs: images may have very many captions."""
+    first, pairs = 0, 0
+    for number, each in enumerate(captions, 1):
+        pairs += len(each)
+        if pairs >= _BLOCK or number == len(captions):
+            yield slice(first, number)
+            first, pairs = number, 0
 
 
 def _table(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -45,6 +45,11 @@ LARGEST_IMAGE = 2**28
 MOST_CAPTIONS = 2**15 - 1
 #: Characters of a caption: a hundred times what a text encoder reads of it, and too few to fill the memory.
 LONGEST_CAPTION = 100_000
+#: Characters of a key, which the index has once for each caption: far more than a dataset needs. A tar may state a
+#: megabyte, and with as many captions as an image may have that would be 32 GB.
+LONGEST_KEY = 1_000
+#: Captions of one image that are noted one by one if they cannot be used: 15 MB of json can state five million of them.
+_MOST_NOTED = 100
 #: Bytes of a txt or json: as many captions as an image may have, of 500 bytes each. A larger one is not read.
 _LARGEST_TEXT = 2**24
 _SURROGATE = re.compile("[\ud800-\udfff]").search
@@ -128,16 +133,18 @@ class Scan:
             setattr(self, name, [values[number] for number in kept])
 
     def good_captions(self, key: str, captions: list[str]) -> list[str]:
-        """Those that can be used, the others noted."""
+        """Those that can be used, the others noted; of very many in one line those behind the first ones."""
         good = [caption for caption in captions if _is_usable(caption)]
-        if len(good) == len(captions):
-            return good
-        for number, caption in enumerate(captions):
+        bad = len(captions) - len(good)
+        wrong = ((number, caption) for number, caption in enumerate(captions) if not _is_usable(caption)) if bad else ()
+        for number, caption in islice(wrong, _MOST_NOTED):
             place = f"number {number} of {len(captions)}" if len(captions) > 1 else ""
-            if not caption:
-                self.skip(key, EMPTY_CAPTION, place)
-            elif len(caption) > LONGEST_CAPTION:
+            if caption:
                 self.skip(key, LONG_CAPTION, f"{len(caption):,} characters {place}".rstrip())
+            else:
+                self.skip(key, EMPTY_CAPTION, place)
+        if bad > _MOST_NOTED:
+            self.skip(key, EMPTY_CAPTION, f"{bad - _MOST_NOTED:,} more that are empty or too long")
         return good
 
     def skip_too_many(self, key: str, count: int) -> None:
@@ -224,6 +231,10 @@ def _collect(file: ByteFile, scan: Scan) -> list[tuple[str, _Record]]:
         kind = _KIND_OF_SUFFIX.get(suffix.lower())
         # A name that begins with a dot is no pair's: macOS adds such ("._0001.jpg").
         if kind is None or key.rpartition("/")[2][:1] in ("", "."):
+            continue
+        if len(key) > LONGEST_KEY:
+            alone = IMAGE_WITHOUT_CAPTION if kind == "image" else CAPTION_WITHOUT_IMAGE
+            scan.skip(key[:LONGEST_KEY], alone, f"a name of {len(member.name):,} characters")
             continue
         record = records.get(key)
         if record is None:
