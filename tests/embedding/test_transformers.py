@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from mode.embedding import transformers as room
@@ -69,6 +73,65 @@ def test_saved_and_loaded_without_the_original(bert, tmp_path):
 def test_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(ModeError, match=r"embedding\.name .* cannot be opened"):
         TransformersEmbedder.open(str(tmp_path))
+
+
+def changed(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def without(folder: Path, part: str) -> None:
+    """Take weights out of the file."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({key: value for key, value in weights.items() if part not in key}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: os.truncate(folder / "model.safetensors", 5_000),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100),
+        lambda folder: (folder / "tokenizer.json").write_text("[]"),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: changed(folder, hidden_size="wide"),
+        lambda folder: changed(folder, num_attention_heads=0),
+        lambda folder: changed(folder, vocab_size=10**12),
+    ],
+    ids=["cut", "no weights", "no tokenizer", "no configuration", "text", "no heads", "vocabulary"],
+)
+def test_a_damaged_encoder_is_one_line(bert, tmp_path, damage):
+    shutil.copytree(bert, tmp_path / "encoder")
+    damage(tmp_path / "encoder")
+    with pytest.raises(ModeError, match="cannot be opened as a transformers encoder: ") as error:
+        TransformersEmbedder.open(str(tmp_path / "encoder"), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(bert, tmp_path):
+    """As those of a configuration with more layers than were trained."""
+    shutil.copytree(bert, tmp_path / "encoder")
+    without(tmp_path / "encoder", "layer.0.attention.output.dense.weight")
+    with pytest.raises(ModeError, match=r"1 of its weights are not in its files, such as encoder\.layer\.0\.attention"):
+        TransformersEmbedder.open(str(tmp_path / "encoder"), device="cpu")
+
+
+def test_a_missing_pooler_matters_only_where_it_is_asked_for(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "encoder")
+    without(tmp_path / "encoder", "pooler")
+    with pytest.raises(ModeError, match=r"2 of its weights are not in its files, such as pooler\.dense\.bias"):
+        TransformersEmbedder.open(str(tmp_path / "encoder"), pooling="pooler", device="cpu")
+    first, second = (TransformersEmbedder.open(str(tmp_path / "encoder"), device="cpu") for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    whole = TransformersEmbedder.open(str(bert), device="cpu")
+    np.testing.assert_array_equal(first.encode(CAPTIONS), whole.encode(CAPTIONS))
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "encoder")
+    path = tmp_path / "encoder/tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None}))
+    with pytest.raises(ModeError, match="its tokenizer has no padding token"):
+        TransformersEmbedder.open(str(tmp_path / "encoder"), device="cpu")
 
 
 def test_pickled_weights_are_refused(bert, tmp_path):

@@ -67,24 +67,39 @@ class TransformersEmbedder:
         self.max_tokens = min(max_tokens, longest - offset)
 
     @classmethod
-    def open(cls, name: str, **settings: Any) -> TransformersEmbedder:
+    def open(cls, name: str, *, pooling: str = "cls", **settings: Any) -> TransformersEmbedder:
         """Load an encoder by Hugging Face name or from a local folder; weights as safetensors only, no code of its own.
 
         Raises:
-            ModeError: there is no such encoder, its weights are no safetensors, or its folder brings code.
+            ModeError: there is no such encoder, its weights are no safetensors, damaged or not all there, it cannot pad
+                captions, or its folder brings code.
         """
+        where = f"embedding.name '{name}'"
         if Path(name).is_dir():
             check_folder(Path(name))
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            model = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError, ImportError, KeyError) as error:
+            model, loaded = AutoModel.from_pretrained(
+                name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        except Exception as error:  # what a damaged folder makes its libraries run into is not to be foreseen
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModeError(
-                f"embedding.name '{name}': cannot be opened as a transformers encoder: {first_line}",
+                f"{where}: cannot be opened as a transformers encoder: {first_line}",
                 "give a Hugging Face name or a local folder with config.json, a tokenizer and model.safetensors",
             ) from None
-        return cls(model, tokenizer, name, **settings)
+        if tokenizer.pad_token is None:
+            raise ModeError(f"{where}: its tokenizer has no padding token", "encoders of sentences have one")
+        # transformers draws at random what is missing, anew each time. A pooler that nobody asks for may be missing.
+        missing = sorted(loaded["missing_keys"])
+        unused = [key for key in missing if pooling != "pooler" and "pooler" in key.split(".")]
+        if len(missing) > len(unused):
+            first = next(key for key in missing if key not in unused)
+            what = f"{where}: {len(missing) - len(unused):,} of its weights are not in its files, such as {first}"
+            raise ModeError(what, "are its configuration and its weights of one model? fetch it again")
+        for key in unused:
+            model.get_parameter(key).data.zero_()
+        return cls(model, tokenizer, name, pooling=pooling, **settings)
 
     @property
     def name(self) -> str:
