@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -251,6 +252,21 @@ def test_a_header_over_csvs_limit(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("x" * 140_000 + "\n")
     with pytest.raises(ModeError, match="first line cannot be read: field larger"):
         build_manifest(SourceParams(shards="pairs.csv"), tmp_path)
+
+
+@pytest.mark.parametrize("line", [bytes(1 << 20), b'"a\nb",' * (1 << 16)], ids=["no line", "marks"])
+def test_a_header_as_long_as_the_file(tmp_path: Path, line: bytes) -> None:
+    """Of a file of gigabytes no more than a part is in memory."""
+    with (tmp_path / "pairs.csv").open("wb") as file:
+        for _ in range(64):
+            file.write(line)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModeError, match=r"first line cannot be read: field larger|no column 'image'"):
+            build_manifest(SourceParams(shards="pairs.csv"), tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_parquet_columns_of_any_type(tmp_path: Path, encode: Callable[..., bytes]) -> None:

@@ -12,6 +12,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -24,6 +26,8 @@ from mode.params import SourceParams
 #: Tables of (image path, caption) and what separates their columns.
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
+#: Characters of a line of a csv's header, and its lines: where marks are not closed, it is all of the file.
+_LONGEST_HEADER, _HEADER_LINES = 2**20, 100
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,7 @@ def _check_columns(source: SourceParams, path: Path) -> None:
     columns = _columns_of(path)
     for column in (source.image_column, source.caption_column):
         if column not in columns:
-            has = ", ".join(f"'{name}'" for name in columns) or "no columns"
+            has = ", ".join(f"'{name}'" for name in columns)[:500] or "no columns"
             raise ModeError(f"{source.shards}: no column '{column}': it has {has}", "set image_column, caption_column")
 
 
@@ -255,7 +259,8 @@ def _columns_of(path: Path) -> list[str]:
         except (pa.ArrowException, OSError):
             raise ModeError(f"{path}: not a parquet file") from None
     with open_table(path) as file:
-        return header_of(file, SEPARATORS[path.suffix], path)
+        # In parts: a file that is no text may be one line of gigabytes.
+        return header_of(iter(partial(file.readline, _LONGEST_HEADER), ""), SEPARATORS[path.suffix], path)
 
 
 def open_table(path: Path) -> TextIO:
@@ -270,7 +275,7 @@ def header_of(lines: Iterable[str], separator: str, path: Path) -> list[str]:
         ModeError: they are not UTF-8, or no csv.
     """
     try:
-        header = next(csv.reader(lines, delimiter=separator), [])
+        header = next(csv.reader(islice(lines, _HEADER_LINES), delimiter=separator), [])
         separator.join(header).encode()
     except csv.Error as error:
         raise ModeError(f"{path}: its first line cannot be read: {error}") from None
