@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from mode.checksums import check_manifest
+from mode.data.shards.account import FileReport, IndexReport
 from mode.data.shards.index import IndexWriter, PairIndex, build_index, verify
 from mode.data.shards.manifest import build_manifest
 from mode.data.shards.reading import ImageFiles
@@ -280,3 +281,28 @@ def test_factors_of_sets_are_those_of_their_images(tmp_path: Path, two_sets: Pai
     plain = build_manifest(SourceParams(shards="web"), tmp_path)
     build_index(plain, tmp_path, tmp_path / "plain", IndexParams(), workers=1)
     assert PairIndex.load(tmp_path / "plain").factor is None
+
+
+class Looks(list[FileReport]):
+    """Counts how often it is gone through."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator[FileReport]:
+        self.count += 1
+        return super().__iter__()
+
+
+def test_the_account_of_many_bad_shards_is_not_reckoned_anew_for_each() -> None:
+    """With two hundred thousand shards that took hours."""
+    whole = FileReport("whole.tar", 100, 100, {}, 1_000)
+    bad = [FileReport(f"{number}.tar", 9, 9, {"empty-caption": 1}, 90) for number in range(50)]
+    damaged = FileReport("damaged.tar", 50, 50, {"damaged-tar": 2}, 500, lost_bytes=100)
+    files = Looks([whole, *bad, damaged])
+    report = IndexReport(files)
+    # 600 pairs in 6,000 bytes: 100 lost ones are 10 pairs, of which the two damages count as two.
+    assert report.bad_pairs(damaged) == 10
+    assert report.bad_share == 60 / 660
+    assert [file.path for file in report.worst()] == ["damaged.tar", "0.tar", "1.tar"]
+    report.check(0.1)
+    assert files.count < 20

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -116,20 +117,29 @@ class IndexReport:
         A problem is one pair, except damage of a tar: nobody knows what it held, so the bytes that are lost count as
         many pairs as that many bytes hold on average in this source, at least one for each damage.
         """
-        read = sum(each.read_bytes for each in self.files)
-        lost = round(file.lost_bytes * self.pairs / read) if read else 0
-        return sum(file.bad.values()) + max(lost - file.bad.get(DAMAGED_TAR, 0), 0)
+        [bad] = self._bad_pairs([file])
+        return bad
+
+    def _bad_pairs(self, files: Sequence[FileReport]) -> list[int]:
+        """`bad_pairs` of each, with one look at all files and not one for each: there may be hundreds of thousands."""
+        pairs, read = self.pairs, sum(each.read_bytes for each in self.files)
+        lost = [round(file.lost_bytes * pairs / read) if read else 0 for file in files]
+        return [
+            sum(file.bad.values()) + max(pairs_lost - file.bad.get(DAMAGED_TAR, 0), 0)
+            for file, pairs_lost in zip(files, lost, strict=True)
+        ]
 
     @property
     def bad_share(self) -> float:
         """Bad pairs of all pairs, 0 to 1; 0 for nothing at all."""
-        bad = sum(self.bad_pairs(file) for file in self.files if file.bad)
+        bad = sum(self._bad_pairs([file for file in self.files if file.bad]))
         return bad / (bad + self.pairs) if bad else 0.0
 
     def worst(self, count: int = 3) -> list[FileReport]:
         """The files with most bad pairs, worst first; none that are without fault."""
         bad = [file for file in self.files if file.bad]
-        return sorted(bad, key=self.bad_pairs, reverse=True)[:count]
+        ranked = sorted(zip(self._bad_pairs(bad), bad, strict=True), key=itemgetter(0), reverse=True)
+        return [file for _, file in ranked[:count]]
 
     def check(self, max_bad_share: float) -> None:
         """Stop where too much is bad.
