@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from mode.data.loading import pack as pack_module
-from mode.data.loading.pack import Pack, fetch_table, read_record, write_pack
+from mode.data.loading.pack import Pack, Store, fetch_table, read_record, write_pack
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
 from mode.data.shards.reading import ChangedShard, ImageFiles, check_files
 from mode.errors import ModeError
 from mode.params import IndexParams, SourceParams
+from tests.data.shards.test_places import Server
 
 Make = Callable[..., list[tuple[str, bytes]]]
 flat = chain.from_iterable
@@ -226,3 +227,22 @@ def test_a_store_without_folders(index: PairIndex, pairs: Pairs, tmp_path: Path)
         assert packed == list(ImageFiles(index, tmp_path).read_many(rows))
     finally:
         fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_no_more_of_a_note_is_read_than_a_note_has(tmp_path: Path) -> None:
+    (tmp_path / "empty.json").write_bytes(b"")
+    (tmp_path / "long.json").write_bytes(bytes(101))
+    (tmp_path / "right.json").write_bytes(b"{}")
+    (tmp_path / "endless.json").write_bytes(b"{}")
+    server = Server(tmp_path)
+    server.faults["endless.json"] = ["long"]
+    try:
+        store = Store(server.url(""), tmp_path)
+        assert (store.read("empty.json", 100), store.read("right.json", 100)) == (b"", b"{}")
+        assert store.read("missing.json", 100) is None
+        for name in ("long", "endless"):
+            with pytest.raises(ModeError, match=f"{name}\\.json: more than 100 bytes"):
+                store.read(f"{name}.json", 100)
+        assert server.taken == 0
+    finally:
+        server.stop()

@@ -31,7 +31,7 @@ from mode.data.loading.selection import Pairs
 from mode.data.shards.export import add_sample
 from mode.data.shards.identity import HEADER, check_of, is_same
 from mode.data.shards.index import PairIndex
-from mode.data.shards.places import filesystem_of, is_url, patiently
+from mode.data.shards.places import filesystem_of, is_url, patiently, read_start
 from mode.data.shards.reading import ImageFiles, Located
 from mode.data.shards.scan import LARGEST_IMAGE
 from mode.errors import ModeError
@@ -92,8 +92,7 @@ class Store:
                 with (self._folder / name).open("rb") as file:
                     content = file.read(most + 1)
             else:
-                filesystem, path = filesystem_of(self.path(name))
-                content = patiently(self.path(name), lambda: filesystem.cat_file(path))
+                content = read_start(self.path(name), most + 1)
         except FileNotFoundError:
             return None
         if len(content) > most:

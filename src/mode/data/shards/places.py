@@ -195,6 +195,14 @@ def _range_of(url: str, start: int, end: int, compare: Callable[[Mapping[str, st
     return content
 
 
+def read_start(url: str, most: int) -> bytes:
+    """The first bytes of an object, `most` at most; raises as `patiently`."""
+    try:
+        return patiently(url, lambda: _range_of(url, 0, most, lambda _: None))[:most]
+    except WrongRange:  # it is empty
+        return b""
+
+
 async def _ask_s3(
     filesystem: Any, path: str, start: int, end: int, compare: Callable[[Mapping[str, str]], None]
 ) -> bytes:
