@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import resource
 import tarfile
+import tempfile
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -246,3 +248,19 @@ def test_no_more_of_a_note_is_read_than_a_note_has(tmp_path: Path) -> None:
         assert server.taken == 0
     finally:
         server.stop()
+
+
+def test_a_full_disk_under_the_temporary_tar_is_one_line(
+    index: PairIndex, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))
+    try:
+        with pytest.raises(ModeError, match=rf"^{tmp_path}/temporary/.*/00000\.tar: cannot be written: File too large"):
+            write_pack("expert-0", index, pairs, tmp_path, "packed", 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [*(tmp_path / "temporary").iterdir()]
+    assert write_pack("expert-0", index, pairs, tmp_path, "packed", 100) == (9, 1)

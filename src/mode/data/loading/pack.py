@@ -35,7 +35,7 @@ from mode.data.shards.places import filesystem_of, is_url, patiently, read_start
 from mode.data.shards.reading import ImageFiles, Located
 from mode.data.shards.scan import LARGEST_IMAGE
 from mode.errors import ModeError
-from mode.files import sha256_of, write_aside
+from mode.files import sha256_of, told_of_no_room, write_aside
 from mode.parallel import in_order
 from mode.progress import Progress
 
@@ -195,7 +195,11 @@ def _write_tar(
     written = 0
     with tempfile.TemporaryDirectory(prefix="mode-pack-") as temporary:
         path = Path(temporary) / f"{stem}.tar"
-        with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            told_of_no_room(path),
+            path.open("wb") as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             read = partial(_read_part, index, pairs, files)
             for samples in in_order(lambda part: threads.submit(read, part), parts, _AHEAD - 1):
                 for image, content, origin in samples:
