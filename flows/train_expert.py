@@ -52,16 +52,15 @@ def updated(here: Work, experts: list[str]) -> list[str]:
     file = Paths(here.root).params_file
     for name in experts:
         before = load_params(file)
-        versions = next((names for names in before.versions.values() if name in names), None)
-        if versions is None:
+        versions = before.versions_of(name)
+        if not versions:
             raise ModeError(f"no expert is called '{name}'", f"params.yaml has: {', '.join(before.experts)}")
-        unseen = {*before.continuations_of(before.sources_of(name)[0])} - {*before.sources_of(versions[-1])}
-        if unseen:
+        if before.unseen_by(name):
             here.step(f"update {name}", "mode.cli", "update-expert", "--", name)
         elif len(versions) == 1:
             raise ModeError(f"{name}: nothing has arrived that it has not seen", "`mode arrivals SOURCE` looks for it")
     params = load_params(file)
-    return [names[-1] for name in experts for names in params.versions.values() if name in names]
+    return [params.versions_of(name)[-1] for name in experts]
 
 
 def part_for(pipeline: nx.DiGraph, experts: list[str]) -> nx.DiGraph:

@@ -336,6 +336,12 @@ def test_an_expert_is_known_by_its_newest_version() -> None:
         ["base", "base-2"],
         ["base", "base-2", "base-3"],
     ]
+    assert [params.versions_of(name) for name in ("expert-0", "v2", "base")] == [
+        ["expert-0"],
+        ["expert-1", "v2", "v3"],
+        [],
+    ]
+    assert [params.unseen_by(name) for name in ("expert-0", "expert-1", "v2")] == [["base-2", "base-3"], [], []]
 
 
 @pytest.mark.parametrize(

@@ -88,15 +88,14 @@ def add_updates(text: str, expert: str) -> tuple[str, list[str]]:
         ModeError: no such expert, nothing new for it, or the result would not be a valid params.yaml.
     """
     content, params = _yaml().load(text), _params(text)
-    found = [(root, names) for root, names in params.versions.items() if expert in names]
-    if not found:
+    names = params.versions_of(expert)
+    if not names:
         raise ModeError(f"no expert is called '{expert}'", f"there are: {', '.join(params.experts)}")
-    root, names = found[0]
+    root = names[0]
     expert_params = params.experts[root]
     source, cluster = expert_params.source, expert_params.cluster
     own = expert_params.model_dump(include={"lr", "outside_share"}, exclude_none=True)
-    seen = {params.updates[name].source for name in names[1:]}
-    new = [each for each in params.continuations_of(source) if each not in seen]
+    new = params.unseen_by(root)
     if not new:
         raise ModeError(
             f"{expert}: there are no pairs that it has not seen", f"`mode arrivals {source}` looks for new shards"

@@ -917,13 +917,20 @@ class Params(Section):
             found[expert] = names
         return found
 
+    def versions_of(self, name: str) -> list[str]:
+        """The `versions` of an expert, by its name or that of an update of it; empty: there is none of that name."""
+        return next((names for names in self.versions.values() if name in names), [])
+
     def sources_of(self, name: str) -> list[str]:
         """The sources whose pairs an expert, or an update of one, was trained on, its own before those of later."""
-        for expert, names in self.versions.items():
-            if name in names:
-                updates = names[1 : names.index(name) + 1]
-                return [self.experts[expert].source, *(self.updates[update].source for update in updates)]
-        raise KeyError(name)
+        versions = self.versions_of(name)
+        expert, *updates = versions[: versions.index(name) + 1]
+        return [self.experts[expert].source, *(self.updates[update].source for update in updates)]
+
+    def unseen_by(self, name: str) -> list[str]:
+        """The sources that continue an expert's own, and that neither it nor an update of it was trained on."""
+        own, *later = self.sources_of(self.versions_of(name)[-1])
+        return [source for source in self.continuations_of(own) if source not in later]
 
     @property
     def members(self) -> dict[str, ExpertParams]:
