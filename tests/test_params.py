@@ -341,7 +341,15 @@ def test_an_expert_is_known_by_its_newest_version() -> None:
         ["expert-1", "v2", "v3"],
         [],
     ]
+    trainings = [role.model(key) for role, key in params.trainings]
+    assert trainings == ["seed", "dense", "dense-long", "expert-0", "expert-1", "v3", "v2"]
     assert [params.unseen_by(name) for name in ("expert-0", "expert-1", "v2")] == [["base-2", "base-3"], [], []]
+
+
+def test_what_is_there_already_and_what_is_not_asked_for_is_no_training() -> None:
+    pretrained = {"seed": {"from": "pretrained", "name": "hf-hub:a/b"}, "training": {"seed_epochs": 0}, "model": {}}
+    params = parse_params(arrived(**pretrained, baselines={"dense_long": False}, full=["expert-1"]))
+    assert [role.model(key) for role, key in params.trainings] == ["dense", "full-expert-1", "expert-0", "expert-1"]
 
 
 @pytest.mark.parametrize(

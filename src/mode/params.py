@@ -14,7 +14,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mode.errors import ModeError
-from mode.roles import EXPERT, ROLES, SEED
+from mode.roles import DENSE_LONG, EXPERT, FULL, ROLES, SEED, TRAINED, UPDATE, Role
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -916,6 +916,21 @@ class Params(Section):
                 names.append(name)
             found[expert] = names
         return found
+
+    @property
+    def trainings(self) -> list[tuple[Role, str | None]]:
+        """The trainings of a run as (role, key where there are many), in the order of the tables.
+
+        A pretrained seed is none, nor is a dense model that is not asked for.
+        """
+        keys: dict[Role, Iterable[str | None]] = {
+            SEED: () if self.seed.pretrained else (None,),
+            DENSE_LONG: (None,) if self.baselines.dense_long else (),
+            FULL: self.full,
+            EXPERT: self.experts,
+            UPDATE: self.updates,
+        }
+        return [(role, key) for role in TRAINED for key in keys.get(role, (None,))]
 
     def versions_of(self, name: str) -> list[str]:
         """The `versions` of an expert, by its name or that of an update of it; empty: there is none of that name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from mode.data.loading.selection import Pairs
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.params import Params, parse_params
-from mode.roles import DENSE, DENSE_LONG, ENSEMBLE, EXPERT, FULL, SEED, TRAINED, UNIFORM, UNIFORM_FULL, UPDATE, Role
+from mode.roles import DENSE, DENSE_LONG, ENSEMBLE, EXPERT, FULL, SEED, UNIFORM, UNIFORM_FULL, UPDATE, Role
 from mode.training.plan import TrainPlan, make_plan
 
 #: Sections of params.yaml that decide the seed, and so whether two runs share it, as the sources of its pairs do.
@@ -235,18 +235,8 @@ def plan_table(
     return table
 
 
-def trainings_of(params: Params) -> Iterator[tuple[Role, str | None]]:
-    """The trainings of a run as (role, expert's key), in the order of the tables; a pretrained seed is none."""
-    for role in TRAINED:
-        if (role is SEED and params.seed.pretrained) or (role is DENSE_LONG and not params.baselines.dense_long):
-            continue
-        many: dict[Role, Iterable[str]] = {FULL: params.full, EXPERT: params.experts, UPDATE: params.updates}
-        keys: Iterable[str | None] = many[role] if role.many else [None]
-        yield from ((role, key) for key in keys)
-
-
 def training_plan(params: Params, role: Role, key: str | None, images: int, share: float = 1.0) -> TrainPlan:
-    """Length and schedule of one of `trainings_of`, before its pairs are known.
+    """Length and schedule of one of `Params.trainings`, before its pairs are known.
 
     Args:
         params: of the run.
@@ -274,7 +264,7 @@ def _work(params: Params, values: Mapping[str, Any]) -> Iterable[Work]:
     """The trainings of a run."""
     seed_key = {section: values.get(section) for section in _OF_SEED}
     images = params.training.epoch_samples
-    for role, key in trainings_of(params):
+    for role, key in params.trainings:
         # An epoch of null is as long as there are images, which only the index knows.
         samples = training_plan(params, role, key, images).samples if images else float("nan")
         own: dict[str, Any] = {"sources": {name: values["sources"][name] for name in _sources_of(params, role, key)}}

@@ -45,7 +45,7 @@ from mode.data.shards.reading import ImageFiles
 from mode.embedding.lsa import LsaEmbedder
 from mode.embedding.open_clip import OpenClipEmbedder
 from mode.errors import ModeError
-from mode.experiments.plan import training_plan, trainings_of
+from mode.experiments.plan import training_plan
 from mode.params import ClusteringParams, ImageParams, IndexParams, Params
 from mode.planning.hours import ACCUMULATION, BERT_PARAMETERS, CAPTION_TOKENS, fit_vectors
 from mode.planning.machines import device_called
@@ -300,7 +300,7 @@ def training_rate(params: Params, index: PairIndex, root: Path, flops_per_pair: 
 def _time_training(params: Params, batch: int, index: PairIndex, root: Path) -> float:
     changes = {"batch_size": batch, "accumulate": 1, "warmup": 0, "epoch_samples": None}
     recipe = params.training.model_copy(update=changes)
-    role, key = next(iter(trainings_of(params)))
+    role, key = params.trainings[0]
     # Long enough for any device; epochs are of whatever length.
     plan = training_plan(params.model_copy(update={"training": recipe}), role, key, batch * 10_000)
     plan = replace(plan, pairs=Pairs.of(np.arange(len(index), dtype=np.int64), index.image[:]))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mode.clustering.words import SAMPLE
 from mode.ensemble.router import images_to_keep
-from mode.experiments.plan import training_plan, trainings_of
+from mode.experiments.plan import training_plan
 from mode.params import Params
 from mode.planning import hours as h
 from mode.planning import sizes
@@ -316,7 +316,7 @@ class _Planner:
         return done, waits
 
     def _train_plans(self) -> Iterator[tuple[str | None, TrainPlan]]:
-        for role, key in trainings_of(self._params):
+        for role, key in self._params.trainings:
             share = self._share_of_update(key) if role is UPDATE and key is not None else 1.0
             yield key, training_plan(self._params, role, key, self.epoch_samples, share)
 
@@ -539,7 +539,7 @@ class _Planner:
     @property
     def _queued(self) -> int:
         """Trainings after the seed."""
-        return sum(role is not SEED for role, _ in trainings_of(self._params))
+        return sum(role is not SEED for role, _ in self._params.trainings)
 
     def _pairs_of(self, key: str | None, plan: TrainPlan) -> float:
         """Pairs that a model is trained on: clusters are taken to be equally large."""
@@ -569,7 +569,7 @@ class _Planner:
         disk = conditions + images + self._work.embedder.files_bytes
         start = rates.model_start_seconds
         ensemble = _stage("ensemble", start, [], disk_bytes=disk)
-        used = sum(role is not UPDATE for role, _ in trainings_of(params))  # an update takes another model's place
+        used = sum(role is not UPDATE for role, _ in params.trainings)  # an update takes another model's place
         models = used + params.seed.pretrained
         flops = self._work.evaluation_images * models * self._model.flops_per_image
         decoding = h.per_hour(

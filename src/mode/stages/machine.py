@@ -18,7 +18,7 @@ from mode.errors import ModeError
 from mode.parallel import cores
 from mode.params import MachineParams
 from mode.processes import leads
-from mode.roles import DENSE_LONG, SEED, TRAINED, UPDATE
+from mode.roles import TRAINED, UPDATE
 from mode.stages.project import Project
 
 if TYPE_CHECKING:
@@ -46,15 +46,13 @@ def as_job(project: Project, name: str, key: str | None, arguments: list[str]) -
     params = project.params
     if params.machine.launch == "local" or name not in TRAININGS or "WORLD_SIZE" in os.environ:
         return False
-    if name == SEED.name and params.seed.pretrained:
-        return False
-    if name == DENSE_LONG.name and not params.baselines.dense_long:
+    [role] = [role for role in TRAINED if role.name == name]
+    if key is not None:
+        (project.update if role is UPDATE else project.expert)(key)
+    elif (role, None) not in params.trainings:
         return False
     from mode.slurm.waiting import run_as_job
 
-    if key is not None:
-        (project.update if name == UPDATE.name else project.expert)(key)
-    [role] = [role for role in TRAINED if role.name == name]
     command = [sys.executable, "-m", "mode.cli", "stage", *arguments]
     run_as_job(role.model(key), command, params.machine, project.root)
     return True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mode.errors import ModeError
 from mode.params import load_params
-from mode.roles import TRAINED, UPDATE, Role
+from mode.roles import UPDATE, Role
 from mode.stages.pairs import join_update, open_joined, pairs_of, rows_of_expert
 from mode.stages.project import Project
 
@@ -87,13 +87,7 @@ def pack_images(root: Path, params: Path, name: str, where: str, images_per_shar
 
 def _role_called(project: Project, name: str) -> tuple[Role, str | None]:
     """Role and key of the training that makes the model of a name."""
-    params = project.params
-    keys = {UPDATE: params.updates}
-    trainings = {
-        role.model(key): (role, key)
-        for role in TRAINED
-        for key in (keys.get(role, params.experts) if role.many else [None])
-    }
+    trainings = {role.model(key): (role, key) for role, key in project.params.trainings}
     if name not in trainings:
         raise ModeError(f"no training is called '{name}'", f"there are: {', '.join(trainings)}")
     return trainings[name]
