@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from flows import tools_first
 from mode.errors import ModeError
 
 
@@ -56,8 +57,7 @@ def environment(clone: Path, home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MODE_", "OMP_"))}
     code = next((folder for folder in (clone, home) if (folder / "src").is_dir()), None)
     sources = [code / "src", code] if code else [clone]
-    path = [Path(sys.executable).parent, kept.get("PATH", os.defpath)]
-    return kept | {"PATH": os.pathsep.join(map(str, path)), "PYTHONPATH": os.pathsep.join(map(str, sources))}
+    return kept | {"PATH": tools_first(kept), "PYTHONPATH": os.pathsep.join(map(str, sources))}
 
 
 def command(clone: Path, home: Path, *arguments: str) -> str:

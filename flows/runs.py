@@ -36,7 +36,7 @@ from flows.devices import Place, places_for, stage_settings, visible_gpus
 from flows.locks import Lock, holder, is_held, take
 from flows.overrides import set_params
 from flows.progress import TRAININGS
-from flows.supervise import STOPPED, allowing
+from flows.supervise import STOPPED, errors_in, shown, supervised
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment, load_experiment
 from mode.experiments.findings import figures_of_runs
@@ -254,21 +254,14 @@ class Runner:
         clone = self._prepared(run)
         # Runs on a GPU share the cores; on the CPU, each has one.
         threads = 1 if place.device == "cpu" else max(1, cores() // len(places))
-        running = [sys.executable, "-m", "flows.supervise", sys.executable, "-m", "dvc", "exp", "run"]
         targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
-        running += ["--name", run.name, *set_params(run.overrides), *targets]
-        stopping = allowing(load_params(self.paths.params_file).machine.stop_seconds)
-        process = subprocess.Popen(
-            running,
-            cwd=clone,
-            env=environment(clone, self.root) | stage_settings(place.settings, threads, "") | stopping,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            pass_fds=[lock.fileno() for lock in locks],
-            start_new_session=True,  # Ctrl-C reaches this process alone, which tells the others
+        process = supervised(
+            [sys.executable, "-m", "dvc", "exp", "run", "--name", run.name, *set_params(run.overrides), *targets],
+            environment(clone, self.root) | stage_settings(place.settings, threads, ""),
+            load_params(self.paths.params_file).machine.stop_seconds,
+            [lock.fileno() for lock in locks],
+            folder=clone,
+            alone=True,  # Ctrl-C reaches this process alone, which tells the others
         )
         active = Active(run, process, locks, time.monotonic())
         active.follower = threading.Thread(target=self._follow, args=(active,), daemon=True)
@@ -307,7 +300,7 @@ class Runner:
             for raw in active.process.stdout:
                 log.write(raw)
                 log.flush()
-                line = raw.rstrip().rpartition("\r")[2]
+                line = shown(raw)
                 active.tail = [*active.tail[-20:], line]
                 if found := _STARTED.match(line):
                     self._say(active.run, found[1])
@@ -323,8 +316,8 @@ class Runner:
             if code in _TOLD:
                 raise ModeError("stopped from outside", "the same command goes on from here")
             if code:
-                errors = [line for line in active.tail if "rror" in line] or active.tail
-                raise ModeError(f"{errors[-1] if errors else f'exit code {code}'} (see {self.files(run).log})")
+                why = [f"exit code {code}", *errors_in(active.tail)][-1]
+                raise ModeError(f"{why} (see {self.files(run).log})")
             self._take(run)
         except (ModeError, OSError) as error:
             self._fail(run, error)

@@ -18,8 +18,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
+from flows import tools_first
 from flows.devices import stage_settings
-from flows.supervise import allowing
+from flows.supervise import errors_in, shown, supervised
 from mode.params import load_params
 from mode.paths import Paths
 
@@ -136,7 +137,7 @@ def run_command(command: list[str], settings: dict[str, str], held: Iterable[int
     with _started(command, settings, held) as process:
         assert process.stdout is not None
         for raw in process.stdout:
-            if line := raw.rstrip().rpartition("\r")[2]:
+            if line := shown(raw):
                 tail.append(line)
                 log.info(line)
         code = process.wait()
@@ -148,8 +149,7 @@ def run_command(command: list[str], settings: dict[str, str], held: Iterable[int
     inner = exits[-1] if exits else code
     if inner in STOPPED_CODES or code in STOPPED_CODES or _stopping.is_set():
         raise StageStopped(f"stopped (exit code {inner}); the next run goes on from its last checkpoint")
-    errors = [line for line in tail if "rror" in line] or list(tail)
-    raise StageFailed(f"exit code {inner}: {' | '.join(errors[-3:])}", tail)
+    raise StageFailed(f"exit code {inner}: {' | '.join(errors_in(tail)[-3:])}", tail)
 
 
 def stop_all() -> None:
@@ -177,19 +177,10 @@ def _started(command: list[str], settings: dict[str, str], held: Iterable[int]) 
     seconds = load_params(Paths(Path.cwd()).params_file).machine.stop_seconds
     # No stage knows Prefect, and none needs the secret of its server.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    environment = kept | {"PATH": tools_first(kept), "PYTHONUNBUFFERED": "1"} | settings
     with _guard:
         if _stopping.is_set():
             raise StageStopped("not started: the run is being stopped")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.supervise", *command],
-            env=kept | {"PATH": path, "PYTHONUNBUFFERED": "1"} | allowing(seconds) | settings,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            pass_fds=tuple(held),
-        )
+        process = supervised(command, environment, seconds, held)
         _running[process] = seconds
     return process

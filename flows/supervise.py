@@ -18,7 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -26,19 +27,55 @@ import psutil
 from mode.processes import adopt_orphans, die_with_parent
 
 _VARIABLE = "MODE_STOP_SECONDS"
-#: The process that starts a supervisor, whose end is that of its command too.
+#: The process that starts a supervisor, whose end is that of its command too. Its number alone does not say so: 1 is who
+#: adopts orphans, or in a container the flow.
 _STARTED_BY = "MODE_STARTED_BY"
-#: Seconds between SIGTERM and SIGKILL: `machine.stop_seconds`, as `allowing` says it.
+#: Seconds between SIGTERM and SIGKILL, as `supervised` says them.
 GRACE = float(os.environ.get(_VARIABLE, "12"))
 STOPPED = 128 + signal.SIGTERM
 
 
-def allowing(seconds: float) -> dict[str, str]:
-    """What tells a supervisor its `GRACE`, and the training under it the same, in the environment.
+def supervised(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    seconds: float,
+    held: Iterable[int],
+    folder: Path | None = None,
+    alone: bool = False,
+) -> subprocess.Popen[str]:
+    """Start a command under a supervisor; its output is one stream of text, for the caller to read.
 
-    And whose child it is, as its parent's number does not say it: 1 is who adopts orphans, or in a container the flow.
+    Args:
+        command: the program and its arguments.
+        environment: all of it.
+        seconds: between SIGTERM and SIGKILL, of `machine.stop_seconds`: a training under it is told the same.
+        held: file descriptors of locks, which are kept until its last process has gone.
+        folder: where it runs; default: here.
+        alone: in a session of its own, so that Ctrl-C reaches the caller only.
     """
-    return {_VARIABLE: str(seconds), _STARTED_BY: str(os.getpid())}
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.supervise", *command],
+        cwd=folder,
+        env={**environment, _VARIABLE: str(seconds), _STARTED_BY: str(os.getpid())},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=tuple(held),
+        start_new_session=alone,
+    )
+
+
+def shown(raw: str) -> str:
+    """What a terminal shows of a line of output in the end: a progress bar writes over itself."""
+    return raw.rstrip().rpartition("\r")[2]
+
+
+def errors_in(lines: Iterable[str]) -> list[str]:
+    """Those of a command's lines that speak of an error; if none does, all of them."""
+    every = [*lines]
+    return [line for line in every if "rror" in line] or every
 
 
 def main(command: list[str]) -> int:

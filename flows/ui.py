@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from flows import MLFLOW_ADDRESS
+from flows import MLFLOW_ADDRESS, tools_first
 from flows.locks import all_dead, dead_runs, forget_run, holder, is_held, take
 from flows.server import LOG_IN
 from mode.door import HOST
@@ -135,9 +135,9 @@ class Services:
 
 def environment(root: Path, addresses: Addresses) -> dict[str, str]:
     """Settings of this program, all services and the flows: the project's own Prefect home (telemetry: `mode`)."""
-    folder, home = str(Path(sys.executable).parent), Paths(root).prefect_home
+    home = Paths(root).prefect_home
     return {
-        "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": tools_first(os.environ),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
