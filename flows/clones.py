@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Set as AbstractSet
@@ -13,6 +14,11 @@ import yaml
 
 from flows import tools_first
 from mode.errors import ModeError
+from mode.experiments.plan import PlannedRun
+from mode.files import write_aside
+from mode.paths import RunPaths
+from mode.stages.project import Project
+from mode.stages.sources import keep_whole_watch
 
 
 def head_of(root: Path) -> str:
@@ -48,6 +54,25 @@ def git(root: Path, *arguments: str) -> str:
     if done.returncode:
         raise ModeError(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())[:200]}")
     return done.stdout.strip()
+
+
+def prepared_clone(root: Path, files: RunPaths, run: PlannedRun) -> Path:
+    """A run's clone of the project: a new one, or that of the interrupted run."""
+    commit, clone, of = head_of(root), files.clone, files.commit
+    if clone.is_dir() and not (of.is_file() and of.read_text(encoding="utf-8") == commit):
+        shutil.rmtree(clone)  # of another commit; what is the same comes out of the cache
+    if clone.is_dir():
+        # What is left of a run whose figures were not taken over: DVC makes no second experiment of one name.
+        for ref in git(clone, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{run.name}").split():
+            git(clone, "update-ref", "-d", ref)
+        return clone
+    of.write_text(commit, encoding="utf-8")
+    with write_aside(clone) as new:
+        git(root, "clone", "--quiet", "--shared", "--no-tags", str(root), str(new))
+        config = ["[cache]", f"    dir = {cache_of(root)}", "    type = reflink,copy"]
+        (new / ".dvc" / "config.local").write_text("\n".join(config) + "\n", encoding="utf-8")
+        keep_whole_watch(Project(new, run.params))
+    return clone
 
 
 def environment(clone: Path, home: Path) -> dict[str, str]:

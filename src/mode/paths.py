@@ -149,6 +149,10 @@ class Paths:
     def experiment_run(self, key: str) -> RunPaths:
         return RunPaths(self.experiment_runs / key)
 
+    def kept_model(self, run: str, model: str) -> Path:
+        """Where the run of this key leaves a model that another run starts from."""
+        return self.experiment_run(run).kept(model)
+
     def all_runs(self) -> list[RunPaths]:
         """Runs of all experiments, done or not."""
         return [RunPaths(folder) for folder in sorted(self.experiment_runs.glob("*/"))]

@@ -257,6 +257,15 @@ def keep_watch(project: Project, source: str, generated: bool | None) -> None:
             content[group] = sorted([*others, source] if belongs else others)
 
 
+def keep_whole_watch(project: Project) -> None:
+    """Note in watch.yaml all that the parameters say, where others than these may have been noted, or none."""
+    for source, params in project.params.sources.items():
+        keep_watch(project, source, generated=params.shards == BUILT_IN)
+    keep_tasks_watch(project)
+    keep_seed_watch(project)
+    keep_clusters_watch(project)
+
+
 def keep_clusters_watch(project: Project) -> list[str]:
     """Note in watch.yaml which sources are clustered, and to whose clusters the pairs of each are assigned.
 

@@ -30,7 +30,7 @@ from mode.params import Params, SourceParams, load_params, parse_params
 from mode.paths import Paths
 from mode.stages import preparation
 from mode.stages.project import BUILT_IN, Project, write_text
-from mode.stages.sources import keep_clusters_watch, keep_seed_watch, keep_tasks_watch, keep_watch
+from mode.stages.sources import keep_clusters_watch, keep_seed_watch, keep_whole_watch
 from mode.stages.version import PACKAGE, Version, checksum_of, code_name
 
 #: Files that are a project's own once it is made, and those that an upgrade replaces (`flows` is a folder).
@@ -372,11 +372,7 @@ def _write_project(root: Path, text: str, params: Params) -> None:
     project = Project(root, params)
     _version_of(files).save(project.version_file)
     project.params_file.write_text(text, encoding="utf-8")
-    for name, source in params.sources.items():
-        keep_watch(project, name, generated=source.shards == BUILT_IN)
-    keep_tasks_watch(project)
-    keep_seed_watch(project)
-    keep_clusters_watch(project)
+    keep_whole_watch(project)
 
 
 def _write_experiments(root: Path) -> None:

@@ -1,0 +1,49 @@
+"""Which runs of an experiment are next, and what they wait for. tests/e2e makes real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.devices import Place
+from flows.ledger import Ledger
+from flows.locks import take
+from flows.runner import Runner
+from mode.experiments.definition import Experiment
+from mode.experiments.plan import plan_runs
+
+REPOSITORY = Path(__file__).parents[2]
+CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+
+
+def made_of(**runs: Any) -> Experiment:
+    return Experiment.model_validate({"title": "t", "question": "q", "runs": runs, "rows": {}})
+
+
+def test_it_says_once_what_runs_wait_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = made_of(a={})
+    runs = plan_runs("x", made, CONTENT, {}, [0])
+    runner = Runner(Ledger(tmp_path, "x", made, runs), runs)
+    places = [Place("cpu", (tmp_path / name,), {}) for name in ("cpu-0", "cpu-1")]
+    runner._say_who_is_before(runs, places)
+    assert not capsys.readouterr().out
+    locks = [take(place.locks[0], f"other-{number}, process 7") for number, place in enumerate(places)]
+    for _ in range(2):
+        runner._say_who_is_before(runs, places)
+    assert capsys.readouterr().out == "waiting for other-0, process 7, other-1, process 7\n"
+    assert all(locks)
+
+
+def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
+    made = made_of(a={})
+    [run] = runs = plan_runs("x", made, CONTENT, {}, [0])
+    runner = Runner(Ledger(tmp_path, "x", made, runs), runs)
+    assert runner._next(runs, []) is run
+    lock = take(runner.ledger.files(run).lock, "another experiment")
+    assert lock is not None
+    assert runner._next(runs, []) is None
+    lock.close()
+    assert runner._next(runs, []) is run
