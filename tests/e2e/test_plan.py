@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mode.planning.account import Plan
 from mode.planning.measure import bytes_of
-from mode.planning.plan import Plan
 from tests.e2e.conftest import SmallProject, make_project
 
 pytestmark = pytest.mark.e2e

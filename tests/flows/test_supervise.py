@@ -145,10 +145,11 @@ def test_parent_that_has_ended_already_means_that_nothing_is_started(tmp_path: P
 def test_first_process_of_a_container_may_start_one() -> None:
     if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode:
         pytest.skip("no namespaces of processes here")
-    child = [sys.executable, "-m", "flows.supervise", sys.executable, "-c", "import os; print(*os.environ)"]
+    child = [sys.executable, "-c", "import os; print(*os.environ)"]
     first = (
-        "import os, subprocess, sys; from flows.supervise import allowing; assert os.getpid() == 1;"
-        "sys.exit(subprocess.run(sys.argv[1:], env=os.environ | allowing(5)).returncode)"
+        "import os, sys; from flows.supervise import supervised; assert os.getpid() == 1;"
+        "process = supervised(sys.argv[1:], os.environ, 5, []); print(process.communicate()[0]);"
+        "sys.exit(process.returncode)"
     )
     command = [*NAMESPACE, sys.executable, "-c", first, *child]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import pytest
 from mode.params import Params, parse_params
 from mode.planning.footprint import Footprint, Line
 from mode.planning.machines import Cluster, Gpu
-from mode.planning.plan import EmbedderShape, Workload
+from mode.planning.needs import EmbedderShape, Workload
 from mode.planning.shape import ModelShape
 
 #: 5 epochs of 8,000 samples for the dense model, 3 for the seed; two experts.

@@ -13,9 +13,11 @@ from open_clip.loss import ClipLoss
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mode.errors import ModeError
+from mode.planning.account import Plan, StagePlan
 from mode.planning.footprint import Footprint, Line, _Held
 from mode.planning.machines import Cluster, Gpu
-from mode.planning.plan import EmbedderShape, Plan, StagePlan, Workload, make_plan, queue
+from mode.planning.needs import EmbedderShape, Workload
+from mode.planning.plan import make_plan, queue
 from mode.planning.rates import SourcedRates, sourced
 from mode.planning.sizes import loss_bytes
 from tests.planning.conftest import MODEL

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from mode.planning.machines import Cluster, Gpu
-from mode.planning.plan import Workload, make_plan
+from mode.planning.needs import Workload
+from mode.planning.plan import make_plan
 from mode.planning.rates import sourced
 from mode.planning.table import gpu_lines, print_plan, size, stage_cells, wall
 

@@ -15,7 +15,7 @@ from mode.data.shards.index import build_index
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
 from mode.params import GlyphParams, IndexParams, SourceParams
-from mode.planning.plan import Plan
+from mode.planning.account import Plan
 from mode.planning.rates import Measured
 from mode.stages.planning import Asked, count_of, plan_project
 from tests.small import VIT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mode.clip.configuration import read_configurations
+from mode.clip.configuration import IMAGE_SIZE, read_configurations
 from mode.clip.device import Precision
 from mode.clip.folder import CONFIG
 from mode.clip.model import Clip, adapted, configuration_of, new_network, open_clip_errors, write_config
@@ -102,8 +102,7 @@ def is_folder_of_model(folder: Path) -> bool:
 
 def image_size_of(model: ModelParams) -> int:
     """Pixels a side that an architecture is made for. Raises `ModeError` where open_clip knows no such model."""
-    size = configuration_of(model)["vision_cfg"].get("image_size", 224)
-    return int(size[0] if isinstance(size, list | tuple) else size)
+    return _image_size(configuration_of(model))
 
 
 def _shape(
@@ -114,8 +113,7 @@ def _shape(
     adapter: AdapterParams | None,
 ) -> ModelShape:
     context = int(model_cfg["text_cfg"].get("context_length", _CONTEXT))
-    given = model_cfg["vision_cfg"].get("image_size", 224)
-    size = int(given[0] if isinstance(given, list | tuple) else given)
+    size = _image_size(model_cfg)
 
     def blank(texts: list[str]) -> Tensor:
         return torch.zeros(len(texts), context, dtype=torch.int64)
@@ -146,6 +144,11 @@ def _shape(
     if checkpointing is None:
         return shape
     return replace(shape, footprint=footprint_of(network, size, context, precision, checkpointing))
+
+
+def _image_size(model_cfg: Mapping[str, Any]) -> int:
+    size = model_cfg["vision_cfg"].get("image_size", IMAGE_SIZE)
+    return int(size[0] if isinstance(size, list | tuple) else size)
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

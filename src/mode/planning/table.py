@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mode.planning.account import Plan, StagePlan
 from mode.planning.machines import CPU
-from mode.planning.plan import Plan, StagePlan
 from mode.reporting.summary import quantity
 from mode.reporting.tables import wide_console
 

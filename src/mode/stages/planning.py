@@ -19,8 +19,9 @@ from mode.stages.project import BUILT_IN, Project, task_folders
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mode.planning.account import Plan
     from mode.planning.machines import Cluster
-    from mode.planning.plan import EmbedderShape, Plan
+    from mode.planning.needs import EmbedderShape
     from mode.planning.rates import Measured
     from mode.planning.shape import ModelShape
 
@@ -97,7 +98,8 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
         ModeError: there is neither, a number is no such number, nothing says how many pairs there are, a model's shape
             is not known here, or a file of rates is not one.
     """
-    from mode.planning.plan import Workload, make_plan
+    from mode.planning.needs import Workload
+    from mode.planning.plan import make_plan
     from mode.planning.rates import MEASURED_HERE, Measured, load_rates, sourced
 
     project, is_here = _what_is_planned(root, params_file, asked)
@@ -391,7 +393,7 @@ def _model_shape(
 def _embedder_shape(project: Project, model: ModelShape, words: float) -> EmbedderShape:
     """Of `params.embedding`; an encoder of Hugging Face is taken for SimCSE, which is BERT base."""
     from mode.planning.hours import simcse_flops_per_caption
-    from mode.planning.plan import EmbedderShape
+    from mode.planning.needs import EmbedderShape
     from mode.planning.shape import is_folder_of_model, shape_of, shape_of_folder
     from mode.planning.sizes import lsa_bytes
 
