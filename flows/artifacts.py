@@ -47,7 +47,8 @@ def heat_map(root: Path) -> str:
     """Markdown of the routing plot as a data address, which needs no other server; empty if there is none that fits."""
     from mode.reporting.rendering import data_url  # brings matplotlib
 
-    for picture in (Paths(root).reports / "figures" / "routing.png", Paths(root).reports / "figures" / "routing.svg"):
+    figures = Paths(root).figures
+    for picture in (figures / "routing.png", figures / "routing.svg"):
         if picture.is_file() and picture.stat().st_size <= MAX_PICTURE:
             content = picture.read_bytes()
             return f"![routing]({data_url(content if picture.suffix == '.png' else content.decode())})"

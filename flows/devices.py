@@ -21,6 +21,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.locks import Lock, holder, take
+from mode import params
 from mode.errors import ModeError
 from mode.params import SlurmParams
 from mode.paths import Paths
@@ -28,7 +29,7 @@ from mode.paths import Paths
 Gpu = Annotated[int, Field(ge=0)]
 Devices = Literal["auto", "cpu"] | list[Gpu]
 #: Of a source or an expert.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Name = Annotated[params.Name, Field(max_length=64)]
 
 
 class Machine(BaseModel):

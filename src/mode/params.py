@@ -802,6 +802,14 @@ class Params(Section):
             raise ValueError("sources: at least one is needed")
         self._seed_and_model_agree()
         self._continuations_agree()
+        self._views_agree()
+        self._clusters_agree()
+        self._experts_agree()
+        self._updates_agree()
+        return self
+
+    def _views_agree(self) -> None:
+        """Clusters of images are compared with no words."""
         if self.embedding.view == "image" and (self.routing.kind, self.routing.protocol) != ("calibrated", "query"):
             raise ValueError(
                 "embedding.view: 'image' weighs the experts by each image: it needs routing.kind 'calibrated' and"
@@ -811,6 +819,9 @@ class Params(Section):
             raise ValueError(
                 "clustering.targets are words, which no image is compared with: embedding.view text or both"
             )
+
+    def _clusters_agree(self) -> None:
+        """Sources that are named are there, and each is divided into as many clusters as it can be."""
         for key, source in (("embedding.made_from", self.embedding.fit_on), ("training.source", self.training.source)):
             if source is not None and source not in self.sources:
                 raise ValueError(f"{key}: no source is called '{source}'")
@@ -823,6 +834,9 @@ class Params(Section):
                     f"clustering: source '{name}' has {coarse} coarse clusters, but strategy 'targets' makes two, the"
                     " targets' and the rest: `coarse: 2`"
                 )
+
+    def _experts_agree(self) -> None:
+        """Each expert has a cluster that is there, and has it alone."""
         for name in self.full:
             if name not in self.experts:
                 raise ValueError(f"full: no expert is called '{name}'")
@@ -846,8 +860,6 @@ class Params(Section):
             other = taken.setdefault((expert.source, expert.cluster), name)
             if other != name:
                 raise ValueError(f"experts.{name}: '{other}' already has cluster {expert.cluster} of '{expert.source}'")
-        self._updates_agree()
-        return self
 
     def _continuations_agree(self) -> None:
         """A source that continues another one is read as that one is, and is nothing that needs clusters of its own."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mode.clip.folder import CARD
 from mode.errors import ModeError
 from mode.params import ExpertParams, Params, SourceParams, UpdateParams
 from mode.paths import Paths
@@ -55,7 +56,7 @@ def trained_models(project: Project) -> list[str]:
     """Names of the models that are there, in the order of the tables; of each expert, its newest version of these."""
 
     def is_there(name: str) -> bool:
-        return (project.model(name) / "card.json").is_file()
+        return (project.model(name) / CARD).is_file()
 
     newest = {
         expert: next((name for name in reversed(versions) if is_there(name)), expert)
@@ -65,7 +66,7 @@ def trained_models(project: Project) -> list[str]:
 
 
 def cards_of(models: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    return {name: json.loads((models / name / "card.json").read_text(encoding="utf-8")) for name in names}
+    return {name: json.loads((models / name / CARD).read_text(encoding="utf-8")) for name in names}
 
 
 def task_folders(project: Project) -> list[Path]:

@@ -33,11 +33,11 @@ def report(project: Project) -> None:
     results = Results.load(project.metrics)
     results.provenance |= _lock_hash(project)
     clusters, curves, validation = _reported_clusters(project), _curves(project), _validation(project)
-    figures = project.reports / "figures"
-    drawn = [path for path in save_plots(figures, results, clusters, curves, validation) if path.suffix == ".svg"]
+    drawn = [
+        path for path in save_plots(project.figures, results, clusters, curves, validation) if path.suffix == ".svg"
+    ]
     light = {path.stem: path.read_text(encoding="utf-8") for path in drawn}
-    write_plot_data(project.reports / "plots", results, curves)
-    page, card = project.reports / "index.html", project.reports / "model-card.md"
+    write_plot_data(project.plots, results, curves)
     drifted = drifts(project)
     leakage, dropped = Leakage.load(project.leakage), project.params.index.drop_leaked
     doubtful = doubts(cards_of(project.models, trained_models(project)))
@@ -52,14 +52,14 @@ def report(project: Project) -> None:
         validation=validation,
         drifts=drifted,
     )
-    write_text(page, html)
+    write_text(project.page, html)
     parameters = project.params.model_dump(include={"seed", "model", "training", "embedding", "clustering", "routing"})
     roots = dict.fromkeys(cluster.source for cluster in clusters)
     sources = [each for root in roots for each in (root, *project.params.continuations_of(root))]
     facts = {source: _facts(project, source) for source in sources}
-    write_text(card, model_card(results, clusters, facts, parameters))
-    _record(project, results, [figures, page, card], drifted)
-    print(f"wrote {page.relative_to(project.root)}")
+    write_text(project.model_card, model_card(results, clusters, facts, parameters))
+    _record(project, results, [project.figures, project.page, project.model_card], drifted)
+    print(f"wrote {project.page.relative_to(project.root)}")
 
 
 def drifts(project: Project) -> list[Drift]:
