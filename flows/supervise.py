@@ -27,8 +27,8 @@ import psutil
 from mode.processes import adopt_orphans, die_with_parent
 
 _VARIABLE = "MODE_STOP_SECONDS"
-#: The process that starts a supervisor, whose end is that of its command too. Its number alone does not say so: 1 is who
-#: adopts orphans, or in a container the flow.
+#: The process that starts a supervisor, whose end is that of its command too. A parent that is process 1 says nothing:
+#: it adopts orphans, and in a container it may be the flow.
 _STARTED_BY = "MODE_STARTED_BY"
 #: Seconds between SIGTERM and SIGKILL, as `supervised` says them.
 GRACE = float(os.environ.get(_VARIABLE, "12"))
