@@ -145,7 +145,7 @@ def places_for(devices: Devices, workers: int, per_device: int, root: Path, toge
     visible = visible_gpus()
     if devices == "cpu" or (devices == "auto" and not visible):
         if together > 1:
-            raise ModeError(f"gpus_per_training: {together}, but trainings run on the CPU here", "1")
+            raise ModeError(f"gpus_per_training: {together}, but trainings run on the CPU here", "set it to 1")
         return [
             Place("cpu", (Paths(root).cpu_locks / f"cpu-{number}",), {**HERE, "MODE_DEVICE": "cpu", **PATIENT_THREADS})
             for number in range(workers)
@@ -159,7 +159,9 @@ def places_for(devices: Devices, workers: int, per_device: int, root: Path, toge
     if missing:
         raise ModeError(f"devices: no GPU {missing[0]} here", f"this machine shows {len(visible)}; `cpu` needs none")
     if together > len(chosen):
-        raise ModeError(f"gpus_per_training: {together}, but there are {len(chosen)}", "fewer, or more `devices`")
+        raise ModeError(
+            f"gpus_per_training: {together}, but there are {len(chosen)} devices", "lower it, or name more `devices`"
+        )
     locks = _locks_of_gpus()
     groups = [chosen[first : first + together] for first in range(0, len(chosen) - together + 1, together)]
     # All first trainings come before the second ones, so that GPUs are shared only when all are in use.
@@ -205,9 +207,14 @@ def job_places(machine: Machine, root: Path) -> list[Place]:
         ModeError: the form asks for what only this machine has.
     """
     if isinstance(machine.devices, list):
-        raise ModeError(f"devices: {machine.devices}, but a scheduler chooses the GPUs", "auto, or cpu for none")
+        raise ModeError(
+            f"devices: {machine.devices}, but a scheduler chooses the GPUs", "set `auto`, or `cpu` for none"
+        )
     if machine.devices == "cpu" and machine.gpus_per_training > 1:
-        raise ModeError(f"gpus_per_training: {machine.gpus_per_training}, but devices: cpu", "auto")
+        raise ModeError(
+            f"gpus_per_training: {machine.gpus_per_training}, but devices: cpu",
+            "set devices to `auto`, or gpus_per_training to 1",
+        )
     settings = {"MODE_LAUNCH": "slurm"}
     if machine.devices == "cpu":
         settings["MODE_DEVICE"] = "cpu"

@@ -63,7 +63,7 @@ def folders(given: Sequence[str]) -> dict[str, Path]:
     for text in given:
         name, equals, folder = text.partition("=")
         if not equals or not folder or not Path(folder).is_dir():
-            raise ModeError(f"--data {text}: no folder", "--data NAME=FOLDER")
+            raise ModeError(f"--data {text}: no folder is given", "write --data NAME=FOLDER")
         found[name] = Path(folder).resolve()
     return found
 
@@ -116,10 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not paths.dvc_file.is_file():
             raise ModeError(f"{root}: no dvc.yaml", "run it in the project's folder")
         if Path(options.name).name != options.name:
-            raise ModeError(f"{options.name}: no name for an experiment", "of experiments/NAME.yaml")
+            raise ModeError(f"{options.name}: no name for an experiment", "give the NAME of experiments/NAME.yaml")
         experiment = load_experiment(paths.experiment(options.name))
         if unknown := [run for run in options.runs or () if run not in experiment.runs]:
-            raise ModeError(f"{options.name}: no run is called '{unknown[0]}'", ", ".join(experiment.runs))
+            raise ModeError(
+                f"{options.name}: no run is called '{unknown[0]}'", f"there are: {', '.join(experiment.runs)}"
+            )
         seeds = options.seeds or (experiment.seeds[:1] if options.quick else experiment.seeds)
         # What is done of the others stays in the table.
         every = [*dict.fromkeys([*([] if options.quick else experiment.seeds), *seeds])]

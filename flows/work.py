@@ -131,6 +131,8 @@ def pools_for(root: Path, machine: Machine) -> tuple[DevicePool, DevicePool | No
         jobs = DevicePool(job_places(machine, root), 0)
         return DevicePool(places_for(machine.devices, machine.workers, machine.per_device, root), cores()), jobs
     if machine.nodes_per_training > 1:
-        raise ModeError(f"nodes_per_training: {machine.nodes_per_training} on one machine", "scheduler: slurm")
+        raise ModeError(
+            f"nodes_per_training: {machine.nodes_per_training} on one machine", "set scheduler to `slurm`, or this to 1"
+        )
     together = machine.gpus_per_training
     return DevicePool(places_for(machine.devices, machine.workers, machine.per_device, root, together), cores()), None

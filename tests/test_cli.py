@@ -242,7 +242,7 @@ def test_experts_are_ordered_by_a_tasks_words(project: Path, capsys: pytest.Capt
         assert next(iter(order)) == first
         assert sum(order.values()) == pytest.approx(1)
         assert capsys.readouterr().out.startswith(f"{first}\t")
-    assert "no task is called 'cats' (a task folder, or one of: chess, dice)" in fails(capsys, "order", "cats")
+    assert "no task is called 'cats' (give a task folder, or one of: chess, dice)" in fails(capsys, "order", "cats")
     with pytest.raises(SystemExit) as ended:
         main(["targets", "chess", "data/tasks/dice", "chess"])
     assert ended.value.code == 0

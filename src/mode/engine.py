@@ -125,12 +125,15 @@ def _one_line() -> Iterator[None]:
     except ModeError:
         raise
     except KilledWorker:
-        raise ModeError("dask: a worker died over a block, and so did those that tried it again") from None
+        what = "dask: a worker died over a block, and so did those that tried it again"
+        raise ModeError(what, "give workers more memory, or use fewer; see their logs") from None
     except (CancelledError, CommClosedError):
         raise ModeError("dask: the scheduler is gone", "start it again; the embedding goes on where it was") from None
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise ModeError(f"dask: a worker failed: {type(error).__name__}: {lines[0] if lines else ''}") from error
+        raise ModeError(
+            f"dask: a worker failed: {type(error).__name__}: {lines[0] if lines else ''}", "see its log"
+        ) from error
 
 
 def _client(address: Any, setting: str) -> Client:

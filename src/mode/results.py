@@ -158,9 +158,10 @@ class Results(BaseModel):
         except ValidationError as error:
             fault = error.errors()[0]
             place = ".".join(str(part) for part in fault["loc"])
-            raise ModeError(f"{path}: no metrics file: {f'{place}: ' if place else ''}{fault['msg']}") from None
+            what = f"{path}: no metrics file: {f'{place}: ' if place else ''}{fault['msg']}"
+            raise ModeError(what, "`dvc repro evaluate` writes one") from None
         if not results.model_fields_set:
-            raise ModeError(f"{path}: no metrics file: it has no part of one")
+            raise ModeError(f"{path}: no metrics file: it has no part of one", "`dvc repro evaluate` writes one")
         return results
 
     def save(self, path: Path) -> None:

@@ -226,7 +226,7 @@ def test_targets_are_chosen_by_patterns(vit: ModelParams) -> None:
         ModeError, match=r"targets: '\*\.qkv' fits no layer that can be adapted \(this model has visual"
     ):
         choose_layers(found, 4, ["visual.*", "*.qkv"])
-    with pytest.raises(ModeError, match=r"rank: 17 exceeds every layer, the largest has 16"):
+    with pytest.raises(ModeError, match=r"rank: 17 exceeds every layer, the largest has 16 \(set a lower rank\)"):
         choose_layers(found, 17, None)
     with pytest.raises(ModeError, match=r"rank: 17 exceeds visual\.conv1, whose smaller side is 16"):
         choose_layers(found, 17, ["*"])

@@ -180,7 +180,7 @@ def die_once(marker: str) -> str:
 def test_a_worker_that_fails_tells_why_and_one_that_dies_is_replaced(dask: Engine, tmp_path: Path) -> None:
     results = dask(fail_at_two, range(8))
     assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(ModeError, match=r"a worker failed: ValueError: two is too many$"):
+    with pytest.raises(ModeError, match=r"a worker failed: ValueError: two is too many \(see its log\)$"):
         next(results)
     assert list(dask(die_once, [str(tmp_path / "died")] * 3)) == ["done"] * 3
 

@@ -323,7 +323,7 @@ def test_the_registered_model_answers_as_the_loaded_one(
     sound = description.read_text()
     description.write_text(sound.replace("path: artifacts/ensemble", f"path: {project / 'ensemble'}"))
     assert description.read_text() != sound
-    with pytest.raises(ModeError, match="not an ensemble of this project"):
+    with pytest.raises(ModeError, match=r"not an ensemble of this project \(check the name; `dvc repro report`"):
         mode.load("models:/mode-ensemble@champion", runs=tmp_path / "mlruns")
     description.write_text(sound)
 

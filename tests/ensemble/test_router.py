@@ -226,7 +226,7 @@ class TestFolder:
     def test_evidence_that_is_missing(self, by_evidence: Router, name: str, tmp_path: Path) -> None:
         by_evidence.save(tmp_path / "e")
         (tmp_path / "e" / name).unlink()
-        with pytest.raises(ModeError, match=rf"no saved ensemble: {name} is missing"):
+        with pytest.raises(ModeError, match=rf"no saved ensemble: {name} is missing \(`dvc repro ensemble`"):
             Router.load(tmp_path / "e")
 
     @pytest.mark.parametrize("wrong", ["an expert less", "dimensions", "empty", "no numbers", "too large"])

@@ -145,7 +145,7 @@ def test_retrieval_needs_captions_only(folders: Any) -> None:
 def test_bad_input(folders: Any, tmp_path: Path) -> None:
     with pytest.raises(ModeError, match=r"no suite is called 'clip27' \(there are: clip26, robustness, retrieval\)"):
         open_suite("clip27", tmp_path)
-    with pytest.raises(ModeError, match="no such folder"):
+    with pytest.raises(ModeError, match=r"no such folder \(--root names"):
         open_suite("clip26", tmp_path / "nowhere")
     folder = folders.classification("mnist", [0, 1])
     with pytest.raises(ModeError, match="no task of robustness is there"):

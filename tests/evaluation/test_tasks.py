@@ -168,7 +168,7 @@ def _members(*members: tuple[str, bytes]) -> Callable[[Path], None]:
         (_write("metric.txt", "roc_auc"), r"roc_auc needs two classes"),
         (_remove("test/nshards.txt"), r"nshards.txt: missing"),
         (_write("test/nshards.txt", "one"), r"nshards.txt: 'one' is not a number"),
-        (_write("test/nshards.txt", "2"), r"1.tar: missing, but test/nshards.txt counts it"),
+        (_write("test/nshards.txt", "2"), r"1.tar: missing, but test/nshards.txt counts it \(fetch it again\)"),
         (_write("test/nshards.txt", "0"), r"the task has no image"),
         (_members(), r"the task has no image"),
         (_members(("a.png", b"?")), r"0.tar: image a has no a.cls"),
@@ -205,7 +205,7 @@ def test_what_is_wrong_with_a_retrieval_task(folders: Any, damage: Callable[[Pat
 
 
 def test_which_folders(folders: Any, tmp_path: Path) -> None:
-    with pytest.raises(ModeError, match="no such task folder"):
+    with pytest.raises(ModeError, match=r"no such task folder \(check the path\)"):
         open_task(tmp_path / "nowhere")
     with pytest.raises(ModeError, match="no task to evaluate"):
         open_tasks([])

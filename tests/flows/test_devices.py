@@ -183,7 +183,7 @@ def test_jobs_are_told_what_differs_from_params_yaml(tmp_path: Path) -> None:
     ("machine", "message"),
     [
         ({"devices": [0]}, r"devices: \[0\], but a scheduler chooses"),
-        ({"devices": "cpu", "gpus_per_training": 2}, "gpus_per_training: 2, but devices: cpu"),
+        ({"devices": "cpu", "gpus_per_training": 2}, r"gpus_per_training: 2, but devices: cpu \(set devices to `auto`"),
     ],
 )
 def test_what_no_scheduler_has_is_refused(tmp_path: Path, machine: dict[str, object], message: str) -> None:

@@ -240,8 +240,8 @@ def test_places_are_given_in_order() -> None:
 @pytest.mark.parametrize(
     ("nodes", "gpus", "each", "message"),
     [
-        (1, 2, 4, "4 devices for one training, but there are 2 (more --gpus or --nodes)"),
-        (2, 4, 6, "6 devices for one training are not whole machines of 4 (a multiple of --gpus, or fewer)"),
+        (1, 2, 4, "4 devices for one training, but there are 2 (give more --gpus or --nodes)"),
+        (2, 4, 6, "6 devices for one training are not whole machines of 4 (give a multiple of --gpus, or fewer)"),
     ],
 )
 def test_trainings_that_have_no_room_are_refused(

@@ -281,8 +281,8 @@ def finetune(seed: str) -> list[str]:
     [
         (["new", "--preset", "clip"], "no preset is called 'clip' (there are: demo,"),
         (["new", "--preset", "a\nb\x1b[2J"], r"no preset is called 'a\nb\x1b[2J'"),
-        (["new", "--preset", "paper-b16"], "preset 'paper-b16': no shards given (--shards says)"),
-        (["new", "--preset", "paper-b16", "--shards", "my/shards"], "no tasks given (--tasks says)"),
+        (["new", "--preset", "paper-b16"], "preset 'paper-b16': no shards given (give it with --shards)"),
+        (["new", "--preset", "paper-b16", "--shards", "my/shards"], "no tasks given (give it with --tasks)"),
         (["new", "--shards", "nowhere"], "nowhere: no such file or folder"),
         (["new", "--shards", "my/chess/*.parquet"], "my/chess/*.parquet: no file matches"),
         (["new", "--shards", "$(touch\nplanted)"], "no such file or folder"),

@@ -187,7 +187,7 @@ def test_from_a_pretrained_seed_every_model_has_a_schedule_of_its_own(schedule: 
 
 def test_a_fine_tuning_shorter_than_its_warmup_is_refused() -> None:
     training = TrainingParams(epoch_samples=100, epochs=1, seed_epochs=0, batch_size=10, warmup=10)
-    with pytest.raises(ModeError, match=r"training\.warmup: 10 of dense's 10 steps"):
+    with pytest.raises(ModeError, match=r"training\.warmup \(10 steps\) is not shorter than dense \(10\)"):
         make_plan(DENSE, PAIRS, training, images=7, parent=PARENT)
 
 

@@ -151,7 +151,8 @@ def choose_layers(found: dict[str, int], rank: int, targets: Sequence[str] | Non
         chosen = [name for name, room in found.items() if rank <= room]
         if not chosen:
             largest = max(found.values(), default=0)
-            raise ModeError(f"training.adapter.rank: {rank} exceeds every layer, the largest has {largest}")
+            what = f"training.adapter.rank: {rank} exceeds every layer, the largest has {largest}"
+            raise ModeError(what, "set a lower rank")
         return tuple(chosen)
     for pattern in targets:
         if not any(fnmatchcase(name, pattern) for name in found):

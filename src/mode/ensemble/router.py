@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from mode.checksums import check_manifest, write_manifest
+from mode.checksums import ADVICE, check_manifest, write_manifest
 from mode.embedding.base import Embedder, load_embedder, text_part
 from mode.ensemble.evidence import VECTORS, WORDS, Captions, Evidence
 from mode.ensemble.rules import (
@@ -318,7 +318,8 @@ class Router:
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             if description["format"] not in (_FORMAT, _FORMAT_OF_IMAGES):
-                raise ModeError(f"{folder}: format {description['format']}, this program reads {_FORMAT_OF_IMAGES}")
+                what = f"{folder}: format {description['format']}, this program reads {_FORMAT_OF_IMAGES}"
+                raise ModeError(what, "use the version of mode that wrote it, or run `dvc repro ensemble`")
             tensors = load_file(folder / _CONDITIONS)
             conditions = {name: tensors[name] for name in description["experts"]}
             routing = RoutingParams.model_validate(description["routing"])
@@ -329,9 +330,11 @@ class Router:
             evidence = Evidence.load(folder, conditions) if routing.kind == "evidence" else None
         except FileNotFoundError:
             missing = next(name for name in (DESCRIPTION, _CONDITIONS, VECTORS, WORDS) if name not in present)
-            raise ModeError(f"{folder}: no saved ensemble: {missing} is missing") from None
+            raise ModeError(
+                f"{folder}: no saved ensemble: {missing} is missing", "`dvc repro ensemble` makes it"
+            ) from None
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}") from None
+            raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}", ADVICE) from None
         return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images, evidence, earlier)
 
 

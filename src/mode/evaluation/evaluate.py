@@ -71,7 +71,7 @@ def evaluate_tasks(
     if not models:
         raise ModeError("there is no model to evaluate", "train one first")
     if taken := {role.name for role in DERIVED} & set(models):
-        raise ModeError(f"a model is called '{taken.pop()}', which names an ensemble in the results")
+        raise ModeError(f"a model is called '{taken.pop()}', which names an ensemble in the results", "rename it")
     opened = [task for task in tasks if isinstance(task, Task)]
     opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)], metrics)
     members = router.members(models) if router else {}

@@ -116,7 +116,7 @@ def open_suite(name: str, root: Path) -> Found:
     if name not in SUITES:
         raise ModeError(f"no suite is called '{name}'", f"there are: {', '.join(SUITES)}")
     if not root.is_dir():
-        raise ModeError(f"{root}: no such folder")
+        raise ModeError(f"{root}: no such folder", "--root names the one with the suite's task folders")
     folders: dict[str, Path] = {}
     names = {plain: entry.name for entry in SUITES[name] for plain in entry.names}
     for marker in sorted([*root.glob("*/test/nshards.txt"), *root.glob("*/*/test/nshards.txt")]):

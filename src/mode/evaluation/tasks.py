@@ -125,7 +125,7 @@ def open_task(
             no image.
     """
     if not folder.is_dir():
-        raise ModeError(f"{folder}: no such task folder")
+        raise ModeError(f"{folder}: no such task folder", "check the path")
     kind = (_optional_text(folder / "dataset_type.txt") or "classification").strip().lower()
     if kind == "classification":
         return _classification(folder, metric, classes, templates)
@@ -178,7 +178,9 @@ def _retrieval(folder: Path) -> Task:
         try:
             captions = content.decode("utf-8").splitlines()
         except UnicodeDecodeError:
-            raise ModeError(f"{image.tar}: {image.key}.txt is not UTF-8") from None
+            raise ModeError(
+                f"{image.tar}: {image.key}.txt is not UTF-8", "write the tar again with captions in UTF-8"
+            ) from None
         if not any(caption.strip() for caption in captions):
             raise ModeError(f"{image.tar}: {image.key}.txt has no caption", "it needs one caption a line")
         texts += captions
@@ -194,7 +196,7 @@ def _samples(folder: Path, extension: str) -> tuple[tuple[ImageBytes, ...], list
     for number in range(_number_of_shards(folder)):
         tar = folder / "test" / f"{number}.tar"
         if not tar.is_file():
-            raise ModeError(f"{tar}: missing, but test/nshards.txt counts it")
+            raise ModeError(f"{tar}: missing, but test/nshards.txt counts it", "fetch it again")
         with tar.open("rb") as file:
             for key, parts in _by_key(tar, file.fileno()).items():
                 image = next((parts[kind] for kind in _IMAGES if kind in parts), None)
@@ -210,7 +212,7 @@ def _samples(folder: Path, extension: str) -> tuple[tuple[ImageBytes, ...], list
                 images.append(ImageBytes(tar, key, *image))
                 contents.append(os.pread(file.fileno(), size, offset))
     if not images:
-        raise ModeError(f"{folder}: the task has no image")
+        raise ModeError(f"{folder}: the task has no image", "fetch it again")
     return tuple(images), contents
 
 
@@ -220,7 +222,9 @@ def _number_of_shards(folder: Path) -> int:
     if text is None:
         raise ModeError(f"{path}: missing", "is this a task folder in CLIP_benchmark's webdataset layout?")
     if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
-        raise ModeError(f"{path}: '{text.strip()[:40]}' is not a number of tars")
+        raise ModeError(
+            f"{path}: '{text.strip()[:40]}' is not a number of tars", "it needs how many test/N.tar there are"
+        )
     return int(text)
 
 
@@ -284,4 +288,4 @@ def _optional_text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ModeError(f"{path}: not UTF-8") from None
+        raise ModeError(f"{path}: not UTF-8", "save it as UTF-8") from None

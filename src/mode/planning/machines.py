@@ -72,13 +72,13 @@ class Cluster:
         for what, count in (("training", self.devices_per_training), ("seed", self.devices_of_seed)):
             if count > self.devices:
                 raise ModeError(
-                    f"{count} devices for one {what}, but there are {self.devices}", "more --gpus or --nodes"
+                    f"{count} devices for one {what}, but there are {self.devices}", "give more --gpus or --nodes"
                 )
         if self.devices_per_training > self.devices_per_node and self.devices_per_training % self.devices_per_node:
             raise ModeError(
                 f"{self.devices_per_training} devices for one training are not whole machines of"
                 f" {self.devices_per_node}",
-                "a multiple of --gpus, or fewer",
+                "give a multiple of --gpus, or fewer",
             )
 
     @property

@@ -288,7 +288,7 @@ def training_rate(params: Params, index: PairIndex, root: Path, flops_per_pair: 
             rate = _time_training(params, batch, index, root)
         except torch.OutOfMemoryError:
             if batch < 4:
-                raise ModeError("the GPU has no memory for two pairs of this model", "a smaller model") from None
+                raise ModeError("the GPU has no memory for two pairs of this model", "choose a smaller model") from None
             batch //= 2
             torch.cuda.empty_cache()
         else:

@@ -110,7 +110,7 @@ def submit(options: Sequence[str], command: Sequence[str], folder: Path, environ
     reason = _last_line(done)
     if done.returncode == 0 or _AWAY.search(reason):
         raise Unreachable(reason)
-    raise ModeError(f"Slurm refuses the job: {reason}", "machine.slurm in params.yaml, or the form's `slurm`")
+    raise ModeError(f"Slurm refuses the job: {reason}", "change machine.slurm in params.yaml, or the form's `slurm`")
 
 
 def look_at(job: int) -> Job | None:

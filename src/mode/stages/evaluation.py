@@ -375,7 +375,12 @@ def _task_folder(project: Project, task: str) -> Path:
     folder = folders.get(task, project.root / task)
     if not folder.is_dir():
         some = ", ".join([*folders][:8]) + (", ..." if len(folders) > 8 else "")
-        raise ModeError(f"no task is called '{task}'", f"a task folder, or one of: {some}" if some else "a task folder")
+        known = (
+            f"give a task folder, or one of: {some}"
+            if some
+            else "give a task folder; `dvc repro tasks` makes the project's"
+        )
+        raise ModeError(f"no task is called '{task}'", known)
     return folder
 
 

@@ -229,7 +229,7 @@ def _cluster(params: Params, asked: Asked) -> Cluster:
     given = {"price": asked.price, "memory": asked.memory_gb, "gpu-memory": asked.gpu_memory_gb}
     for option, number in {**given, "peak-tflops": asked.peak_tflops}.items():
         if number is not None and not math.isfinite(number):
-            raise ModeError(f"--{option}: {number:g} is no number to plan with", "a finite one")
+            raise ModeError(f"--{option}: {number:g} is no number to plan with", "give a finite one")
     is_elsewhere = asked.gpu is not None or asked.nodes > 1
     device, gpus_here, memory_here = asked.gpu.lower() if asked.gpu else CPU, 1, None
     memory = asked.memory_gb * 1e9 if asked.memory_gb else None
@@ -242,7 +242,7 @@ def _cluster(params: Params, asked: Asked) -> Cluster:
     gpu = None
     for option, number in (("peak-tflops", asked.peak_tflops), ("gpu-memory", asked.gpu_memory_gb)):
         if device == CPU and number:
-            raise ModeError(f"--{option}: of which GPU?", "--gpu NAME says it")
+            raise ModeError(f"--{option}: of which GPU?", "name it with --gpu NAME")
     if device != CPU:
         gpu = Gpu(asked.peak_tflops * 1e12) if asked.peak_tflops else gpu_called(device)
         if (of_gpu := asked.gpu_memory_gb * 1e9 if asked.gpu_memory_gb else memory_here) is not None:

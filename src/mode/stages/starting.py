@@ -167,7 +167,9 @@ def start_project(
     given: dict[str, Any] = {"shards": shards, "tasks": list(tasks), "seed_model": seed_model}
     for what in chosen.needs:
         if not given[what]:
-            raise ModeError(f"preset '{preset}': no {what.replace('_', ' ')} given", f"--{what.replace('_', '-')} says")
+            raise ModeError(
+                f"preset '{preset}': no {what.replace('_', ' ')} given", f"give it with --{what.replace('_', '-')}"
+            )
     if shards == "" or "" in tasks:
         raise ModeError("an empty name of shards or tasks", "name files that are there, or `glyphs`: the built-in data")
     changes = dict(chosen.changes)

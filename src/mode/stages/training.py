@@ -233,7 +233,7 @@ def _mix_with_seed(project: Project, training: Training, clip: Clip) -> None:
         return
     pairs = held_out_pairs(training.plan.pairs, training.index.image, recipe.held_out, training.random_seed)
     if not len(pairs):
-        raise ModeError(f"{training.plan.name}: none of its pairs is held out", "a larger training.held_out")
+        raise ModeError(f"{training.plan.name}: none of its pairs is held out", "raise training.held_out")
     held_out = HeldOut(training, pairs, project.root)
     share, losses = best_share(clip.model, seed, lambda: held_out.loss(clip, project.params.machine.inference_batch))
     clip.card |= {"seed_share": share, "held_out_losses": {f"{share:g}": loss for share, loss in losses.items()}}

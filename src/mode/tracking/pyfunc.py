@@ -45,7 +45,7 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow is untyped
         """See the module; what is wrong with a request becomes MLflow's 400."""
         try:
             if "image" not in model_input:
-                raise ModeError("the input has no column `image`")
+                raise ModeError("the input has no column `image`", "send images in it, as base64")
             request = read_request(list(model_input["image"]), params or {})
             task = self.adapt(tuple(request.classes), tuple(request.templates))
             probabilities = task(request.images).cpu()

@@ -26,6 +26,8 @@ EXAMPLE: dict[str, Any] = {
     "classes": ["white", "black"],
     "templates": ["{c}"],
 }
+#: What to do where a registry has no such ensemble.
+NOT_REGISTERED = "check the name; `dvc repro report` registers this project's ensemble"
 MODEL_NOTE = "A mixture of CLIP data experts as one zero-shot classifier; the classes' names weigh the experts."
 
 
@@ -52,12 +54,12 @@ def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
             folder = Path(mlflow.artifacts.download_artifacts(uri))
             artifacts = mlflow.models.Model.load(folder).flavors["python_function"]["artifacts"]
     except MlflowException as error:
-        raise ModeError(f"{uri}: {one_line(error)}") from None
+        raise ModeError(f"{uri}: {one_line(error)}", NOT_REGISTERED) from None
     folders = {name: folder / artifact["path"] for name, artifact in artifacts.items()}
     # The registry may be somebody else's: what it names lies in the model that it gave.
     inside = all(each.resolve().is_relative_to(folder.resolve()) for each in folders.values())
     if "mixture" not in folders or not inside:
-        raise ModeError(f"{uri}: not an ensemble of this project")
+        raise ModeError(f"{uri}: not an ensemble of this project", NOT_REGISTERED)
     return folders.pop("mixture"), folders
 
 

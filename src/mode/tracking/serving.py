@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
-from mode.tracking.registry import registry_elsewhere
+from mode.tracking.registry import NOT_REGISTERED, registry_elsewhere
 from mode.tracking.store import database_uri, import_mlflow, one_line, pointed_at
 
 if TYPE_CHECKING:
@@ -52,5 +52,5 @@ def scoring_app(uri: str, runs: Path) -> ASGIApp:
         with nullcontext() if elsewhere else pointed_at(database_uri(runs)):
             model = mlflow.pyfunc.load_model(uri)
     except MlflowException as error:
-        raise ModeError(f"{uri}: {one_line(error)}") from None
+        raise ModeError(f"{uri}: {one_line(error)}", NOT_REGISTERED) from None
     return scoring_server.init(model)  # type: ignore[no-any-return]

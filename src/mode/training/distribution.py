@@ -93,7 +93,7 @@ def process_group(device: str) -> Group:
             dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         except RuntimeError as error:  # another one found a fault and was gone before this one had joined
             rank, reason = _from_environment("RANK", 0), str(error).splitlines()[0]
-            raise ModeError(f"process {rank} could not join the others: {reason}", "see what they said") from None
+            raise ModeError(f"process {rank} could not join the others: {reason}", "see their output") from None
         atexit.register(dist.destroy_process_group)
     local_world = _from_environment("LOCAL_WORLD_SIZE", 1)
     return Group(dist.get_rank(), dist.get_world_size(), chosen, local_rank, local_world, _machines(local_rank))

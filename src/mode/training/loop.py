@@ -145,7 +145,8 @@ def train(
     if plan.batch_size % (group.world * accumulate):
         raise ModeError(
             f"training.batch_size ({plan.batch_size}) is not a multiple of processes x accumulate"
-            f" ({group.world} x {accumulate})"
+            f" ({group.world} x {accumulate})",
+            "set one of the three so that it is",
         )
 
     # Model and optimiser: as new, as the seed left them, or as the checkpoint has them.
@@ -192,7 +193,7 @@ def train(
                     if told:
                         raise stopped()
                     fault = f"{plan.name}: another of its {group.world} processes cannot go on"
-                    raise given if isinstance(given, ModeError) else ModeError(fault, "see what it said")
+                    raise given if isinstance(given, ModeError) else ModeError(fault, "see its output")
                 assert not isinstance(given, Exception)
                 pixels, tokens = given
                 monitor.count(learner.step(state.step, pixels, tokens))

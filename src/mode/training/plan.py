@@ -235,7 +235,9 @@ def make_plan(
     if role.length is None:
         raise ValueError(f"{role.name} is not trained")
     if not len(pairs):
-        raise ModeError(f"{name}: no pairs to train on")
+        raise ModeError(
+            f"{name}: no pairs to train on", "lower clustering.coarse or training.held_out, or give more pairs"
+        )
     if dense <= seed or (recipe.seed_epochs and seed < 1):
         raise ModeError(
             f"training.epoch_samples: {epoch} samples an epoch are too few for steps of {recipe.batch_size}",
@@ -265,7 +267,8 @@ def make_plan(
     begins_anew = adapter is not None or is_update
     warmup = min(recipe.warmup, own // 4) if is_update else recipe.warmup
     if not is_update and (adapter or not recipe.seed_epochs) and recipe.warmup >= last - first:
-        raise ModeError(f"training.warmup: {recipe.warmup} of {name}'s {last - first} steps", "set a shorter warm-up")
+        what = f"training.warmup ({recipe.warmup} steps) is not shorter than {name} ({last - first})"
+        raise ModeError(what, "set a shorter warm-up")
     # The pairs of a cluster are a stream of their own. On all pairs, a model goes on where the seed stopped; of many
     # such models, each takes the next stretch of the stream, so that no two of them are the same.
     stream_start = 0 if role.pairs == "cluster" else first + (expert.cluster * (last - first) if expert else 0)

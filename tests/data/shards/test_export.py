@@ -126,7 +126,7 @@ def test_other_files_and_other_exports_are_refused_without_force(index: PairInde
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["00000.tar", "00001.tar", "export.json", "mine.txt"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModeError, match="not a folder"):
+    with pytest.raises(ModeError, match=r"not a folder \(name a new or empty one\)"):
         export_pairs(index, lambda: [Chosen(ROWS, {})], tmp_path, tmp_path / "file", {})
 
 

@@ -203,7 +203,7 @@ def test_captions_by_row_and_in_blocks(index_of: IndexOf, texts: Make) -> None:
 
 
 def test_not_an_index(tmp_path: Path) -> None:
-    with pytest.raises(ModeError, match="not an index"):
+    with pytest.raises(ModeError, match=r"not an index \(`dvc repro index`"):
         PairIndex.load(tmp_path / "nowhere")
     (tmp_path / "index.parquet").write_text("no")
     with pytest.raises(ModeError, match=r"one of an older version \(run its stage again"):

@@ -99,7 +99,7 @@ def test_not_a_manifest(tmp_path: Path, content: str) -> None:
         ("shards/*.tgz", r"no file matches"),
         ("shards/{0..9}.tar", "no such file"),
         ("shards/notes.txt", "notes.txt is no .tar"),
-        ("shards/*", "neither a .tar nor a single table"),
+        ("shards/*", r"neither a .tar nor a single table \(.*\) \(name tars, or one table\)"),
         ("bad.parquet", "not a parquet file"),
         ("empty.csv", "no column 'image': it has no columns"),
         ("latin.csv", "not UTF-8"),
@@ -131,7 +131,10 @@ def test_several_sets_each_with_its_factor(shards: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
-        ({"shards": 1.0, "shards/b.tar": 2.0}, "shards/b.tar: in two sets of one source: shards and shards/b.tar"),
+        (
+            {"shards": 1.0, "shards/b.tar": 2.0},
+            "shards/b.tar: in two sets of one source: shards and shards/b.tar (leave it out of one)",
+        ),
         ({"shards": 1.0, "pairs.csv": 2.0}, "pairs.csv: not a .tar, but one of several sets (a table is a source by"),
         ({"shards": 1.0, "none": 2.0}, "none: no such file or folder"),
         ({"shards/notes.txt": 1.0}, "shards/notes.txt: notes.txt is no .tar"),

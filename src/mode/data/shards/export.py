@@ -128,7 +128,7 @@ def _suffix(content: bytes) -> str:
 def _prepare(out: Path, record: dict[str, object], force: bool) -> None:
     """The folder, with the record of this export, and no tar of another."""
     if out.exists() and not out.is_dir():
-        raise ModeError(f"{out}: not a folder")
+        raise ModeError(f"{out}: not a folder", "name a new or empty one")
     there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     try:
         before = json.loads((out / RECORD).read_text(encoding="utf-8"))

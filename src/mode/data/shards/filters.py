@@ -104,7 +104,7 @@ def faults_in_sidecar(sidecar: str, root: Path, filters: Filters, keys: Collecti
                 raise ModeError(f"{sidecar}: {file.size:,} bytes", f"at most {_LARGEST_SIDECAR:,} are read for filters")
             content = file.read(file.size, 0)
     except OSError as error:
-        raise ModeError(f"{sidecar}: {error.strerror or error}", "run the manifest stage again") from None
+        raise ModeError(f"{sidecar}: {error.strerror or error}", "`dvc repro` lists the files again") from None
     faults: dict[str, str] = {}
     rows: Iterable[tuple[Any, ...]] = iter_rows(pa.py_buffer(content), sidecar, ["key", *filters.columns], plain_values)
     for key, *values in rows:

@@ -145,14 +145,15 @@ def _check_shards(shards: Sequence[Shard], root: Path) -> list[tuple[Shard, Desc
     paths = [shard.path for shard in shards]
     missing = [path for path in paths if not is_url(path) and not (root / path).is_file()]
     if missing:
-        raise ModeError(f"{missing[0]}: missing, with {len(missing) - 1} more of {len(shards)} shards")
+        what = f"{missing[0]}: missing, with {len(missing) - 1} more of {len(shards)} shards"
+        raise ModeError(what, "put them back; or `dvc repro` lists what is there")
     there = list(zip(shards, describe_all(paths, root), strict=True))
     for shard, found in there:
         wrong = "not the object in the manifest" if shard.etag not in (None, found.etag) else ""
         if found.size != shard.size:
             wrong = f"{found.size} bytes, {shard.size} in the manifest"
         if wrong:
-            raise ModeError(f"{shard.path}: {wrong}", "run the manifest stage again")
+            raise ModeError(f"{shard.path}: {wrong}", "`dvc repro` lists the shards again")
     return there
 
 
@@ -281,7 +282,7 @@ class PairIndex:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not is_there(folder):
-            raise ModeError(f"{folder}: not an index", "run its stage")
+            raise ModeError(f"{folder}: not an index", "`dvc repro index` makes those of all sources")
         if not (folder / "pairs").is_dir():
             raise ModeError(f"{folder}: not an index, or one of an older version", "run its stage again")
         pairs = open_columns(folder / "pairs", _present(folder / "pairs", PAIRS, PROBABILITY))

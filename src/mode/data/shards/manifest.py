@@ -94,7 +94,7 @@ class Manifest:
             sidecars = [Shard(**sidecar) for sidecar in content.pop("sidecars", [])]
             return cls(shards=shards, sidecars=sidecars, **content)
         except FileNotFoundError:
-            raise ModeError(f"{path}: no such manifest") from None
+            raise ModeError(f"{path}: no such manifest", "`dvc repro` lists the shards") from None
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ModeError(f"{path}: not a manifest", "delete it and run its stage again") from None
 
@@ -121,7 +121,8 @@ def build_manifest(source: SourceParams, root: Path, only: Collection[str] | Non
     if not others:
         return _of_tars(found, source, root)
     if len(found) > 1 or not others[0].endswith(TABLE_SUFFIXES):
-        raise ModeError(f"{others[0]}: neither a .tar nor a single table ({', '.join(TABLE_SUFFIXES)})")
+        what = f"{others[0]}: neither a .tar nor a single table ({', '.join(TABLE_SUFFIXES)})"
+        raise ModeError(what, "name tars, or one table")
     if source.filters:
         raise ModeError(f"{source.shards}: filters are for tars, this is a table", "leave the rows out of the table")
     if source.captions:
@@ -181,7 +182,7 @@ def _of_sets(
             if not name.endswith(".tar"):
                 raise ModeError(f"{name}: not a .tar, but one of several sets", "a table is a source by itself")
             if set_of.setdefault(name, each) != each:
-                raise ModeError(f"{name}: in two sets of one source: {set_of[name]} and {each}")
+                raise ModeError(f"{name}: in two sets of one source: {set_of[name]} and {each}", "leave it out of one")
     manifest = _of_tars(_only(list(set_of), only), source, root)
     shards = [replace(shard, factor=sets[set_of[shard.path]]) for shard in manifest.shards]
     return replace(manifest, shards=shards)
@@ -212,7 +213,9 @@ def _describe(names: list[str], root: Path, checksum: bool) -> list[Shard]:
     try:
         found = describe_all(names, root)
     except FileNotFoundError as error:
-        raise ModeError(f"{error.filename or error}: no such shard") from None
+        raise ModeError(
+            f"{error.filename or error}: no such shard", "check sources.NAME.shards, or put it back"
+        ) from None
     return [
         # Where the content is known, its time says nothing: a copy has another one.
         Shard(name, each.size, 0, digest_of(name, root), each.etag)
@@ -232,7 +235,7 @@ def _listed(shards: str, root: Path) -> list[str]:
     except FileNotFoundError:
         raise ModeError(f"{shards}: no such file", "paths are relative to the project folder") from None
     except UnicodeDecodeError:
-        raise ModeError(f"{shards}: not UTF-8 text") from None
+        raise ModeError(f"{shards}: not UTF-8 text", "save the list as UTF-8") from None
     named = [line for line in lines if line and not line.startswith("#")]
     tars = sorted({each for line in named for each in (listed_urls(line) if is_url(line) else [line])})
     wrong = [tar for tar in tars if not tar.endswith(".tar")]
@@ -257,7 +260,7 @@ def _columns_of(path: Path) -> list[str]:
         try:
             return list(parquet.read_schema(path).names)
         except (pa.ArrowException, OSError):
-            raise ModeError(f"{path}: not a parquet file") from None
+            raise ModeError(f"{path}: not a parquet file", "is it damaged? fetch it again") from None
     with open_table(path) as file:
         # In parts: a file that is no text may be one line of gigabytes.
         return header_of(iter(partial(file.readline, _LONGEST_HEADER), ""), SEPARATORS[path.suffix], path)
@@ -278,7 +281,7 @@ def header_of(lines: Iterable[str], separator: str, path: Path) -> list[str]:
         header = next(csv.reader(islice(lines, _HEADER_LINES), delimiter=separator), [])
         separator.join(header).encode()
     except csv.Error as error:
-        raise ModeError(f"{path}: its first line cannot be read: {error}") from None
+        raise ModeError(f"{path}: its first line cannot be read: {error}", "it has to name the columns") from None
     except UnicodeEncodeError:
-        raise ModeError(f"{path}: not UTF-8 text") from None
+        raise ModeError(f"{path}: not UTF-8 text", "save the table as UTF-8") from None
     return header
