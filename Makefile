@@ -61,5 +61,5 @@ ui: install  ## Open Prefect and MLflow on loopback: start, watch and compare tr
 bench: install  ## Race every step against the best tool for it (40 minutes): benchmarks/results.json.
 	python -m benchmarks
 
-clean:  ## Remove what can be made again, but no trained model and no MLflow run.
+clean:  ## Remove caches and checkpoints (unfinished trainings, kept models), but nothing in models/ or mlruns/.
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis checkpoints

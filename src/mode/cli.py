@@ -57,7 +57,9 @@ def new_project(
         bool,
         typer.Option("--force", help="Write beside other files, replacing none; with --upgrade: replace edited ones."),
     ] = False,
-    upgrade: Annotated[bool, typer.Option("--upgrade", help="Take an upgraded mode over into a project.")] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Bring a project to the installed version of mode.")
+    ] = False,
 ) -> None:
     """Start a project of your own: params.yaml, dvc.yaml, flows, a git repository. Then: `dvc repro`.
 
@@ -65,16 +67,17 @@ def new_project(
     finetune branches experts from a pretrained CLIP: one GPU, ten thousand
     pairs or more. paper-b16 and paper-b32 have the paper's numbers: ViT-B/16
     and ViT-B/32 at 224 pixels, batches of 32,768, 1,024 fine clusters.
-    What these need is asked for on a terminal:
+    On a terminal, it asks for what these still need:
 
     mode init chess --preset finetune --seed-model ViT-B-16:openai --shards pairs --tasks chess
 
     Shards and tasks stay where they are. Paths start from the current folder.
     A folder that holds more than .git and .venv is refused; nothing is replaced.
 
-    After an upgrade of the package stages stop, until you call
-    `mode init --upgrade FOLDER`. It writes dvc.yaml, prefect.yaml and flows
-    anew, not params.yaml; `dvc status` then names the stages to run again.
+    After an upgrade of the package, stages stop until you call
+    `mode init --upgrade FOLDER`. It rewrites dvc.yaml, prefect.yaml and
+    flows, and adds new sections to params.yaml; `dvc status` then names the
+    stages to run again.
     """
     from mode.stages.starting import next_steps, preset_called, start_project, upgrade_project
 
@@ -150,7 +153,8 @@ def plan_a_run(
     model: Annotated[str | None, typer.Option(help="An architecture of open_clip, such as ViT-B-16.")] = None,
     experts: Annotated[int | None, typer.Option(min=1, help="Experts: coarse clusters.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Of `mode init`, in place of the project: paper-b16, paper-b32, finetune, demo.")
+        str | None,
+        typer.Option(help="Plan a preset of `mode init`, not the project: paper-b16, paper-b32, finetune, demo."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -162,21 +166,26 @@ def plan_a_run(
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="a100, h100, h200 or cpu; others take --peak-tflops.")] = None,
     peak_tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="Of a GPU, in bfloat16 without sparsity.")
+        float | None, typer.Option(min=0.001, help="Peak of a GPU, in bfloat16 without sparsity.")
     ] = None,
     cores: Annotated[int | None, typer.Option(min=1, help="CPU cores of each machine; default 8 for each GPU.")] = None,
-    memory: Annotated[float | None, typer.Option(min=0.001, help="GB of each machine, to see what fits.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.001, help="Main memory of each machine in GB, to see what fits.")
+    ] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(min=0.001, help="GB of each GPU; default what its kind has, of an A100 80.")
+        float | None,
+        typer.Option(min=0.001, help="Memory of each GPU in GB; default that of its kind, 80 for an A100."),
     ] = None,
     gpus_per_training: Annotated[
-        int | None, typer.Option(min=1, help="For each training but the seed's; default all of a machine.")
+        int | None, typer.Option(min=1, help="GPUs for each training except the seed's; default all of a machine.")
     ] = None,
-    gpus_of_seed: Annotated[int | None, typer.Option(min=1, help="For the seed; default all of all machines.")] = None,
+    gpus_of_seed: Annotated[
+        int | None, typer.Option(min=1, help="GPUs for the seed; default all of all machines.")
+    ] = None,
     evaluation_images: Annotated[int | None, typer.Option(min=1, help="Images of all tasks together.")] = None,
-    price: Annotated[float | None, typer.Option(min=0.0, help="Of an hour of a GPU; adds what stages cost.")] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Price of a GPU hour; adds what stages cost.")] = None,
     rates: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rates of yours, YAML or JSON: docs/scaling.md explains them.")
+        Path | None, typer.Option(metavar="FILE", help="Your own rates, YAML or JSON: docs/scaling.md explains them.")
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure this machine on the project's data first: a minute.")
@@ -186,9 +195,9 @@ def plan_a_run(
 ) -> None:
     """Say what a run will need before it starts: disk, memory, hours, cost, and what each stage waits for.
 
-    Without options it plans the project it stands in, on this machine. Any
-    number may be another one; with --preset, or where there is no project but
-    --pairs, the numbers are those of the preset, paper-b16 if none is named:
+    Without options it plans the project in the current folder, on this
+    machine; options change its numbers. With --preset, or with --pairs where
+    there is no project, the numbers are those of a preset, by default paper-b16:
 
     mode plan --gpu h100 --gpus 8 --nodes 4 --price 2.5
 
@@ -196,11 +205,11 @@ def plan_a_run(
 
     mode plan --set training.epoch_samples=100000000 --experts 8
 
-    How fast a machine is: --measure finds out, for this machine and later
-    plans of this project; --rates gives numbers of your own; otherwise they
-    are those of docs/scaling.md. The output ends with each and its source.
-    GPU hours, and so cost, are those that stages compute; machines that wait
-    for others cost too: a line below the table says what all of them do.
+    Rates say how fast a machine is: --measure measures this machine, also for
+    later plans of this project; --rates gives your own; the others are those of
+    docs/scaling.md. The output ends with each rate and its source. GPU hours,
+    and so cost, are those that stages compute; the line below the table is the
+    cost of all machines, idle ones included.
     """
     from mode.planning.table import print_plan
     from mode.stages.planning import Asked, measure_project, plan_project
@@ -494,7 +503,7 @@ def predict(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
-    """Classify images among one's own classes with the ensemble."""
+    """Classify images among classes of your own with the ensemble."""
     import json
 
     import mode
@@ -548,7 +557,7 @@ def answer_over_http(
 def get_model(
     name: Annotated[str, typer.Argument(help="hf-hub:ORG/NAME, a folder, or an architecture such as ViT-B-16.")],
     folder: Annotated[Path, typer.Argument(help="Where the model goes; must not be there yet.")],
-    weights: Annotated[str | None, typer.Option(help="Of an architecture: a tag of open_clip, or a file.")] = None,
+    weights: Annotated[str | None, typer.Option(help="For an architecture: a tag of open_clip, or a file.")] = None,
 ) -> None:
     """Fetch a pretrained CLIP, check it, and write it as a folder: for a seed where there is no network.
 
@@ -593,10 +602,11 @@ def look_for_arrivals(
 ) -> None:
     """Make shards that have come to a source one of their own, which continues it. Then: `dvc repro`.
 
-    They are indexed, embedded, and assigned to the clusters that stand. What
-    was made of the shards of before stays as it is, and so do all models;
-    `mode update-expert` trains one on. Until it is called, `dvc repro` and
-    flows stop, for they would make everything of the source anew.
+    They are indexed, embedded, and assigned to the existing clusters. What was
+    made from the earlier shards stays as it is, and so do all models;
+    `mode update-expert` trains one further. Until you run `mode arrivals`,
+    `dvc repro` and flows stop, since they would make everything again that is
+    made from the source.
     """
     from mode.stages.sources import find_arrival
 
@@ -625,13 +635,13 @@ def train_on(
     name: Annotated[str, typer.Argument(help="The expert, such as `expert-2`.")],
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Train an expert on, with pairs of its cluster that have arrived since. Then: `dvc repro`.
+    """Train an expert further, on pairs of its cluster that have arrived since. Then: `dvc repro`.
 
     The new model takes the expert's place in the ensemble; the old one stays
     as it is, and so do all others. There is one training for each arrival that
     the expert has not seen, and each goes on from the one before. An expert
-    that is an adapter stays one: its own matrices are trained on, of the same
-    rank in the same layers of the same seed.
+    that is an adapter stays one: its own matrices are trained further, with the
+    same rank in the same layers of the same seed.
     """
     from mode.stages.sources import add_updates
 
