@@ -49,7 +49,7 @@ def test_the_first_claim_is_what_the_experiments_found() -> None:
         for arm, times in (("", "2x"), (" top-1", "2x"), ("", "4x"), ("", "8x"), ("", "1x"))
     )
     larger = claims["M MoDE-4", "L dense"]
-    eight, sixteen = (claims[f"MoDE-{n}", f"dense-long of MoDE-{n}"] for n in (8, 16))
+    two, eight, sixteen = (claims[f"MoDE-{n}", f"dense-long of MoDE-{n}"] for n in (2, 8, 16))
     again, together = trained_again()
     text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
     said = re.search(r"\*\*What it gives, and at what cost\.\*\*(.*?)\[docs/paper\.md\]", text)
@@ -63,6 +63,7 @@ def test_the_first_claim_is_what_the_experiments_found() -> None:
         *(together.mean, together.low, together.high),
         *(rows["MoDE-8"], rows["dense-long of MoDE-8"], eight.mean, eight.low, eight.high),
         *(rows["MoDE-16"], rows["dense-long of MoDE-16"], sixteen.mean, sixteen.low, sixteen.high),
+        *(rows["MoDE-2"], rows["dense-long of MoDE-2"], two.mean, two.low, two.high),
         *(rows["MoDE-4 4x"], rows["dense-long 4x"]),
         *(long.mean, long.low, long.high),
         *(rows["MoDE-4 8x"], rows["dense-long 8x"]),
@@ -75,29 +76,31 @@ def test_the_first_claim_is_what_the_experiments_found() -> None:
     assert figures == [pytest.approx(figure, abs=0.0501) for figure in found]
     assert (longer.word, long.word) == ("better", "better")
     assert (longest.word, short.word) == ("undecided", "undecided")
-    assert (eight.word, sixteen.word) == ("better", "undecided")
+    assert (two.word, eight.word, sixteen.word) == ("undecided", "better", "undecided")
     assert (larger.word, again.word, together.word) == ("better", "undecided", "better")
-    assert {claim.seeds for claim in (longer, top, long, longest, short, larger, eight, sixteen, together)} == {3}
+    assert {claim.seeds for claim in (longer, top, long, longest, short, larger, two, eight, sixteen, together)} == {3}
     assert rows["L dense"] == pytest.approx(rows["M dense"], abs=0.5)  # its size did nothing
     fewer = (100 - rows["MoDE-4 4x"]) / (100 - rows["dense-long 4x"])
     assert "a fifth fewer errors" in said[1]
     assert fewer == pytest.approx(0.8, abs=0.02)
 
 
-def test_eight_experts_are_held_against_four_whose_random_seeds_mean_the_same() -> None:
-    """Those of `figure3` are of before commit 919cda7: no seed of theirs trains what it trains in the run of eight."""
-    eight, four = (
-        chapter(name).table.figures(Of(run, "ensemble"), "zero-shot")
-        for name, run in (("figure3", "n8"), ("experts-fixed-total", "n4"))
-    )
-    found = difference(eight, four)
+def test_what_the_results_say_of_the_number_of_experts_was_found() -> None:
+    many = chapter("figure3")
+    rows = {line.label: line.figures["zero-shot"].mean for line in many.lines}
+    claims = {(claim.compared.row, claim.compared.than): claim.difference for claim in many.claims}
     text = " ".join((REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8").split())
-    said = re.search(
-        r"against four of the same code \(([\d.]+)\), eight are ([\d.]+) ahead \(([\d.]+) to ([\d.]+)\)", text
-    )
+    said = re.search(r"\*\*The number of experts, each trained as long\*\*(.*?) - \*\*", text)
     assert said is not None
-    figures = [100 * four.to_numpy().mean(), found.mean, found.low, found.high]
-    assert [float(figure) for figure in said.groups()] == [pytest.approx(figure, abs=0.0501) for figure in figures]
+    figures = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", said[1])]
+    experts = (2, 4, 8, 16)
+    found = [*(rows[f"MoDE-{n}"] for n in experts), rows["dense"], *(rows[f"dense-long of MoDE-{n}"] for n in experts)]
+    ahead = [claims[f"MoDE-{n}", f"dense-long of MoDE-{n}"] for n in experts]
+    steps = [claims[f"MoDE-{n}", f"MoDE-{n // 2}"] for n in experts[1:]]
+    found += [value for each in (*ahead, *steps) for value in (each.mean, each.low, each.high)]
+    assert figures == [pytest.approx(figure, abs=0.0501) for figure in found]
+    assert [each.word for each in ahead] == ["undecided", "undecided", "better", "undecided"]
+    assert [each.word for each in steps] == ["better", "better", "undecided"]
 
 
 def test_what_it_says_of_photographs_was_found() -> None:
