@@ -216,7 +216,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint_while_the_controller_restar
 
 
 def is_back(slurm: Slurm, node: str) -> bool:
-    """Whether jobs run on a node again. One not heard of for long Slurm takes back itself; others it has to be told of."""
+    """Whether jobs run on a node again. Slurm may take it back by itself, or has to be told to."""
     if slurm.state(node) == "IDLE":
         return True
     slurm.ask("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may just have been taken back
