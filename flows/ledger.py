@@ -14,6 +14,7 @@ import pandas as pd
 
 from flows.clones import code_of, command
 from flows.progress import TRAININGS
+from mode.clip.folder import CARD
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.experiments.plan import PlannedRun
@@ -181,7 +182,7 @@ def own_parameters(experiment: Experiment, run: str, quick: bool = False) -> dic
 
 def _devices(paths: Paths) -> str:
     """What the models of a run were trained on; those out of the cache may be another machine's."""
-    names = [card.parent.name for card in paths.models.glob("*/card.json")]
+    names = [card.parent.name for card in paths.models.glob(f"*/{CARD}")]
     cards = cards_of(paths.models, names).values()
     found = {card["provenance"]["device"] for card in cards if "device" in card.get("provenance", {})}
     named = {"cpu": f"{platform.machine()} CPU, {cores()} cores"}

@@ -22,7 +22,7 @@ from flows.devices import Place, stage_settings
 from flows.ledger import Ledger
 from flows.locks import Lock, holder, is_held, take
 from flows.overrides import set_params
-from flows.supervise import STOPPED, errors_in, shown, supervised
+from flows.supervise import STOPPED, errors_in, supervised
 from mode.errors import ModeError
 from mode.experiments.plan import PlannedRun
 from mode.parallel import cores
@@ -168,7 +168,7 @@ class Runner:
             for raw in active.process.stdout:
                 log.write(raw)
                 log.flush()
-                line = shown(raw)
+                line = raw.rstrip()
                 active.tail = [*active.tail[-20:], line]
                 if found := _STARTED.match(line):
                     self._say(active.run, found[1])

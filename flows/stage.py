@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows import tools_first
 from flows.devices import stage_settings
-from flows.supervise import errors_in, shown, supervised
+from flows.supervise import errors_in, supervised
 from mode.params import load_params
 from mode.paths import Paths
 
@@ -137,7 +137,7 @@ def run_command(command: list[str], settings: dict[str, str], held: Iterable[int
     with _started(command, settings, held) as process:
         assert process.stdout is not None
         for raw in process.stdout:
-            if line := shown(raw):
+            if line := raw.rstrip():
                 tail.append(line)
                 log.info(line)
         code = process.wait()

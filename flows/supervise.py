@@ -43,7 +43,9 @@ def supervised(
     folder: Path | None = None,
     alone: bool = False,
 ) -> subprocess.Popen[str]:
-    """Start a command under a supervisor; its output is one stream of text, for the caller to read.
+    """Start a command under a supervisor; its output is one stream of lines, for the caller to read.
+
+    Each state of a progress bar, which writes over itself by carriage returns, is a line.
 
     Args:
         command: the program and its arguments.
@@ -65,11 +67,6 @@ def supervised(
         pass_fds=tuple(held),
         start_new_session=alone,
     )
-
-
-def shown(raw: str) -> str:
-    """What a terminal shows of a line of output in the end: a progress bar writes over itself."""
-    return raw.rstrip().rpartition("\r")[2]
 
 
 def errors_in(lines: Iterable[str]) -> list[str]:

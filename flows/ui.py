@@ -207,8 +207,8 @@ def settle_dead_runs(
     return settled
 
 
-def settle_unstarted_runs(root: Path, client: SyncPrefectClient, final: State[Any]) -> None:
-    """Give a final state to runs that a worker had taken and that had not come to mark themselves alive.
+def settle_all_runs(root: Path, client: SyncPrefectClient, final: State[Any]) -> None:
+    """`settle_dead_runs`, and give a final state also to runs that had not come to mark themselves alive.
 
     Only while there is no worker. Prefect leaves them Pending for ever; and of a deployment that runs once at a time
     each keeps the one place, so that no other run of it begins.
@@ -216,6 +216,7 @@ def settle_unstarted_runs(root: Path, client: SyncPrefectClient, final: State[An
     from httpx import HTTPError
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 
+    settle_dead_runs(root, client, final)
     taken = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
     here = WorkPoolFilter.model_validate({"name": {"any_": [POOL]}})
     with contextlib.suppress(HTTPError):
@@ -272,9 +273,7 @@ def stop_runs(services: Services, client: SyncPrefectClient) -> None:
     services.stop("worker", seconds=15)
     _await_no_runs(services.root, seconds=15)
     if served:
-        stopped: State[Any] = Cancelled(message="stopped with the page")
-        settle_dead_runs(services.root, client, stopped)
-        settle_unstarted_runs(services.root, client, stopped)
+        settle_all_runs(services.root, client, Cancelled(message="stopped with the page"))
 
 
 def _await_no_runs(root: Path, seconds: float) -> None:
@@ -300,9 +299,7 @@ def serve(root: Path, addresses: Addresses, mlflow: bool) -> None:
         services.await_page("prefect", f"{addresses.api}/health")
         prepare_pool(client)
         services.command("deploy", "prefect", "--no-prompt", "deploy", "--all")
-        gone: State[Any] = Crashed(message="its process has gone: the worker or the machine was stopped")
-        settle_dead_runs(root, client, gone)
-        settle_unstarted_runs(root, client, gone)
+        settle_all_runs(root, client, Crashed(message="its process has gone: the worker or the machine was stopped"))
         services.start_worker()
         if mlflow:
             services.await_page("mlflow", f"{addresses.mlflow}/health")

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,14 +19,8 @@ from mode.experiments.findings import figures_of_runs
 from mode.experiments.plan import PlannedRun, plan_runs
 from mode.experiments.table import SCHEMA, load_table, save_table
 from mode.paths import Paths
+from tests.flows.definitions import CONTENT, made_of
 from tests.flows.test_clones import git
-
-REPOSITORY = Path(__file__).parents[2]
-CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-
-
-def made_of(**runs: Any) -> Experiment:
-    return Experiment.model_validate({"title": "t", "question": "q", "runs": runs, "rows": {}})
 
 
 def test_committed_parameters_name_folders_and_models_and_not_where_they_lie() -> None:

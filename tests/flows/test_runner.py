@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from flows.devices import Place
 from flows.ledger import Ledger
 from flows.locks import take
 from flows.runner import Runner
-from mode.experiments.definition import Experiment
 from mode.experiments.plan import plan_runs
-
-REPOSITORY = Path(__file__).parents[2]
-CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-
-
-def made_of(**runs: Any) -> Experiment:
-    return Experiment.model_validate({"title": "t", "question": "q", "runs": runs, "rows": {}})
+from tests.flows.definitions import CONTENT, made_of
 
 
 def test_it_says_once_what_runs_wait_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,7 @@ from flows.runs import folders, main, parser, runs_side_by_side, show_plan, with
 from mode.errors import ModeError
 from mode.experiments.definition import Experiment
 from mode.experiments.plan import overridden, plan_runs
-
-REPOSITORY = Path(__file__).parents[2]
-CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+from tests.flows.definitions import CONTENT, REPOSITORY, made_of
 
 
 @pytest.mark.parametrize(
@@ -68,10 +66,6 @@ def test_the_plan_as_text() -> None:
     assert "all, 2 side by side" in shown
     assert "0 of 2 done" in shown
     assert shown.endswith("the first finished run will tell how long; stages in common are made once")
-
-
-def made_of(**runs: Any) -> Experiment:
-    return Experiment.model_validate({"title": "t", "question": "q", "runs": runs, "rows": {}})
 
 
 def test_what_is_chosen_has_what_it_starts_from() -> None:

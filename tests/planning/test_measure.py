@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,21 +66,19 @@ def params() -> Params:
     return parse_params(content)
 
 
+def of_a_model(flops_per_item: float) -> dict[str, Any]:
+    """What `measure` is told of vectors and models."""
+    flops = {"flops_per_pair": lambda words: 1e6 * words, "flops_per_item": flops_per_item, "flops_per_image": 1e6}
+    return {"dimensions": 16, **flops}
+
+
 def test_all_is_measured_and_nothing_is_left_behind(
     root: Path, manifest: Manifest, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(measuring, "_WINDOWS", (2, 0.01))
     monkeypatch.setattr(measuring, "_VECTORS", 1_000)
     before = sorted(root.rglob("*"))
-    found = measure(
-        params,
-        manifest,
-        root,
-        dimensions=16,
-        flops_per_pair=lambda words: 1e6 * words,
-        flops_per_item=0.0,
-        flops_per_image=1e6,
-    )
+    found = measure(params, manifest, root, **of_a_model(flops_per_item=0.0))
     assert sorted(root.rglob("*")) == before
     of_others = {"training_share_of_peak", "inference_share_of_peak"}
     of_others |= {"read_bytes_per_second", "small_read_seconds", "gpu_context_bytes", "gpu_spare_share"}
@@ -114,15 +113,7 @@ def test_they_take_the_place_of_an_encoder_of_berts_shape(
     monkeypatch.setattr(measuring, "start_seconds", lambda imports: float(len(imports)))
     monkeypatch.setattr(measuring, "own_encoder_rate", lambda *given: 2 * given[-1])
     own = parse_params({**params.model_dump(), "embedding": {"kind": "seed", "made_from": "models/seed"}})
-    found = measure(
-        own,
-        manifest,
-        root,
-        dimensions=16,
-        flops_per_pair=lambda words: 1e6 * words,
-        flops_per_item=3e6,
-        flops_per_image=1e6,
-    )
+    found = measure(own, manifest, root, **of_a_model(flops_per_item=3e6))
     assert found.values["encoder_flops_per_core_second"] == 6e6
     starts = {"start_seconds": TABLES, "words_start_seconds": WORDS, "model_start_seconds": MODELS}
     assert {rate: found.values[rate] for rate in starts} == {rate: len(imports) for rate, imports in starts.items()}
@@ -175,9 +166,7 @@ def test_an_interrupted_measurement_leaves_the_earlier_one(
     monkeypatch.setattr(measuring, "decode_rate", interrupted)
     before = sorted(root.rglob("*"))
     with pytest.raises(KeyboardInterrupt):
-        measure(
-            params, manifest, root, dimensions=16, flops_per_pair=lambda _: 1e6, flops_per_item=0.0, flops_per_image=1e6
-        )
+        measure(params, manifest, root, **of_a_model(flops_per_item=0.0))
     assert sorted(root.rglob("*")) == before
 
 

@@ -91,11 +91,10 @@ class TransformersEmbedder:
         if tokenizer.pad_token is None:
             raise ModeError(f"{where}: its tokenizer has no padding token", "encoders of sentences have one")
         # transformers draws at random what is missing, anew each time. A pooler that nobody asks for may be missing.
-        missing = sorted(loaded["missing_keys"])
-        unused = [key for key in missing if pooling != "pooler" and "pooler" in key.split(".")]
-        if len(missing) > len(unused):
-            first = next(key for key in missing if key not in unused)
-            what = f"{where}: {len(missing) - len(unused):,} of its weights are not in its files, such as {first}"
+        missing = set(loaded["missing_keys"])
+        unused = {key for key in missing if pooling != "pooler" and "pooler" in key.split(".")}
+        if lacking := sorted(missing - unused):
+            what = f"{where}: {len(lacking):,} of its weights are not in its files, such as {lacking[0]}"
             raise ModeError(what, "are its configuration and its weights of one model? fetch it again")
         for key in unused:
             model.get_parameter(key).data.zero_()

@@ -105,9 +105,8 @@ class Needs:
         before, after = [], []
         for source in self._work.pairs:
             before += [self._shards(source), self._index(source)]
-        rates, embedder = self._rates, self._work.embedder
-        start = rates.model_start_seconds if embedder.flops_per_item else rates.words_start_seconds
-        after.append(_stage("embedder", start, [], disk_bytes=embedder.files_bytes))
+        start = self._embedders_start(self._rates.words_start_seconds)
+        after.append(_stage("embedder", start, [], disk_bytes=self._work.embedder.files_bytes))
         for source in self._work.pairs:
             clustered = [self._cluster_stage(source)] if self._params.root_of(source) == source else []
             after += [self._embed(source), *clustered, self._assign(source)]
@@ -159,14 +158,12 @@ class Needs:
             phases = [{**phases[0], h.STORAGE: h.per_hour(disk, rates.read_bytes_per_second * nodes)}]
         held, weights = embedder.held, embedder.files_bytes
         gpu_memory = self._inference_memory(weights, held) if devices and held is not None else None
-        start = self._embedders_start
+        start = self._embedders_start(rates.start_seconds)
         return _stage(f"embed@{source}", start, phases, devices, disk, sizes.STREAMING_BYTES, gpu_memory)
 
-    @property
-    def _embedders_start(self) -> float:
-        """Seconds: `lsa` is no model."""
-        rates = self._rates
-        return rates.model_start_seconds if self._work.embedder.flops_per_item else rates.start_seconds
+    def _embedders_start(self, of_lsa: float) -> float:
+        """Seconds of a stage that opens the embedder, or `of_lsa`, which is no model."""
+        return self._rates.model_start_seconds if self._work.embedder.flops_per_item else of_lsa
 
     def _cluster_stage(self, source: str) -> StagePlan:
         """Fit on a sample, then find the clusters of some pairs and count their words, to name the clusters."""

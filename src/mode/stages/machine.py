@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -102,37 +101,37 @@ def _launch(machine: MachineParams, *arguments: str) -> None:
     # It tells at length what the line below says.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     processes, nodes = machine.processes, machine.nodes
-    folder = tempfile.mkdtemp(prefix="mode-processes-")
-    config = LaunchConfig(
-        min_nodes=nodes,
-        max_nodes=nodes,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        **(_meeting() if nodes > 1 else _meeting_here(folder)),
-        max_restarts=0,
-        logs_specs=DefaultLogsSpecs(),
-        # To write a checkpoint in, and to copy it; then they are killed.
-        shutdown_timeout=max(_CHECKPOINT_SECONDS, math.ceil(machine.stop_seconds)),
-    )
-    try:
-        elastic_launch(config, sys.executable)(*arguments)
-    except SignalException as told:
+    signalled = None
+    with tempfile.TemporaryDirectory(prefix="mode-processes-", ignore_cleanup_errors=True) as folder:
+        config = LaunchConfig(
+            min_nodes=nodes,
+            max_nodes=nodes,
+            nproc_per_node=processes,
+            rdzv_backend="c10d",
+            **(_meeting() if nodes > 1 else _meeting_here(folder)),
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(),
+            # To write a checkpoint in, and to copy it; then they are killed.
+            shutdown_timeout=max(_CHECKPOINT_SECONDS, math.ceil(machine.stop_seconds)),
+        )
+        try:
+            elastic_launch(config, sys.executable)(*arguments)
+        except SignalException as told:
+            signalled = told.sigval
+        except ChildFailedError as failed:
+            rank, failure = failed.get_first_failure()
+            if failure.exitcode in (130, 143):  # told to stop, and did
+                sys.exit(failure.exitcode)
+            raise ModeError(
+                f"process {rank} of {processes * nodes} ended with exit code {failure.exitcode}",
+                "its own error stands above",
+            ) from None
+    if signalled is not None:
         # torch leaves the thread of its rendezvous running after a signal; an interpreter that shuts down around it
         # can abort (exit code -6) in place of this code.
-        shutil.rmtree(folder, ignore_errors=True)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(128 + told.sigval)
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode in (130, 143):  # told to stop, and did
-            sys.exit(failure.exitcode)
-        raise ModeError(
-            f"process {rank} of {processes * nodes} ended with exit code {failure.exitcode}",
-            "its own error stands above",
-        ) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + signalled)
 
 
 def _meeting_here(folder: str) -> dict[str, Any]:

@@ -118,9 +118,8 @@ class Tar:
         """Members from a header on, until a block of zeros, at which `_position` then is."""
         read, size = self._read, self._size
         extended: dict[str, str] = {}  # from pax and GNU headers, for the member that follows
-        begin = newest = (
-            position  # of the first of these headers, and of the last: behind it reading goes on after damage
-        )
+        # Of the first of these headers, and of the last, behind which reading goes on after damage.
+        begin = newest = position
         while True:
             block = read(BLOCK, position)
             plain = None if extended else _plain_file(block)
