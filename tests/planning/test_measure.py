@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,19 +134,22 @@ def test_a_start_is_what_stages_import(imports: str, libraries: set[str]) -> Non
 
 def test_a_fit_is_counted_as_a_plan_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 vectors of 8 dimensions, 4 centres: 5 passes, the last, and 2 over 32 a centre, or all that there are."""
-    monkeypatch.setattr(measuring, "cpu_seconds", lambda work: (2.0, work()))
+    monkeypatch.setattr(measuring, "_clocked", lambda work: (2.0 / faiss.omp_get_max_threads(), work()))
+    monkeypatch.setattr("mode.clustering.kmeans.TOLERANCE", -math.inf)  # no fit settles before its last pass
     vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float16)
     clustering = ClusteringParams(iterations=5)
     assert fit_rate(vectors, clustering, fine=4) == 8 * 100 * 4 * 8 / 2
     assert fit_rate(vectors[:3], clustering, fine=4) == 8 * 3 * 3 * 8 / 2  # no more centres than vectors
     monkeypatch.setattr(measuring, "_FIT", 3 * 100 * 4 * 8)  # no time for more than three passes
     assert fit_rate(vectors, clustering, fine=4) == 5 * 100 * 4 * 8 / 2
+    monkeypatch.setattr("mode.clustering.kmeans.TOLERANCE", math.inf)  # settles at once where no cluster may be full
+    assert fit_rate(vectors, ClusteringParams(iterations=5, balance=4.0), fine=4) == 2 * 100 * 4 * 8 / 2
 
 
 def test_the_evaluation_is_counted_for_each_thread(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of 100 images of 2 MFLOP in half a second in every thread: 0.4 GFLOP/s each, however many there are."""
     encoded: list[int] = []
-    monkeypatch.setattr(measuring, "_clocked", lambda work: encoded.append(len(work())) or 0.5)
+    monkeypatch.setattr(measuring, "_clocked", lambda work: (0.5, encoded.append(len(work()))))
     few = parse_params({**params.model_dump(), "machine": {"inference_batch": 100}})
     assert evaluation_rate(few, ["a red king"] * 10, flops_per_image=2e6) == 4e8
     assert encoded == [torch.get_num_threads()]

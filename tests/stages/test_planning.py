@@ -10,14 +10,15 @@ import pytest
 import yaml
 
 from mode.cli import main
-from mode.data.glyphs.dataset import write_glyph_shards
+from mode.data.glyphs.dataset import write_glyph_shards, write_glyph_tasks
 from mode.data.shards.index import build_index
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
+from mode.evaluation.tasks import open_task
 from mode.params import GlyphParams, IndexParams, SourceParams
 from mode.planning.account import Plan
 from mode.planning.rates import Measured
-from mode.stages.planning import Asked, count_of, plan_project
+from mode.stages.planning import EVALUATION_IMAGES, Asked, count_of, plan_project
 from tests.small import VIT
 
 PARAMS = {
@@ -107,6 +108,20 @@ def test_a_damaged_list_of_tasks_is_one_line(root: Path, content: str) -> None:
     (root / "data/tasks/tasks.json").write_text(content)
     with pytest.raises(ModeError, match=r"tasks.json: damaged: not a list of folders \(dvc repro --force tasks\)"):
         plan(root)
+
+
+def test_images_of_tasks_that_are_given_are_counted_before_they_are_listed(root: Path) -> None:
+    write_glyph_tasks(GlyphParams(test_images=1), root / "own", 0)
+    given = sorted(f"own/{folder.name}" for folder in (root / "own").iterdir())[:2]
+    images = sum(len(open_task(root / folder).images) for folder in given)
+
+    def hours(tasks: list[str], asked: int | None = None) -> float:
+        (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "evaluation": {"tasks": tasks}}))
+        planned = plan(root, Asked(evaluation_images=asked))
+        return {stage.stage: stage.hours for stage in planned.stages}["evaluate"]
+
+    assert hours(given) == hours(given, images)
+    assert hours([*given, "not/there"]) == hours(given, EVALUATION_IMAGES) > hours(given)
 
 
 def test_measurements_are_used_and_named_and_a_persons_rates_come_first(root: Path) -> None:

@@ -61,7 +61,7 @@ class Rates(BaseModel):
     assign_multiply_adds_per_core_second: Rate = _default(4.2e10, MEASURED_ELSEWHERE)
     """Of the search for nearest centres, pairs x centres x dimensions; 53,000 pairs/s at 1,024 x 768."""
     fit_multiply_adds_per_core_second: Rate = _default(3.5e10, MEASURED_ELSEWHERE)
-    """Of a fit of balanced k-means, vectors x passes x centres x dimensions, as if it took all its passes."""
+    """Of a fit of balanced k-means, vectors x passes x centres x dimensions."""
     training_flops_per_core_second: Rate = _default(4.1e10, MEASURED_ELSEWHERE)
     """Of a training on a CPU; the default is `mode plan --measure` with the demo's model."""
     training_share_of_peak: Share = _default(0.13, PUBLISHED)

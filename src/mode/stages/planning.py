@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: What is planned where no project is, and none is asked for.
 PAPER = "paper-b16"
-#: Images of all tasks of the paper, roughly; of given folders that the stage `tasks` has not listed yet.
+#: Images of all tasks of the paper, roughly; also where the project's own are not there yet.
 EVALUATION_IMAGES = 200_000
 #: CPU cores of a machine for each of its GPUs, where nobody says how many.
 _CORES_PER_GPU = 8
@@ -352,12 +352,17 @@ def _facts(project: Project) -> dict[str, float]:
 
 
 def _evaluation_images(project: Project, is_here: bool) -> int:
-    """Images of the tasks that are listed, else about as many as the paper's have."""
+    """Images of the tasks that are listed, or given and there; else about as many as the paper's have."""
     from mode.evaluation.tasks import open_task
 
-    if not is_here or not project.task_list.is_file():
+    given, folders = project.params.evaluation.tasks, []
+    if is_here and project.task_list.is_file():
+        folders = task_folders(project)
+    elif is_here and given != BUILT_IN:
+        folders = [project.root / where for where in given]
+    if not folders or not all(folder.is_dir() for folder in folders):
         return EVALUATION_IMAGES
-    return sum(len(open_task(folder).images) for folder in task_folders(project))
+    return sum(len(open_task(folder).images) for folder in folders)
 
 
 def _model_shape(
