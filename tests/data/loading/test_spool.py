@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import threading
 from collections import Counter
@@ -348,8 +349,16 @@ def test_room_is_that_of_the_largest_chunks(make: Callable[..., Any], index: Pai
     assert samples_ahead(4, 0) == 24
     need = room_for(Pairs.of(np.arange(len(index)), index.image), files, stream, 40)
     read(spool, stream, 0, 40)
-    taken = sum(path.stat().st_size for path in (tmp_path / "spool").iterdir())
-    assert need >= taken
+    sizes: list[int] = []
+
+    def all_were_there() -> bool:
+        """Chunks that come meanwhile change their name when they are complete."""
+        with contextlib.suppress(FileNotFoundError):
+            sizes[:] = [path.stat().st_size for path in (tmp_path / "spool").iterdir()]
+        return bool(sizes)
+
+    wait_until(all_were_there)
+    assert need >= sum(sizes)
     check_room(need, 100, tmp_path / "spool", 9)
     with pytest.raises(
         ModeError, match=r"sequential keeps up to 21 MiB of images in .*spool_mb is 20 .*shuffle_images"
