@@ -448,7 +448,7 @@ def pack_training(
         str, typer.Argument(metavar="DIR", help="Folder or URL to write to, such as s3://bucket/expert-2.")
     ],
     images_per_shard: Annotated[int, typer.Option(min=1, help="Images in one tar.")] = 10_000,
-    force: Annotated[bool, typer.Option("--force", help="Replace another pack in a folder that is not empty.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there: another pack, or this one.")] = False,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Write the images that a training uses into shards of its own, so that it reads nothing else.

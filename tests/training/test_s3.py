@@ -26,8 +26,8 @@ from mode.data.loading.selection import Pairs
 from mode.data.shards import places, scan
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
-from mode.data.shards.places import filesystem_of
-from mode.data.shards.reading import ChangedShard, ImageFiles
+from mode.data.shards.places import describe, filesystem_of
+from mode.data.shards.reading import ChangedShard, ImageFiles, check_files
 from mode.embedding.base import embed_index
 from mode.embedding.lsa import LsaEmbedder
 from mode.errors import ModeError
@@ -448,21 +448,42 @@ def test_a_shard_that_is_replaced_while_it_is_indexed(
         indexed("s3://bucket/0.tar", tmp_path)
 
 
+@pytest.mark.parametrize("when", ["while it is read", "between two runs", "before it is opened"])
 def test_a_tar_of_a_pack_that_is_replaced(
-    store: Proxy, index: PairIndex, project: Path, waits: list[float], tmp_path: Path
+    store: Proxy, index: PairIndex, project: Path, waits: list[float], tmp_path: Path, when: str
 ) -> None:
-    """Nothing but its size has been written down of it: the first answer is what the next ones are compared with."""
-    pairs, where = Pairs.of(np.arange(60), index.image), "s3://bucket/packs/replaced"
+    """By one whose images have the same names, sizes and last bytes: its ETag alone tells, or a look at all of it."""
+    pairs, where = Pairs.of(np.arange(60), index.image), f"s3://bucket/packs/replaced {when}"
     write_pack("expert-0", index, pairs, project, where, 60)
-    fetch_table(where, project, index, pairs, read_record(where, project, index, pairs), tmp_path / "table")
-    files = ImageFiles(Pack(tmp_path / "table", index), project)
-    assert files.read(0)
     filesystem, path = filesystem_of(f"{where}/00000.tar")
-    filesystem.pipe_file(path, flipped(filesystem.cat_file(path)))
-    with pytest.raises(
-        ModeError, match=r"^s3://bucket/packs/replaced/00000\.tar: another object than before: its ETag"
-    ):
+    other = flipped(filesystem.cat_file(path))
+    if when == "before it is opened":
+        filesystem.pipe_file(path, other)
+        with pytest.raises(ModeError, match=r"00000\.tar: damaged, or of another pack"):
+            fetch_table(where, project, index, pairs, read_record(where, project, index, pairs), tmp_path / "table")
+        return
+    fetch_table(where, project, index, pairs, read_record(where, project, index, pairs), tmp_path / "table")
+    pack = Pack(tmp_path / "table", index)
+    files = ImageFiles(pack, project)
+    if when == "while it is read":
+        assert files.read(0)
+    filesystem.pipe_file(path, other)
+    refused = r"^s3://bucket/packs/[^\n]*00000\.tar: not the file that was packed: its ETag is [^\n]*$"
+    with pytest.raises(ChangedShard, match=refused):
         files.read(1)
+    with pytest.raises(ChangedShard, match=refused):
+        check_files(pack, project, [0])
+
+
+def test_a_copy_of_a_pack_is_that_pack(store: Proxy, index: PairIndex, project: Path, tmp_path: Path) -> None:
+    """Written to a folder and copied to a bucket; the ETag that its tar has there holds from then on."""
+    pairs, where = Pairs.of(np.arange(60), index.image), "s3://bucket/packs/copied"
+    write_pack("expert-0", index, pairs, project, "packed", 60)
+    filesystem_of(where)[0].put(f"{project}/packed/", "bucket/packs/copied/", recursive=True)
+    fetch_table(where, project, index, pairs, read_record(where, project, index, pairs), tmp_path / "table")
+    pack = Pack(tmp_path / "table", index)
+    assert pack.identity(0)[2] == describe(f"{where}/00000.tar", project).etag is not None
+    assert ImageFiles(pack, project).read(0) == ImageFiles(index, project).read(0)
 
 
 def flipped(content: bytes) -> bytes:

@@ -19,8 +19,10 @@ import pytest
 from mode.data.loading import pack as pack_module
 from mode.data.loading.pack import Pack, Store, fetch_table, read_record, write_pack
 from mode.data.loading.selection import Pairs
+from mode.data.shards.identity import sample_of
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
+from mode.data.shards.places import LocalFile
 from mode.data.shards.reading import ChangedShard, ImageFiles, check_files
 from mode.errors import ModeError
 from mode.params import IndexParams, SourceParams
@@ -111,6 +113,8 @@ def test_tars_are_checksummed(index: PairIndex, pairs: Pairs, tmp_path: Path, wh
         "images": 4,
         "bytes": tar.stat().st_size,
         "sha256": hashlib.sha256(tar.read_bytes()).hexdigest(),
+        "sample": sample_of(LocalFile(tar)),
+        "etag": None,  # no file of this machine has one
         "places": hashlib.sha256(places.read_bytes()).hexdigest(),
     }
 
@@ -169,6 +173,8 @@ def test_what_is_of_something_else_is_refused(
         ("00001.npy", b"\x93NUMPY\x01\x00v\x00{" + b"(" * 117 + b"\n"),
         ("00001.npy", b"much" * 9_000),
         ("00001.json", b"{}"),
+        ("00001.json", b'{"bytes": true, "sample": 1, "etag": null, "places": ""}'),
+        ("00001.json", b'{"bytes": 10240, "sample": 4294967296, "etag": null, "places": ""}'),
         ("00001.json", b"[" * 9_000),
         ("pack.json", b"null"),
     ],
@@ -202,13 +208,58 @@ def test_a_table_that_lies_is_found_out(index: PairIndex, pairs: Pairs, tmp_path
         file.write_bytes(kept)
 
 
-def test_another_tar_in_the_place_of_one_is_noticed(index: PairIndex, pairs: Pairs, tmp_path: Path) -> None:
-    write_pack("expert-0", index, pairs, tmp_path, "packed", 100)
-    pack = opened("packed", tmp_path, index, pairs)
+@pytest.mark.parametrize("change", ["other bytes", "longer", "gone"])
+def test_another_tar_in_the_place_of_one_is_noticed_when_the_pack_is_opened(
+    index: PairIndex, pairs: Pairs, tmp_path: Path, where: str, change: str
+) -> None:
+    write_pack("expert-0", index, pairs, tmp_path, where, 100)
     tar = tmp_path / "packed/00000.tar"
-    tar.write_bytes(bytes(tar.stat().st_size))
-    with pytest.raises(ChangedShard, match=r"packed/00000\.tar: .*another image is at byte"):
-        ImageFiles(pack, tmp_path).read(4)
+    changed(tar, change)
+    refused = "missing, but it was packed" if change == "gone" else "damaged, or of another pack"
+    if where == "packed" and change == "other bytes":  # a file is compared when it is opened
+        pack, refused = opened(where, tmp_path, index, pairs), "not the file that was packed: as long as it was"
+        with pytest.raises(ChangedShard, match=rf"00000\.tar: {refused}, but other bytes .*pack NAME DIR --force"):
+            ImageFiles(pack, tmp_path).read(4)
+        return
+    with pytest.raises(ModeError, match=rf"packed/00000\.tar: {refused} .`mode pack NAME DIR --force` packs anew"):
+        opened(where, tmp_path, index, pairs)
+
+
+@pytest.mark.parametrize("change", ["other bytes", "longer"])
+def test_a_tar_that_is_written_to_while_it_is_read_is_noticed(
+    index: PairIndex, pairs: Pairs, tmp_path: Path, change: str
+) -> None:
+    write_pack("expert-0", index, pairs, tmp_path, "packed", 100)
+    files = ImageFiles(opened("packed", tmp_path, index, pairs), tmp_path)
+    assert files.read(4)
+    changed(tmp_path / "packed/00000.tar", change)
+    with pytest.raises(ChangedShard, match=r"^packed/00000\.tar: not the file that was packed: [^\n]*table\)$"):
+        files.read(4)
+
+
+def changed(tar: Path, change: str) -> None:
+    """Change a byte of it in the middle of an image, which nothing that is known of that image covers; or more."""
+    content = bytearray(tar.read_bytes())
+    if change == "gone":
+        tar.unlink()
+        return
+    with tarfile.open(tar) as members:
+        member = next(each for each in members if each.name.endswith(".jpg"))
+    content[member.offset_data + 4] ^= 255
+    assert member.size > 512 + 5, "the last bytes of an image are compared"
+    tar.write_bytes(content + bytes(10_240 if change == "longer" else 0))
+
+
+def test_force_packs_anew_what_is_damaged(index: PairIndex, pairs: Pairs, tmp_path: Path, where: str) -> None:
+    write_pack("expert-0", index, pairs, tmp_path, where, 4)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "packed").iterdir()}
+    changed(tmp_path / "packed/00001.tar", "longer")
+    write_pack("expert-0", index, pairs, tmp_path, where, 4)
+    with pytest.raises(ModeError, match=r"00001\.tar: damaged"):
+        opened(where, tmp_path, index, pairs)
+    write_pack("expert-0", index, pairs, tmp_path, where, 4, force=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "packed").iterdir()} == whole
+    opened(where, tmp_path, index, pairs)
 
 
 def test_a_shard_that_has_changed_is_not_packed(index: PairIndex, pairs: Pairs, tmp_path: Path) -> None:

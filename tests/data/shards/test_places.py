@@ -241,7 +241,7 @@ def test_a_shard_that_is_not_there(server: Server, tmp_path: Path) -> None:
         indexed(server.url("{00..02}.tar"), tmp_path)
     there = indexed(server.url("{00..01}.tar"), tmp_path)
     server.faults["01.tar"] = [404]
-    with pytest.raises(ModeError, match=r"01\.tar: missing, but the index names it"):
+    with pytest.raises(ModeError, match=r"01\.tar: missing, but it was indexed"):
         ImageStore(there, tmp_path, ImageParams(size=16), 0)
     last = len(there) - 1
     first, missing = ImageFiles(there, tmp_path).read_many([0, last])

@@ -3,7 +3,8 @@
 A pack is a folder, here or in a store, of webdataset tars `00000.tar` ...: of each image `KEY.jpg` (or png, webp: the
 original bytes), `KEY.txt` with its first caption and `KEY.json` with all of its captions that the training uses
 (`texts`) and where it came from. KEY is the number of the image in its source. Beside each tar lie `00000.npy`, which
-says where each image is (see `PLACES`), and, written last, `00000.json` with the checksums of both.
+says where each image is (see `PLACES`), and, written last, `00000.json` with the checksums of both, and what tells the
+tar from another one: its size, the sample of its bytes (see `identity`) and, in a store that gives one, its ETag.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import shutil
 import tarfile
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +31,18 @@ from mode.columns import Column, Rows, Texts, open_columns, write_columns
 from mode.data.loading.ranges import read_near
 from mode.data.loading.selection import Pairs
 from mode.data.shards.export import add_sample
-from mode.data.shards.identity import HEADER, check_of, is_same
+from mode.data.shards.identity import HEADER, check_of, is_same, sample_of
 from mode.data.shards.index import PairIndex
-from mode.data.shards.places import filesystem_of, is_url, patiently, read_start
+from mode.data.shards.places import (
+    Description,
+    LocalFile,
+    RemoteFile,
+    describe,
+    filesystem_of,
+    is_url,
+    patiently,
+    read_start,
+)
 from mode.data.shards.reading import ImageFiles, Located
 from mode.data.shards.scan import LARGEST_IMAGE
 from mode.errors import ModeError
@@ -58,9 +69,11 @@ _IMAGES = pa.schema(
         ("check", pa.uint32()),
     ]
 )
-_TARS = pa.schema([("path", pa.string()), ("size", pa.int64())])
+_TARS = pa.schema([("path", pa.string()), ("size", pa.int64()), ("sample", pa.uint32()), ("etag", pa.string())])
 #: Every so many images one is kept in memory, to find the others by.
 _STRIDE = 512
+#: What to do about a pack that is not as it was written.
+_REMEDY = "`mode pack NAME DIR --force` packs anew"
 #: Largest record or note, in bytes: there are some lines in it.
 _NOTE = 65_536
 
@@ -74,7 +87,7 @@ class Store:
     """
 
     def __init__(self, where: str, root: Path) -> None:
-        self.where = where.rstrip("/")
+        self.where, self._root = where.rstrip("/"), root
         self._folder = None if is_url(where) else root / where
 
     def path(self, name: str) -> str:
@@ -98,6 +111,10 @@ class Store:
         if len(content) > most:
             raise ModeError(f"{self.path(name)}: more than {most:,} bytes", "it is no file of a pack")
         return content
+
+    def describe(self, name: str) -> Description:
+        """What tells a file from another one. Raises FileNotFoundError where it is not there."""
+        return describe(self.path(name), self._root)
 
     def write(self, name: str, content: bytes | Path) -> None:
         """Write a file, as a whole or not at all, or move one of this machine there."""
@@ -156,7 +173,7 @@ def write_pack(
         root: folder that relative paths start from.
         where: folder or URL to write to.
         images_per_shard: the last tar may hold fewer.
-        force: replace another pack.
+        force: replace what is there, another pack or this one.
 
     Returns:
         Images and tars of the pack.
@@ -213,15 +230,20 @@ def _write_tar(
                 whole.seek(int(place["offset"]) - HEADER)
                 header, content = whole.read(HEADER), whole.read(int(place["length"]))
                 place["check"] = check_of(content, check_of(header))
+        with closing(LocalFile(path)) as whole_tar:
+            size, sample = whole_tar.size, sample_of(whole_tar)
         table = io.BytesIO()
         np.save(table, places, allow_pickle=False)
-        note = {
-            "images": len(places),
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-            "places": hashlib.sha256(table.getvalue()).hexdigest(),
-        }
+        sha256 = sha256_of(path)
         store.write(f"{stem}.tar", path)
+    note = {
+        "images": len(places),
+        "bytes": size,
+        "sha256": sha256,
+        "sample": sample,
+        "etag": store.describe(f"{stem}.tar").etag,
+        "places": hashlib.sha256(table.getvalue()).hexdigest(),
+    }
     store.write(f"{stem}.npy", table.getvalue())
     store.write(f"{stem}.json", json.dumps(note).encode())
 
@@ -261,7 +283,7 @@ def _identity(index: PairIndex, pairs: Pairs) -> dict[str, Any]:
 def _prepare(store: Store, record: dict[str, Any], force: bool) -> None:
     """The folder, with the record of this pack, and no file of another."""
     there = store.names()
-    if there and _json(store.read(RECORD, _NOTE) if RECORD in there else None) == record:
+    if there and not force and _json(store.read(RECORD, _NOTE) if RECORD in there else None) == record:
         return
     if there and not force:
         what = "another pack" if RECORD in there else f"not empty ({there[0]}, ...)"
@@ -298,7 +320,7 @@ def read_record(where: str, root: Path, index: PairIndex, pairs: Pairs) -> dict[
     for key, value in _identity(index, pairs).items():
         if record.get(key) != value:
             what = "another index" if key == "index" else "other pairs"
-            raise ModeError(f"{where}: a pack of {what} than the training's", "`mode pack NAME --force` packs anew")
+            raise ModeError(f"{where}: a pack of {what} than the training's", _REMEDY)
     return record
 
 
@@ -310,7 +332,7 @@ def fetch_table(where: str, root: Path, index: PairIndex, pairs: Pairs, record: 
         folder: to write, as a whole or not at all.
 
     Raises:
-        ModeError: it is not complete, or damaged.
+        ModeError: it is not complete, or damaged; a tar is not the one that was packed.
     """
     store = Store(where, root)
     per_tar = record.get("images_per_shard")
@@ -326,37 +348,88 @@ def fetch_table(where: str, root: Path, index: PairIndex, pairs: Pairs, record: 
     ):
         numbers_of_tars = range(len(parts))
         fetched = in_order(lambda each: threads.submit(_fetch, store, each, parts[each]), numbers_of_tars, _REQUESTS)
-        for number, (note, content) in enumerate(fetched):
+        for number, fetch in enumerate(fetched):
             # Not in the threads: numpy reads a header with `ast`, of which Python 3.11 bears one call at a time.
-            places, size = _table(where, number, parts[number], note, content)
-            _check(where, number, places, size, index, pairs, parts[number])
+            places = _table(where, number, parts[number], fetch)
+            _check(where, number, places, fetch.note.size, index, pairs, parts[number])
             numbers = np.full(len(places), number)
             columns = [places["image"], numbers, places["offset"], places["length"], places["check"]]
             arrays = [pa.array(each, kind) for each, kind in zip(columns, _IMAGES.types, strict=True)]
             images.write(pa.table(arrays, schema=_IMAGES))
-            tars.write(pa.table([[store.path(f"{number:05d}.tar")], [size]], schema=_TARS))
+            tar = [store.path(f"{number:05d}.tar"), fetch.note.size, fetch.note.sample, fetch.etag or ""]
+            tars.write(pa.table([[value] for value in tar], schema=_TARS))
             bar.update(len(places))
 
 
-def _fetch(store: Store, number: int, part: range) -> tuple[Any, bytes | None]:
-    """The note of a tar and its table, as they are."""
-    note = _json(store.read(f"{number:05d}.json", _NOTE))
-    if note is None:
-        raise ModeError(f"{store.where}: not complete: {number:05d}.json is missing", "call `mode pack` once more")
-    return note, store.read(f"{number:05d}.npy", len(part) * PLACES.itemsize + 1_024)
+class _Note(NamedTuple):
+    """What stands in the note of a tar: see `_write_tar`."""
+
+    size: int
+    sample: int
+    etag: str | None
+    places: str
 
 
-def _table(where: str, number: int, part: range, note: Any, content: bytes | None) -> tuple[NDArray[Any], int]:
-    """The table of a tar, and the bytes of the tar."""
+class _Fetched(NamedTuple):
+    """The note of a tar, the bytes of its table, and the ETag that the tar has now."""
+
+    note: _Note
+    table: bytes | None
+    etag: str | None
+
+
+def _fetch(store: Store, number: int, part: range) -> _Fetched:
+    stem = f"{number:05d}"
+    content = store.read(f"{stem}.json", _NOTE)
+    if content is None:
+        raise ModeError(f"{store.where}: not complete: {stem}.json is missing", "call `mode pack` once more")
+    note = _note_of(store, f"{stem}.json", _json(content))
+    etag = _etag_of(store, f"{stem}.tar", note)
+    return _Fetched(note, store.read(f"{stem}.npy", len(part) * PLACES.itemsize + 1_024), etag)
+
+
+def _note_of(store: Store, name: str, stated: Any) -> _Note:
     try:
-        if content is None or hashlib.sha256(content).hexdigest() != note["places"]:
+        note = _Note(stated["bytes"], stated["sample"], stated["etag"], stated["places"])
+    except (KeyError, TypeError):
+        raise _damaged(store.where, name) from None
+    numbers_are_right = type(note.size) is int and type(note.sample) is int and 0 <= note.sample < 2**32
+    if not (numbers_are_right and isinstance(note.etag, str | None) and isinstance(note.places, str)):
+        raise _damaged(store.where, name)
+    return note
+
+
+def _etag_of(store: Store, name: str, note: _Note) -> str | None:
+    """The ETag of a tar, which is compared with its note: by size and ETag or, of a copy, which has another, by sample.
+
+    A file of this machine has its sample compared when it is opened.
+    """
+    path = store.path(name)
+    try:
+        found = store.describe(name)
+        is_right = found.size == note.size
+        if is_right and is_url(path) and (found.etag is None or found.etag != note.etag):
+            with closing(RemoteFile(path, found.size, etag=found.etag)) as tar:
+                is_right = sample_of(tar) == note.sample
+    except FileNotFoundError:
+        raise ModeError(f"{path}: missing, but it was packed", _REMEDY) from None
+    if not is_right:
+        raise _damaged(store.where, name)
+    return found.etag
+
+
+def _table(where: str, number: int, part: range, fetched: _Fetched) -> NDArray[Any]:
+    """The table of a tar."""
+    content = fetched.table
+    try:
+        if content is None or hashlib.sha256(content).hexdigest() != fetched.note.places:
             raise ValueError
-        places = np.load(io.BytesIO(content), allow_pickle=False)
-        if places.dtype != PLACES or places.shape != (len(part),) or not isinstance(note["bytes"], int):
+        places: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        if places.dtype != PLACES or places.shape != (len(part),):
             raise ValueError
-    except (ValueError, KeyError, TypeError, EOFError, OSError, SyntaxError):
+    except (ValueError, TypeError, EOFError, OSError, SyntaxError):
         raise _damaged(where, f"{number:05d}.npy") from None
-    return places, note["bytes"]
+    return places
 
 
 def _check(
@@ -376,7 +449,7 @@ def _check(
 
 
 def _damaged(where: str, name: str) -> ModeError:
-    return ModeError(f"{where}/{name}: damaged, or of another pack", "`mode pack NAME --force` packs anew")
+    return ModeError(f"{where}/{name}: damaged, or of another pack", _REMEDY)
 
 
 class Pack:
@@ -387,6 +460,8 @@ class Pack:
         index: of the source.
     """
 
+    made = "packed"
+
     def __init__(self, folder: Path, index: PairIndex) -> None:
         self.folder, self._index = folder, index
         columns = open_columns(folder / "images", _IMAGES)
@@ -394,10 +469,14 @@ class Pack:
             _numbers(columns[name]) for name in _IMAGES.names
         )
         tars = open_columns(folder / "tars", _TARS)
-        paths, self._sizes = tars["path"], _numbers(tars["size"])
-        assert isinstance(paths, Texts)
-        self._paths = paths.take(range(len(paths)))
+        self._sizes, self._samples = _numbers(tars["size"]), _numbers(tars["sample"])
+        self._paths, self._etags = _texts(tars["path"]), _texts(tars["etag"])
         self._marks = self._image[np.arange(0, len(self._image), _STRIDE)]
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a tar that is missing or another one; what was written down of it is kept otherwise."""
+        return f"put it back; or {_REMEDY}, and then remove {self.folder}"
 
     @property
     def has_urls(self) -> bool:
@@ -419,8 +498,8 @@ class Pack:
         return self._paths[file]
 
     def identity(self, file: int) -> tuple[int, int, str | None]:
-        """Size in bytes of one tar; nothing else is known of it."""
-        return int(self._sizes[file]), 0, None
+        """Size in bytes and sample of one tar when it was packed, and its ETag when the pack was opened."""
+        return int(self._sizes[file]), int(self._samples[file]), self._etags[file] or None
 
     def _places_of(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each image in the table, by a look between the marks on either side of it."""
@@ -439,3 +518,8 @@ class Pack:
 def _numbers(column: Column | Texts) -> Column:
     assert isinstance(column, Column)
     return column
+
+
+def _texts(column: Column | Texts) -> list[str]:
+    assert isinstance(column, Texts)
+    return column.take(range(len(column)))

@@ -152,8 +152,8 @@ class ImageStore:
         try:
             check_files(places, self._root, files[:_FILES_TO_CHECK].tolist())
         except (FileNotFoundError, NotADirectoryError) as error:
-            advice = "put it back, or index the source again"
-            raise ModeError(f"{error.filename}: missing, but the index names it", advice) from None
+            what = f"{error.filename}: missing, but it was {places.made}"
+            raise ModeError(what, places.remedy) from None
 
 
 def _distinct(numbers: Column, blocks: Blocks, most: int) -> NDArray[Any]:

@@ -279,6 +279,8 @@ class PairIndex:
         index.caption(0), index.path(index.file[0])
     """
 
+    made, remedy = "indexed", "put it back, or index the source again"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not is_there(folder):

@@ -36,10 +36,16 @@ _REQUESTS = 32
 
 
 class ChangedShard(ModeError):
-    """A file is not the one that was indexed: what lies where the images were belongs to other captions."""
+    """A file is not the one that it was: what lies where the images were belongs to other captions.
 
-    def __init__(self, path: str, what: str) -> None:
-        super().__init__(f"{path}: not the file that was indexed: {what}", "put it back, or index the source again")
+    Args:
+        path: of the file.
+        what: tells it from the one that it was.
+        places: that know of the one that it was.
+    """
+
+    def __init__(self, path: str, what: str, places: Places) -> None:
+        super().__init__(f"{path}: not the file that was {places.made}: {what}", places.remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ModeError, (str(self),)
@@ -65,11 +71,19 @@ class Places(Protocol):
 
     Attributes:
         folder: of this knowledge, for people.
+        made: what was done with the files when they were as they have to be, for people: "indexed".
+        remedy: what to do about a file that is missing or another one, for people.
         has_urls: whether images lie in objects, and not only in files of this machine.
         file_count: number of files that hold images.
     """
 
     folder: Path
+
+    @property
+    def made(self) -> str: ...
+
+    @property
+    def remedy(self) -> str: ...
 
     @property
     def has_urls(self) -> bool: ...
@@ -192,10 +206,11 @@ class ImageFiles:
         content = self.read_range(place.file, place.offset - before, place.offset + place.length)
         header, content = content[:before], content[before:]
         if len(content) < place.length:
-            raise ChangedShard(self.places.path(place.file), f"it ends inside the image at byte {place.offset}")
+            what = f"it ends inside the image at byte {place.offset}"
+            raise ChangedShard(self.places.path(place.file), what, self.places)
         if not is_same(place.check, header, content):
             what = f"another image is at byte {place.offset}"
-            raise self._changed(place.file) or ChangedShard(self.places.path(place.file), what)
+            raise self._changed(place.file) or ChangedShard(self.places.path(place.file), what, self.places)
         file = self._file(place.file)
         if isinstance(file, LocalFile) and file.has_changed():
             self._compare(place.file, file)
@@ -211,14 +226,13 @@ class ImageFiles:
         return file
 
     def _compare(self, number: int, file: LocalFile) -> None:
-        path, identity = self.places.path(number), self.places.identity(number)
-        if error := _other(path, Description(file.size, 0, identity[2]), identity):
+        _, sample, etag = self.places.identity(number)
+        if error := _other(self.places, number, Description(file.size, 0, etag)):
             raise error
-        sample = identity[1]
         # Files are opened again and again where there are many, but a look at a disk's far places takes long.
         if sample and self._compared.get(number) != file.state:
             if sample_of(file) != sample:
-                raise ChangedShard(path, "as long as it was, but other bytes")
+                raise ChangedShard(self.places.path(number), "as long as it was, but other bytes", self.places)
             self._compared[number] = file.state
 
     def _changed(self, number: int) -> ChangedShard | None:
@@ -226,7 +240,7 @@ class ImageFiles:
         path = self.places.path(number)
         if not is_url(path):
             return None
-        return _other(path, describe(path, self._root), self.places.identity(number))
+        return _other(self.places, number, describe(path, self._root))
 
     def _read_or_error(self, place: _Place) -> bytes | OSError:
         try:
@@ -252,18 +266,18 @@ def check_files(places: Places, root: Path, files: Sequence[int]) -> None:
         ChangedShard: one is another one.
     """
     paths = [places.path(file) for file in files]
-    for file, path, found in zip(files, paths, describe_all(paths, root), strict=True):
-        if error := _other(path, found, places.identity(file)):
+    for file, found in zip(files, describe_all(paths, root), strict=True):
+        if error := _other(places, file, found):
             raise error
 
 
-def _other(path: str, found: Description, identity: tuple[int, int, str | None]) -> ChangedShard | None:
-    """The error that a file or object is not the one with this size, sample and ETag, if size or ETag tell."""
-    size, _, etag = identity
+def _other(places: Places, file: int, found: Description) -> ChangedShard | None:
+    """The error that a file or object is not the one that it was, if size or ETag tell."""
+    size, _, etag = places.identity(file)
     if found.size != size:
-        return ChangedShard(path, f"{found.size:,} bytes, it had {size:,}")
+        return ChangedShard(places.path(file), f"{found.size:,} bytes, it had {size:,}", places)
     if etag and found.etag and etag != found.etag:
-        return ChangedShard(path, f"its ETag is {found.etag}, it was {etag}")
+        return ChangedShard(places.path(file), f"its ETag is {found.etag}, it was {etag}", places)
     return None
 
 
