@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -348,11 +349,35 @@ def test_bombs_take_less_than_a_gigabyte(tmp_path: Path) -> None:
     texts = {"image": ["a.png"], "caption": ["x" * 24_000]}
     columns = {name: pa.DictionaryArray.from_arrays(rows, pa.array(text)) for name, text in texts.items()}
     parquet.write_table(pa.table(columns), tmp_path / "rows.parquet", compression="zstd", store_schema=False)
+    plain: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    longest = {"image": ["a.png"], "caption": ["x" * 250_000_000]}
+    parquet.write_table(pa.table(longest), tmp_path / "lie.parquet", **plain)
+    belittle(tmp_path / "lie.parquet")
+    repeated = pa.table({"image": ["a.png"] * 40_000, "caption": ["x" * 24_000] * 40_000})
+    parquet.write_table(repeated, tmp_path / "delta.parquet", column_encoding={"caption": "DELTA_BYTE_ARRAY"}, **plain)
+    assert max(path.stat().st_size for path in tmp_path.glob("*.parquet")) < 100_000
     names = sorted(path.name for path in tmp_path.iterdir())
     done = subprocess.run(
         [sys.executable, "-c", BOMBS, str(tmp_path), *names], capture_output=True, text=True, check=True, timeout=120
     )
     assert int(done.stdout) < 1024, done.stderr
+
+
+def belittle(path: Path) -> None:
+    """Have the footer of a parquet file of one row group say that it unpacks to 1,000 bytes."""
+    group, content = parquet.read_metadata(path).row_group(0), path.read_bytes()
+    for size in (group.column(1).total_uncompressed_size, group.total_byte_size):
+        assert content.count(_number(size)) == 1
+        content = content.replace(_number(size), _number(1_000, len(_number(size))))
+    path.write_bytes(content)
+    assert parquet.read_metadata(path).row_group(0).column(1).total_uncompressed_size == 1_000
+
+
+def _number(value: int, length: int = 0) -> bytes:
+    """As the footer has it: seven bits a byte, the lowest first, all but the last byte marked."""
+    parts = [value * 2 >> shift & 127 for shift in range(0, 70, 7)]
+    used = max(length, *(place + 1 for place, part in enumerate(parts) if part))
+    return bytes([*(part | 128 for part in parts[: used - 1]), parts[used - 1]])
 
 
 def write_tar(path: Path, files: list[tuple[str, bytes]]) -> None:

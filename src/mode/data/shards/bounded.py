@@ -9,11 +9,14 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from mode.data.shards.pages import PLAIN, pages_of
 from mode.errors import ModeError
 
 #: How much a parquet file may grow to: this many times its size (paths and captions of real tables shrink to a tenth),
 #: and what any file may. A row counts as what its account takes if it is bad.
 _GROWTH, _FREE_GROWTH, _ROW = 200, 64 * 2**20, 64
+#: Rows that are unpacked together, and the bytes that these may take where each may be as long as its page.
+_ROWS, _TOGETHER = 65_536, 2**26
 
 
 def iter_rows(
@@ -41,11 +44,14 @@ def iter_rows(
         names = metadata.schema.to_arrow_schema().names
         if missing := [column for column in columns if column not in names]:
             raise ModeError(f"{name}: no column '{missing[0]}'", f"it has {', '.join(names)[:500]}")
-        _check_growth(name, metadata, left)
+        with pa.OSFile(str(file)) if isinstance(file, Path) else pa.BufferReader(file) as source:
+            longest = _check_growth(name, source, metadata, columns, left)
+        rows = max(1, min(_ROWS, _TOGETHER // max(longest.values(), default=1)))
         # A text that many rows share is kept once, as it is in the file.
-        simple = {*columns} & {metadata.schema.column(number).path for number in range(metadata.num_columns)}
+        paths = {metadata.schema.column(number).path for number in range(metadata.num_columns)}
+        simple = ({*columns} & paths) - {*longest}
         with parquet.ParquetFile(opened(), read_dictionary=sorted(simple)) as reader:
-            for block in reader.iter_batches(columns=list(dict.fromkeys(columns))):
+            for block in reader.iter_batches(rows, columns=list(dict.fromkeys(columns))):
                 for row in zip(*(values(block.column(column)) for column in columns), strict=True):
                     left -= sum(len(value) for value in row if isinstance(value, str)) + _ROW
                     if left < 0:
@@ -84,12 +90,28 @@ def plain_values(column: Any) -> list[str | float | bool | None]:
     return [*texts(column)]
 
 
-def _check_growth(name: str, metadata: Any, most: int) -> None:
-    """A whole row group is unpacked at a time: the file says how large each is."""
+def _check_growth(name: str, source: Any, metadata: Any, columns: Sequence[str], most: int) -> dict[str, int]:
+    """Refuse a file with a row group that is too large: a whole one is unpacked at a time.
+
+    Returns:
+        Of each column whose texts are not simply one after the other, bytes of its longest page: of each text, it may
+        have only what differs from the one before, so that any number of them is as long as the page.
+    """
+    longest: dict[str, int] = {}
     for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if sum(group.column(column).total_uncompressed_size for column in range(group.num_columns)) > most:
-            raise _grown(name)
+        group, left = metadata.row_group(number), most
+        parts = [group.column(each) for each in range(group.num_columns)]
+        for part in parts:
+            path = part.path_in_schema
+            if not any(path == column or path.startswith(f"{column}.") for column in columns):
+                continue
+            for page in pages_of(source, part):
+                left -= page.size
+                if left < 0:
+                    raise _grown(name)
+                if page.encoding not in PLAIN:
+                    longest[path] = max(longest.get(path, 1), page.size)
+    return longest
 
 
 def _grown(name: str) -> ModeError:
