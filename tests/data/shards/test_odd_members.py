@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from mode.columns import ColumnsWriter
 from mode.data.shards import index as index_of
-from mode.data.shards import scan
+from mode.data.shards import manifest, scan
 from mode.data.shards.account import IndexReport
 from mode.data.shards.index import PairIndex, build_index, verify
 from mode.data.shards.manifest import build_manifest
@@ -174,6 +174,37 @@ def test_a_pipe_in_place_of_a_shard(tmp_path: Path, name: str) -> None:
 def test_ranges_that_name_too_many_or_none(listed: str) -> None:
     with pytest.raises(ModeError, match=r"names [0-9,]+ objects \(a range may name 1 to 1,000,000\)"):
         listed_urls(f"https://host/{listed}.tar")
+
+
+@pytest.mark.parametrize(
+    ("content", "refused"),
+    [
+        (b"0.tar\n" * 30, "180 bytes, a list may have 100 "),
+        (b"# two\n" + b"x" * 21 + b".tar\n", "line 2 has 26 bytes, a name may have 20 "),
+        (b"0.tar\n1.tar\n2.tar\n3.tar\n", "names more than 3 tars "),
+        (b"file:///{0..3}.tar\n", "names more than 3 tars "),
+        (b"\xff.tar\n", "not UTF-8 text "),
+    ],
+)
+@pytest.mark.parametrize("where", ["", "file://"])
+def test_a_list_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, refused: str, where: str
+) -> None:
+    for name, most in {"_LARGEST_LIST": 100, "_LONGEST_NAME": 20, "_MOST_LISTED": 3}.items():
+        monkeypatch.setattr(manifest, name, most)
+    (tmp_path / "list.txt").write_bytes(content)
+    source = SourceParams(shards=f"{where}{tmp_path}/list.txt" if where else "list.txt")
+    with pytest.raises(ModeError, match=rf"list\.txt: {refused}") as told:
+        build_manifest(source, tmp_path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_list_as_windows_writes_it(tmp_path: Path, pair: Make, tar_bytes: Callable[..., bytes]) -> None:
+    for name in "01":
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(pair("a")))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf0.tar\r\n1.tar\r\n")
+    shards = build_manifest(SourceParams(shards="list.txt"), tmp_path).shards
+    assert [shard.path for shard in shards] == ["0.tar", "1.tar"]
 
 
 # Tables.

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import fsspec
 import numpy as np
 import pytest
 from aiohttp import web
+from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +42,7 @@ class Server:
         self.folder, self.faults, self.taken = folder, {}, 0
         self.asked: list[tuple[str, str]] = []
         self.silent: set[str] = set()  # headers that it does not send
+        self.sent: dict[str, str] = {}  # that it sends in the place of its own
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -85,6 +89,7 @@ class Server:
         async def strip(_: web.Request, response: web.StreamResponse) -> None:
             for name in self.silent:
                 response.headers.pop(name, None)
+            response.headers.update(self.sent)
 
         app.on_response_prepare.append(strip)
         self._runner = web.AppRunner(app)
@@ -291,6 +296,96 @@ def test_other_images_with_the_same_last_bytes_are_told_by_the_next_answer(
     with pytest.raises(ModeError, match=rf"00\.tar: {told}") as error:
         files.read(1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "time", ["Wed, 21 Oct 2015 07:28:00 +999999999999", "0001-01-01T00:00:00-99:99", "9" * 5_000, "soon"]
+)
+def test_a_time_that_is_none_is_not_known(server: Server, tmp_path: Path, time: str) -> None:
+    server.sent = {"Last-Modified": time}
+    found = describe(server.url("00.tar"), tmp_path)
+    assert (found.mtime_ns, found.size) == (0, (tmp_path / "shards/00.tar").stat().st_size)
+    assert ImageFiles(indexed(server.url("00.tar"), tmp_path), tmp_path).read(0)
+
+
+def test_an_etag_of_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes FF and FE, which are no UTF-8, between marks."""
+
+    class Handler(BaseHTTPRequestHandler):
+        etag = '"\xff"'
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("ETag", self.etag)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(bytes(10))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/0.tar"
+        manifest = build_manifest(SourceParams(shards=url), tmp_path)
+        manifest.save(tmp_path / "manifest.json")
+        assert Manifest.load(tmp_path / "manifest.json") == manifest
+        etag = manifest.shards[0].etag
+        assert etag == '"\\udcff"'
+        assert RemoteFile(url, 10, etag=etag).read(10, 0) == bytes(10)
+        Handler.etag = '"\xfe"'
+        monkeypatch.setattr(places, "PAUSES", (0.01, 0.01))
+        with pytest.raises(ModeError, match=r"0\.tar: another object than before: its ETag is"):
+            RemoteFile(url, 10, etag=etag).read(10, 0)
+        server.shutdown()
+
+
+class Buffered(AbstractFileSystem):  # type: ignore[misc]
+    """A store whose files are opened and buffered, as those of `hf://` are; `more` bytes follow each answer."""
+
+    protocol, cachable = "buffered", False
+    content, asked, more = bytes(range(256)) * 40_000, [], 0  # type: ignore[var-annotated]
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.content), "type": "file"}
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **given: Any) -> AbstractBufferedFile:
+        given.pop("autocommit", None)
+        file = AbstractBufferedFile(self, path, mode, block_size or "default", **given)
+
+        def fetch(start: int, end: int) -> bytes:
+            self.asked.append((start, end))
+            return self.content[start : end + self.more]
+
+        file.cache.fetcher = fetch
+        return file
+
+
+@pytest.fixture
+def buffered(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Buffered]]:
+    fsspec.register_implementation("buffered", Buffered, clobber=True)
+    monkeypatch.setattr(Buffered, "asked", [])
+    monkeypatch.setattr(places, "PAUSES", (0.01, 0.01))
+    yield Buffered
+    places._filesystem.cache_clear()
+
+
+def test_no_more_than_a_range_is_asked_of_a_store_whose_files_are_buffered(buffered: type[Buffered]) -> None:
+    file = RemoteFile("buffered://bucket/0.tar")
+    assert file.read(20, 1_000) == Buffered.content[1_000:1_020]
+    assert file.read(20, len(Buffered.content) - 10) == Buffered.content[-10:]
+    assert places.read_start("buffered://bucket/0.tar", 30) == Buffered.content[:30]
+    assert buffered.asked == [(1_000, 1_020), (len(Buffered.content) - 10, len(Buffered.content)), (0, 30)]
+
+
+def test_more_than_a_range_is_refused(buffered: type[Buffered], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Buffered, "more", 1)
+    with pytest.raises(ModeError, match=r"^buffered://bucket/0\.tar: more bytes instead of 20"):
+        RemoteFile("buffered://bucket/0.tar").read(20, 1_000)
+    assert places.read_start("buffered://bucket/0.tar", 30) == Buffered.content[:30]
 
 
 def test_ways_to_name_objects(server: Server, memory: str, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,6 +27,8 @@ from mode.params import SourceParams
 #: Tables of (image path, caption) and what separates their columns.
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
+#: Bytes of a list of shards and of a line of it, and tars that it may name.
+_LARGEST_LIST, _LONGEST_NAME, _MOST_LISTED = 2**27, 4_096, 1_000_000
 #: Characters of a line of a csv's header, and its lines: where marks are not closed, it is all of the file.
 _LONGEST_HEADER, _HEADER_LINES = 2**20, 100
 
@@ -229,19 +232,36 @@ def _listed(shards: str, root: Path) -> list[str]:
     """Tars by their URLs, or those that a list names, sorted."""
     if not shards.endswith(".txt"):
         return listed_urls(shards)
+    tars: set[str] = set()
+    for line in _lines_of(shards, root):
+        tars.update(listed_urls(line) if is_url(line) else [line])
+        if len(tars) > _MOST_LISTED:
+            raise ModeError(f"{shards}: names more than {_MOST_LISTED:,} tars", "split it, into several sources")
+    wrong = next((tar for tar in sorted(tars) if not tar.endswith(".tar")), None)
+    if wrong or not tars:
+        raise ModeError(f"{shards}: {f'{wrong} is no .tar' if wrong else 'names no tar'}", "one path or URL a line")
+    return sorted(tars)
+
+
+def _lines_of(shards: str, root: Path) -> Iterator[str]:
+    """The paths and URLs of a list, one a line; lines that are empty or begin with # are passed over."""
     try:
         with closing(open_bytes(shards, root)) as file:
-            lines = [line.strip() for line in file.read(file.size, 0).decode().splitlines()]
+            if file.size > _LARGEST_LIST:
+                what = f"{shards}: {file.size:,} bytes, a list may have {_LARGEST_LIST:,}"
+                raise ModeError(what, "it has to name a .tar in each line")
+            content = file.read(file.size, 0)
+        for number, line in enumerate(io.BytesIO(content), 1):
+            if len(line) > _LONGEST_NAME:
+                what = f"{shards}: line {number:,} has {len(line):,} bytes, a name may have {_LONGEST_NAME:,}"
+                raise ModeError(what, "one path or URL a line")
+            name = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if name and not name.startswith("#"):
+                yield name
     except FileNotFoundError:
         raise ModeError(f"{shards}: no such file", "paths are relative to the project folder") from None
     except UnicodeDecodeError:
         raise ModeError(f"{shards}: not UTF-8 text", "save the list as UTF-8") from None
-    named = [line for line in lines if line and not line.startswith("#")]
-    tars = sorted({each for line in named for each in (listed_urls(line) if is_url(line) else [line])})
-    wrong = [tar for tar in tars if not tar.endswith(".tar")]
-    if wrong or not tars:
-        raise ModeError(f"{shards}: {f'{wrong[0]} is no .tar' if wrong else 'names no tar'}", "one path or URL a line")
-    return tars
 
 
 def _check_columns(source: SourceParams, path: Path) -> None:

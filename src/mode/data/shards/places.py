@@ -168,7 +168,7 @@ class RemoteFile:
     def _compare(self, headers: Mapping[str, str]) -> None:
         """Refuse an answer whose headers name another version; one without any is taken as it is."""
         for name in _VERSIONS:
-            if found := headers.get(name.lower()):  # as botocore writes them; aiohttp finds them in any case
+            if found := _writable(headers.get(name.lower(), "")):  # as botocore writes them; aiohttp ignores case
                 if (before := self._version.setdefault(name, found)) != found:
                     raise _WrongAnswer(f"another object than before: its {name} is {found}, it was {before}")
                 return
@@ -181,17 +181,20 @@ def _range_of(url: str, start: int, end: int, compare: Callable[[Mapping[str, st
     """Bytes of an object by one request; of a web server and of S3, `compare` sees the answer's headers before them.
 
     A server may send more than was asked for, all of a tar or without an end: one byte more is taken, which tells that
-    there is more, and then no other.
+    there is more, and then no other. Of another store the library that fsspec has for it takes the answer.
     """
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import sync
+
     filesystem, path = filesystem_of(url)
     if url.startswith((*_S3, *_WEB)):
-        from fsspec.asyn import sync
-
         ask = _ask_s3 if url.startswith(_S3) else _ask_web
         content: bytes = sync(filesystem.loop, ask, filesystem, path, start, end, compare)
         return content
 
-    content = filesystem.cat_file(path, start=start, end=end)
+    # Where a range is read from an opened file, that would ask for five megabytes more, in case one goes on.
+    is_opened = type(filesystem).cat_file is AbstractFileSystem.cat_file
+    content = filesystem.cat_file(path, start=start, end=end, **({"cache_type": "none"} if is_opened else {}))
     return content
 
 
@@ -282,7 +285,7 @@ def describe(path: str, root: Path) -> Description:
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     names = ("LastModified", "Last-Modified", "mtime", "updated", "created")
     changed = next(filter(None, map(info.get, names)), None)
-    return Description(int(info["size"]), _nanoseconds(changed), str(etag) if etag else None)
+    return Description(int(info["size"]), _nanoseconds(changed), _writable(str(etag)) if etag else None)
 
 
 def _info(url: str, filesystem: Any, path: str) -> dict[str, Any]:
@@ -477,12 +480,21 @@ def _state_of(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _writable(header: str) -> str:
+    """What a server says, as it can stand in a file: bytes that are not UTF-8 as escapes."""
+    return header.encode("utf-8", "backslashreplace").decode()
+
+
 def _nanoseconds(changed: object) -> int:
     """Since 1970, of what a server says; 0 if it is no time."""
     if isinstance(changed, str):
         for parse in (parsedate_to_datetime, datetime.fromisoformat):
-            with suppress(ValueError):
+            with suppress(ValueError, OverflowError):
                 return _nanoseconds(parse(changed))
-    if isinstance(changed, datetime):
-        return int((changed if changed.tzinfo else changed.replace(tzinfo=UTC)).timestamp()) * 10**9
-    return int(float(changed) * 1e9) if isinstance(changed, (int, float)) else 0
+        return 0
+    with suppress(ValueError, OverflowError):
+        if isinstance(changed, datetime):
+            return int((changed if changed.tzinfo else changed.replace(tzinfo=UTC)).timestamp()) * 10**9
+        if isinstance(changed, (int, float)):
+            return int(float(changed) * 1e9)
+    return 0
