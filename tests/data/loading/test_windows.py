@@ -18,6 +18,14 @@ sizes = {
 }
 
 
+def chunks_of(windows: Windows, number: int, visits: int) -> list[tuple[int, int]]:
+    """Of each slot of a pass the first visit of its chunk and the one behind its last, by what is found there."""
+    slots, found = windows.found_at(number, np.arange(visits))
+    held = [np.sort(found[slots == slot]) for slot in range(windows.slots)]
+    assert all(np.array_equal(each, np.arange(each[0], each[-1] + 1)) for each in held), "neighbours, each once"
+    return [(int(each[0]), int(each[-1]) + 1) for each in held]
+
+
 def stream_of(images: int, shuffle: int, factors: np.ndarray | None = None, seed: int = 0) -> PairStream:
     rows = np.arange(images)
     return PairStream(Pairs.of(rows, rows, factors), rows, seed, shuffle_images=shuffle)
@@ -32,12 +40,13 @@ def test_a_pass_visits_all_chunk_by_chunk(visits: int, shuffle: int, seed: int, 
     spans = [windows.span(number, window) for window in range(windows.per_pass)]
     assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
     assert spans[-1][1] == visits
+    chunks = chunks_of(windows, number, visits)
     for window, (start, stop) in enumerate(spans):
-        held = [range(*windows.chunk_of(number, slot)) for slot in windows.slots_in(window)]
+        held = [range(*chunks[slot]) for slot in windows.slots_in(window)]
         assert sorted(seen[start:stop].tolist()) == sorted(visit for each in held for visit in each)
         assert all(each.start % min(chunk, shuffle) == 0 for each in held)
+        assert all(len(each) == min(chunk, shuffle) or each.stop == visits for each in held)
     for position, slot in [*enumerate(windows.found_at(number, positions)[0].tolist())][:: max(1, visits // 20)]:
-        assert seen[position] in range(*windows.chunk_of(number, slot))
         assert slot in windows.slots_in(windows.window_of(number, position))
 
 
@@ -54,7 +63,7 @@ def test_worked_out_by_hand() -> None:
     """Ten visits in chunks of three, one of which is short; two chunks a window."""
     windows = Windows(10, 7, 0, chunk=3)
     assert (windows.per_pass, windows.slots_per_window) == (2, 2)
-    chunks = [windows.chunk_of(0, slot) for slot in range(4)]
+    chunks = chunks_of(windows, 0, 10)
     assert sorted(chunks) == [(0, 3), (3, 6), (6, 9), (9, 10)]
     short = chunks.index((9, 10))
     lengths = [1 if slot == short else 3 for slot in range(4)]
@@ -63,7 +72,7 @@ def test_worked_out_by_hand() -> None:
 
 def test_chunks_come_in_another_order_in_each_pass_and_the_short_one_anywhere() -> None:
     windows = Windows(1_005, 100, 3, chunk=10)
-    orders = [[windows.chunk_of(number, slot) for slot in range(101)] for number in range(20)]
+    orders = [chunks_of(windows, number, 1_005) for number in range(20)]
     assert len({tuple(order) for order in orders}) == 20
     assert len({order.index((1_000, 1_005)) for order in orders}) > 10
     middle = np.mean([order.index((500, 510)) for order in orders])

@@ -76,11 +76,6 @@ class Windows:
         start, stop = self._starts(number, np.array([slots.start, slots.stop])).tolist()
         return start, stop
 
-    def chunk_of(self, number: int, slot: int) -> tuple[int, int]:
-        """First visit of the chunk in a slot of pass `number`, and the one behind its last."""
-        first = int(self._first_visits(number, np.array([slot]))[0])
-        return first, min(first + self._chunk, self._visits)
-
     def _places(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the permutation within each position's window takes it, as a position of the order of chunks."""
         places = np.empty(len(positions), np.int64)
