@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def printable(text: str) -> str:
@@ -16,6 +20,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that pydantic has found wrong: its place, if it has one, and what is wrong there."""
+    fault = error.errors()[0]
+    place = ".".join(map(str, fault["loc"]))
+    return ": ".join(filter(None, (place, fault["msg"].removeprefix("Value error, "))))
 
 
 class ModeError(Exception):

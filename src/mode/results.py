@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, StrictFloat, StrictInt, ValidationError
 
 from mode.checksums import SEAL
-from mode.errors import ModeError
+from mode.errors import ModeError, first_fault
 from mode.files import write_aside
 from mode.roles import ENSEMBLE, EXPERT, SEED, UNIFORM, role_of
 
@@ -156,9 +156,7 @@ class Results(BaseModel):
         except FileNotFoundError:
             raise ModeError(f"{path}: no such file", "run `dvc repro` first") from None
         except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(str(part) for part in fault["loc"])
-            what = f"{path}: no metrics file: {f'{place}: ' if place else ''}{fault['msg']}"
+            what = f"{path}: no metrics file: {first_fault(error)}"
             raise ModeError(what, "`dvc repro evaluate` writes one") from None
         if not results.model_fields_set:
             raise ModeError(f"{path}: no metrics file: it has no part of one", "`dvc repro evaluate` writes one")

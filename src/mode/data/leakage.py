@@ -12,7 +12,7 @@ from typing import Self
 
 from pydantic import BaseModel, ValidationError
 
-from mode.errors import ModeError
+from mode.errors import ModeError, first_fault
 from mode.files import write_aside
 
 
@@ -63,9 +63,7 @@ class Leakage(BaseModel):
         except FileNotFoundError:
             raise ModeError(f"{path}: missing", "`echo '{}' > leakage.json` says that nobody has looked") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "content"
-            raise ModeError(f"{path}: {where}: {first['msg']}", "`mode leakage` writes it anew") from None
+            raise ModeError(f"{path}: {first_fault(error)}", "`mode leakage` writes it anew") from None
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

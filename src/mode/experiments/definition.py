@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from mode.errors import ModeError
+from mode.errors import ModeError, first_fault
 from mode.params import Name, Section
 
 _PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
@@ -267,10 +267,7 @@ def load_experiment(path: Path) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        message = fault["msg"].removeprefix("Value error, ")
-        raise ModeError(f"{path}: {f'{where}: ' if where else ''}{message}") from None
+        raise ModeError(f"{path}: {first_fault(error)}") from None
 
 
 def _is_larger(content: object, most: int) -> bool:

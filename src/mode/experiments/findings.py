@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
-from mode.errors import ModeError
+from mode.errors import ModeError, first_fault
 from mode.experiments.definition import Of
 from mode.experiments.table import COSTS, load_table
 
@@ -154,8 +154,6 @@ def _read_record(path: Path) -> Record:
     except FileNotFoundError:
         raise ModeError(f"{path}: no such file", _ADVICE) from None
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise ModeError(f"{path}: {f'{where}: ' if where else ''}{fault['msg']}", _ADVICE) from None
+        raise ModeError(f"{path}: {first_fault(error)}", _ADVICE) from None
     except (ValueError, RecursionError) as error:
         raise ModeError(f"{path}: damaged, or no JSON: {error}", _ADVICE) from None
