@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import yaml
 
 from mode.errors import ModeError
 from mode.params import AdapterParams, ModelParams, Params, load_params, parse_params
-from mode.stages.project import BUILT_IN, Project, task_folders
+from mode.stages.project import BUILT_IN, Project, counted, task_folders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -282,13 +281,13 @@ def _estimated_pairs(project: Project, shard_bytes: Mapping[str, float], measure
     return {
         source: max(1, round(size / image_bytes * captions))
         for source, size in shard_bytes.items()
-        if _report(project, source) is None and project.source(source).shards != BUILT_IN
+        if counted(project, source) is None and project.source(source).shards != BUILT_IN
     }
 
 
 def _pairs_of(project: Project, source: str, is_here: bool) -> int:
-    if is_here and (report := _report(project, source)):
-        return report[1]
+    if is_here and (report := counted(project, source)):
+        return report.pairs
     if (own := project.source(source)).shards == BUILT_IN:
         from mode.data.glyphs.dataset import pairs_of
 
@@ -297,21 +296,6 @@ def _pairs_of(project: Project, source: str, is_here: bool) -> int:
     if source == project.params.training.source:
         advice += ", or --pairs 400M says it"
     raise ModeError(f"source '{source}': nothing says how many pairs it has", advice)
-
-
-def _report(project: Project, source: str) -> tuple[int, int] | None:
-    """(images, pairs) that the index has counted; None where there is none yet."""
-    path = project.index(source) / "report.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images, pairs = content["images"], content["pairs"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        raise ModeError(f"{path}: not the report of an index", "index the source again") from None
-    if not (isinstance(images, int) and isinstance(pairs, int) and 0 < images <= pairs):
-        raise ModeError(f"{path}: not the report of an index", "index the source again")
-    return images, pairs
 
 
 def _shard_bytes(project: Project) -> dict[str, float]:
@@ -335,9 +319,9 @@ def _facts(project: Project) -> dict[str, float]:
 
     source = project.params.training.source
     folder = project.index(source)
-    if (report := _report(project, source)) is None:
+    if (report := counted(project, source)) is None:
         return {}
-    images, pairs = report
+    images, pairs, _ = report
     captions = next(project.load_index(source).iter_captions(65_536))
     facts = {
         "captions_per_image": pairs / images,

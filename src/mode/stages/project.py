@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mode.clip.folder import CARD
 from mode.errors import ModeError
@@ -50,6 +50,39 @@ class Project(Paths):
         from mode.data.shards.index import PairIndex
 
         return PairIndex.load(self.index(source))
+
+
+class Counted(NamedTuple):
+    """What the index of a source has counted.
+
+    Attributes:
+        images, pairs: that are good.
+        bad: members, rows and captions that are not, by kind; and images that were left out, by filter.
+    """
+
+    images: int
+    pairs: int
+    bad: dict[str, int]
+
+
+def counted(project: Project, source: str) -> Counted | None:
+    """What stands in `report.json` of the index of a source; None where there is none yet.
+
+    Raises:
+        ModeError: it is damaged.
+    """
+    path = project.index(source) / "report.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = Counted(content["images"], content["pairs"], {**content["bad"], **content.get("filtered", {})})
+        numbers = [found.images, found.pairs, *found.bad.values()]
+        if not (all(type(number) is int for number in numbers) and 0 < found.images <= found.pairs):
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModeError(f"{path}: not the report of an index", "index the source again") from None
+    return found
 
 
 def trained_models(project: Project) -> list[str]:

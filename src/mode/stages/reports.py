@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from mode.errors import ModeError
 from mode.roles import ENSEMBLE
-from mode.stages.project import Project, cards_of, trained_models, write_text
+from mode.stages.project import Project, cards_of, counted, trained_models, write_text
 
 if TYPE_CHECKING:
     from mode.clustering.drift import Drift
@@ -86,13 +87,13 @@ def drifts(project: Project) -> list[Drift]:
 
 def _facts(project: Project, source: str) -> dict[str, Any]:
     """What the model card says of a source."""
-    report = json.loads((project.index(source) / "report.json").read_text(encoding="utf-8"))
+    report = counted(project, source)
+    if report is None:
+        raise ModeError(f"{project.index(source)}: not an index", "`dvc repro index` makes those of all sources")
     shards = project.source(source).shards
     if isinstance(shards, dict):
         shards = ", ".join(f"{each} ({factor:g} times)" for each, factor in shards.items())
-    facts = {"shards": shards, **{key: report[key] for key in ("images", "pairs", "bad")}}
-    facts["bad"] |= report.get("filtered", {})
-    return facts
+    return {"shards": shards, **report._asdict()}
 
 
 def _lock_hash(project: Project) -> dict[str, str]:
