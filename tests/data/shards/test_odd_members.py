@@ -67,6 +67,16 @@ def test_half_a_surrogate_pair(tar: Callable[..., tuple[IndexReport, PairIndex]]
     assert pairs.captions(range(1, 4)) == ["a \ufffd b", "\U0001f600", "\ufffd"]
 
 
+def test_a_txt_in_utf_16(tar: Callable[..., tuple[IndexReport, PairIndex]], encode: Callable[..., bytes]) -> None:
+    """As Windows writes it; without its mark nobody can know."""
+    texts = {"a": "héllo".encode("utf-16"), "b": b"\xfe\xff" + "日本".encode("utf-16-be"), "c": b"\xff\xfea\0\x00\xd8"}
+    report, pairs = tar(
+        [member for key, text in texts.items() for member in ((f"{key}.jpg", encode()), (f"{key}.txt", text))]
+    )
+    assert report.bad == 0
+    assert pairs.captions(range(1, 4)) == ["héllo", "日本", "a\ufffd"]
+
+
 def test_captions_that_are_too_long_or_too_many(
     tar: Callable[..., tuple[IndexReport, PairIndex]], encode: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

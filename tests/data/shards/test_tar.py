@@ -69,6 +69,25 @@ def test_what_the_quick_way_takes_is_what_tarfile_reads(
         raise AssertionError("an ordinary header was not taken")
 
 
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_a_file_with_holes_is_passed_over_with_all_of_its_headers(
+    tmp_path: Path, tar_bytes: Callable[..., bytes], more: int
+) -> None:
+    """As `tar --sparse` writes it: beyond four holes, further headers without a checksum say where they are."""
+    member = tarfile.TarInfo("holes")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 1_000
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[482] = more > 0
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    further = [b"00000001000\0" * 42 + bytes([number < more - 1]) + bytes(7) for number in range(more)]
+    content = bytes(header) + b"".join(further) + b"x" * 1_000 + bytes(24) + tar_bytes([("last", b"end")])
+    assert [each.name for each in read(tmp_path / "a.tar", content)] == ["last"]
+    for end in range(512, len(content) - 10_240, 512):
+        with pytest.raises(DamagedTar, match="cut off"):
+            read(tmp_path / "a.tar", content[:end])
+
+
 def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "file").write_bytes(b"x" * 700)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -354,6 +355,11 @@ def image_fault(size: int, content: bytes | None) -> str:
     return ""
 
 
+def _text_of(content: bytes) -> str:
+    """A txt in UTF-8, or in UTF-16 if it begins with that one's mark; what is neither becomes U+FFFD."""
+    return content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", "replace")
+
+
 def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
     """Captions of an image, `None` where nothing states one, and why.
 
@@ -368,7 +374,7 @@ def _captions_of(record: _Record) -> tuple[list[str] | None, str]:
     if isinstance(texts, list) and texts:
         return [clean_caption(text) for text in texts], ""
     if record.txt is not None:
-        return [clean_caption(record.txt.decode("utf-8-sig", "replace"))], ""
+        return [clean_caption(_text_of(record.txt))], ""
     if "caption" in content or "texts" in content:
         return [clean_caption(content.get("caption"))], ""
     return None, fault
@@ -384,7 +390,7 @@ def _captions_from(record: _Record, places: Iterable[str]) -> tuple[dict[str, li
     for place in places:
         stated: Any = content.get(place)
         if place == "txt":
-            stated = None if record.txt is None else record.txt.decode("utf-8-sig", "replace")
+            stated = None if record.txt is None else _text_of(record.txt)
         if stated not in (None, []):
             found[place] = [clean_caption(text) for text in (stated if isinstance(stated, list) else [stated])]
     return found, fault if fault and not content else f"none in {', '.join(places)}"

@@ -21,6 +21,8 @@ _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 #: Where a header has its magic word, which is the same in all formats but the oldest.
 _MAGIC, _MAGIC_AT = b"ustar", 257
 
+#: Where a header of a file with holes says that another follows, with more of them; and where that one says so.
+_MORE_HOLES, _STILL_MORE = 482, 504
 #: What an archive is filled up with zeros to: two blocks at its end, then a whole number of records. 20 blocks are a
 #: record to every writer that is not told otherwise; the powers of two are what people tell GNU tar (up to 1 MiB).
 _RECORDS = (tarfile.RECORDSIZE, *(BLOCK << power for power in range(12)))
@@ -151,6 +153,8 @@ class Tar:
                 raise DamagedTar(f"{error} at byte {position}", begin, resume=newest + 1) from None
 
             content = position + BLOCK
+            if header.type == tarfile.GNUTYPE_SPARSE:
+                content += self._sparse_headers(block, content)
             try:
                 length = int(extended.get("size", header.size))
             except ValueError:
@@ -180,6 +184,13 @@ class Tar:
                     following = content  # whatever size they state, nothing follows them
                 extended = {}
             position = following
+
+    def _sparse_headers(self, block: bytes, position: int) -> int:
+        """Bytes of the headers that follow the one of a GNU tar's file with holes, if it has many of them."""
+        begin, more = position, block[_MORE_HOLES]
+        while more and len(block := self._read(BLOCK, position)) == BLOCK:
+            position, more = position + BLOCK, block[_STILL_MORE]
+        return position - begin
 
     def _after(self, damage: DamagedTar) -> int | None:
         """Where to go on after damage, which is noted with its size; None if nothing follows."""
