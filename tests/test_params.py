@@ -118,8 +118,15 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(image={"color_jitter": [0.4, 0.4, 0.4, 0.6], "color_jitter_prob": 0.5}), "hue at most 0.5"),
         (changed(image={"color_jitter": [0.4, 0.4], "color_jitter_prob": 0.5}), "image.color_jitter.2: missing"),
         (changed(image={"color_jitter": [0.4, 0.4, -1, 0], "color_jitter_prob": 0.5}), "each from 0 to 10"),
-        (changed(image={"color_jitter": [0.4, 0.4, float("nan"), 0], "color_jitter_prob": 1}), "each from 0 to 10"),
-        (changed(image={"crop_ratio": [0.5, float("inf")]}), "crop_ratio: 0.5 to inf"),
+        (
+            changed(image={"color_jitter": [0.4, 0.4, float("nan"), 0], "color_jitter_prob": 1}),
+            "image.color_jitter.2: Input should be a finite number, not nan",
+        ),
+        (changed(image={"crop_ratio": [0.5, float("inf")]}), "image.crop_ratio.1: Input should be a finite number"),
+        (changed(image={"std": [0.0, 1.0, 1.0]}), "image.std.0: Input should be greater than 0, not 0.0"),
+        (changed(training={"lr": float("inf")}), "training.lr: Input should be a finite number, not inf"),
+        (changed(training={"betas": [1.0, 0.98]}), "training.betas.0: Input should be less than 1, not 1.0"),
+        (changed(training={"betas": [0.9, float("nan")]}), "training.betas.1: Input should be a finite number"),
         (changed(image={"gray_scale_prob": 2}), "image.gray_scale_prob: Input should be less than or equal to 1"),
         (changed(sources={"base": {"shards": {}}}), "at least one; not `glyphs`"),
         (changed(sources={"base": {"shards": {"x": 1, "glyphs": 2}}}), "at least one; not `glyphs`"),
@@ -148,9 +155,10 @@ def test_a_fault_is_named_with_its_key(content: object, message: str) -> None:
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModeError, match=r"params.yaml: no such file"):
         load_params(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("a: [")
-    with pytest.raises(ModeError, match=r"params.yaml: not valid YAML"):
-        load_params(tmp_path / "params.yaml")
+    for content in (b"a: [", b"a: caf\xe9", b"a: 2026-13-01", b"[" * 3000):
+        (tmp_path / "params.yaml").write_bytes(content)
+        with pytest.raises(ModeError, match=r"params.yaml: not valid YAML"):
+            load_params(tmp_path / "params.yaml")
 
 
 def test_params_survive_a_round_trip_through_yaml(tmp_path: Path) -> None:
@@ -180,12 +188,18 @@ def test_the_environment_overrides_machine_and_nothing_else() -> None:
         ("MODE_THREADS", "0", "environment: MODE_THREADS: Input should be greater than 0, not 0"),
         ("MODE_THREADS", "two", "environment: MODE_THREADS: Input should be a valid integer, not 'two'"),
         ("MODE_DEVICE", "[", "environment: MODE_DEVICE: not valid YAML"),
+        ("MODE_DEVICE", "2026-13-01", "environment: MODE_DEVICE: not valid YAML"),
     ],
 )
 def test_a_fault_in_the_environment_names_the_variable(variable: str, value: str, message: str) -> None:
     with pytest.raises(ModeError) as caught:
         parse_params(MINIMAL, environment={variable: value})
     assert message in str(caught.value)
+
+
+def test_a_machine_that_is_no_section_is_named_whatever_the_environment_says() -> None:
+    with pytest.raises(ModeError, match=r"params.yaml: machine: Input should be a valid dictionary"):
+        parse_params(changed(machine="cpu"), environment={"MODE_DEVICE": "cuda"})
 
 
 PRETRAINED = {

@@ -29,9 +29,12 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 #: YAML has no tuples: a list stands for one.
+Decays = Annotated[tuple[Decay, Decay], Field(strict=False)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+PositiveTriple = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 #: What Slurm calls a partition, an account, a feature; and a generic resource, perhaps with its kind: `gpu:a100`.
 SlurmName = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=64)]
@@ -68,11 +71,22 @@ MOVED = {
 }
 
 
+#: What reading YAML raises; ValueError: it is no UTF-8, or a date that there is not.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 class Section(BaseModel):
-    """A part of `params.yaml`: immutable, unknown keys refused, no conversion between types."""
+    """A part of `params.yaml`: immutable, unknown keys and numbers that are not finite refused, no conversion between
+    types.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, serialize_by_alias=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
     )
 
 
@@ -389,7 +403,7 @@ class ImageParams(Section):
     """Pixels a side."""
     mean: Triple = (0.48145466, 0.4578275, 0.40821073)
     """Per channel, for the normalisation; default open_clip's (OpenAI's)."""
-    std: Triple = (0.26862954, 0.26130258, 0.27577711)
+    std: PositiveTriple = (0.26862954, 0.26130258, 0.27577711)
     """Per channel, for the normalisation; default open_clip's (OpenAI's)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Of the resizing."""
@@ -421,7 +435,7 @@ class ImageParams(Section):
     @model_validator(mode="after")
     def _augmentation_is_possible(self) -> ImageParams:
         least, most = self.crop_ratio
-        if not 0 < least <= most < math.inf:
+        if not 0 < least <= most:
             raise ValueError(f"crop_ratio: {least:g} to {most:g}, but it goes from a number above 0 to one as large")
         jitter = self.color_jitter
         if jitter is not None and not (all(0 <= most <= 10 for most in jitter) and jitter[3] <= 0.5):
@@ -502,7 +516,7 @@ class TrainingParams(Section):
     """Forward passes in one step."""
     lr: PositiveFloat = 5e-4
     """Learning rate at its highest."""
-    betas: Pair = (0.9, 0.98)
+    betas: Decays = (0.9, 0.98)
     """AdamW's decay rates of the two moments."""
     eps: PositiveFloat = 1e-6
     """AdamW's epsilon."""
@@ -1002,7 +1016,7 @@ def load_params(path: Path) -> Params:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModeError(f"{path}: no such file", "run inside the project, where params.yaml lies") from None
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         raise ModeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse_params(content, str(path), os.environ)
 
@@ -1014,8 +1028,8 @@ def parse_params(content: object, where: str = "params.yaml", environment: Mappi
         ModeError: a key is unknown, missing or of the wrong type.
     """
     overrides = _overrides(environment or {})
-    if overrides and isinstance(content, dict):
-        content = {**content, "machine": {**(content.get("machine") or {}), **overrides}}
+    if overrides and isinstance(content, dict) and isinstance(machine := content.get("machine") or {}, dict):
+        content = {**content, "machine": {**machine, **overrides}}
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -1064,7 +1078,7 @@ def _overrides(environment: Mapping[str, str]) -> dict[str, Any]:
         if value := environment.get(variable):
             try:
                 overrides[key] = yaml.safe_load(value)
-            except yaml.YAMLError:
+            except _NO_YAML:
                 raise ModeError(f"environment: {variable}: not valid YAML: {value!r}") from None
     return overrides
 
