@@ -155,3 +155,4 @@ def test_a_cost_that_is_not_known_is_not_guessed(missing: str) -> None:
 def test_names_sort_by_their_numbers() -> None:
     names = ["expert-10", "expert-2", "fashion", "2", "expert"]
     assert sorted(names, key=natural) == ["2", "expert", "expert-2", "expert-10", "fashion"]
+    assert sorted(["3²", "3", "²"], key=natural) == ["3", "3²", "²"]  # a digit of which Python makes no number

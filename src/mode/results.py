@@ -192,7 +192,7 @@ class Results(BaseModel):
 
 def natural(name: str) -> list[tuple[int, int | str]]:
     """Sorting key that puts `expert-2` before `expert-10`."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _total(of_seed: float | None, of_experts: list[float | None]) -> float | None:

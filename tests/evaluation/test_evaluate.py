@@ -361,6 +361,13 @@ class TestEvaluate:
         experts = {name: clips[name] for name in ("expert-0", "expert-1")}
         assert not evaluate_tasks(experts, router, tasks, CPU).growth.tasks
 
+    def test_one_image_alone_is_no_sign_of_a_model_that_has_learnt_nothing(
+        self, folders: Any, clips: dict[str, Clip]
+    ) -> None:
+        for labels in ([4], [4, 4]):  # the second time another image of the same colour
+            folder = folders.classification(f"of-{len(labels)}", labels)
+            assert set(evaluate_tasks(clips, None, [folder], CPU).zeroshot.mean) == set(clips)
+
     def test_without_a_router(self, folders: Any, clips: dict[str, Clip]) -> None:
         found = evaluate_tasks(clips, None, [folders.classification("colours", [0, 1])], CPU)
         assert list(found.zeroshot.mean) == list(clips)

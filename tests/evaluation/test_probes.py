@@ -143,6 +143,10 @@ class TestProbe:
         task, images, texts = example(count=8)
         assert probe(task_of(task.labels, 4), images, texts, WEIGHTS, CLIPS) == {}  # none of the fourth class
 
+    def test_one_class_alone_gives_no_figure(self) -> None:
+        task, images, texts = example(classes=1)
+        assert probe(task, images, texts, WEIGHTS, CLIPS) == {}
+
     def test_the_metric_of_the_task(self) -> None:
         task, images, texts = example(classes=2)
         found = probe(task_of(task.labels, 2, "roc_auc"), images, texts, WEIGHTS, CLIPS)

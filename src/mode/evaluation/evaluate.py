@@ -220,8 +220,8 @@ def looking(router: Router | None) -> dict[str, Clip]:
 
 
 def _ends(vectors: Tensor) -> Tensor:
-    """The least and the greatest of each coordinate, [2, d]."""
-    return torch.stack([vectors.amin(dim=0), vectors.amax(dim=0)]) if len(vectors) else vectors
+    """The least and the greatest of each coordinate, [2, d]; one vector alone stays one, [1, d]."""
+    return torch.stack([vectors.amin(dim=0), vectors.amax(dim=0)]) if len(vectors) > 1 else vectors
 
 
 def _refuse_dead(vectors: Mapping[str, Sequence[Tensor]], what: str) -> None:
@@ -235,8 +235,8 @@ def _refuse_dead(vectors: Mapping[str, Sequence[Tensor]], what: str) -> None:
         ModeError: names such a model, where there is more than one vector.
     """
     for name, parts in vectors.items():
-        low, high = _ends(torch.cat([*parts])).unbind() if any(map(len, parts)) else torch.zeros(2, 1).unbind()
-        if sum(map(len, parts)) > 1 and float((high - low).max()) < SAME:
+        ends = _ends(torch.cat([*parts]))
+        if len(ends) > 1 and float((ends[1] - ends[0]).max()) < SAME:
             raise ModeError(f"model '{name}' gives every {what} the same vector", "its training failed: train it again")
 
 

@@ -107,9 +107,9 @@ def probe(
         clips: the models, for their logit scales.
 
     Returns:
-        Row -> figures as of `classify`; nothing where a class has fewer than `LEAST_IMAGES` images.
+        Row -> figures as of `classify`; nothing where a class has fewer than `LEAST_IMAGES` images, or is the only one.
     """
-    if np.bincount(task.labels, minlength=len(task.classes)).min() < LEAST_IMAGES:
+    if len(task.classes) < 2 or np.bincount(task.labels, minlength=len(task.classes)).min() < LEAST_IMAGES:
         return {}
     fitted, scored = halves(task.labels)
     found: dict[str, dict[str, float]] = {}
