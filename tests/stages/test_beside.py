@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mode.clip.model import Clip, build_model
+from mode.clip.model import Clip, build_model, save_model
 from mode.data.glyphs.dataset import write_glyph_shards, write_glyph_tasks
 from mode.data.shards.index import build_index
 from mode.data.shards.manifest import build_manifest
 from mode.errors import ModeError
+from mode.files import add_to_tar
 from mode.params import GlyphParams, IndexParams, SourceParams, parse_params
-from mode.roles import SEED
+from mode.roles import DENSE, SEED
 from mode.stages.beside import Validation, beside_training
 from mode.stages.project import Project
-from mode.stages.training import training_of
+from mode.stages.training import _mix_with_seed, training_of
 from mode.training.beside import KeptModels
 from tests.stages.test_training import PARAMS
 from tests.training.conftest import VIT
@@ -132,7 +134,31 @@ def test_without_a_held_out_pair_there_is_no_loss(
     training = replace(training, plan=replace(training.plan, pairs=pairs))
     [look] = beside_training(of, training, tmp_path / "noted", lambda *_: None, True)
     assert list(look.do(4, untrained(of))) == ["chess"]
-    assert "none of its pairs is held out" in capsys.readouterr().out
+    assert "seed: no pair of it is held out, so" in capsys.readouterr().out
+
+
+def test_held_out_images_that_cannot_be_decoded_give_no_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards/0.tar", "w") as tar:
+        for number in range(40):
+            add_to_tar(tar, f"{number}.jpg", b"no picture")
+            add_to_tar(tar, f"{number}.txt", b"a letter")
+    manifest = build_manifest(SourceParams(shards="shards"), tmp_path)
+    build_index(manifest, tmp_path, tmp_path / "data/index/base", IndexParams(check_images=False), 1)
+    clip = untrained(project(tmp_path))
+    asked = {"held_out": 20, "seed_share": "held-out", "validate": {"every": 4, "held_out": 20}}
+    training = {**PARAMS["training"], "seed_epochs": 0, **asked}  # type: ignore[dict-item]
+    seed = {"from": "pretrained", "name": "theirs"}
+    of = Project(tmp_path, parse_params({**PARAMS, "seed": seed, "model": {}, "training": training}))
+    save_model(of.model("seed"), clip, {})
+    planned = training_of(of, DENSE)
+    [look] = beside_training(of, planned, tmp_path / "noted", lambda *_: None, True)
+    assert look.do(4, clip) == {}
+    assert "dense: no image of its held-out pairs can be decoded, so" in capsys.readouterr().out
+    with pytest.raises(ModeError, match="dense: no image of its held-out pairs can be decoded"):
+        _mix_with_seed(of, planned, clip)
 
 
 def test_what_is_done_beside_a_training_decides_nothing_in_it(root: Path) -> None:

@@ -129,8 +129,9 @@ def _figures(project: Project, training: Training) -> Callable[[Clip], dict[str,
         count, random_seed = recipe.validation.held_out, training.random_seed
         pairs = held_out_pairs(training.plan.pairs, training.index.image, count, random_seed)
         held_out = HeldOut(training, pairs, project.root) if len(pairs) else None
-        if held_out is None:
-            print(f"{training.plan.name}: none of its pairs is held out, so there will be no validate/loss", flush=True)
+        if not held_out:
+            none = "image of its held-out pairs can be decoded" if len(pairs) else "pair of it is held out"
+            print(f"{training.plan.name}: no {none}, so there will be no validate/loss", flush=True)
 
     def look(clip: Clip) -> dict[str, float]:
         batch, workers = machine.inference_batch, machine.decode_threads

@@ -235,6 +235,10 @@ def _mix_with_seed(project: Project, training: Training, clip: Clip) -> None:
     if not len(pairs):
         raise ModeError(f"{training.plan.name}: none of its pairs is held out", "raise training.held_out")
     held_out = HeldOut(training, pairs, project.root)
+    if not held_out:
+        raise ModeError(
+            f"{training.plan.name}: no image of its held-out pairs can be decoded", "raise training.held_out"
+        )
     share, losses = best_share(clip.model, seed, lambda: held_out.loss(clip, project.params.machine.inference_batch))
     clip.card |= {"seed_share": share, "held_out_losses": {f"{share:g}": loss for share, loss in losses.items()}}
     print(f"{training.plan.name}: {share:.0%} of the seed in it, by the loss on {len(held_out):,} held-out pairs")

@@ -64,7 +64,7 @@ class HeldOut:
     Args:
         training: what is trained; its source and the preparation of its images.
         rows: the pairs, of the training's index: at least one, and one of each image. Those whose image is bad are left
-            out.
+            out; if none is left, its length is 0, and there is no loss.
         root: what relative paths of shards are relative to.
 
     Raises:
