@@ -272,6 +272,42 @@ class TestFolder:
         with pytest.raises(ModeError, match=r"damaged ensemble: "):
             Router.load(tmp_path / "e")
 
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (
+                {"tools": np.zeros((2, 7), np.float32)},
+                r"condition of expert 'tools': shape \(2, 7\), not \[centres, 8\]",
+            ),
+            ({"tools": np.zeros((0, 8), np.float32)}, r"condition of expert 'tools': shape \(0, 8\)"),
+            ({"tools": np.zeros((2, 8), np.int64)}, "damaged ensemble: condition of expert 'tools': int64"),
+            ({"tools": np.full((2, 8), np.nan, np.float32)}, "damaged ensemble: condition of expert 'tools': .*finite"),
+        ],
+    )
+    def test_conditions_that_save_never_writes(
+        self, router: Router, wrong: dict[str, np.ndarray], message: str, tmp_path: Path
+    ) -> None:
+        router.save(tmp_path / "e")
+        save_file({**router.conditions, **wrong}, tmp_path / "e/conditions.safetensors")
+        write_manifest(tmp_path / "e")
+        with pytest.raises(ModeError, match=message):
+            Router.load(tmp_path / "e")
+
+    @pytest.mark.parametrize("temperature", ["warm", 0, -1.0, float("nan"), float("inf"), [0.1]])
+    def test_temperatures_that_save_never_writes(self, router: Router, temperature: object, tmp_path: Path) -> None:
+        router.save(tmp_path / "e")
+        path = tmp_path / "e/ensemble.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": temperature}))
+        write_manifest(tmp_path / "e")
+        with pytest.raises(ModeError, match=r"damaged ensemble: temperature"):
+            Router.load(tmp_path / "e")
+
+    @pytest.mark.parametrize("shape", [(2, 8, 8), (2, 1, 8, 8)])
+    def test_images_that_save_never_writes(self, router: Router, shape: tuple[int, ...], tmp_path: Path) -> None:
+        replace(router, images={"tools": np.zeros(shape, np.uint8)}).save(tmp_path / "e")
+        with pytest.raises(ModeError, match=r"damaged ensemble: images of expert 'tools': uint8"):
+            Router.load(tmp_path / "e")
+
     def test_the_order_of_experts_stays(self, embedder: LsaEmbedder, captions: list[str], tmp_path: Path) -> None:
         """Safetensors sorts its names; the list in ensemble.json has the order."""
         names = ["z", "a", "m"]

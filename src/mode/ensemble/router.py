@@ -327,6 +327,7 @@ class Router:
             if not isinstance(earlier, dict) or not all(_are_names(names) for names in earlier.values()):
                 raise ValueError("earlier versions of experts that are no names")
             images = load_file(folder / _IMAGES) if (folder / _IMAGES).is_file() else {}
+            _check_numbers(conditions, images, temperature)
             evidence = Evidence.load(folder, conditions) if routing.kind == "evidence" else None
         except FileNotFoundError:
             missing = next(name for name in (DESCRIPTION, _CONDITIONS, VECTORS, WORDS) if name not in present)
@@ -335,7 +336,9 @@ class Router:
             ) from None
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}", ADVICE) from None
-        return cls(conditions, load_embedder(folder / _EMBEDDER), routing, temperature, images, evidence, earlier)
+        embedder = load_embedder(folder / _EMBEDDER)
+        _check_conditions(conditions, embedder)
+        return cls(conditions, embedder, routing, temperature, images, evidence, earlier)
 
 
 def _check_conditions(conditions: Mapping[str, NDArray[np.float32]], embedder: Embedder) -> None:
@@ -348,6 +351,20 @@ def _check_conditions(conditions: Mapping[str, NDArray[np.float32]], embedder: E
                 f" of embedder '{embedder.name}'",
                 "cluster again with this embedder",
             )
+
+
+def _check_numbers(
+    conditions: Mapping[str, NDArray[np.generic]], images: Mapping[str, NDArray[np.generic]], temperature: object
+) -> None:
+    """Refuse with a `ValueError` what `Router.save` never writes: a folder may be somebody else's."""
+    for name, centres in conditions.items():
+        if centres.dtype != np.float32 or not np.isfinite(centres).all():
+            raise ValueError(f"condition of expert '{name}': {centres.dtype}, or not finite")
+    for name, pixels in images.items():
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"images of expert '{name}': {pixels.dtype} {list(pixels.shape)}")
+    if temperature is not None and not (isinstance(temperature, float | int) and 0 < temperature < np.inf):
+        raise ValueError(f"temperature {temperature!r}")
 
 
 def _are_names(names: object) -> bool:
