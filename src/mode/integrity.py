@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mode.checksums import ADVICE, SEAL, check_manifest, content_of, identity_of, listed_digest
+from mode.clip.configuration import read_card
 from mode.clip.folder import CARD, CONFIG, weights_of
 from mode.clip.trust import read_json
 from mode.clustering.assignment import Assignment, same_embedder
@@ -78,7 +79,7 @@ def check_parents(models: Path, names: Collection[str]) -> None:
         ModeError: names such a model.
     """
     for name in names:
-        card = _card(models / name)
+        card = read_card(models / name)
         parent, weights = card.get("parent"), card.get("parent_weights")
         if not parent or not weights:
             continue
@@ -182,8 +183,3 @@ def _check_model(folder: Path) -> bool:
 def _check_metrics(file: Path) -> bool:
     Results.load(file)
     return SEAL.check(file)
-
-
-def _card(folder: Path) -> dict[str, object]:
-    card = read_json(folder / CARD)
-    return card if isinstance(card, dict) else {}

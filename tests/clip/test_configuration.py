@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import open_clip
+import pytest
 from open_clip.transform import PreprocessCfg
 
-from mode.clip.configuration import IMAGE_SIZE, Preprocessing, preprocessing_of
+from mode.clip.configuration import IMAGE_SIZE, Preprocessing, preprocessing_of, read_card
+from mode.errors import ModeError
 
 
 def test_defaults_are_those_of_open_clip() -> None:
@@ -24,3 +27,19 @@ def test_what_open_clip_does_not_know_is_left_out() -> None:
     assert preprocessing_of({"num_channels": 3, "interpolation": "bilinear"}, 32) == Preprocessing(
         size=32, interpolation="bilinear"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as JSON"),
+        (b"{", "cannot be read as JSON"),
+        (b"\xff{}", "cannot be read"),
+        (b"[]", "not a card"),
+    ],
+)
+def test_a_card_that_is_missing_or_damaged_is_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "card.json").write_bytes(content)
+    with pytest.raises(ModeError, match=rf"card\.json: {message}"):
+        read_card(tmp_path)

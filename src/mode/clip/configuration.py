@@ -1,4 +1,4 @@
-"""What a model folder's configuration says, without torch and open_clip, which take seconds to import."""
+"""What a model folder's configuration and card say, without torch and open_clip, which take seconds to import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mode.clip.folder import CONFIG
+from mode.clip.folder import CARD, CONFIG
 from mode.clip.trust import check_configuration, check_folder, check_preprocessing, read_json
 from mode.errors import ModeError
 from mode.params import ImageParams
@@ -42,6 +42,14 @@ def read_configurations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     where = str(folder / CONFIG)
     model_cfg = check_configuration(content.get("model_cfg"), where)
     return model_cfg, check_preprocessing(content.get("preprocess_cfg", {}), where)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What a model was trained on and what it cost, as its folder says. Raises `ModeError` where that is not said."""
+    card = read_json(folder / CARD)
+    if not isinstance(card, dict):
+        raise ModeError(f"{folder / CARD}: not a card", "remove it, or train the model again")
+    return card
 
 
 def preprocessing_of(preprocess_cfg: Mapping[str, Any], image_size: int | Sequence[int]) -> Preprocessing:

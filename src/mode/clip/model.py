@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mode.checksums import check_manifest, listed_digest, write_manifest
-from mode.clip.configuration import checked_folder
+from mode.clip.configuration import checked_folder, read_card
 from mode.clip.folder import CARD, CONFIG, WEIGHTS, holds_adapter
 from mode.clip.tokenizer import fit_words
 from mode.clip.trust import check_configuration, read_json
@@ -206,7 +206,7 @@ def _load_adapter(folder: Path, load: Callable[[Path], Clip]) -> Clip:
     adapter, tensors = read_adapter(folder)
     base = load(_base_beside(folder, adapter))
     network = fill(folder, share(base.model), adapter, tensors)
-    return replace(base, model=network, card=_read_card(folder), adapter=adapter)
+    return replace(base, model=network, card=_card_of(folder), adapter=adapter)
 
 
 def _base_beside(folder: Path, adapter: Adapter) -> Path:
@@ -273,7 +273,7 @@ def adapted_further(clip: Clip, params: AdapterParams, folder: Path) -> Clip:
     if other := again.adapter.lora.unlike(adapter.lora):
         raise ModeError(f"{folder}: an adapter {other}", "it is trained on as it is: set training.adapter as it was")
     fill_deltas(folder, again.model, adapter, tensors)
-    return replace(again, card=_read_card(folder))
+    return replace(again, card=_card_of(folder))
 
 
 def folded(clip: Clip) -> Clip:
@@ -291,7 +291,7 @@ def _load_whole(folder: Path, device: str | torch.device, precision: str) -> Cli
             raise ModeError(f"{folder}: not a model folder: it has no {needed}", "train it first, or check the path")
     check_manifest(folder, (CONFIG, WEIGHTS))
     model_cfg, preprocess_cfg = checked_folder(folder)
-    card = _read_card(folder)
+    card = _card_of(folder)
     with open_clip_errors(str(folder)):
         check_proportion(folder, folder / WEIGHTS)
         network = open_clip.create_model(
@@ -300,11 +300,9 @@ def _load_whole(folder: Path, device: str | torch.device, precision: str) -> Cli
         return Clip(network, tokenizer_of(folder, model_cfg), model_cfg, preprocess_cfg, card)
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    card = read_json(folder / CARD) if (folder / CARD).is_file() else {}
-    if not isinstance(card, dict):
-        raise ModeError(f"{folder / CARD}: not a card", "remove it, or train the model again")
-    return card
+def _card_of(folder: Path) -> dict[str, Any]:
+    """A model's card; a folder that another program wrote has none."""
+    return read_card(folder) if (folder / CARD).is_file() else {}
 
 
 def tokenizer_of(folder: Path, model_cfg: dict[str, Any]) -> Tokenize:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mode.clip.configuration import read_card
 from mode.clip.folder import CARD
 from mode.errors import ModeError
 from mode.params import ExpertParams, Params, SourceParams, UpdateParams
@@ -99,7 +100,8 @@ def trained_models(project: Project) -> list[str]:
 
 
 def cards_of(models: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    return {name: json.loads((models / name / CARD).read_text(encoding="utf-8")) for name in names}
+    """Name -> card of the models in a folder. Raises `ModeError` where one is missing or damaged."""
+    return {name: read_card(models / name) for name in names}
 
 
 def task_folders(project: Project) -> list[Path]:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mode.clip.configuration import read_card
 from mode.clip.encode import encode_texts, unit_vectors
 from mode.clip.folder import CARD
 from mode.clip.model import Clip, folded, save_sealed
-from mode.clip.trust import read_json
 from mode.data.images import normalise
 from mode.data.loading.store import ImageStore
 from mode.params import KeepParams
@@ -146,11 +146,11 @@ class KeptModels:
 
     def _steps(self) -> list[int]:
         """Those of this configuration that are there."""
-        cards = [folder / CARD for folder in self._folder.iterdir()] if self._folder.is_dir() else []
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()
         return sorted(
-            int(card.parent.name)
-            for card in cards
-            if card.parent.name.isdecimal()
-            and card.is_file()
-            and read_json(card).get("provenance", {}).get("configuration") == self._training.fingerprint
+            int(folder.name)
+            for folder in folders
+            if folder.name.isdecimal()
+            and (folder / CARD).is_file()
+            and read_card(folder).get("provenance", {}).get("configuration") == self._training.fingerprint
         )
