@@ -185,8 +185,8 @@ class Results(BaseModel):
     @property
     def costs(self) -> dict[str, Cost]:
         """Cost of every model; an ensemble's, where it is not given, is the seed's and every expert's part after it."""
-        seed, *experts = (dict(self.cost.get(name, Cost())) for name in (SEED.name, *self.experts))
-        together = Cost(**{kind: _total(cost, [each[kind] for each in experts]) for kind, cost in seed.items()})
+        seed, *experts = (self.cost.get(name, Cost()) for name in (SEED.name, *self.experts))
+        together = cost_together(seed, experts) if experts else Cost()
         return {UNIFORM.name: together, ENSEMBLE.name: together} | self.cost
 
 
@@ -195,9 +195,20 @@ def natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def _total(of_seed: float | None, of_experts: list[float | None]) -> float | None:
-    """The seed once, and what each expert took beyond it; not known if one of them is not."""
-    known = [cost for cost in of_experts if cost is not None]
-    if of_seed is None or not known or len(known) < len(of_experts):
-        return None
-    return of_seed + sum(cost - of_seed for cost in known)
+def cost_together(seed: Cost, branched: Sequence[Cost]) -> Cost:
+    """What a seed and models that branched from it cost together: the seed once, and what each took beyond it.
+
+    A kind of cost is not known together if it is not known of one of them.
+
+    >>> cost_together(Cost(samples_seen=27), [Cost(samples_seen=32), Cost(samples_seen=33)]).samples_seen
+    38
+    """
+
+    def total(kind: str) -> float | None:
+        of_seed, *others = (getattr(cost, kind) for cost in (seed, *branched))
+        if of_seed is None or None in others:
+            return None
+        whole: float = of_seed + sum(cost - of_seed for cost in others)
+        return round(whole, 3)  # seconds; whole numbers stay what they are
+
+    return Cost(**{kind: total(kind) for kind in Cost.model_fields})

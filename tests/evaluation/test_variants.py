@@ -24,7 +24,7 @@ from mode.evaluation.arms import OF_IMAGES, Arms, Routed, range_order
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.features import encode_metadata, encode_tasks
 from mode.evaluation.tasks import Task, open_task
-from mode.evaluation.variants import evaluate_variants
+from mode.evaluation.variants import _cost_of, evaluate_variants
 from mode.params import MachineParams, RoutingParams, parse_arm, parse_params
 from mode.results import Cost, Results
 from tests.evaluation.conftest import CLASSES, COLOURS, TaskFolders, draw
@@ -203,6 +203,13 @@ def test_each_class_weighs_the_experts_by_itself(
             owners = task.owners[scores.argmax(axis=1)]
             assert recall["text_recall@1"] == pytest.approx((owners == np.arange(len(owners))).mean())
     assert found.encoders["by-class"] == 2
+
+
+def test_what_trainings_cost_together_is_not_known_if_that_of_one_is_not() -> None:
+    known = {"seed": Cost(samples_seen=10), "expert-0": Cost(samples_seen=15), "expert-1": Cost(samples_seen=17)}
+    assert _cost_of(known, [["expert-0", "expert-1"]]) == Cost(samples_seen=22)
+    assert _cost_of(known, [["seed", "expert-0", "expert-1"]]) == Cost(samples_seen=22)
+    assert _cost_of(known, [["expert-0", "expert-2"]]) == Cost()  # and not what the first alone has cost
 
 
 def test_the_widest_clusters_come_first() -> None:

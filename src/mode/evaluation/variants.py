@@ -27,8 +27,7 @@ from mode.evaluation.scores import Mixing, classify, primary, retrieve
 from mode.evaluation.tasks import Task, open_tasks
 from mode.params import MachineParams
 from mode.progress import Progress
-from mode.results import Cost, Figures, Results, Retrieval, ZeroShot
-from mode.roles import ENSEMBLE
+from mode.results import Cost, Figures, Results, Retrieval, ZeroShot, cost_together
 from mode.training.soup import Pairs
 
 #: Variant -> its figures on a task.
@@ -150,8 +149,8 @@ def _cost_of(costs: Mapping[str, Cost], sets: Sequence[Sequence[str]]) -> Cost:
 def _together(costs: Mapping[str, Cost], models: Sequence[str]) -> Cost:
     if len(models) == 1:
         return costs.get(models[0], Cost())
-    known = {name: costs[name] for name in (STAND_IN, *models) if name in costs}
-    return Results(cost=known).costs[ENSEMBLE.name]
+    seed, *branched = (costs.get(name, Cost()) for name in dict.fromkeys([STAND_IN, *models]))
+    return cost_together(seed, branched)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
 from mode.params import load_params
-from mode.roles import ENSEMBLE, FULL, SEED, UNIFORM, UNIFORM_FULL, UPDATE, role_of
+from mode.roles import ENSEMBLE, FULL, SEED, UNIFORM, UNIFORM_FULL, role_of
 from mode.stages.pairs import seen_rows
 from mode.stages.project import Project, cards_of, sample_captions, task_folders, trained_models, write_json
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mode.embedding.base import Embedder
     from mode.ensemble.evidence import Captions
     from mode.evaluation.tasks import Task
-    from mode.results import Cost, Results
+    from mode.results import Results
 
 
 #: Pairs that the weights of `merged-layers` are learned on: 64 steps of 128.
@@ -391,7 +391,7 @@ def _evaluate(
     from mode.ensemble.router import Router
     from mode.evaluation.evaluate import evaluate_tasks
     from mode.integrity import check_parents
-    from mode.results import Cost
+    from mode.results import Cost, cost_together
 
     trained = [name for name in trained_models(project) if (models / name).is_dir()]
     check_parents(models, trained)
@@ -408,27 +408,12 @@ def _evaluate(
         if router is not None:
             answering = [name for name in router.members(cards).values() if name != SEED.name]
             together[UNIFORM.name] = together[ENSEMBLE.name] = answering
-        results.cost |= {name: _total(cards, members) for name, members in together.items()}
+        for name, members in together.items():
+            results.cost[name] = cost_together(results.cost[SEED.name], [results.cost[each] for each in members])
     results.provenance = _provenance(project)
     if router is not None and results.retrieval.tasks:
         results.provenance["retrieval_protocol"] = "image" if router.by_image else router.routing.protocol
     return results
-
-
-def _total(cards: Mapping[str, Mapping[str, Any]], members: Sequence[str]) -> Cost:
-    """What models that branched from one seed cost together: the seed once, and all that came after it."""
-    from mode.results import Cost
-
-    seed = cards[SEED.name]["total"]
-
-    def after_seed(card: Mapping[str, Any]) -> Mapping[str, Any]:
-        if card.get("role") != UPDATE.name:
-            own: Mapping[str, Any] = card["own"]
-            return own
-        return {kind: round(card["total"][kind] - seed[kind], 3) for kind in Cost.model_fields}
-
-    own = [after_seed(cards[name]) for name in members]
-    return Cost(**{kind: seed[kind] + sum(each[kind] for each in own) for kind in Cost.model_fields})
 
 
 def _provenance(project: Project) -> dict[str, Any]:
