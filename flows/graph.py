@@ -16,7 +16,7 @@ import networkx as nx
 import yaml
 
 from mode import roles
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.paths import Paths
 
 
@@ -94,7 +94,7 @@ def read(root: Path) -> tuple[nx.DiGraph, set[str]]:
             except LockError:  # someone runs DVC by hand: let `dvc repro` decide
                 stale = set(pipeline)
     except DvcException as error:
-        raise ModeError(f"DVC: {' '.join(str(error).split())}", "`dvc status` in the project says more") from None
+        raise ModeError(f"DVC: {in_one_line(error)}", "`dvc status` in the project says more") from None
     return pipeline, stale
 
 

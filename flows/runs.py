@@ -25,7 +25,7 @@ from flows.ledger import Ledger
 from flows.locks import holder, take
 from flows.overrides import set_params
 from flows.runner import Runner
-from mode.errors import ModeError
+from mode.errors import ModeError, exit_code_of
 from mode.experiments.definition import Experiment, load_experiment
 from mode.experiments.findings import figures_of_runs
 from mode.experiments.plan import PlannedRun, plan_runs, plan_table
@@ -110,51 +110,63 @@ def with_starts(experiment: Experiment, names: Iterable[str]) -> set[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, print the plan, run; one line for what the user can mend."""
     options = parser().parse_args(arguments)
-    root = Path.cwd()
-    paths = Paths(root)
     try:
-        if not paths.dvc_file.is_file():
-            raise ModeError(f"{root}: no dvc.yaml", "run it in the project's folder")
-        if Path(options.name).name != options.name:
-            raise ModeError(f"{options.name}: no name for an experiment", "give the NAME of experiments/NAME.yaml")
-        experiment = load_experiment(paths.experiment(options.name))
-        if unknown := [run for run in options.runs or () if run not in experiment.runs]:
-            raise ModeError(
-                f"{options.name}: no run is called '{unknown[0]}'", f"there are: {', '.join(experiment.runs)}"
-            )
-        seeds = options.seeds or (experiment.seeds[:1] if options.quick else experiment.seeds)
-        # What is done of the others stays in the table.
-        every = [*dict.fromkeys([*([] if options.quick else experiment.seeds), *seeds])]
-        load_params(paths.params_file)
-        content = yaml.safe_load(paths.params_file.read_text(encoding="utf-8"))
-        data = folders(options.data)
-        runs = plan_runs(options.name, experiment, content, data, every, options.quick, paths.kept_model)
-        wanted = with_starts(experiment, options.runs or experiment.runs)
-        chosen = [run for run in runs if run.run in wanted and run.seed in seeds]
-        for run in chosen:
-            set_params(run.overrides)  # here, and not when the run's turn has come
-        known = {} if options.quick else figures_of_runs(paths.experiment_results, options.name)
-        ledger = Ledger(root, options.name, experiment, runs, options.quick, known, options.anew)
-        places = runs_side_by_side(options.jobs, root)
-        print(f"{options.name}: {experiment.title}")
-        done = [run.name for run in chosen if ledger.is_done(run)]
-        print(show_plan(chosen, done, ledger.rate(), len(places), ledger.made()))
-        if options.plan:
-            return 0
-        head_of(root)
-        if git(root, "status", "--porcelain", "--untracked-files=no", "src", "dvc.yaml", "params.yaml"):
-            raise ModeError("uncommitted changes in src, dvc.yaml or params.yaml", "commit them: runs are of a commit")
-        lock = take(paths.experiment_lock(options.name), f"process {os.getpid()}")
-        if lock is None:
-            who = holder(paths.experiment_lock(options.name))
-            raise ModeError(f"experiment {options.name} is being run by {who}", "wait for it or stop it")
-        with lock:
-            return Runner(ledger, chosen, options.keep).make(places)
-    except ModeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return exit_code_of(lambda: _run(options, Path.cwd()))
     except KeyboardInterrupt:  # before anything has started
         return 130
+
+
+def _run(options: argparse.Namespace, root: Path) -> int:
+    """What `main` does, in a project; returns the exit code."""
+    name, paths = options.name, Paths(root)
+    if not paths.dvc_file.is_file():
+        raise ModeError(f"{root}: no dvc.yaml", "run it in the project's folder")
+    if Path(name).name != name:
+        raise ModeError(f"{name}: no name for an experiment", "give the NAME of experiments/NAME.yaml")
+    experiment = load_experiment(paths.experiment(name))
+    runs, chosen = _planned(options, experiment, paths)
+    known = {} if options.quick else figures_of_runs(paths.experiment_results, name)
+    ledger = Ledger(root, name, experiment, runs, options.quick, known, options.anew)
+    places = runs_side_by_side(options.jobs, root)
+    print(f"{name}: {experiment.title}")
+    done = [run.name for run in chosen if ledger.is_done(run)]
+    print(show_plan(chosen, done, ledger.rate(), len(places), ledger.made()))
+    if options.plan:
+        return 0
+    head_of(root)
+    if git(root, "status", "--porcelain", "--untracked-files=no", "src", "dvc.yaml", "params.yaml"):
+        raise ModeError("uncommitted changes in src, dvc.yaml or params.yaml", "commit them: runs are of a commit")
+    lock = take(paths.experiment_lock(name), f"process {os.getpid()}")
+    if lock is None:
+        raise ModeError(
+            f"experiment {name} is being run by {holder(paths.experiment_lock(name))}", "wait for it or stop it"
+        )
+    with lock:
+        return Runner(ledger, chosen, options.keep).make(places)
+
+
+def _planned(
+    options: argparse.Namespace, experiment: Experiment, paths: Paths
+) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    """All runs of an experiment, and those of them that the command line asks for.
+
+    Raises:
+        ModeError: it asks for a run that there is not; or as `plan_runs`, `folders` and `set_params`.
+    """
+    if unknown := [run for run in options.runs or () if run not in experiment.runs]:
+        raise ModeError(f"{options.name}: no run is called '{unknown[0]}'", f"there are: {', '.join(experiment.runs)}")
+    seeds = options.seeds or (experiment.seeds[:1] if options.quick else experiment.seeds)
+    # What is done of the others stays in the table.
+    every = [*dict.fromkeys([*([] if options.quick else experiment.seeds), *seeds])]
+    load_params(paths.params_file)
+    content = yaml.safe_load(paths.params_file.read_text(encoding="utf-8"))
+    data = folders(options.data)
+    runs = plan_runs(options.name, experiment, content, data, every, options.quick, paths.kept_model)
+    wanted = with_starts(experiment, options.runs or experiment.runs)
+    chosen = [run for run in runs if run.run in wanted and run.seed in seeds]
+    for run in chosen:
+        set_params(run.overrides)  # here, and not when the run's turn has come
+    return runs, chosen
 
 
 if __name__ == "__main__":

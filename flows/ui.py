@@ -31,7 +31,7 @@ from flows import MLFLOW_ADDRESS, tools_first
 from flows.locks import all_dead, dead_runs, forget_run, holder, is_held, take
 from flows.server import LOG_IN
 from mode.door import HOST
-from mode.errors import ModeError
+from mode.errors import ModeError, exit_code_of
 from mode.paths import Paths
 from mode.processes import die_with_parent
 from mode.tracking.store import page_addresses
@@ -371,29 +371,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mlflow-port", type=int, default=int(os.environ.get("MLFLOW_PORT", "5000")))
     parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow's page out")
     options = parser.parse_args(arguments)
-    root = Path.cwd()
-    path = Paths(root).page_lock
     try:
-        if not Paths(root).deployments.is_file():
-            raise ModeError(f"{root}: no prefect.yaml", "run it in the project's folder")
-        lock = take(path, f"process {os.getpid()}")
-        if lock is None:
-            raise ModeError(f"the page of this project is open already ({holder(path)})", "stop that one first")
-        addresses = Addresses(
-            prefect=f"http://{HOST}:{free_port(options.prefect_port, '--prefect-port N')}",
-            mlflow=f"http://{HOST}:{free_port(options.mlflow_port, '--mlflow-port N')}",
-        )
-        os.environ |= environment(root, addresses)
-        for number in STOPS:
-            signal.signal(number, signal.default_int_handler)
-        with lock:
-            serve(root, addresses, mlflow=not options.no_mlflow)
+        return exit_code_of(lambda: _open(Path.cwd(), options.prefect_port, options.mlflow_port, not options.no_mlflow))
     except KeyboardInterrupt:
         return 0
-    except ModeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+
+def _open(root: Path, prefect_port: int, mlflow_port: int, mlflow: bool) -> None:
+    """Serve the page of a project until interrupted. Raises `ModeError` where it cannot be."""
+    path = Paths(root).page_lock
+    if not Paths(root).deployments.is_file():
+        raise ModeError(f"{root}: no prefect.yaml", "run it in the project's folder")
+    lock = take(path, f"process {os.getpid()}")
+    if lock is None:
+        raise ModeError(f"the page of this project is open already ({holder(path)})", "stop that one first")
+    addresses = Addresses(
+        prefect=f"http://{HOST}:{free_port(prefect_port, '--prefect-port N')}",
+        mlflow=f"http://{HOST}:{free_port(mlflow_port, '--mlflow-port N')}",
+    )
+    os.environ |= environment(root, addresses)
+    for number in STOPS:
+        signal.signal(number, signal.default_int_handler)
+    with lock:
+        serve(root, addresses, mlflow)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mode.checksums import ADVICE
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 
 #: Rows that are read together where all are read.
 BLOCK = 65_536
@@ -123,8 +123,7 @@ class Column:
             if self._file.size != start + length * self.dtype.itemsize:
                 raise ValueError("it is not of the length that it has to be")
         except Exception as error:  # what numpy's parser of a damaged header runs into is not to be foreseen
-            reason = " ".join(str(error).split())[:300]
-            raise ModeError(f"{self._path}: damaged, or not a column: {reason}", ADVICE) from None
+            raise ModeError(f"{self._path}: damaged, or not a column: {in_one_line(error)}", ADVICE) from None
         return start, length
 
 
@@ -184,7 +183,7 @@ class Texts:
             texts = pa.LargeStringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(content))
             texts.validate(full=True)  # that they are UTF-8
         except (ValueError, pa.ArrowException) as error:
-            raise ModeError(f"{self._path}: damaged: {' '.join(str(error).split())[:300]}", ADVICE) from None
+            raise ModeError(f"{self._path}: damaged: {in_one_line(error)}", ADVICE) from None
         listed: list[str] = texts.to_pylist()
         return listed
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mode.errors import ModeError
+from mode.errors import ModeError, first_line
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -130,10 +130,7 @@ def _one_line() -> Iterator[None]:
     except (CancelledError, CommClosedError):
         raise ModeError("dask: the scheduler is gone", "start it again; the embedding goes on where it was") from None
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise ModeError(
-            f"dask: a worker failed: {type(error).__name__}: {lines[0] if lines else ''}", "see its log"
-        ) from error
+        raise ModeError(f"dask: a worker failed: {type(error).__name__}: {first_line(error)}", "see its log") from error
 
 
 def _client(address: Any, setting: str) -> Client:
@@ -142,9 +139,8 @@ def _client(address: Any, setting: str) -> Client:
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModeError(
-            f"machine.engine: no Dask scheduler at {setting}: {reason}", "start it, or use MODE_ENGINE=local"
+            f"machine.engine: no Dask scheduler at {setting}: {first_line(error)}", "start it, or use MODE_ENGINE=local"
         ) from None
     workers = len(client.nthreads())
     print(f"dask: {workers or 'no'} workers{'' if workers else ' yet'} at {setting}", file=sys.stderr, flush=True)

@@ -29,6 +29,27 @@ def first_fault(error: ValidationError) -> str:
     return ": ".join(filter(None, (place, fault["msg"].removeprefix("Value error, "))))
 
 
+def in_one_line(error: BaseException, longest: int = 300) -> str:
+    """What a library's exception says, on one line and not longer than that; its type's name if it says nothing.
+
+    Example:
+        >>> in_one_line(ValueError("bad header," + chr(10) + "   no array"))
+        'bad header, no array'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, where libraries go on with traces; its type's name if it is empty.
+
+    Example:
+        >>> first_line(RuntimeError("CUDA error" + chr(10) + "Compile with ...")), first_line(KeyError())
+        ('CUDA error', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ModeError(Exception):
     """What is wrong and where, in one line; `advice` says what to do.
 
@@ -41,11 +62,13 @@ class ModeError(Exception):
         super().__init__(printable(f"{message} ({advice})" if advice else message))
 
 
-def exit_code_of(program: Callable[[], object]) -> int:
-    """Run a program to its end: 0, or after a `ModeError`, whose line goes to standard error, that error's code."""
+def exit_code_of(program: Callable[[], int | None]) -> int:
+    """Run a program to its end: its own exit code, 0 if it gives none.
+
+    After a `ModeError`, whose line goes to standard error, it is that error's.
+    """
     try:
-        program()
+        return program() or 0
     except ModeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0

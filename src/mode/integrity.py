@@ -14,7 +14,7 @@ from mode.clip.trust import read_json
 from mode.clustering.assignment import Assignment, same_embedder
 from mode.clustering.hierarchy import Clusters
 from mode.clustering.rows import Rows
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import sha256_of
 from mode.paths import CHECKPOINT, Paths
 from mode.results import Results
@@ -60,7 +60,7 @@ def check_project(paths: Paths, roots: Mapping[str, str] | None = None) -> Itera
         except ModeError as error:
             fault = str(error)
         except Exception as error:  # whatever a library makes of damaged bytes, the rest is looked at as well
-            fault = f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())} ({ADVICE})"
+            fault = f"{path}: cannot be read: {type(error).__name__}: {in_one_line(error)} ({ADVICE})"
         fault = fault and fault.replace(f"{paths.root}/", "")
         yield Finding(path.relative_to(paths.root), number, len(outputs), fault, has_checksum)
 

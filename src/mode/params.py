@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.roles import DENSE_LONG, EXPERT, FULL, ROLES, SEED, TRAINED, UPDATE, Role
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -1017,7 +1017,7 @@ def load_params(path: Path) -> Params:
     except FileNotFoundError:
         raise ModeError(f"{path}: no such file", "run inside the project, where params.yaml lies") from None
     except _NO_YAML as error:
-        raise ModeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ModeError(f"{path}: not valid YAML: {in_one_line(error)}") from None
     return parse_params(content, str(path), os.environ)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mode.checksums import ADVICE, SEAL, Seal
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 
 #: Of what says where the columns lie and how they are encoded, which the pages' checksums are not of.
 _FOOTER = Seal("mode:footer")
@@ -94,7 +94,7 @@ def _one_line(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise ModeError(f"{path}: no such file", "run the stage that makes it") from None
     except Exception as error:  # what the parser of a damaged file runs into is not to be foreseen
-        raise ModeError(f"{path}: damaged, or no Parquet file: {' '.join(str(error).split())[:300]}", ADVICE) from None
+        raise ModeError(f"{path}: damaged, or no Parquet file: {in_one_line(error)}", ADVICE) from None
 
 
 def _footer_start(path: Path) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mode.checksums import ADVICE, SEAL
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import is_there
 
 #: Numbers of a unit vector are at most 1; a little more is rounding.
@@ -53,8 +53,7 @@ def _open_vectors(path: Path) -> tuple[np.memmap, dict[str, str]]:
     except OSError:
         raise
     except Exception as error:  # what numpy's parser of a damaged header runs into is not to be foreseen
-        reason = " ".join(str(error).split())[:300]
-        raise ModeError(f"{path}: damaged, or not an array of vectors: {reason}", ADVICE) from None
+        raise ModeError(f"{path}: damaged, or not an array of vectors: {in_one_line(error)}", ADVICE) from None
     return vectors, origin
 
 

@@ -27,7 +27,7 @@ from mode.checksums import check_manifest
 from mode.clip.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mode.clip.lora import Lora, add_deltas, own_tensors
 from mode.clip.trust import check_folder, read_json
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 
 #: Before every name in peft's file: its wrapper around the model.
 _PREFIX = "base_model.model."
@@ -79,7 +79,7 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ModeError(f"{path}: cannot be read: {' '.join(str(error).split())}", "train it again") from None
+        raise ModeError(f"{path}: cannot be read: {in_one_line(error)}", "train it again") from None
     digest = metadata.get(_BASE, "")
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise ModeError(f"{path}: does not say which weights it is an adapter of", _ADVICE)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from mode.errors import ModeError
+from mode.errors import ModeError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,9 @@ def pick_device(device: str, number: int | None = None) -> torch.device:
         picked = torch.device(device)
         torch.empty(1, device=picked)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ModeError(f"device '{device}' is not usable here: {reason}", "use auto, cpu, cuda or cuda:1") from None
+        raise ModeError(
+            f"device '{device}' is not usable here: {first_line(error)}", "use auto, cpu, cuda or cuda:1"
+        ) from None
     # cuDNN's attention, which torch prefers on Hopper from 2.11 on, gives gradients that are NaN for some texts with a
     # mask (pytorch/pytorch#196678). It is suspected of a loss of NaN after 4 steps of a ViT-B/16 in bfloat16 on an H100
     # (docs/performance.md, "On a GPU"). Torch has other kernels.

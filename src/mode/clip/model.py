@@ -32,7 +32,7 @@ from mode.clip.configuration import checked_folder, read_card
 from mode.clip.folder import CARD, CONFIG, WEIGHTS, holds_adapter
 from mode.clip.tokenizer import fit_words
 from mode.clip.trust import check_configuration, read_json
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import sha256_of, write_aside
 from mode.params import AdapterParams, ImageParams, ModelParams
 
@@ -384,6 +384,6 @@ def open_clip_errors(where: str) -> Iterator[None]:
     except ModeError:
         raise
     except Exception as error:
-        raise ModeError(f"{where}: open_clip cannot open it: {' '.join(str(error).split())}") from error
+        raise ModeError(f"{where}: open_clip cannot open it: {in_one_line(error)}") from error
     finally:
         logging.getLogger().setLevel(level)

@@ -38,7 +38,7 @@ from mode.clip.model import (
     write_config,
 )
 from mode.clip.trust import check_preprocessing
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import sha256_of
 from mode.params import WEIGHT_FILES, ImageParams, ModelParams, SeedParams
 from mode.roles import SEED
@@ -315,7 +315,7 @@ def _load_weights(network: open_clip.CLIP, path: Path, name: str) -> None:
     except ModeError:
         raise
     except Exception as error:  # zip, pickle, safetensors, shapes: each library has its own
-        raise ModeError(f"{path}: cannot be read as weights of {name}: {_first_words(error)}", _OTHER) from None
+        raise ModeError(f"{path}: cannot be read as weights of {name}: {in_one_line(error)}", _OTHER) from None
     if missing or unexpected:
         parts = {"lacks": list(missing), "has beyond it": list(unexpected)}
         listed = "; ".join(f"{verb} {_list(names)}" for verb, names in parts.items() if names)
@@ -362,16 +362,11 @@ def _offline_errors(name: str, what: str) -> Iterator[None]:
     except ModeError:
         raise
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        message = f"{name}: {what} cannot be fetched, and the cache has nothing: {_first_words(error)}"
+        message = f"{name}: {what} cannot be fetched, and the cache has nothing: {in_one_line(error)}"
         advice = (
             "where there is a network, `mode get-model` makes a folder of it; copy that, and name it `local-dir:FOLDER`"
         )
         raise ModeError(message, advice) from None
-
-
-def _first_words(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] + ("..." if len(text) > 200 else "")
 
 
 def _list(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 
 #: Bytes of a JSON file in a model folder; the largest are tokenizers with some hundred thousand words.
 _LARGEST_JSON = 64 * 2**20
@@ -128,7 +128,7 @@ def read_json(path: Path) -> Any:
             raise ValueError(f"{path.stat().st_size:,} bytes are too many")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModeError(f"{path}: cannot be read as JSON: {' '.join(str(error).split())}") from None
+        raise ModeError(f"{path}: cannot be read as JSON: {in_one_line(error)}") from None
 
 
 def _check_keys(values: object, known: set[str], where: str) -> None:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from mode.checksums import ADVICE, check_manifest, write_manifest
 from mode.clustering.kmeans import KMeansFit, balanced_kmeans
 from mode.clustering.rows import Rows
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import is_there, write_aside
 from mode.params import ClusteringParams
 from mode.permutation import GOLDEN, mix, permuted
@@ -108,7 +108,7 @@ class Clusters:
         except (FileNotFoundError, NotADirectoryError):
             raise ModeError(f"{folder}: no clusters there", "run the clustering stage") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise ModeError(f"{folder}: damaged clusters: {' '.join(str(error).split())}", ADVICE) from None
+            raise ModeError(f"{folder}: damaged clusters: {in_one_line(error)}", ADVICE) from None
         return clusters
 
 

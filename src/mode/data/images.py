@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mode.errors import in_one_line
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -83,7 +85,7 @@ def decode(content: bytes) -> Image.Image:
 
 
 def _undecodable(error: Exception) -> UndecodableImage:
-    return UndecodableImage(" ".join(str(error).split()) or type(error).__name__)
+    return UndecodableImage(in_one_line(error))
 
 
 def is_complete(content: bytes) -> bool:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from mode.checksums import ADVICE
 from mode.embedding.base import embedder_folder
 from mode.embedding.words import Vocabulary
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.params import View
 
 
@@ -113,4 +113,4 @@ class LsaEmbedder:
         except FileNotFoundError as error:
             raise ModeError(f"{folder}: {Path(error.filename or '').name} is missing", ADVICE) from None
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ModeError(f"{folder}: damaged embedder: {' '.join(str(error).split())}", ADVICE) from None
+            raise ModeError(f"{folder}: damaged embedder: {in_one_line(error)}", ADVICE) from None

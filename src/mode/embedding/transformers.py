@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from mode.clip.device import autocast, fastest_precision, pick_device, side_by_side
 from mode.clip.trust import check_folder
 from mode.embedding.base import embedder_folder, read_record
-from mode.errors import ModeError
+from mode.errors import ModeError, first_line
 from mode.params import View
 
 #: Captions that are tokenised and sorted by length together.
@@ -83,9 +83,8 @@ class TransformersEmbedder:
                 name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
         except Exception as error:  # what a damaged folder makes its libraries run into is not to be foreseen
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModeError(
-                f"{where}: cannot be opened as a transformers encoder: {first_line}",
+                f"{where}: cannot be opened as a transformers encoder: {first_line(error)}",
                 "give a Hugging Face name or a local folder with config.json, a tokenizer and model.safetensors",
             ) from None
         if tokenizer.pad_token is None:

@@ -33,7 +33,7 @@ from mode.ensemble.rules import (
     published_weights,
     uniform_weights,
 )
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import is_there, write_aside
 from mode.params import RoutingParams
 from mode.roles import SEED
@@ -335,7 +335,7 @@ class Router:
                 f"{folder}: no saved ensemble: {missing} is missing", "`dvc repro ensemble` makes it"
             ) from None
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ModeError(f"{folder}: damaged ensemble: {' '.join(str(error).split())}", ADVICE) from None
+            raise ModeError(f"{folder}: damaged ensemble: {in_one_line(error)}", ADVICE) from None
         embedder = load_embedder(folder / _EMBEDDER)
         _check_conditions(conditions, embedder)
         return cls(conditions, embedder, routing, temperature, images, evidence, earlier)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from mode.errors import ModeError, first_fault
+from mode.errors import ModeError, first_fault, in_one_line
 from mode.params import Name, Section
 
 _PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
@@ -259,7 +259,7 @@ def load_experiment(path: Path) -> Experiment:
         there = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
         raise ModeError(f"no experiment is called '{path.stem}'", f"there are: {there}" if there else "") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that there is not
-        raise ModeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ModeError(f"{path}: not valid YAML: {in_one_line(error)}") from None
     except OSError as error:
         raise ModeError(f"{path}: cannot be read: {error.strerror}") from None
     if _is_larger(content, MOST_VALUES):

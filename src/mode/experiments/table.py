@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import write_aside
 from mode.results import Cost, Results
 from mode.roles import ENSEMBLE, EXPERT, FULL, UNIFORM_FULL, role_of
@@ -104,7 +104,7 @@ def load_table(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise ModeError(f"{path}: no such file", "`mode experiment NAME` makes it") from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ModeError(f"{path}: no table of results: {' '.join(str(error).split())[:200]}") from None
+        raise ModeError(f"{path}: no table of results: {in_one_line(error)}") from None
     if table.schema.remove_metadata() != SCHEMA:
         found = ", ".join(table.schema.names)[:200]
         raise ModeError(f"{path}: not the columns of a table of results: {found}", "of another version? make it anew")

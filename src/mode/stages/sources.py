@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.params import SourceParams, load_params, parse_params
 from mode.stages.project import BUILT_IN, Project, write_text
 
@@ -243,7 +243,7 @@ def _as_dvc_reads(path: Path) -> dict[str, Any]:
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8")) if path.is_file() else None
     except YAMLError as error:
-        raise ModeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ModeError(f"{path}: not valid YAML: {in_one_line(error)}") from None
     if not isinstance(content or {}, dict):
         raise ModeError(f"{path}: keys and values are wanted, not {content!r}")
     return content or {}

@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mode.errors import ModeError
+from mode.errors import ModeError, first_line
 from mode.files import sha256_of
-from mode.tracking.store import Store, database_uri, import_mlflow, one_line, pointed_at
+from mode.tracking.store import Store, database_uri, import_mlflow, pointed_at
 
 REGISTERED_MODEL, CHAMPION = "mode-ensemble", "champion"
 #: What the registered model needs wherever it is served, at the versions of here.
@@ -54,7 +54,7 @@ def registered_folders(uri: str, runs: Path) -> tuple[Path, dict[str, Path]]:
             folder = Path(mlflow.artifacts.download_artifacts(uri))
             artifacts = mlflow.models.Model.load(folder).flavors["python_function"]["artifacts"]
     except MlflowException as error:
-        raise ModeError(f"{uri}: {one_line(error)}", NOT_REGISTERED) from None
+        raise ModeError(f"{uri}: {first_line(error)}", NOT_REGISTERED) from None
     folders = {name: folder / artifact["path"] for name, artifact in artifacts.items()}
     # The registry may be somebody else's: what it names lies in the model that it gave.
     inside = all(each.resolve().is_relative_to(folder.resolve()) for each in folders.values())

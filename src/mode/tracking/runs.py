@@ -16,12 +16,12 @@ from typing import Self, TypeVar
 
 from filelock import FileLock
 
-from mode.errors import ModeError
+from mode.errors import ModeError, first_line
 from mode.results import Cost, Figure, Results
 from mode.roles import ENSEMBLE, Kind, role_of
 from mode.tracking.journal import Header, Journal
 from mode.tracking.registry import CHAMPION, REGISTERED_MODEL, fingerprint, register, registered
-from mode.tracking.store import Store, database_uri, import_mlflow, is_of_the_store, is_temporary, metric_name, one_line
+from mode.tracking.store import Store, database_uri, import_mlflow, is_of_the_store, is_temporary, metric_name
 
 Result = TypeVar("Result")
 #: MLflow's limit for one parameter's value, in characters.
@@ -264,7 +264,7 @@ class Tracker:
                         journal.remove()
                         sent += 1
                     except Exception as error:
-                        log.warning("MLflow: %s kept for later: %s", journal.path, one_line(error))
+                        log.warning("MLflow: %s kept for later: %s", journal.path, first_line(error))
                         if is_temporary(error):
                             break
             finally:
@@ -279,7 +279,7 @@ class Tracker:
         except Exception as error:
             if not is_of_the_store(error):
                 raise
-            log.warning("MLflow: cannot look for the run of %s: %s", tags["model"], one_line(error))
+            log.warning("MLflow: cannot look for the run of %s: %s", tags["model"], first_line(error))
             return None
 
     def _patiently(self, what: str, action: Callable[..., Result], *arguments: object) -> Result:
@@ -294,7 +294,7 @@ class Tracker:
                     raise
                 if not is_temporary(error) or time.monotonic() >= deadline:
                     raise ModeError(
-                        f"MLflow: cannot {what} in {self.folder}: {one_line(error)}",
+                        f"MLflow: cannot {what} in {self.folder}: {first_line(error)}",
                         "does another program hold mlflow.db?" if is_temporary(error) else "",
                     ) from error
                 if not said:
@@ -355,11 +355,11 @@ class Run:
         while not self._journal.sent:
             error = self._send()
             if error is not None and not is_temporary(error) and not isinstance(error, OSError):
-                log.warning("MLflow: %s is not recorded any further: %s", self.header.name, one_line(error))
+                log.warning("MLflow: %s is not recorded any further: %s", self.header.name, first_line(error))
                 self._settled.set()
                 return
             if error is not None and not complained:
-                log.warning("MLflow: %s goes on without the database for now: %s", self.header.name, one_line(error))
+                log.warning("MLflow: %s goes on without the database for now: %s", self.header.name, first_line(error))
             complained = error is not None
             if self._ending.wait(self.tracker.flush_seconds) and error is not None:
                 time.sleep(0.5)

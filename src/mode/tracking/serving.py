@@ -11,9 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mode.errors import ModeError
+from mode.errors import ModeError, first_line
 from mode.tracking.registry import NOT_REGISTERED, registry_elsewhere
-from mode.tracking.store import database_uri, import_mlflow, one_line, pointed_at
+from mode.tracking.store import database_uri, import_mlflow, pointed_at
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -52,5 +52,5 @@ def scoring_app(uri: str, runs: Path) -> ASGIApp:
         with nullcontext() if elsewhere else pointed_at(database_uri(runs)):
             model = mlflow.pyfunc.load_model(uri)
     except MlflowException as error:
-        raise ModeError(f"{uri}: {one_line(error)}", NOT_REGISTERED) from None
+        raise ModeError(f"{uri}: {first_line(error)}", NOT_REGISTERED) from None
     return scoring_server.init(model)  # type: ignore[no-any-return]

@@ -215,11 +215,6 @@ def is_of_the_store(error: BaseException) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy")
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def user() -> str:
     """Name of the account, for MLflow's page."""
     try:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from mode.clip.folder import WEIGHTS, base_of
 from mode.clip.model import Clip, load_model
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import NoRoom, write_aside
 from mode.parallel import cores
 
@@ -166,7 +166,7 @@ def _load_weights(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> N
     try:
         model.load_state_dict(frozen | _weights(tensors))
     except RuntimeError as error:
-        raise ModeError(f"{path}: does not fit the model: {' '.join(str(error).split())}", _REMOVE) from None
+        raise ModeError(f"{path}: does not fit the model: {in_one_line(error)}", _REMOVE) from None
 
 
 def _learnt(model: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mode.clip.device import pick_device
-from mode.errors import ModeError
+from mode.errors import ModeError, first_line
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ def process_group(device: str) -> Group:
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
         except RuntimeError as error:  # another one found a fault and was gone before this one had joined
-            rank, reason = _from_environment("RANK", 0), str(error).splitlines()[0]
-            raise ModeError(f"process {rank} could not join the others: {reason}", "see their output") from None
+            rank = _from_environment("RANK", 0)
+            message = f"process {rank} could not join the others: {first_line(error)}"
+            raise ModeError(message, "see their output") from None
         atexit.register(dist.destroy_process_group)
     local_world = _from_environment("LOCAL_WORLD_SIZE", 1)
     return Group(dist.get_rank(), dist.get_world_size(), chosen, local_rank, local_world, _machines(local_rank))
