@@ -47,8 +47,8 @@ from mode.evaluation import metrics
 from mode.evaluation.features import encode_tasks
 from mode.evaluation.tasks import Task
 from mode.params import Params, load_params
-from mode.stages.evaluation import evidence_of
 from mode.stages.project import Project as Stages
+from mode.stages.routing import evidence_of
 
 #: Held-out tasks: how many, and captions in each.
 TASKS, CHOICES = 400, 16

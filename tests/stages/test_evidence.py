@@ -20,8 +20,8 @@ from mode.data.shards.manifest import build_manifest
 from mode.embedding.lsa import LsaEmbedder
 from mode.errors import ModeError
 from mode.params import GlyphParams, ImageParams, IndexParams, SourceParams, parse_params
-from mode.stages.evaluation import evidence_of, soup_pairs
 from mode.stages.project import Project
+from mode.stages.routing import evidence_of, soup_pairs
 from tests.small import VIT
 
 PARAMS: Mapping[str, object] = {
@@ -131,14 +131,14 @@ class TestPairsOfASoup:
         assert [captions for _, captions in soup_pairs(project)] == [captions for _, captions in batches]
 
     def test_of_experts_alike(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("mode.stages.evaluation.SOUP_PAIRS", 16)
+        monkeypatch.setattr("mode.stages.routing.SOUP_PAIRS", 16)
         small = project.load_index("base").captions(np.arange(1, 60, 3))
         drawn = [caption for _, captions in soup_pairs(project) for caption in captions]
         assert sum(caption in small for caption in drawn) == 8
         assert len(drawn) == 16
 
     def test_of_few_the_one_batch_has_all(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("mode.stages.evaluation.SOUP_PAIRS", 6)
+        monkeypatch.setattr("mode.stages.routing.SOUP_PAIRS", 6)
         assert [len(captions) for _, captions in soup_pairs(project)] == [6]
 
     def test_a_bad_image_is_left_out(self, project: Project) -> None:

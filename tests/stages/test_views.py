@@ -19,8 +19,9 @@ from mode.errors import ModeError
 from mode.params import RoutingParams, View, parse_params
 from mode.results import Results
 from mode.stages import preparation as stages
-from mode.stages.evaluation import ensemble, evaluate, variants
+from mode.stages.evaluation import evaluate, variants
 from mode.stages.project import Project
+from mode.stages.routing import ensemble
 from mode.vectors import load_vectors
 from tests.evaluation.conftest import TaskFolders
 

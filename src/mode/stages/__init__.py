@@ -12,11 +12,12 @@ from pathlib import Path
 from mode.errors import ModeError
 from mode.params import load_params
 from mode.roles import TRAINED
-from mode.stages.evaluation import ensemble, evaluate, variants
+from mode.stages.evaluation import evaluate, variants
 from mode.stages.machine import as_job, in_several_processes
 from mode.stages.preparation import assign, cluster, data, embed, embedder, index, names, tasks, watch_seed, watch_tasks
 from mode.stages.project import Project
 from mode.stages.reports import report
+from mode.stages.routing import ensemble
 from mode.stages.training import train_role
 from mode.stages.version import check_version
 
