@@ -80,7 +80,7 @@ def test_statistics_are_those_of_the_images(resnets: dict[str, Clip]) -> None:
     clip = clip_of(RESNET, 4)
     batches = [torch.randn(24, 3, 32, 32) + 1, torch.randn(24, 3, 32, 32)]
     momentum = statistics_layers(clip.model)[0].momentum
-    estimate_statistics(clip.model, batches)
+    estimate_statistics(clip.model, [*batches, torch.randn(1, 3, 32, 32)])  # one image alone has no variance
     seen = [clip.model.visual.conv1(batch) for batch in batches]
     mean = torch.stack([each.mean(dim=(0, 2, 3)) for each in seen]).mean(dim=0)
     variance = torch.stack([each.var(dim=(0, 2, 3)) for each in seen]).mean(dim=0)

@@ -25,7 +25,12 @@ def export_model(models: Path, name: str, folder: Path) -> None:
     names = sorted(path.name for path in models.iterdir() if is_model(path)) if models.is_dir() else []
     if name not in names:
         raise ModeError(f"{models}: no model is called '{name}'", f"there are: {', '.join(names) or 'none yet'}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModeError(f"{folder}: not empty", "name a new folder")
+    refuse_filled(folder)
     clip = folded(load_model(models / name))
     save_sealed(folder, clip, clip.card)
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raise `ModeError` unless a folder to export to is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModeError(f"{folder}: not empty", "name a new folder")

@@ -48,7 +48,7 @@ class OpenClipEmbedder:
 
     @classmethod
     def open(cls, name: str, **settings: Any) -> OpenClipEmbedder:
-        """Load a CLIP by what `mode.clip.model.open_pretrained` takes; `settings` are those of the class."""
+        """Load a CLIP by what `mode.clip.pretrained.open_pretrained` takes; `settings` are those of the class."""
         return cls(open_pretrained(name, "embedding.name"), name, **settings)
 
     @property

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mode.clip.export import refuse_filled
+from mode.clip.folder import CARD
 from mode.clip.model import load_models, save_sealed
 from mode.ensemble.merge import MERGE_BATCH, merge_on_kept
 from mode.ensemble.router import Router
 from mode.ensemble.rules import uniform_weights
 from mode.errors import ModeError
+from mode.roles import ENSEMBLE
 
 #: What `mode export-model` calls it.
 MERGED = "merged"
@@ -24,10 +27,9 @@ def export_merged(models: Path, folder: Path) -> None:
     Raises:
         ModeError: no ensemble, an expert that is not trained yet, or a folder that holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModeError(f"{folder}: not empty", "name a new folder")
-    router = Router.load(models / "ensemble")
-    if missing := [expert for expert in router.experts if not (models / expert / "card.json").is_file()]:
+    refuse_filled(folder)
+    router = Router.load(models / ENSEMBLE.name)
+    if missing := [expert for expert in router.experts if not (models / expert / CARD).is_file()]:
         raise ModeError(f"{models}: {missing[0]} is not trained yet", "train it first")
     clips = load_models({expert: models / expert for expert in router.experts}, "cpu")
     for clip in clips.values():

@@ -220,7 +220,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the mean and variance of BatchNorm layers in the image tower to those of `batches`, each batch alike.
 
     All layers see the present batch's statistics while they are estimated, as in training; so a batch should have some
-    dozens of images. Raises `ModeError` if all have fewer than two.
+    dozens of images; one of a single image is left out. Raises `ModeError` if none has more.
     """
     layers = statistics_layers(model)
     before = [layer.momentum for layer in layers]
@@ -229,16 +229,16 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over batches
         layer.train()
-    images = 0
+    seen = False
     with torch.no_grad():
         for batch in batches:
-            images += len(batch)
-            if images > 1:  # one alone has no variance
+            if len(batch) > 1:  # one image alone has no variance
+                seen = True
                 model.encode_image(batch.to(next(model.parameters()).dtype))  # type: ignore[operator]
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum
         layer.eval()
-    if images < 2:
+    if not seen:
         raise ModeError(
             "the merged model's normalisation statistics need images, and none were kept with the ensemble",
             "give some hundred unlabelled ones: adapt(..., merge='weights', images=[...])",

@@ -34,6 +34,7 @@ from mode.ensemble.merge import Merge, even_batches, merge_models, merge_on_kept
 from mode.ensemble.router import DESCRIPTION, Router
 from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
+from mode.roles import ENSEMBLE
 
 #: What a class name is put into where no templates are given; `{c}` is its place.
 TEMPLATES = ("{c}",)
@@ -307,7 +308,7 @@ def find_folders(folder: Path) -> tuple[Path, dict[str, Path]]:
 
     `folder` is the router's, or the one that holds it as `ensemble`. Raises `ModeError` if it is neither.
     """
-    for router in (folder, folder / "ensemble"):
+    for router in (folder, folder / ENSEMBLE.name):
         if (router / DESCRIPTION).is_file():
             models = router.resolve().parent
             return router, {path.name: path for path in sorted(models.glob("*/")) if is_model(path)}

@@ -209,7 +209,7 @@ def _evaluate(
 
     trained = [name for name in trained_models(project) if (models / name).is_dir()]
     check_parents(models, trained)
-    router = Router.load(models / "ensemble") if (models / "ensemble").is_dir() else None
+    router = Router.load(folder) if (folder := models / ENSEMBLE.name).is_dir() else None
     machine = project.params.machine
     machine = machine.model_copy(update={"device": device or machine.device})
     results = evaluate_tasks({name: models / name for name in trained}, router, tasks, machine)
