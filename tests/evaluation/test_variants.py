@@ -20,9 +20,10 @@ from mode.ensemble.router import Router
 from mode.ensemble.rules import largest_first
 from mode.errors import ModeError
 from mode.evaluation import features
-from mode.evaluation.arms import OF_IMAGES, Arms, Routed, range_order
+from mode.evaluation.arms import OF_IMAGES, Arms, range_order
 from mode.evaluation.evaluate import evaluate_tasks
 from mode.evaluation.features import encode_metadata, encode_tasks
+from mode.evaluation.mixtures import Routed
 from mode.evaluation.tasks import Task, open_task
 from mode.evaluation.variants import _cost_of, evaluate_variants
 from mode.params import MachineParams, RoutingParams, parse_arm, parse_params

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,20 +12,13 @@ from numpy.typing import NDArray
 
 from mode.clip.model import Clip
 from mode.embedding.base import Embedder
-from mode.ensemble.combine import (
-    ImageWeights,
-    OneByOne,
-    QueryWeights,
-    TextWeights,
-    by_model,
-    logit_factor,
-    logit_scales,
-)
+from mode.ensemble.combine import TextWeights, by_model
 from mode.ensemble.merge import MERGE_BATCH, images_of_kept, merge_on_kept
 from mode.ensemble.router import STAND_IN, Router
-from mode.ensemble.rules import keep_share, keep_top, mean_weights, uniform_weights
+from mode.ensemble.rules import keep_share, keep_top, uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.growth import steps
+from mode.evaluation.mixtures import Mixture, Routed
 from mode.evaluation.probes import dense_models, probe_rows
 from mode.evaluation.tasks import Task
 from mode.params import Arm, RoutingParams, View, parse_arm
@@ -35,82 +28,6 @@ from mode.training.soup import Pairs, learned_soup
 BEST_BY_LABEL = "best-by-label"
 #: Kinds of arms that need no words: those of a router of images.
 OF_IMAGES = ("by-range", BEST_BY_LABEL, "probe")
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How models become one answer to a task.
-
-    Attributes:
-        weights: model -> weight in the task as a whole.
-        one_by_one: weights of its classes, texts, queries or images by themselves, in place of these.
-    """
-
-    weights: Mapping[str, float]
-    one_by_one: OneByOne | None = None
-
-    @property
-    def encoders(self) -> int:
-        """Image encoders that run for an image, that of a router of images among them."""
-        match self.one_by_one:
-            case TextWeights(texts):
-                return sum(bool((weights > 0).any()) for weights in texts.values())
-            case ImageWeights(images):
-                return 1 + sum(bool((weights > 0).any()) for weights in images.values())
-        return sum(weight > 0 for weight in self.weights.values())
-
-
-@dataclass(frozen=True)
-class Routed:
-    """What a router makes of a task.
-
-    Attributes:
-        weights: expert -> weight in the task.
-        texts: expert -> weight in each text of a retrieval task, [texts]; None: one weight for all of them.
-        guess_images: with `texts`, weigh an image by the texts that it seems to show, and not as the task.
-        images: expert -> weight in each image, [images]; None: the router is one of words.
-    """
-
-    weights: dict[str, float]
-    texts: dict[str, NDArray[np.float64]] | None = None
-    guess_images: bool = True
-    images: dict[str, NDArray[np.float64]] | None = None
-
-    @classmethod
-    def by(cls, router: Router, task: Task, images: NDArray[np.floating] | None = None) -> Routed:
-        """As the router's rule has it for such a task; `images`: of a router of images, the task's vectors [n, d]."""
-        if images is not None:
-            by_image = router.image_weights(images)
-            return cls(mean_weights(by_image), images=by_image)
-        weights, protocol = router.weights(task.prompts), router.routing.protocol
-        if task.kind != "retrieval" or protocol == "together":
-            return cls(weights)
-        return cls(weights, router.text_weights(task.texts), guess_images=protocol == "query")
-
-    def among(self, weights: dict[str, float]) -> Routed:
-        """With these weights in the task, and in each text with the experts alone that have one there."""
-        if self.texts is None:
-            return Routed(weights)
-        kept = [expert for expert, weight in weights.items() if weight > 0]
-        total = np.sum([self.texts[expert] for expert in kept], axis=0)
-        texts = {
-            # A text that weighs them all with 0 is weighed as the task.
-            expert: np.divide(of_texts, total, out=np.full_like(total, weights[expert]), where=total > 0)
-            if expert in kept
-            else np.zeros_like(total)
-            for expert, of_texts in self.texts.items()
-        }
-        return replace(self, weights=weights, texts=texts)
-
-    def mixture(self, members: Mapping[str, str], clips: Mapping[str, Clip]) -> Mixture:
-        """Of models; `members` is expert -> the model that answers for it."""
-        weights = by_model(members, self.weights)
-        if self.images is not None:
-            return Mixture(weights, ImageWeights(by_model(members, self.images)))
-        if self.texts is None:
-            return Mixture(weights)
-        factor = logit_factor(logit_scales(clips), weights) if self.guess_images else None
-        return Mixture(weights, QueryWeights(weights, by_model(members, self.texts), factor))
 
 
 class Arms:
@@ -193,11 +110,17 @@ class Arms:
         dense = dense_models(self._available) if "probe" in kinds else []
         return [*dict.fromkeys([*seed, *dense, *self.experts])]
 
-    def mixtures(self, task: Task, routed: Routed, clips: Mapping[str, Clip]) -> dict[str, Mixture]:
-        """Of the arms that are one, in a task; `routed`: what `router` makes of it."""
+    def mixtures(self, task: Task, routed: Routed, scales: Mapping[str, float]) -> dict[str, Mixture]:
+        """Of the arms that are one, in a task.
+
+        Args:
+            task: of either kind.
+            routed: what `router` makes of it.
+            scales: as of `Routed.mixture`.
+        """
         found: dict[str, Mixture] = {}
         for name, arm in self.arms.items():
-            found |= self._mixtures(name, arm, task, routed, clips)
+            found |= self._mixtures(name, arm, task, routed, scales)
         return found
 
     def merged(self, clips: Mapping[str, Clip], task: Task | None = None) -> dict[str, Clip]:
@@ -242,7 +165,7 @@ class Arms:
         return others
 
     def _mixtures(
-        self, name: str, arm: Arm, task: Task, routed: Routed, clips: Mapping[str, Clip]
+        self, name: str, arm: Arm, task: Task, routed: Routed, scales: Mapping[str, float]
     ) -> dict[str, Mixture]:
         """Of one arm; none if it is no mixture."""
         match arm.kind:
@@ -256,10 +179,10 @@ class Arms:
                 by_class = by_model(self.members, self.router.class_weights(task.prompts))
                 return {name: Mixture(by_model(self.members, routed.weights), TextWeights(by_class))}
             case "by-range":
-                return {row: routed.mixture(self._first(count), clips) for row, count in self._by_range().items()}
+                return {row: routed.mixture(self._first(count), scales) for row, count in self._by_range().items()}
             case _:
                 return {}
-        return {name: chosen.mixture(self.members, clips)}
+        return {name: chosen.mixture(self.members, scales)}
 
     def _first(self, count: int) -> dict[str, str]:
         """Expert -> the model that answers for it, with the `count` of largest range alone."""

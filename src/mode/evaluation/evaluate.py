@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
@@ -16,16 +15,17 @@ from torch import Tensor, nn
 
 from mode.clip.device import pick_device
 from mode.clip.model import Clip, load_models
-from mode.ensemble.combine import ImageWeights, OneByOne, by_model, logit_scales, query_weights
+from mode.ensemble.combine import ImageWeights, by_model, logit_scales
 from mode.ensemble.router import STAND_IN, Router
-from mode.ensemble.rules import mean_weights, uniform_weights
+from mode.ensemble.rules import uniform_weights
 from mode.errors import ModeError
 from mode.evaluation.features import encode_metadata, encode_tasks
 from mode.evaluation.growth import growth_of, mean_growth, partial_ensembles, partial_members
-from mode.evaluation.scores import classify, primary, retrieve
+from mode.evaluation.mixtures import Mixture, Routed, figures_of_all
+from mode.evaluation.scores import Collected, primary
 from mode.evaluation.tasks import Task, open_tasks
 from mode.params import MachineParams
-from mode.results import Figures, Growth, GrowthCurve, Results, Retrieval, ZeroShot
+from mode.results import Growth, GrowthCurve, Results
 from mode.roles import DERIVED, ENSEMBLE, FULL, UNIFORM, UNIFORM_FULL, role_of
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def evaluate_tasks(
     """Evaluate models and their ensembles on task folders.
 
     Every model is loaded once and encodes each text once; every image is decoded once for all models that fit into
-    `machine.models_mb` together. An expert of the router that is
-    not among `models` is stood in for by `seed`, with the expert's weight.
+    `machine.models_mb` together. An expert of the router that is not among `models` is stood in for by `seed`, with the
+    expert's weight.
 
     Args:
         models: name -> model folder, or a model that is loaded already (its mode and device stay as they were).
@@ -76,66 +76,47 @@ def evaluate_tasks(
     opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)], metrics)
     members = router.members(models) if router else {}
     full = [name for name in models if role_of(name) is FULL]
-    by_words = router if router and not router.by_image else None
-    routing = {task.name: by_words.weights(task.prompts) for task in opened} if by_words else {}
+    routed = {task.name: Routed.by(router, task) for task in opened} if router and not router.by_image else {}
 
-    zeroshot: dict[str, dict[str, float]] = {}
-    retrieval: dict[str, Mapping[str, Figures]] = {}
-    details: dict[str, Mapping[str, Figures]] = {}
-    growth: dict[str, GrowthCurve] = {}
+    found, growth = Collected(), dict[str, GrowthCurve]()
     device = str(pick_device(machine.device))
     with encoded({**models, **looking(router)}, opened, machine, device) as vectors:
         columns = {name: vectors.texts[name] for name in models}
         _refuse_dead(columns, "text")
         seen: dict[str, list[Tensor]] = {name: [] for name in models}
         for number, (task, images) in enumerate(vectors.images):
-            metadata = {name: parts[number] for name, parts in columns.items()}
-            by_image: dict[str, ImageWeights] = {}
             if router and router.by_image:
-                weights_of = router.image_weights(images.pop(ROUTER).cpu().numpy())
-                routing[task.name] = mean_weights(weights_of)
-                mixtures = {ENSEMBLE.name: members}
-                if STAND_IN in models:
-                    mixtures |= partial_members(members, routing[task.name])
-                by_image = {name: ImageWeights(by_model(each, weights_of)) for name, each in mixtures.items()}
+                routed[task.name] = Routed.by(router, task, images.pop(ROUTER).cpu().numpy())
             for name, rows in images.items():
                 seen[name].append(_ends(rows))
-            ensembles = {UNIFORM_FULL.name: uniform_weights(full)} if full else {}
-            if router:
-                weights = {UNIFORM.name: uniform_weights(router.experts), ENSEMBLE.name: routing[task.name]}
-                ensembles |= {name: by_model(members, each) for name, each in weights.items()}
-            partial = partial_ensembles(members, routing[task.name]) if router and STAND_IN in models else {}
-            if task.kind == "retrieval":
-                by_query: dict[str, OneByOne] = {**by_image}
-                if by_words and by_words.routing.protocol != "together":
-                    routed, guess = ensembles[ENSEMBLE.name], by_words.routing.protocol == "query"
-                    by_query[ENSEMBLE.name] = query_weights(
-                        by_words, members, task.texts, routed, vectors.scales, guess
-                    )
-                figures = retrieve(task, images, metadata, ensembles | partial, by_query=by_query)
-            else:
-                one_by_one = {name: weights.of_images for name, weights in by_image.items()}
-                figures = classify(task, images, metadata, {**ensembles, **partial, **one_by_one})
-            if partial:
+            mixtures = {UNIFORM_FULL.name: Mixture(uniform_weights(full))} if full else {}
+            partial: dict[str, Mixture] = {}
+            if here := routed.get(task.name):
+                mixtures[UNIFORM.name] = Mixture(by_model(members, uniform_weights([*members])))
+                mixtures[ENSEMBLE.name] = here.mixture(members, vectors.scales)
+                partial = _partial_mixtures(members, here) if STAND_IN in models else {}
+            metadata = {name: parts[number] for name, parts in columns.items()}
+            figures = figures_of_all(task, images, metadata, mixtures | partial)
+            if here and partial:
                 grown = {name: primary(task, figures.pop(name)) for name in partial}
-                growth[task.name] = growth_of(routing[task.name], grown)
-            if task.kind == "retrieval":
-                retrieval[task.name] = figures
-            else:
-                details[task.name] = figures
-                zeroshot[task.name] = {name: primary(task, each) for name, each in figures.items()}
+                growth[task.name] = growth_of(here.weights, grown)
+            found.add(task, figures)
         _refuse_dead(seen, "image")
-    results = Results(
-        zeroshot=ZeroShot(mean=_means(zeroshot), tasks=zeroshot),
-        retrieval=Retrieval(tasks=retrieval),
-        routing=routing,
-        details=details,
-        tasks={task.name: task.summary() for task in opened},
-        stand_ins={expert: model for expert, model in members.items() if expert != model},
-    )
+    results = found.results(opened)
+    results.routing = {task: each.weights for task, each in routed.items()}
+    results.stand_ins = {expert: model for expert, model in members.items() if expert != model}
     if growth:
-        results.growth = Growth(tasks=growth, mean=mean_growth([growth[name] for name in zeroshot]))
+        results.growth = Growth(tasks=growth, mean=mean_growth([growth[name] for name in found.zeroshot]))
     return results
+
+
+def _partial_mixtures(members: Mapping[str, str], routed: Routed) -> dict[str, Mixture]:
+    """The ensemble with only its first experts (`mode.evaluation.growth`), routed as a whole or image by image."""
+    weights, images = partial_ensembles(members, routed.weights), routed.images
+    if images is None:
+        return {name: Mixture(each) for name, each in weights.items()}
+    answering = partial_members(members, routed.weights)
+    return {name: Mixture(each, ImageWeights(by_model(answering[name], images))) for name, each in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -260,9 +241,3 @@ def ready_models(models: Mapping[str, Path | Clip], device: str) -> Iterator[dic
     finally:
         for network, training, where in before:
             network.train(training).to(where)
-
-
-def _means(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Model -> its mean over the tasks."""
-    names = next(iter(tasks.values()), {})
-    return {name: fmean(figures[name] for figures in tasks.values()) for name in names}

@@ -9,7 +9,8 @@ import torch
 from mode.clip.encode import encode_prompts
 from mode.clip.model import Clip
 from mode.evaluation.features import encode_tasks
-from mode.evaluation.scores import classify, primary, retrieve
+from mode.evaluation.mixtures import figures_of_all
+from mode.evaluation.scores import primary
 from mode.evaluation.tasks import Task
 
 
@@ -32,6 +33,5 @@ def accuracies(clip: Clip, tasks: Sequence[Task], *, batch_size: int, workers: i
     ):
         texts = {name: encode_prompts(clip, task.prompts, batch_size=batch_size, device=device, name=name)}
         with torch.inference_mode():
-            score = retrieve if task.kind == "retrieval" else classify
-            figures[task.name] = primary(task, score(task, images, texts, {})[name])
+            figures[task.name] = primary(task, figures_of_all(task, images, texts, {})[name])
     return figures

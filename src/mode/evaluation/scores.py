@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from torch import Tensor
 from mode.ensemble.combine import OneByOne, combine
 from mode.evaluation import metrics
 from mode.evaluation.tasks import Task
+from mode.results import Figures, Results, Retrieval, ZeroShot
 
 #: How models become an ensemble: a weight per model, or a function of (first row, model -> similarities of the rows).
 Mixing = Mapping[str, float] | Callable[[int, Mapping[str, NDArray[Any]]], NDArray[Any]]
@@ -149,3 +153,40 @@ def primary(task: Task, figures: Mapping[str, float]) -> float:
     if task.metric == "mean_acc1_acc5":
         return (figures["acc1"] + figures["acc5"]) / 2
     return figures[task.metric]
+
+
+@dataclass
+class Collected:
+    """Figures of models and mixtures as they come, task by task.
+
+    Attributes:
+        names: the order of their rows; what is not among them comes later.
+        zeroshot: classification task -> model -> the task's one figure.
+        details: classification task -> model -> all its figures.
+        retrieval: retrieval task -> model -> its recalls.
+    """
+
+    names: Sequence[str] = ()
+    zeroshot: dict[str, dict[str, float]] = field(default_factory=dict)
+    details: dict[str, Mapping[str, Figures]] = field(default_factory=dict)
+    retrieval: dict[str, Mapping[str, Figures]] = field(default_factory=dict)
+
+    def add(self, task: Task, figures: Mapping[str, dict[str, float]]) -> None:
+        """Those of one task, by model."""
+        if task.kind == "retrieval":
+            self.retrieval[task.name] = figures
+        else:
+            self.details[task.name] = figures
+            self.zeroshot[task.name] = {name: primary(task, each) for name, each in figures.items()}
+
+    def results(self, tasks: Sequence[Task]) -> Results:
+        """All of them; a mean is over the classification tasks that have a figure."""
+        names = dict.fromkeys(chain(self.names, *self.zeroshot.values()))
+        known = {name: [each[name] for each in self.zeroshot.values() if name in each] for name in names}
+        means = {name: fmean(values) for name, values in known.items() if values}
+        return Results(
+            zeroshot=ZeroShot(mean=means, tasks=self.zeroshot),
+            retrieval=Retrieval(tasks=self.retrieval),
+            details=self.details,
+            tasks={task.name: task.summary() for task in tasks},
+        )

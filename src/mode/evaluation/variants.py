@@ -7,31 +7,27 @@ needs.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-
-from torch import Tensor
 
 from mode.clip.device import pick_device
 from mode.clip.encode import encode_prompts
 from mode.clip.model import Clip
-from mode.ensemble.combine import ImageWeights, TextWeights, by_model
+from mode.ensemble.combine import by_model, logit_scales
 from mode.ensemble.router import STAND_IN, Router
-from mode.evaluation.arms import BEST_BY_LABEL, Arms, Mixture, Routed
+from mode.evaluation.arms import BEST_BY_LABEL, Arms
 from mode.evaluation.evaluate import ROUTER, looking, ready_models
 from mode.evaluation.features import encode_metadata, encode_tasks
+from mode.evaluation.mixtures import Routed, figures_of_all
 from mode.evaluation.probes import PREFIX, probe
-from mode.evaluation.scores import Mixing, classify, primary, retrieve
+from mode.evaluation.scores import Collected, primary
 from mode.evaluation.tasks import Task, open_tasks
 from mode.params import MachineParams
 from mode.progress import Progress
-from mode.results import Cost, Figures, Results, Retrieval, ZeroShot, cost_together
+from mode.results import Cost, Results, cost_together
 from mode.training.soup import Pairs
-
-#: Variant -> its figures on a task.
-ByVariant = dict[str, dict[str, float]]
 
 
 def evaluate_variants(
@@ -87,14 +83,14 @@ def evaluate_variants(
     opened = opened or open_tasks([task for task in tasks if isinstance(task, Path)])
     planned = Arms(arms, router, [*models], captions, random_seed, pairs)
     device, batch = str(pick_device(machine.device)), machine.inference_batch
-    found = _Collected([*planned.variants])
+    found, encoders = Collected([*planned.variants]), defaultdict[str, list[int]](list)
     probed = {row: len(sets[0]) for row, sets in planned.variants.items() if row.startswith(f"{PREFIX} ")}
     total = sum(len(task.images) for task in opened)
     needed = {name: models[name] for name in planned.models}
     looks = looking(router)
     with ready_models({**needed, **looks}, device) as ready, Progress("variants", total=total, unit="images") as bar:
         trained = {name: ready[name] for name in needed}
-        clips = trained | planned.merged(trained)
+        clips, scales = trained | planned.merged(trained), logit_scales(trained)
         texts = encode_metadata(opened, clips, batch_size=batch, device=device)
         for number, task in enumerate(opened):
             merged = planned.merged(trained, task)
@@ -108,33 +104,24 @@ def evaluate_variants(
             for name, clip in merged.items():
                 metadata[name] = encode_prompts(clip, task.prompts, batch_size=batch, device=device, name=name)
             routed = Routed.by(planned.router, task, looked)
-            mixtures = planned.mixtures(task, routed, trained)
-            figures = _figures(task, images, metadata, mixtures)
+            mixtures = planned.mixtures(task, routed, scales)
+            figures = figures_of_all(task, images, metadata, mixtures)
             if "probe" in arms and task.kind == "classification":
                 weights = by_model(planned.members, routed.weights)
                 figures |= probe(task, images, metadata, weights, clips)
             best = max(planned.experts, key=lambda name: primary(task, figures[name]))
-            encoders = probed | {name: mixture.encoders for name, mixture in mixtures.items()}
-            found.add(task, figures | {BEST_BY_LABEL: figures[best]}, encoders)
+            figures[BEST_BY_LABEL] = figures[best]
+            own = {name: figures[name] for name in planned.variants if name in figures}
+            found.add(task, own)
+            several = probed | {name: mixture.encoders for name, mixture in mixtures.items()}
+            for name in own:
+                encoders[name].append(several.get(name, 1))
             bar.update(len(task.images))
     results = found.results(opened)
+    results.encoders = {name: fmean(counts) for name, counts in encoders.items()}
     if costs is not None:
         results.cost = {name: _cost_of(costs, sets) for name, sets in planned.variants.items()}
     return results
-
-
-def _figures(
-    task: Task, images: Mapping[str, Tensor], texts: Mapping[str, Tensor], mixtures: Mapping[str, Mixture]
-) -> ByVariant:
-    """Of every model and every mixture."""
-    weights = {name: mixture.weights for name, mixture in mixtures.items()}
-    one_by_one = {name: mixture.one_by_one for name, mixture in mixtures.items() if mixture.one_by_one is not None}
-    if task.kind == "retrieval":
-        return retrieve(task, images, texts, weights, by_query=one_by_one)
-    of_images: dict[str, Mixing] = {
-        name: each.of_images for name, each in one_by_one.items() if isinstance(each, TextWeights | ImageWeights)
-    }
-    return classify(task, images, texts, {**weights, **of_images})
 
 
 def _cost_of(costs: Mapping[str, Cost], sets: Sequence[Sequence[str]]) -> Cost:
@@ -151,40 +138,3 @@ def _together(costs: Mapping[str, Cost], models: Sequence[str]) -> Cost:
         return costs.get(models[0], Cost())
     seed, *branched = (costs.get(name, Cost()) for name in dict.fromkeys([STAND_IN, *models]))
     return cost_together(seed, branched)
-
-
-@dataclass
-class _Collected:
-    """Figures as they come, task by task."""
-
-    variants: Sequence[str]
-    zeroshot: dict[str, dict[str, float]] = field(default_factory=dict)
-    retrieval: dict[str, Mapping[str, Figures]] = field(default_factory=dict)
-    details: dict[str, Mapping[str, Figures]] = field(default_factory=dict)
-    encoders: dict[str, list[int]] = field(default_factory=dict)
-
-    def add(self, task: Task, figures: ByVariant, encoders: Mapping[str, int]) -> None:
-        """Figures of one task; of variants that `encoders` leaves out one image encoder runs."""
-        own = {name: figures[name] for name in self.variants if name in figures}
-        if task.kind == "retrieval":
-            self.retrieval[task.name] = own
-        else:
-            self.details[task.name] = own
-            self.zeroshot[task.name] = {name: primary(task, each) for name, each in own.items()}
-        for name in own:
-            self.encoders.setdefault(name, []).append(encoders.get(name, 1))
-
-    def results(self, tasks: Sequence[Task]) -> Results:
-        """All of them; a mean is over the tasks that have a figure."""
-        means = {
-            name: fmean(known)
-            for name in self.variants
-            if (known := [each[name] for each in self.zeroshot.values() if name in each])
-        }
-        return Results(
-            zeroshot=ZeroShot(mean=means, tasks=self.zeroshot),
-            retrieval=Retrieval(tasks=self.retrieval),
-            details=self.details,
-            tasks={task.name: task.summary() for task in tasks},
-            encoders={name: fmean(counts) for name, counts in self.encoders.items()},
-        )
