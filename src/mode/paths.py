@@ -7,6 +7,8 @@ from pathlib import Path
 
 #: A training's checkpoint, in a folder of `checkpoints`.
 CHECKPOINT = "checkpoint.safetensors"
+#: In a model's folder, what its training has seen of it: losses, and what `training.validate` asks for.
+CURVE, VALIDATION = "curve.csv", "validation.csv"
 
 
 class RunPaths:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
+from mode.paths import CURVE, VALIDATION
 from mode.roles import ENSEMBLE
 from mode.stages.project import Project, cards_of, counted, trained_models, write_text
 
@@ -168,7 +169,7 @@ def _curves(project: Project) -> dict[str, list[tuple[float, float]]]:
     """Training loss of every model that is there: name -> (samples, loss)."""
     curves = {}
     for name in trained_models(project):
-        path = project.model(name) / "curve.csv"
+        path = project.model(name) / CURVE
         lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
         curves[name] = [(float(samples), float(loss)) for samples, _, loss in (line.partition(",") for line in lines)]
     return curves
@@ -178,7 +179,7 @@ def _validation(project: Project) -> dict[str, dict[str, list[tuple[float, float
     """Figures of models while they trained: `loss` and `accuracy` (mean of the tasks) -> name -> (samples, figure)."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "accuracy": {}}
     for name in trained_models(project):
-        path = project.model(name) / "validation.csv"
+        path = project.model(name) / VALIDATION
         looks = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
         for look in looks:
             samples = float(look["samples"])

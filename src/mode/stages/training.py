@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mode.errors import ModeError
 from mode.files import told_of_no_room
+from mode.paths import CURVE, VALIDATION
 from mode.processes import leads, noting_signals
 from mode.roles import DENSE_LONG, SEED, UPDATE, Role
 from mode.stages.machine import made_by_one
@@ -165,10 +166,10 @@ def _train(project: Project, training: Training) -> None:
                 result.clip.card["mlflow_run"] = record.run.run_id
                 if doubt := result.clip.card["doubt"]:
                     print(f"warning: {doubt}", file=sys.stderr)
-            tables = {"curve.csv": record.curve} if leading else {}
+            tables = {CURVE: record.curve} if leading else {}
             for each in beside:
                 if leading and isinstance(each, Validation):
-                    tables["validation.csv"] = each.table()
+                    tables[VALIDATION] = each.table()
             result.save(project.model(plan.name), tables)
         if leading:
             _remove_checkpoints(project, plan.name)
@@ -267,7 +268,7 @@ class _Record:
 
         plan = training.plan
         self._batch_size = plan.batch_size
-        self._losses, self._noted_run = checkpoints / "curve.csv", checkpoints / "mlflow_run"
+        self._losses, self._noted_run = checkpoints / CURVE, checkpoints / "mlflow_run"
         own = {"pairs": len(plan.pairs), "steps": plan.steps, "cluster": plan.cluster}
         self.run = Tracker(project.runs).run(
             plan.name,

@@ -141,19 +141,8 @@ def train(
         torch.set_num_threads(machine.threads)
     plan, checkpoint = training.plan, checkpoint_dir / CHECKPOINT
     group = process_group(machine.device)
-    accumulate = training.recipe.accumulate
-    if plan.batch_size % (group.world * accumulate):
-        raise ModeError(
-            f"training.batch_size ({plan.batch_size}) is not a multiple of processes x accumulate"
-            f" ({group.world} x {accumulate})",
-            "set one of the three so that it is",
-        )
-
-    # Model and optimiser: as new, as the seed left them, or as the checkpoint has them.
-    clip = first_model(training, group)
-    optimizer = adamw(clip.model, training.recipe)
-    clip.model.set_grad_checkpointing(machine.grad_checkpointing)
-    state = _first_state(training, clip.model, optimizer, checkpoint)
+    _refuse_uneven_batches(plan.batch_size, training.recipe.accumulate, group)
+    clip, optimizer, state = _begin(training, machine, group, checkpoint)
     if group.leads_machine:
         images.clear()  # before the others come to it: what is there is of a process that was killed
     if not group.agree(state.step, int(training.fingerprint[:8], 16)):
@@ -221,6 +210,24 @@ def train(
     clip.model.set_grad_checkpointing(False)
     clip.card = make_card(training, clip, state, group)
     return TrainResult(clip, plan, optimizer, checkpoint, group.leads)
+
+
+def _refuse_uneven_batches(batch_size: int, accumulate: int, group: Group) -> None:
+    """Raise `ModeError` unless every process, in every pass of a step, has as many samples as any other."""
+    if batch_size % (group.world * accumulate):
+        raise ModeError(
+            f"training.batch_size ({batch_size}) is not a multiple of processes x accumulate"
+            f" ({group.world} x {accumulate})",
+            "set one of the three so that it is",
+        )
+
+
+def _begin(training: Training, machine: MachineParams, group: Group, checkpoint: Path) -> tuple[Clip, AdamW, RunState]:
+    """Model, optimiser and state: as new, as the seed left them, or as the checkpoint has them."""
+    clip = first_model(training, group)
+    optimizer = adamw(clip.model, training.recipe)
+    clip.model.set_grad_checkpointing(machine.grad_checkpointing)
+    return clip, optimizer, _first_state(training, clip.model, optimizer, checkpoint)
 
 
 def _next_of(batches: Batches) -> tuple[Tensor, Tensor] | ModeError | NotWaitedFor:
