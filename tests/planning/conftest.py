@@ -53,7 +53,9 @@ def params_with(**changes: dict[str, Any]) -> Params:
 
 def workload(pairs: int = 36_000, embedder: EmbedderShape = LSA, **changes: dict[str, Any]) -> Workload:
     """Of so many pairs."""
-    return Workload(params_with(**changes), {"base": pairs}, {}, MODEL, embedder, evaluation_images=3_600)
+    return Workload(
+        params_with(**changes), {"base": pairs}, {}, MODEL, embedder, evaluation_images=3_600, evaluation_texts=1_800
+    )
 
 
 def machines(nodes: int = 1, gpus: int = 1, per_training: int | None = None, memory: float | None = None) -> Cluster:

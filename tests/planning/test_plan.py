@@ -74,12 +74,12 @@ def test_hours_worked_out_by_hand(workload: Make, machines: Machines) -> None:
             "expert@expert-0": 160 * second,
             "expert@expert-1": 160 * second,
             "ensemble": 0,
-            # 3,600 images x 5 models x 0.2 GFLOP, 0.2 TFLOP/s
-            "evaluate": 18 * second,
+            # 5 models x (3,600 images x 0.2 GFLOP + 1,800 texts x 0.1 GFLOP), 0.2 TFLOP/s
+            "evaluate": 22.5 * second,
         }
     )
     assert plan.hours == pytest.approx(sum(hours.values()))  # one GPU: everything after one another
-    computed = (240 + 160 + 320 + 160 + 160 + 18) * second
+    computed = (240 + 160 + 320 + 160 + 160 + 22.5) * second
     assert plan.device_hours == pytest.approx(computed)
     assert plan.cost == pytest.approx(2 * computed)
     assert plan.rented_cost == pytest.approx(2 * plan.hours)
@@ -96,7 +96,7 @@ def test_a_stage_starts_before_it_works(workload: Make, machines: Machines) -> N
     words = dict.fromkeys(("embedder", "cluster@base"), 5.0)
     models = ("seed", "dense", "dense-long", "expert@expert-0", "expert@expert-1", "ensemble", "evaluate")
     assert later == dict.fromkeys(plan, 0.0) | tables | words | dict.fromkeys(models, 60.0)
-    assert plan["evaluate"].bottleneck == "its start"  # 18 seconds of work
+    assert plan["evaluate"].bottleneck == "its start"  # 22.5 seconds of work
     assert plan["seed"].bottleneck == "GPUs"
     embedder = EmbedderShape(dimensions=16, flops_per_item=2e8, of_images=False, files_bytes=1.0)
     encoded = stages_of(make_plan(workload(embedder=embedder), machines(), rates(model_start_seconds=60.0)))
@@ -216,8 +216,19 @@ def test_on_cpus_a_training_is_one_process(workload: Make, machines: Machines) -
     plan = make_plan(workload(), on_cpu, rates(training_flops_per_core_second=5e10))
     seed = stages_of(plan)["seed"]
     assert (seed.hours, seed.bottleneck) == (pytest.approx(240 / 3600), "training process")
-    # 3,600 images x 5 models x 0.2 GFLOP on 4 cores of 2 GFLOP/s each
-    assert stages_of(plan)["evaluate"].hours == pytest.approx((450 + 3_600 / 4e6) / 3600)
+    # 5 models x (3,600 images x 0.2 GFLOP + 1,800 texts x 0.1 GFLOP) on 4 cores of 2 GFLOP/s each
+    assert stages_of(plan)["evaluate"].hours == pytest.approx((562.5 + 3_600 / 4e6) / 3600)
+
+
+@pytest.mark.parametrize(("view", "seconds"), [("text", 1_800 / 1e3), ("image", 3_600 / 1e3)])
+def test_what_weighs_the_experts_is_embedded_in_the_evaluation(
+    workload: Make, machines: Machines, view: str, seconds: float
+) -> None:
+    """0.2 GFLOP a text or an image, 0.2 TFLOP/s; `lsa` takes no time that counts."""
+    embedder = EmbedderShape(dimensions=16, flops_per_item=2e8, of_images=view == "image", files_bytes=1.0)
+    embedding = {"kind": "seed", "made_from": "models/seed", "view": view}
+    plan = stages_of(make_plan(workload(embedder=embedder, embedding=embedding), machines(), rates()))
+    assert plan["evaluate"].hours == pytest.approx((22.5 + seconds) / 3600)
 
 
 def test_a_pretrained_seed_is_not_trained(workload: Make, machines: Machines) -> None:

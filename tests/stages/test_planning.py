@@ -18,7 +18,8 @@ from mode.evaluation.tasks import open_task
 from mode.params import GlyphParams, IndexParams, SourceParams
 from mode.planning.account import Plan
 from mode.planning.rates import Measured
-from mode.stages.planning import EVALUATION_IMAGES, Asked, count_of, plan_project
+from mode.planning.shape import shape_of
+from mode.stages.planning import EVALUATION_IMAGES, EVALUATION_TEXTS, Asked, count_of, plan_project
 from tests.small import VIT
 
 PARAMS = {
@@ -110,18 +111,25 @@ def test_a_damaged_list_of_tasks_is_one_line(root: Path, content: str) -> None:
         plan(root)
 
 
-def test_images_of_tasks_that_are_given_are_counted_before_they_are_listed(root: Path) -> None:
+def test_images_and_texts_of_tasks_that_are_given_are_counted_before_they_are_listed(root: Path) -> None:
     write_glyph_tasks(GlyphParams(test_images=1), root / "own", 0)
     given = sorted(f"own/{folder.name}" for folder in (root / "own").iterdir())[:2]
-    images = sum(len(open_task(root / folder).images) for folder in given)
+    tasks = [open_task(root / folder) for folder in given]
+    images = sum(len(task.images) for task in tasks)
+    texts = sum(len(task.classes) * len(task.templates) for task in tasks)
+    assert texts > images > 0
+    (root / "rates.yaml").write_text("model_start_seconds: 0\ndecode_images_per_core_second: 1.0e+18")
 
     def hours(tasks: list[str], asked: int | None = None) -> float:
         (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "evaluation": {"tasks": tasks}}))
-        planned = plan(root, Asked(evaluation_images=asked))
+        planned = plan(root, Asked(evaluation_images=asked, rates=root / "rates.yaml"))
         return {stage.stage: stage.hours for stage in planned.stages}["evaluate"]
 
-    assert hours(given) == hours(given, images)
-    assert hours([*given, "not/there"]) == hours(given, EVALUATION_IMAGES) > hours(given)
+    model = shape_of(VIT, 16)
+    image, text = model.flops_per_image, model.flops_per_text
+    elsewhere = EVALUATION_IMAGES * image + EVALUATION_TEXTS * text
+    assert hours([*given, "not/there"]) / hours(given) == pytest.approx(elsewhere / (images * image + texts * text))
+    assert hours(given, 3 * images) == pytest.approx(3 * hours(given))
 
 
 def test_measurements_are_used_and_named_and_a_persons_rates_come_first(root: Path) -> None:

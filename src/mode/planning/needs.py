@@ -55,7 +55,7 @@ class Workload:
         model: that every role trains.
         adapter: what experts train in its place, where they are adapters; None: they are not.
         embedder: that captions or images are embedded by.
-        evaluation_images: of all tasks.
+        evaluation_images, evaluation_texts: of all tasks; of a class its name in every template.
     """
 
     params: Params
@@ -64,6 +64,7 @@ class Workload:
     model: ModelShape
     embedder: EmbedderShape
     evaluation_images: int
+    evaluation_texts: int
     adapter: ModelShape | None = None
 
     def trained_by(self, role: Role) -> ModelShape:
@@ -347,10 +348,10 @@ class Needs:
         ensemble = _stage("ensemble", start, [], disk_bytes=disk)
         used = sum(role is not UPDATE for role, _ in params.trainings)  # an update takes another model's place
         models = used + params.seed.pretrained
-        flops = self._work.evaluation_images * models * self._model.flops_per_image
-        decoding = h.per_hour(
-            self._work.evaluation_images, rates.decode_images_per_core_second * cluster.cores_per_node
-        )
+        images, texts, embedder = self._work.evaluation_images, self._work.evaluation_texts, self._work.embedder
+        flops = models * (images * self._model.flops_per_image + texts * self._model.flops_per_text)
+        flops += (images if params.embedding.view == "image" else texts) * embedder.flops_per_item  # what is routed
+        decoding = h.per_hour(images, rates.decode_images_per_core_second * cluster.cores_per_node)
         if cluster.gpu is None:
             computing = h.per_hour(flops, rates.evaluation_flops_per_core_second * cluster.cores_per_node)
             phases = [{h.CORES: computing + decoding}]

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 #: What is planned where no project is, and none is asked for.
 PAPER = "paper-b16"
-#: Images of all tasks of the paper, roughly; also where the project's own are not there yet.
-EVALUATION_IMAGES = 200_000
+#: Images and texts of all tasks of the paper, roughly (1,000 classes of ImageNet in 80 templates each are most of the
+#: texts); also where the project's own are not there yet.
+EVALUATION_IMAGES, EVALUATION_TEXTS = 200_000, 110_000
 #: CPU cores of a machine for each of its GPUs, where nobody says how many.
 _CORES_PER_GPU = 8
 #: A count as people write it.
@@ -50,7 +51,7 @@ class Asked:
         nodes, gpus, gpu, peak_tflops, cores, memory_gb: the machines; `gpus` and what follows are of each.
         gpu_memory_gb: of a GPU, in place of what its kind has.
         gpus_per_training, gpus_of_seed: default all of a machine, and all.
-        evaluation_images: of all tasks.
+        evaluation_images: of all tasks, which have as many texts for each image as those that are planned otherwise.
         price: of a GPU hour.
         rates: a file.
     """
@@ -118,13 +119,15 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
     layers = ((MEASURED_HERE, here), ("files of this project", facts), (str(asked.rates), given))
     rates = sourced(*layers)
     embedder = _embedder_shape(project, model, rates.rates.lsa_words)
+    images, texts = _images_and_texts(project, is_here, asked.evaluation_images)
     work = Workload(
         params=params,
         pairs=pairs,
         shard_bytes=shard_bytes,
         model=model,
         embedder=embedder,
-        evaluation_images=asked.evaluation_images or _evaluation_images(project, is_here),
+        evaluation_images=images,
+        evaluation_texts=texts,
         adapter=_model_shape(project, asked, words, checkpointing, lora) if lora else None,
     )
     plan = make_plan(work, cluster, rates, asked.price)
@@ -335,8 +338,11 @@ def _facts(project: Project) -> dict[str, float]:
     return facts
 
 
-def _evaluation_images(project: Project, is_here: bool) -> int:
-    """Images of the tasks that are listed, or given and there; else about as many as the paper's have."""
+def _images_and_texts(project: Project, is_here: bool, asked: int | None) -> tuple[int, int]:
+    """Images and texts of the tasks that are listed, or given and there; else about as many as the paper's have.
+
+    Where so many images are `asked` for, with as many texts for each.
+    """
     from mode.evaluation.tasks import open_task
 
     given, folders = project.params.evaluation.tasks, []
@@ -344,9 +350,12 @@ def _evaluation_images(project: Project, is_here: bool) -> int:
         folders = task_folders(project)
     elif is_here and given != BUILT_IN:
         folders = [project.root / where for where in given]
-    if not folders or not all(folder.is_dir() for folder in folders):
-        return EVALUATION_IMAGES
-    return sum(len(open_task(folder).images) for folder in folders)
+    images, texts = EVALUATION_IMAGES, EVALUATION_TEXTS
+    if folders and all(folder.is_dir() for folder in folders):
+        tasks = [open_task(folder) for folder in folders]
+        images = sum(len(task.images) for task in tasks)
+        texts = sum(len(prompts) for task in tasks for prompts in task.prompts)
+    return (images, texts) if asked is None else (asked, round(texts * asked / images))
 
 
 def _model_shape(
