@@ -322,7 +322,7 @@ def test_experts_that_are_adapters_worked_out_by_hand(workload: Make, machines: 
         learnt_bytes=400_000,
         footprint=Footprint(activations=Line(3e6, 1.2e6), image=Line(0.0, 2e5), text=Line(0.0, 1e5)),
     )
-    work = replace(workload(training={"adapter": {"rank": 4}}), adapter=adapter)
+    work = replace(workload(training={"adapter": {"rank": 4}}), model=replace(MODEL, adapter=adapter))
     found = make_plan(work, on_gpus(machines(gpus=2), 1e9), rates(**MEMORY))
     whole = stages_of(make_plan(workload(), on_gpus(machines(gpus=2), 1e9), rates(**MEMORY)))
     plan = stages_of(found)
@@ -332,10 +332,25 @@ def test_experts_that_are_adapters_worked_out_by_hand(workload: Make, machines: 
     assert expert.disk_bytes == 404_000
     assert expert.process_memory_bytes == pytest.approx(6.7e8 + 4.4e6 + 1.2e6)
     assert expert.hours == whole["expert@expert-0"].hours
+    assert "experts are adapters, which of so small a model are taken to train as fast as whole ones" in found.notes
     memory = expert.gpu_memory
     assert memory is not None
     assert (memory.weights, memory.gradients, memory.moments, memory.buckets) == (4.4e6, 4e5, 8e5, 4e5)
     assert memory.activations == pytest.approx(3e6 + 50 * 1.2e6)
+
+
+@pytest.mark.parametrize("measured", [None, 100.0])
+def test_adapters_of_a_large_model_train_faster_by_the_operations_that_they_save(
+    workload: Make, machines: Machines, measured: float | None
+) -> None:
+    """10 GFLOP a pair are 10 samples/s, or 100 as measured of the whole model; 8 GFLOP are 12.5, or 125."""
+    model = replace(MODEL, flops_per_pair=1e10, adapter=replace(MODEL, flops_per_pair=8e9))
+    work = replace(workload(training={"adapter": {"rank": 4}}), model=model)
+    found = make_plan(work, machines(), rates() if measured is None else rates(training_samples_per_second=measured))
+    plan, seconds = stages_of(found), 16_000 / (measured or 10.0)
+    assert plan["dense"].hours == pytest.approx(seconds / 3600)
+    assert plan["expert@expert-0"].hours == pytest.approx(0.8 * seconds / 3600)
+    assert not any("adapters" in note for note in found.notes)
 
 
 def test_a_small_model_is_warned_of_where_its_rate_is_worked_out(workload: Make, machines: Machines) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,14 @@ def test_that_of_an_adapter_is_what_a_training_of_it_has(tmp_path: Path, targets
     clip = build_model(VIT, ImageParams(size=16), CAPTIONS, 0)
     params = AdapterParams(rank=2, targets=targets)
     adapter = adapted(clip, params, "seed", "0" * 64, 0)
-    shape = shape_of(VIT, 16, clip.model_cfg["text_cfg"]["vocab_size"], adapter=params)
+    whole = shape_of(VIT, 16, clip.model_cfg["text_cfg"]["vocab_size"], adapter=params)
+    assert replace(whole, adapter=None) == shape_of(VIT, 16, clip.model_cfg["text_cfg"]["vocab_size"])
+    shape = whole.adapter
+    assert shape is not None
     learnt = [parameter for parameter in adapter.model.parameters() if parameter.requires_grad]
     assert shape.learnt == sum(parameter.numel() for parameter in learnt)
     assert shape.parameters == sum(parameter.numel() for parameter in adapter.model.parameters())
-    assert shape.flops_per_pair == flops_per_pair(adapter) < shape_of(VIT, 16).flops_per_pair
+    assert shape.flops_per_pair == flops_per_pair(adapter) < whole.flops_per_pair
     assert adapter.adapter is not None
     write_adapter(tmp_path, adapter.model, adapter.adapter)
     # Beside the numbers the file has the names of its tensors.
@@ -56,6 +60,13 @@ def test_forward_and_backward_are_three_times_forward() -> None:
     forward = shape.flops_per_image + shape.flops_per_text
     assert shape.flops_per_pair == pytest.approx(3 * forward, rel=0.03)
     assert shape.parameters == pytest.approx(151.3e6, rel=1e-3)
+
+
+def test_the_backward_pass_of_an_adapter_has_no_gradients_of_frozen_weights() -> None:
+    """A forward pass, as much for the gradients of what layers are given, and little more, where a model has three."""
+    whole = shape_of(ModelParams(name="ViT-B-32"), adapter=AdapterParams(rank=2))
+    assert whole.adapter is not None
+    assert whole.adapter.flops_per_pair == pytest.approx(whole.flops_per_pair * 2 / 3, rel=0.03)
 
 
 def test_an_unknown_model_is_one_line() -> None:

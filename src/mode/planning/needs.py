@@ -52,8 +52,7 @@ class Workload:
         params: all of params.yaml.
         pairs: by source.
         shard_bytes: by source, where they are known.
-        model: that every role trains.
-        adapter: what experts train in its place, where they are adapters; None: they are not.
+        model: that every role trains; where experts are adapters, with the shape of one.
         embedder: that captions or images are embedded by.
         evaluation_images, evaluation_texts: of all tasks; of a class its name in every template.
     """
@@ -65,11 +64,11 @@ class Workload:
     embedder: EmbedderShape
     evaluation_images: int
     evaluation_texts: int
-    adapter: ModelShape | None = None
 
     def trained_by(self, role: Role) -> ModelShape:
         """What a training of this role trains."""
-        return self.adapter if self.adapter and adapter_of(role, self.params.training) else self.model
+        adapter = self.model.adapter if adapter_of(role, self.params.training) else None
+        return self.model if adapter is None else adapter
 
 
 class Needs:
@@ -219,7 +218,7 @@ class Needs:
         phases = h.training_phases(
             h.TRAINER if cluster.gpu is None else h.GPU,
             plan.samples,
-            devices * self.samples_per_device_second(),
+            devices * self.samples_per_device_second() * self._speed_up(model),
             0.0 if params.image.decode == "gpu" and cluster.gpu is not None else read,
             rates.decode_images_per_core_second * cluster.cores_of(devices),
             read * rates.image_bytes,
@@ -313,6 +312,13 @@ class Needs:
         again *= h.RECOMPUTATION if machine.grad_checkpointing else 1.0
         return flops / self._model.flops_per_pair / again
 
+    def _speed_up(self, model: ModelShape) -> float:
+        """How much faster than the whole model it, or an adapter of it, trains: frozen weights need no gradient.
+
+        In a small model, more and smaller operations take what that saves.
+        """
+        return self._model.flops_per_pair / model.flops_per_pair if self._model.is_large else 1.0
+
     @property
     def _queued(self) -> int:
         """Trainings after the seed."""
@@ -330,7 +336,7 @@ class Needs:
 
     def _folder_bytes(self, model: ModelShape) -> float:
         """Of a model's folder: one of an adapter has no tokenizer."""
-        if model is self._work.adapter:
+        if model is self._model.adapter:
             return model.learnt_bytes + sizes.CARD_BYTES
         words = min(self._params.model.vocabulary, self._rates.tokenizer_words)
         tokenizer = words * sizes.TOKENIZER_BYTES_PER_WORD if self._params.model.tokenizer == "words" else 0.0

@@ -17,9 +17,6 @@ from mode.planning.needs import Needs, Workload
 from mode.planning.rates import SourcedRates
 from mode.roles import EXPERT
 
-#: Operations of a pair below which a GPU waits for Python to start its kernels: the demo's 0.04 GFLOP reach 5,100
-#: samples/s on an H100 (docs/performance.md), a six-hundredth of what its peak and share say.
-_FILLS_A_GPU = 5e9
 #: Share of a source's images below which an epoch is likely one of another, smaller source.
 _SHORT_EPOCH = 0.01
 #: What makes room on a GPU for the same batch.
@@ -182,13 +179,13 @@ def _notes(work: Workload, cluster: Cluster, sourced: SourcedRates) -> list[str]
             " `--set training.epoch_samples=null` makes it all of them"
         )
     worked_out = cluster.gpu is not None and sourced.rates.training_samples_per_second is None
-    if worked_out and work.model.flops_per_pair < _FILLS_A_GPU:
+    if worked_out and not work.model.is_large:
         notes.append(
             f"a model of {work.model.flops_per_pair / 1e9:.2g} GFLOP a pair does not fill a GPU, and trains far slower"
             " than this: measure it there, or give training_samples_per_second (--rates)"
         )
-    if cluster.gpu is not None and None in {each.footprint for each in (work.model, work.adapter) if each is not None}:
+    if cluster.gpu is not None and None in {each.footprint for each in (work.model, work.model.adapter) if each}:
         notes.append("the memory of a GPU is not planned: a tower of this model cannot be traced without numbers")
-    if work.params.training.adapter is not None:
-        notes.append(f"{EXPERT.name}s are adapters, which are taken to train as fast as whole models")
+    if work.model.adapter is not None and not work.model.is_large:
+        notes.append(f"{EXPERT.name}s are adapters, which of so small a model are taken to train as fast as whole ones")
     return notes

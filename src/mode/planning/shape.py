@@ -23,6 +23,9 @@ from mode.training.card import flops_per_pair
 
 #: Tokens of a text where a configuration does not say (open_clip's own default).
 _CONTEXT = 77
+#: Operations of a pair below which a model's time is that of starting many small operations: the demo's 0.04 GFLOP
+#: reach 5,100 samples/s on an H100 (docs/performance.md), a six-hundredth of what its peak and share say.
+_LARGE = 5e9
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ModelShape:
         embed_dim: length of a vector.
         image_size: pixels a side.
         footprint: on a GPU; None: it was not asked for, or cannot be traced.
+        adapter: the shape of an adapter of it; None: it was not asked for.
     """
 
     name: str
@@ -53,6 +57,12 @@ class ModelShape:
     embed_dim: int
     image_size: int
     footprint: Footprint | None = None
+    adapter: ModelShape | None = None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its operations are large ones, whose time their count tells."""
+        return self.flops_per_pair >= _LARGE
 
 
 def shape_of(
@@ -71,7 +81,7 @@ def shape_of(
         words: of the captions, of which the tokenizer `words` keeps `model.vocabulary`; default as many as that.
         precision: as in `training.precision`.
         checkpointing: as `machine.grad_checkpointing`, for the footprint on a GPU; None: without, which saves seconds.
-        adapter: the shape of an adapter of that model is meant.
+        adapter: the shape of such an adapter of the model is asked for, too.
 
     Raises:
         ModeError: no such architecture, open_clip cannot build it, or it has no room for the adapter.
@@ -123,10 +133,18 @@ def _shape(
         write_config(folder, model_cfg, {"size": size})
         network = new_network(folder, device="meta", precision=precision)
         clip = Clip(network, blank, model_cfg, {"size": size})
+    shape = _shape_of_clip(name, clip, context, precision, checkpointing)
+    if adapter is None:
+        return shape
+    with open_clip_errors(f"model {name}"), torch.device("meta"):
+        clip = adapted(clip, adapter, base="", base_weights="", random_seed=0)  # changes the network
+    return replace(shape, adapter=_shape_of_clip(name, clip, context, precision, checkpointing))
+
+
+def _shape_of_clip(name: str, clip: Clip, context: int, precision: Precision, checkpointing: bool | None) -> ModelShape:
+    network, size = clip.model, int(clip.preprocess_cfg["size"])
+    with open_clip_errors(f"model {name}"), torch.device("meta"):
         image, text = _tower_flops(network, size, context)
-        if adapter is not None:
-            clip = adapted(clip, adapter, base="", base_weights="", random_seed=0)
-            network = clip.model
         state = list(network.state_dict().values())
         learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
         shape = ModelShape(
@@ -137,7 +155,7 @@ def _shape(
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             state_bytes=_bytes_of(state),
             learnt=sum(parameter.numel() for parameter in learnt),
-            learnt_bytes=_bytes_of(state if adapter is None else learnt),
+            learnt_bytes=_bytes_of(state if clip.adapter is None else learnt),
             embed_dim=clip.dimensions,
             image_size=size,
         )

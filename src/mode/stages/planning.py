@@ -113,8 +113,7 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
     given = load_rates(asked.rates) if asked.rates else {}
     words = {**(measured.values if measured else {}), **facts, **given}.get("tokenizer_words")
     checkpointing = None if cluster.gpu is None else params.machine.grad_checkpointing
-    model = _model_shape(project, asked, words, checkpointing)
-    lora = params.training.adapter
+    model = _model_shape(project, asked, words, checkpointing, params.training.adapter)
     here = measured.of(cluster.device, model.flops_per_pair) if measured else {}
     layers = ((MEASURED_HERE, here), ("files of this project", facts), (str(asked.rates), given))
     rates = sourced(*layers)
@@ -128,7 +127,6 @@ def plan_project(root: Path, params_file: Path, asked: Asked) -> Plan:
         embedder=embedder,
         evaluation_images=images,
         evaluation_texts=texts,
-        adapter=_model_shape(project, asked, words, checkpointing, lora) if lora else None,
     )
     plan = make_plan(work, cluster, rates, asked.price)
     notes = [
