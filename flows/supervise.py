@@ -2,9 +2,9 @@
 
 Stands between a flow and `dvc repro`. DVC dies of the SIGTERM that a cancel sends to the whole process group, while
 its stage still writes a checkpoint; and it closes inherited files, so the stage cannot hold a lock. This process can do
-both: it adopts orphans of its command (Linux: child subreaper), passes SIGTERM and SIGINT on, allows `GRACE` seconds
-for the checkpoint, kills what is left, and ends last, so the locks it inherited are freed when the last process has
-gone. If the flow dies, it is told by the kernel and does the same.
+both: it adopts orphans of its command (Linux: child subreaper), passes SIGTERM and SIGINT on, allows MODE_STOP_SECONDS
+(12) for the checkpoint, kills what is left, and ends last, so the locks it inherited are freed when the last process
+has gone. If the flow dies, it is told by the kernel and does the same.
 
 Exit code: that of the command; 143 if it was told to stop.
 """
@@ -12,6 +12,7 @@ Exit code: that of the command; 143 if it was told to stop.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -24,14 +25,13 @@ from types import FrameType
 
 import psutil
 
+from mode.errors import ModeError, exit_code_of
 from mode.processes import adopt_orphans, die_with_parent
 
 _VARIABLE = "MODE_STOP_SECONDS"
 #: The process that starts a supervisor, whose end is that of its command too. A parent that is process 1 says nothing:
 #: it adopts orphans, and in a container it may be the flow.
 _STARTED_BY = "MODE_STARTED_BY"
-#: Seconds between SIGTERM and SIGKILL, as `supervised` says them.
-GRACE = float(os.environ.get(_VARIABLE, "12"))
 STOPPED = 128 + signal.SIGTERM
 
 
@@ -76,8 +76,11 @@ def errors_in(lines: Iterable[str]) -> list[str]:
 
 
 def main(command: list[str]) -> int:
-    """Run the command and wait until it and all its descendants are gone."""
-    told = 0.0
+    """Run the command and wait until it and all its descendants are gone.
+
+    Raises `ModeError` if MODE_STOP_SECONDS is no time.
+    """
+    told, grace = 0.0, _grace(os.environ.get(_VARIABLE) or "12")
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         nonlocal told
@@ -108,12 +111,20 @@ def main(command: list[str]) -> int:
             continue
         if told or code is not None:  # an orphan of a command that has ended is told to end as well
             told = told or time.monotonic()
-            _tell(psutil.Process().children(recursive=True), warned, kill=time.monotonic() - told > GRACE)
+            _tell(psutil.Process().children(recursive=True), warned, kill=time.monotonic() - told > grace)
         time.sleep(0.05)
     relay.join()
     if code is None or (told and code < 0):
         return STOPPED
     return 128 - code if code < 0 else code  # as a shell says it
+
+
+def _grace(given: str) -> float:
+    """Seconds between SIGTERM and SIGKILL."""
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(given)) < math.inf:
+            return seconds
+    raise ModeError(f"{_VARIABLE}: '{given}' is no time", "set it to seconds above 0, such as 100")
 
 
 def _relay(source: int, target: int) -> None:
@@ -142,4 +153,4 @@ def _tell(processes: Iterable[psutil.Process], warned: set[psutil.Process], kill
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code_of(lambda: sys.exit(main(sys.argv[1:]))))

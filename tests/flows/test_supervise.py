@@ -116,6 +116,17 @@ def test_command_that_does_not_stop_is_killed(tmp_path: Path) -> None:
     assert is_gone(stage)
 
 
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf"])
+def test_a_time_to_stop_in_that_is_none_is_one_line(tmp_path: Path, given: str) -> None:
+    command = [sys.executable, "-m", "flows.supervise", "touch", str(tmp_path / "started")]
+    done = subprocess.run(
+        command, env=os.environ | {"MODE_STOP_SECONDS": given}, capture_output=True, text=True, check=False
+    )
+    said = f"error: MODE_STOP_SECONDS: '{given}' is no time (set it to seconds above 0, such as 100)\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert not (tmp_path / "started").exists()
+
+
 def test_command_ends_with_the_supervisor_s_parent(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     parent = subprocess.Popen(
