@@ -377,8 +377,20 @@ def test_a_user_s_own_settings_of_slurm_s_commands_hide_no_job(slurm: Slurm, mon
     name = "mode-expert-0-likings"
     waiting = slurm.ask("sbatch", "--parsable", "--hold", f"--job-name={name}", "--output=/dev/null", "--wrap=true")
     assert commands.jobs_called(name) == [int(waiting)]
-    commands.cancel(int(waiting))
+    commands.cancel(int(waiting), name)
     assert commands.jobs_called(name) == []
+
+
+def test_a_number_that_another_job_has_now_is_nobody_s(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that has lost its state counts from 1 again."""
+    for name, value in slurm.variables.items():
+        monkeypatch.setenv(name, value)
+    number = int(slurm.ask("sbatch", "--parsable", "--hold", "--job-name=b", "--output=/dev/null", "--wrap=true"))
+    assert commands.look_at(number, "a") is None
+    commands.cancel(number, "a")
+    assert commands.look_at(number, "b") == commands.Job("PENDING", "JobHeldUser", name="b")
+    commands.cancel(number, "b")
+    wait_until(lambda: not slurm.jobs(), slurm.logs)
 
 
 def test_templates_train_experts_without_prefect(

@@ -95,7 +95,7 @@ RUNNING = (
 @pytest.mark.parametrize(
     ("line", "job"),
     [
-        (RUNNING, Job("RUNNING", "", "n[1-2]", 0, 2)),
+        (RUNNING, Job("RUNNING", "", "n[1-2]", 0, 2, "mode-expert-0-ab12")),
         ("JobState=PENDING Reason=Priority NodeList=(null) ExitCode=0:0", Job("PENDING", "Priority")),
         ("JobState=FAILED Reason=NonZeroExitCode ExitCode=143:0", Job("FAILED", "NonZeroExitCode", code=143)),
         ("JobState=FAILED Reason=RaisedSignal:9 ExitCode=0:9", Job("FAILED", "RaisedSignal:9", code=137)),

@@ -47,6 +47,7 @@ class Job:
         nodes: where it runs, as Slurm writes lists of nodes; empty: nowhere.
         code: exit code of the job script; 128 and the signal's number where one ended it.
         restarts: how often Slurm has requeued it.
+        name: as it was submitted.
     """
 
     state: str
@@ -54,6 +55,7 @@ class Job:
     nodes: str = ""
     code: int = 0
     restarts: int = 0
+    name: str = ""
 
     @property
     def ended(self) -> bool:
@@ -113,11 +115,16 @@ def submit(options: Sequence[str], command: Sequence[str], folder: Path, environ
     raise ModeError(f"Slurm refuses the job: {reason}", "change machine.slurm in params.yaml, or the form's `slurm`")
 
 
-def look_at(job: int) -> Job | None:
-    """How a job stands; None: Slurm does not know it, or no longer. Raises `Unreachable`."""
+def look_at(job: int, name: str) -> Job | None:
+    """How a job stands; None: Slurm does not know it, or no longer. Raises `Unreachable`.
+
+    A controller that has lost its state counts from the beginning again: a job of that number but another name is
+    somebody else's.
+    """
     done = _run(["scontrol", "--oneliner", "show", "job", str(job)])
     if done.returncode == 0:
-        return parse_job(done.stdout)
+        found = parse_job(done.stdout)
+        return found if found.name == name else None
     if _NO_SUCH_JOB in done.stderr + done.stdout:
         return None
     raise Unreachable(_last_line(done))
@@ -127,8 +134,8 @@ def parse_job(text: str) -> Job:
     """A line of `scontrol --oneliner show job`.
 
     Example:
-        >>> parse_job("JobId=7 JobState=FAILED Reason=NonZeroExitCode Restarts=1 ExitCode=1:0 NodeList=n[1-2]")
-        Job(state='FAILED', reason='NonZeroExitCode', nodes='n[1-2]', code=1, restarts=1)
+        >>> parse_job("JobId=7 JobName=a JobState=FAILED Reason=NonZeroExitCode Restarts=1 ExitCode=1:0 NodeList=n[1-2]")
+        Job(state='FAILED', reason='NonZeroExitCode', nodes='n[1-2]', code=1, restarts=1, name='a')
     """
     values = {
         key: "" if value in ("(null)", "None") else value for key, value in re.findall(r"(?<!\S)(\w+)=(\S*)", text)
@@ -140,6 +147,7 @@ def parse_job(text: str) -> Job:
         nodes=values.get("NodeList", ""),
         code=128 + int(number) if number.isdecimal() and int(number) else int(code) if code.isdecimal() else 0,
         restarts=int(restarts) if (restarts := values.get("Restarts", "0")).isdecimal() else 0,
+        name=values.get("JobName", ""),
     )
 
 
@@ -155,9 +163,9 @@ def jobs_called(name: str, ended: bool = False) -> list[int]:
     return sorted(int(line) for line in done.stdout.split() if line.isdecimal())
 
 
-def cancel(job: int) -> None:
-    """Have Slurm end a job: SIGTERM, and SIGKILL after its `KillWait`. Raises `Unreachable`."""
-    done = _run(["scancel", str(job)])
+def cancel(job: int, name: str) -> None:
+    """Have Slurm end the job of this number and name: SIGTERM, SIGKILL after its `KillWait`. Raises `Unreachable`."""
+    done = _run(["scancel", f"--name={name}", str(job)])
     if done.returncode and _NO_SUCH_JOB not in done.stderr:
         raise Unreachable(_last_line(done))
 

@@ -9,9 +9,16 @@
 # script. Nothing is filled in here; sbatch passes arguments on as they are.
 folder=$1
 shift
-[ "$(cat -- "$folder/name")" = "$SLURM_JOB_NAME" ] || exit 0
+fail() {
+    echo "error: job $SLURM_JOB_ID: $PWD/$folder$1" >&2
+    exit 1
+}
+[ -d "$folder" ] || fail ": no such folder on $HOSTNAME (nodes have to see the project under the same path)"
+[ "$(cat -- "$folder/name" 2> /dev/null)" = "$SLURM_JOB_NAME" ] || exit 0
 (set -o noclobber; echo "$SLURM_JOB_ID" > "$folder/claim") 2> /dev/null
-[ "$(cat -- "$folder/claim")" = "$SLURM_JOB_ID" ] || exit 0
+claim=$(cat -- "$folder/claim" 2> /dev/null)
+[ -n "$claim" ] || fail "/claim: cannot be written on $HOSTNAME (is the disk full, or read-only?)"
+[ "$claim" = "$SLURM_JOB_ID" ] || exit 0
 rm -f -- "$folder/exit"
 # srun takes the number of cores from no other variable.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK

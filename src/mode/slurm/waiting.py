@@ -124,6 +124,7 @@ class _Wait:
         self.project, self.paths, self.told = project, paths, told
         self._read = 0
         self._said = ""
+        self._name = ""  # of the present submission's job
         self._twice = False  # whether the present submission was made twice
 
     def run(self) -> int:
@@ -169,7 +170,7 @@ class _Wait:
                     return
                 self._say(f"job {left[0]} is left of an earlier run: it is cancelled, and the new one goes on")
                 for number in set(left) - cancelled:
-                    commands.cancel(number)
+                    commands.cancel(number, name)
                     cancelled.add(number)
             except Unreachable as reason:
                 self._say_unreachable(reason)
@@ -177,17 +178,19 @@ class _Wait:
 
     def _submit(self) -> int | None:
         """The id of a new job; None: told to stop before there was one. Waits where Slurm does not answer."""
-        name = f"mode-{self.training}-{secrets.token_hex(4)}"
+        self._name = f"mode-{self.training}-{secrets.token_hex(4)}"
         # The name is known before the job is, so that no job can be lost.
         with write_aside(self.paths.name) as temporary:
-            temporary.write_text(name, encoding="utf-8")
+            temporary.write_text(self._name, encoding="utf-8")
         self.paths.claim.unlink(missing_ok=True)
         log, folder = (str(path.relative_to(self.project.root)) for path in (self.paths.log, self.paths.folder))
-        options = commands.submit_options(self.machine, name, log)
+        options = commands.submit_options(self.machine, self._name, log)
         in_doubt = self._twice = False
         while in_doubt or not self.told:
             try:
-                if in_doubt and (there := self._claimed() or next(iter(commands.jobs_called(name, ended=True)), None)):
+                if in_doubt and (
+                    there := self._claimed() or next(iter(commands.jobs_called(self._name, ended=True)), None)
+                ):
                     self._say(f"job {there} was submitted")
                     return there
                 if in_doubt:  # none has come of it, or none yet: one of the two does nothing then (job.sh)
@@ -209,17 +212,17 @@ class _Wait:
             try:
                 if self.told and not cancelled:
                     self._cancel_twin()
-                    commands.cancel(number)
+                    commands.cancel(number, self._name)
                     cancelled = True
                     self._say(f"job {number} is cancelled: it writes its checkpoint")
                 number = self._claimed() or number
-                job = commands.look_at(number) or self._forgotten(number)
+                job = commands.look_at(number, self._name) or self._forgotten(number)
                 if job.ended and self._claimed() in (None, number):
                     self._pass_on()
                     return job
                 self._say_state(number, job)
                 if job.hopeless:
-                    commands.cancel(number)
+                    commands.cancel(number, self._name)
                     raise ModeError(
                         f"{self.training}: job {number} can never start: {job.reason}", "ask for less in machine.slurm"
                     )
@@ -230,9 +233,8 @@ class _Wait:
     def _cancel_twin(self) -> None:
         """End what a submission that was made twice has in the queue, but for the job that does the work."""
         if self._twice:
-            name = self.paths.name.read_text(encoding="utf-8").strip()
-            for number in set(commands.jobs_called(name)) - {self._claimed()}:
-                commands.cancel(number)
+            for number in set(commands.jobs_called(self._name)) - {self._claimed()}:
+                commands.cancel(number, self._name)
 
     def _claimed(self) -> int | None:
         """The job that does the work, where that is known: of one submission there may be several."""
