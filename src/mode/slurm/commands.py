@@ -134,8 +134,8 @@ def parse_job(text: str) -> Job:
     """A line of `scontrol --oneliner show job`.
 
     Example:
-        >>> parse_job("JobId=7 JobName=a JobState=FAILED Reason=NonZeroExitCode Restarts=1 ExitCode=1:0 NodeList=n[1-2]")
-        Job(state='FAILED', reason='NonZeroExitCode', nodes='n[1-2]', code=1, restarts=1, name='a')
+        >>> parse_job("JobId=7 JobName=a JobState=FAILED Reason=NonZeroExitCode Restarts=1 ExitCode=1:0 NodeList=n1")
+        Job(state='FAILED', reason='NonZeroExitCode', nodes='n1', code=1, restarts=1, name='a')
     """
     values = {
         key: "" if value in ("(null)", "None") else value for key, value in re.findall(r"(?<!\S)(\w+)=(\S*)", text)
