@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mode.processes import spin_briefly
+from mode.processes import before_ending, spin_briefly
+from tests.waiting import LONG
 
 #: Prints the flags of the mapping that a tensor of 64 MB lies in.
 FLAGS_OF_A_TENSOR = """
@@ -25,6 +27,41 @@ for line in open("/proc/self/smaps"):
     elif inside and line.startswith("VmFlags:"):
         print(line)
 """
+
+
+#: Ends at signals, after it has written a file; with a second argument, which takes so long that it is not waited for.
+ENDING = """
+import sys, threading
+from mode.processes import before_ending, ending_at_signals
+def last():
+    open(sys.argv[1], "a").write("last")
+    if sys.argv[2:]:
+        threading.Event().wait()
+with ending_at_signals("told"), before_ending(last, 0.2 if sys.argv[2:] else 1000.0):
+    print("there", flush=True)
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("stuck", [[], ["stuck"]])
+def test_what_is_to_be_done_before_an_end_is_done_once_and_not_waited_for_without_end(
+    tmp_path: Path, stuck: list[str]
+) -> None:
+    note = tmp_path / "note"
+    command = [sys.executable, "-c", ENDING, str(note), *stuck]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=LONG)
+    assert (process.returncode, said, note.read_text()) == (143, "told\n", "last")
+
+
+def test_elsewhere_signals_do_what_they_did() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with before_ending(lambda: None, 1.0):
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
+from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+#: What asks a process to stop.
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def die_with_parent() -> None:
@@ -66,7 +69,7 @@ def noting_signals(noted: Signals | None = None) -> Iterator[Signals]:
         signals.note(number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with _handling(note):
+    with handling_signals(note):
         yield signals
 
 
@@ -92,15 +95,39 @@ def ending_at_signals(said: str) -> Iterator[None]:
             os.write(2, f"{said}\n".encode() if said else b"")
         os._exit(128 + number)
 
-    with _handling(leave):
+    with handling_signals(leave):
         yield
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def before_ending(last: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Within `ending_at_signals`: do something before the process ends, for so long. Elsewhere, nothing.
+
+    A thread of its own does it, for the main thread may be anywhere and hold any lock. More signals change nothing.
+    """
+    outer: dict[int, Any] = {number: signal.getsignal(number) for number in _STOPPING}
+    told = False
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if told:
+            return
+        told = True
+        thread = threading.Thread(target=last, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if callable(end := outer[number]):
+            end(number, frame)
+
+    with handling_signals(leave) if all(map(callable, outer.values())) else nullcontext():
+        yield
+
+
+@contextmanager
+def handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Have SIGTERM and SIGINT handled, in the main thread."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread}
+    before = {number: signal.signal(number, handler) for number in _STOPPING if in_main_thread}
     try:
         yield
     finally:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,6 +24,7 @@ from mode.data.glyphs.dataset import write_glyph_shards
 from mode.data.shards.index import build_index
 from mode.data.shards.manifest import build_manifest
 from mode.params import GlyphParams, IndexParams, SourceParams
+from mode.training.checkpoint import open_checkpoint
 from tests.small import VIT
 from tests.waiting import LONG, wait_until
 
@@ -45,6 +49,8 @@ if ":" in sys.argv[1]:
         owner = getattr(owner, each)
     setattr(owner, name, stay)
 from mode.cli import main
+from mode.tracking import runs
+runs.FAREWELL_SECONDS = 1000.0
 main(["stage", "seed"])
 """
 
@@ -98,6 +104,48 @@ def test_a_training_that_has_not_begun_ends_at_once(root: Path, place: str, numb
     assert (training.returncode, said.splitlines()[-1:]) == (128 + number, [STOPPED])
     assert "Traceback" not in said
     assert not list((root / "checkpoints").rglob("*.safetensors"))
+
+
+def states(root: Path) -> list[str]:
+    """How MLflow's runs are, once there is a database."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(root / "mlruns/mlflow.db")) as database:
+        return [state for (state,) in database.execute("SELECT status FROM runs")]
+    return []
+
+
+def test_the_run_of_a_training_that_has_not_begun_is_over_when_it_has_ended(root: Path) -> None:
+    with started(root, "-c", STAYING, "mode.training.loop:_Monitor.do_beside") as training:
+        wait_until(lambda: states(root) == ["RUNNING"] or training.poll() is not None)
+        training.send_signal(signal.SIGTERM)
+        _, said = training.communicate(timeout=LONG)
+    assert (training.returncode, said.splitlines()[-1:]) == (143, [STOPPED])
+    assert states(root) == ["KILLED"]
+    assert not list((root / "mlruns/pending").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_training_that_ends_after_its_last_step_loses_none(root: Path, number: signal.Signals) -> None:
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["training"] |= {"epochs": 4, "seed_epochs": 3}
+    params["machine"] |= {"checkpoint_minutes": 1000.0}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    with started(root, "-c", STAYING, "mode.training.loop:make_card") as training:
+        assert training.stdout is not None
+        assert "there\n" in iter(training.stdout.readline, "")
+        training.send_signal(number)
+        training.communicate(timeout=LONG)
+    assert not (root / "models").exists()
+    [checkpoint] = root.rglob("checkpoint.safetensors")
+    assert open_checkpoint(checkpoint, root / "models")[1] == 12
+
+    with started(root, "-m", "mode.cli", "stage", "seed") as training:
+        shown, said = training.communicate(timeout=LONG)
+    assert training.returncode == 0, said
+    assert "seed goes on from its checkpoint" in shown
+    card = json.loads((root / "models/seed/card.json").read_text())
+    assert (card["steps"], card["own"]["samples_seen"]) == ([0, 12], 96)
+    assert not list(root.rglob("checkpoint.safetensors"))
+    assert "RUNNING" not in states(root)
 
 
 class Store(BaseHTTPRequestHandler):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mode.errors import ModeError
 from mode.files import told_of_no_room
 from mode.paths import CURVE, VALIDATION
-from mode.processes import leads, noting_signals
+from mode.processes import before_ending, leads, noting_signals
 from mode.roles import DENSE_LONG, SEED, UPDATE, Role
 from mode.stages.machine import made_by_one
 from mode.stages.pairs import open_joined, outside_share, pairs_of, seen_rows
@@ -127,6 +127,7 @@ def _train(project: Project, training: Training) -> None:
     """Train one model and write its folder, with its run in MLflow and its curve of losses."""
     from mode.files import only_writer
     from mode.stages.beside import Validation, beside_training
+    from mode.tracking.runs import FAREWELL_SECONDS
     from mode.training.distribution import ending_together
     from mode.training.loop import Interrupted, train
 
@@ -143,7 +144,7 @@ def _train(project: Project, training: Training) -> None:
         record = _Record(project, training, checkpoints)
         looks = checkpoints / "validation.jsonl"
         beside = beside_training(project, training, looks, record.run.log, leading)
-        with record.run if leading else nullcontext():
+        with before_ending(record.run.settle, FAREWELL_SECONDS), record.run if leading else nullcontext():
             try:
                 machine = project.params.machine
                 result = train(
@@ -155,6 +156,7 @@ def _train(project: Project, training: Training) -> None:
                     beside=beside,
                     copies=copies,
                     images=_images(project, training),
+                    keep_last=True,
                 )
             except Interrupted as interrupted:
                 until_it_ends.enter_context(noting_signals())  # told once more, it goes on ending

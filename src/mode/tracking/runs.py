@@ -337,6 +337,17 @@ class Run:
         if not self._thread.is_alive():  # else it goes on while the process lives, and nobody else may send
             self._journal.lock.release()
 
+    def settle(self) -> None:
+        """Have it over as KILLED, unless it is over already: the process is about to end, without a way out of `with`.
+
+        Returns when MLflow has it; waits as long as that takes.
+        """
+        if self._thread.is_alive():
+            if not self._journal.over:
+                self._journal.end("KILLED")
+            self._ending.set()
+            self._thread.join()
+
     @property
     def run_id(self) -> str | None:
         """MLflow's id; waits for it, and is `None` if the database stays locked (the run appears there later)."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -71,19 +72,15 @@ class Interrupted(Exception):
 
 @dataclass
 class TrainResult:
-    """A trained model with its card, and AdamW as training left it; of several processes, the one that `leads` saves.
-
-    `checkpoint` is the file to remove once the model is in place.
-    """
+    """A trained model with its card, and AdamW as training left it; of several processes the one that `leads` saves."""
 
     clip: Clip
     plan: TrainPlan
     optimizer: AdamW
-    checkpoint: Path
     leads: bool
 
     def save(self, folder: Path, beside: Mapping[str, str] | None = None) -> None:
-        """Write the model folder, with AdamW's moments if other roles branch off from it, and drop the checkpoint.
+        """Write the model folder, with AdamW's moments if other roles branch off from it.
 
         Args:
             folder: of the model; replaced as a whole.
@@ -98,7 +95,6 @@ class TrainResult:
             if any(role.parent == self.plan.role.name for role in TRAINED):
                 save_branch_state(temporary / BRANCH_STATE, self.clip.model, self.optimizer, self.plan.last_step)
             write_manifest(temporary)
-        self.checkpoint.unlink(missing_ok=True)
 
 
 def train(
@@ -111,6 +107,7 @@ def train(
     beside: Sequence[Beside] = (),
     copies: RemoteCheckpoints | None = None,
     images: Images = Images(),  # noqa: B008 (it cannot be changed)
+    keep_last: bool = False,
 ) -> TrainResult:
     """Train one model, or resume it where an interrupted run of the same configuration left off.
 
@@ -120,7 +117,7 @@ def train(
         training: what to train.
         root: what relative paths of shards are relative to.
         machine: where and how fast; it may change between checkpoint and continuation.
-        checkpoint_dir: holds `checkpoint.safetensors` while the training is unfinished.
+        checkpoint_dir: holds `checkpoint.safetensors` of a training that was interrupted; the caller's to remove.
         on_metrics: called with the step and figures: `train/loss` (mean since the last call), `train/lr`,
             `train/grad_norm`, `train/logit_scale`, `train/samples_per_second`, `train/data_wait` (share of the time
             that steps waited for data) and `train/bad_images`.
@@ -129,6 +126,8 @@ def train(
             of the training's. If it fails with `ModeError`, the log says so.
         copies: copies of the checkpoints somewhere else; of the process that leads.
         images: where images come from; with `training.read: sequential` it has to have a spool.
+        keep_last: write a checkpoint after the last step as well, so that whatever ends the process before its model is
+            saved loses no step.
 
     Raises:
         ModeError: the loss became NaN or infinite; a checkpoint or seed of another configuration; a batch that the
@@ -166,6 +165,11 @@ def train(
             until = min(signals.first, time.monotonic()) + machine.stop_seconds * _STOPPING
             copies.finish(checkpoint_dir, state.step, until)
 
+    def leave() -> NoReturn:
+        send_last_copy()
+        group.any(False)  # waits for the checkpoint: torchrun stops all when one has ended
+        raise stopped()
+
     monitor = _Monitor(training, learner, batches, state, group, checkpoint)
     with monitor.bar or nullcontext():
         monitor.do_beside(beside, clip)  # at the first step, and what the end of an interrupted run left out
@@ -199,17 +203,20 @@ def train(
                 if stop or due:
                     monitor.save_checkpoint(clip)
                 if stop:
-                    send_last_copy()
-                    group.any(False)  # waits for the checkpoint: torchrun stops all when one has ended
-                    raise stopped()
+                    leave()
                 if due and copies is not None and group.leads:
                     copies.offer(checkpoint_dir, state.step)
+            monitor.refuse_broken_weights()
+            if keep_last:
+                monitor.keep(clip)
+                [told] = group.any(bool(signals))
+                if told:
+                    leave()
 
-    monitor.refuse_broken_weights()
     clip.model.eval()
     clip.model.set_grad_checkpointing(False)
     clip.card = make_card(training, clip, state, group)
-    return TrainResult(clip, plan, optimizer, checkpoint, group.leads)
+    return TrainResult(clip, plan, optimizer, group.leads)
 
 
 def _refuse_uneven_batches(batch_size: int, accumulate: int, group: Group) -> None:
