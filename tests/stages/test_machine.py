@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.waiting import LONG, wait_until
 
@@ -33,6 +36,20 @@ if dist.get_rank() == 0:
     open(sys.argv[1], "w").write(json.dumps([key for visit in visits for key in visit.list_keys()]))
 dist.barrier()
 dist.destroy_process_group()
+"""
+
+
+#: A process that is told to stop, says so, and writes its checkpoint when it may.
+CHECKPOINT = """
+import os, signal, sys, time
+from pathlib import Path
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+signal.signal(signal.SIGTERM, lambda *_: (folder / f"told-{rank}").touch())
+(folder / f"there-{rank}").touch()
+while not (folder / "may").exists():
+    time.sleep(0.02)
+(folder / f"checkpoint-{rank}").touch()
+sys.exit(143)
 """
 
 
@@ -62,3 +79,29 @@ def test_processes_that_are_told_to_stop_leave_nothing_of_their_meeting(tmp_path
     process.send_signal(signal.SIGTERM)
     assert process.wait(LONG) == 143
     assert not list(temporary.glob("mode-*"))
+
+
+def waits(process: int) -> bool:
+    """Whether a process has taken its signals and is asleep: looked at ten times."""
+    for _ in range(10):
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+        if int(status["SigPnd"], 16) or int(status["ShdPnd"], 16) or not status["State"].startswith("S"):
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what a process does")
+def test_told_to_stop_again_and_again_it_waits_for_the_checkpoints(tmp_path: Path) -> None:
+    """Whoever stops a tree of processes tells each of them, and again through each parent."""
+    process = launch(tmp_path, CHECKPOINT, str(tmp_path))
+    wait_until(lambda: len(list(tmp_path.glob("there-*"))) == 2)
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: len(list(tmp_path.glob("told-*"))) == 2)
+    for number in 3 * (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+        wait_until(lambda: process.poll() is not None or waits(process.pid))
+    assert process.poll() is None
+    (tmp_path / "may").touch()
+    assert process.wait(LONG) == 143
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 2

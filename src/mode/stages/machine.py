@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -11,12 +12,13 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mode.errors import ModeError
 from mode.parallel import cores
 from mode.params import MachineParams
-from mode.processes import leads
+from mode.processes import handling_signals, leads
 from mode.roles import TRAINED, UPDATE
 from mode.stages.project import Project
 
@@ -87,7 +89,8 @@ def in_several_processes(machine: MachineParams, name: str, arguments: list[str]
 def _launch(machine: MachineParams, *arguments: str) -> None:
     """What `torchrun` does, with errors in one line: `python ARGUMENTS` in several processes, here and on other nodes.
 
-    A SIGTERM or SIGINT is passed on; this process then ends at once with 143 or 130, as one training would.
+    A SIGTERM or SIGINT is passed on; once the processes have ended, this one does so with 143 or 130, as one training
+    would. More signals change nothing: torch would leave at the third, and the processes alone with their checkpoint.
 
     Raises:
         ModeError: one of them failed; the others were stopped.
@@ -102,6 +105,13 @@ def _launch(machine: MachineParams, *arguments: str) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     processes, nodes = machine.processes, machine.nodes
     signalled = None
+    told: list[int] = []
+
+    def tell_once(number: int, _: FrameType | None) -> None:
+        told.append(number)
+        if len(told) == 1:
+            raise SignalException("told to stop", signal.Signals(number))
+
     with tempfile.TemporaryDirectory(prefix="mode-processes-", ignore_cleanup_errors=True) as folder:
         config = LaunchConfig(
             min_nodes=nodes,
@@ -111,11 +121,13 @@ def _launch(machine: MachineParams, *arguments: str) -> None:
             **(_meeting() if nodes > 1 else _meeting_here(folder)),
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(),
+            signals_to_handle="SIGHUP,SIGQUIT",  # the others are handled here
             # To write a checkpoint in, and to copy it; then they are killed.
             shutdown_timeout=max(_CHECKPOINT_SECONDS, math.ceil(machine.stop_seconds)),
         )
         try:
-            elastic_launch(config, sys.executable)(*arguments)
+            with handling_signals(tell_once):
+                elastic_launch(config, sys.executable)(*arguments)
         except SignalException as told:
             signalled = told.sigval
         except ChildFailedError as failed:
