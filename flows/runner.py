@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 
 from flows.clones import environment, prepared_clone
 from flows.devices import Place, stage_settings
@@ -147,6 +149,7 @@ class Runner:
         # Runs on a GPU share the cores; on the CPU, each has one.
         threads = 1 if place.device == "cpu" else max(1, cores() // len(places))
         targets = ["evaluate", "variants"] if run.params.variants.arms else ["evaluate"]
+        log = self.ledger.files(run).log.open("ab", buffering=0)
         process = supervised(
             [sys.executable, "-m", "dvc", "exp", "run", "--name", run.name, *set_params(run.overrides), *targets],
             environment(clone, self.ledger.root) | stage_settings(place.settings, threads, ""),
@@ -156,18 +159,22 @@ class Runner:
             alone=True,  # Ctrl-C reaches this process alone, which tells the others
         )
         active = Active(run, process, locks, time.monotonic())
-        active.follower = threading.Thread(target=self._follow, args=(active,), daemon=True)
+        active.follower = threading.Thread(target=self._follow, args=(active, log), daemon=True)
         active.follower.start()
         self._say(run, f"started on {place.device}")
         return active
 
-    def _follow(self, active: Active) -> None:
-        """Keep a run's output in its log, and say which stage it has come to."""
+    def _follow(self, active: Active, log: FileIO) -> None:
+        """Keep a run's output in its log, and say which stage it has come to.
+
+        What a full disk has no room for is left out: nobody else reads what the run writes, and it would wait for that
+        for ever.
+        """
         assert active.process.stdout is not None
-        with self.ledger.files(active.run).log.open("a", encoding="utf-8") as log:
+        with log:
             for raw in active.process.stdout:
-                log.write(raw)
-                log.flush()
+                with suppress(OSError):
+                    log.write(raw.encode())
                 line = raw.rstrip()
                 active.tail = [*active.tail[-20:], line]
                 if found := _STARTED.match(line):
