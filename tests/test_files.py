@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mode.errors import ModeError
 from mode.files import is_there, make_room, only_writer, sha256_of, write_aside
@@ -74,6 +75,25 @@ def test_writing_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), write_aside(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "old"
+
+
+@pytest.mark.parametrize(("umask", "usual"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_are_as_readable_as_the_umask_lets_them_be(tmp_path: Path, umask: int, usual: int) -> None:
+    """Safetensors lets only the owner read what it writes; a script's own right to be run stays."""
+    before = os.umask(umask)
+    try:
+        with write_aside(tmp_path / "folder") as temporary:
+            (temporary / "below").mkdir(parents=True)
+            save_file({"weight": np.zeros(1)}, temporary / "below" / "model.safetensors")
+            (temporary / "run.sh").touch(0o700)
+        with write_aside(tmp_path / "file.safetensors") as temporary:
+            save_file({"weight": np.zeros(1)}, temporary)
+    finally:
+        os.umask(before)
+    paths = (tmp_path / "folder" / "below" / "model.safetensors", tmp_path / "file.safetensors")
+    assert [path.stat().st_mode & 0o777 for path in paths] == [usual, usual]
+    assert (tmp_path / "folder" / "run.sh").stat().st_mode & 0o777 == usual | 0o700
+    assert names(tmp_path) == ["file.safetensors", "folder"]
 
 
 def test_suffix_is_kept_for_writers_that_look_at_it(tmp_path: Path) -> None:

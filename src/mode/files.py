@@ -75,7 +75,8 @@ def write_aside(path: Path) -> Iterator[Path]:
     cannot exchange two folders there is a moment without either; `recover` mends it if the writer is killed just then.)
     A symbolic link at `path` is replaced itself; what it points to is left alone. The temporary path has the name of
     `path` (inside a hidden folder next to it), because some writers look at the suffix. What a killed process has left
-    behind is removed by the next write to the same path.
+    behind is removed by the next write to the same path. Files get the permissions that the umask gives, whatever wrote
+    them.
 
     Args:
         path: where the file or folder shall be; missing parents are made.
@@ -98,6 +99,7 @@ def write_aside(path: Path) -> Iterator[Path]:
         temporary = aside / path.name
         with told_of_no_room(path, temporary):
             yield temporary
+            _give_usual_permissions(temporary)
             _flush(temporary)
         _move_into_place(temporary, path)
         _flush_folder(path.parent)
@@ -231,6 +233,17 @@ def _new_folder_beside(path: Path) -> tuple[Path, int]:
             if aside.is_dir():
                 return aside, lock
             os.close(lock)
+
+
+def _give_usual_permissions(path: Path) -> None:
+    """Give a file, or every file in a folder, what the umask gives a new one: safetensors lets only the owner read."""
+    sample = path.parent / f"{path.name}.permissions"
+    sample.touch()
+    usual = sample.stat().st_mode & 0o777
+    sample.unlink()
+    for each in path.rglob("*") if path.is_dir() else (path,):
+        if each.is_file() and not each.is_symlink() and usual & ~each.stat().st_mode:
+            each.chmod(usual | each.stat().st_mode & 0o777)
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
