@@ -5,7 +5,6 @@ import yaml
 
 from mode.edit import add_arrival, add_source, add_updates, remove_expert, set_values
 from mode.errors import ModeError
-from mode.params import load_params
 
 TEXT = (Path(__file__).parent.parent / "params.yaml").read_text()
 
@@ -21,12 +20,28 @@ def test_a_new_source_adds_lines_and_changes_none() -> None:
     assert content["experts"]["expert-5"] == {"source": "food", "cluster": 1}
 
 
-def test_removing_what_was_added_gives_the_old_file(tmp_path: Path) -> None:
-    text, experts = add_source(TEXT, "food", "shards/food", experts=1)
-    removed = remove_expert(text, experts[0])
-    (tmp_path / "old.yaml").write_text(TEXT)
-    (tmp_path / "new.yaml").write_text(removed)
-    assert load_params(tmp_path / "new.yaml") == load_params(tmp_path / "old.yaml")
+def test_what_is_added_stands_in_its_section_and_ahead_of_the_next_ones_comment() -> None:
+    old = TEXT.replace("shards: glyphs\n", "shards: /data\n\n# The built-in data.\n")
+    text, _ = add_arrival(old, "base")
+    text, _ = add_updates(text, "expert-2")
+    sources = (
+        "    shards: /data\n  base-2:\n    shards: /data\n    continues: base\n\n# The built-in data.\n\nglyphs:\n"
+    )
+    assert sources in text
+    updates = text[text.index("\nupdates:") : text.index("\nseed:")].splitlines()
+    assert updates[2].startswith("  expert-2-v2: {continues: expert-2, ")
+    assert updates[3:] == [
+        "",
+        "# What every model goes on from: one that is trained here, or a CLIP that is there (`mode params seed`).",
+    ]
+
+
+@pytest.mark.parametrize("comment", ["", "# The built-in data.\n"])
+def test_removing_what_was_added_gives_the_old_file(comment: str) -> None:
+    old = TEXT.replace("\nglyphs:\n", f"\n{comment}glyphs:\n")
+    text, experts = add_source(old, "food", "shards/food", experts=1)
+    assert text != old
+    assert remove_expert(text, experts[0]) == old
 
 
 def test_a_source_stays_while_another_expert_needs_it() -> None:

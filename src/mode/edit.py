@@ -9,7 +9,8 @@ import io
 import re
 import textwrap
 from collections.abc import Container, Iterable, Mapping
-from itertools import count
+from difflib import SequenceMatcher
+from itertools import count, takewhile
 from typing import Any
 
 import yaml
@@ -48,7 +49,7 @@ def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | 
         entry = CommentedMap(source=name, cluster=cluster)
         entry.fa.set_flow_style()
         content["experts"][expert] = entry
-    return _checked(content), names
+    return _checked(content, text), names
 
 
 def add_arrival(text: str, source: str) -> tuple[str, str]:
@@ -69,7 +70,7 @@ def add_arrival(text: str, source: str) -> tuple[str, str]:
     alike = yaml.safe_load(text)["sources"][source]
     kept = {key: value for key, value in alike.items() if key in ("shards", *SourceParams.READING)}
     content["sources"][name] = CommentedMap({**kept, "continues": source})
-    return _checked(content), name
+    return _checked(content, text), name
 
 
 def add_updates(text: str, expert: str) -> tuple[str, list[str]]:
@@ -109,7 +110,7 @@ def add_updates(text: str, expert: str) -> tuple[str, list[str]]:
         entry.fa.set_flow_style()
         content["updates"][name] = entry
         added.append(name)
-    return _checked(content), added
+    return _checked(content, text), added
 
 
 def _numbered(stem: str, taken: Container[str]) -> str:
@@ -133,7 +134,7 @@ def remove_expert(text: str, name: str) -> str:
         raise ModeError(f"{later[0]} goes on from {name}", f"remove {later[0]} first")
     if name in params.updates:
         del content["updates"][name]
-        return _checked(content)
+        return _checked(content, text)
     source = params.experts[name].source
     del content["experts"][name]
     others = {expert.source for key, expert in params.experts.items() if key != name}
@@ -142,7 +143,7 @@ def remove_expert(text: str, name: str) -> str:
     if not needed.intersection(block):
         for each in block:
             del content["sources"][each]
-    return _checked(content)
+    return _checked(content, text)
 
 
 def set_values(text: str, values: Mapping[str, Any]) -> str:
@@ -154,7 +155,7 @@ def set_values(text: str, values: Mapping[str, Any]) -> str:
         for name in path:
             section = section[name]
         section[last] = value
-    return _checked(content)
+    return _checked(content, text)
 
 
 def add_sections(text: str, names: Iterable[str]) -> tuple[str, list[str]]:
@@ -231,7 +232,26 @@ def _params(text: str) -> Params:
     return parse_params(yaml.safe_load(text))
 
 
-def _checked(content: CommentedMap) -> str:
-    text = _dump(content)
+def _checked(content: CommentedMap, before: str) -> str:
+    text = _within_its_section(before, _dump(content))
     _params(text)
     return text
+
+
+def _within_its_section(before: str, after: str) -> str:
+    """Leave blank lines and comments ahead of a section there, which ruamel counts to the end of the one before."""
+    old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    lines: list[str] = []
+    for kind, first, last, start, end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        place = len(lines)
+        if kind == "insert" and new[start].startswith(" "):
+            place -= _between_sections(lines)
+        elif kind == "delete" and (kept := _between_sections(old[first:last])):
+            lines += old[last - kept : last]
+        lines[place:place] = new[start:end]
+    return "".join(lines)
+
+
+def _between_sections(lines: list[str]) -> int:
+    """How many of the last lines are blank or comments that are not indented."""
+    return sum(1 for _ in takewhile(lambda line: re.match(r"#|\s*$", line), reversed(lines)))
