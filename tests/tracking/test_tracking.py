@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -64,6 +65,36 @@ def open_database(tracker: Tracker) -> tuple[MlflowClient, str]:
     experiment = client.get_experiment_by_name("mode")
     assert experiment is not None
     return client, experiment.experiment_id
+
+
+def test_a_process_that_ends_while_tables_are_made_leaves_no_database(tmp_path: Path) -> None:
+    """MLflow goes on from the last table that it has noted, and fails where the next one is there already."""
+    program = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import Engine, event
+from mode.tracking.runs import Tracker
+
+@event.listens_for(Engine, "after_cursor_execute")
+def end(connection, cursor, statement, *_):
+    if "ADD COLUMN client_request_id" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Tracker(Path(sys.argv[1])).prepare()
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    tracker = Tracker(tmp_path)
+    tracker.prepare()
+    assert open_database(tracker)[1]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} <= {"pending", "artifacts"}
+
+
+def test_a_comparison_in_a_database_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
+    with pytest.raises(ModeError, match=r"MLflow: cannot open the database in .*: .*not a database"):
+        Tracker(tmp_path).compare("dense", "ensemble")
 
 
 def test_pages_of_the_comparison_and_of_each_models_latest_run(tracker: Tracker) -> None:

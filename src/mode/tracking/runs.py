@@ -21,7 +21,15 @@ from mode.results import Cost, Figure, Results
 from mode.roles import ENSEMBLE, Kind, role_of
 from mode.tracking.journal import Header, Journal
 from mode.tracking.registry import CHAMPION, REGISTERED_MODEL, fingerprint, register, registered
-from mode.tracking.store import Store, database_uri, import_mlflow, is_of_the_store, is_temporary, metric_name
+from mode.tracking.store import (
+    Store,
+    database_uri,
+    import_mlflow,
+    is_of_the_store,
+    is_temporary,
+    make_database,
+    metric_name,
+)
 
 Result = TypeVar("Result")
 #: MLflow's limit for one parameter's value, in characters.
@@ -77,6 +85,7 @@ class Tracker:
         self.pending.mkdir(exist_ok=True)
         # A fresh database is created once: processes that open it at the same time would race.
         with FileLock(self.folder / "mlflow.lock", timeout=self.patience):
+            make_database(self.folder)
             return Store(self.uri, self.experiment, self.folder / "artifacts")
 
     def prepare(self) -> None:
@@ -230,8 +239,9 @@ class Tracker:
         return version
 
     def compare(self, first: str, second: str) -> Comparison:
-        """What differs between two runs, each given as `Store.find` takes it; raises as that does."""
-        one, other = self.store.find(first), self.store.find(second)
+        """What differs between two runs, each given as `Store.find` takes it; raises as that and `prepare` do."""
+        store = self._patiently("open the database", lambda: self.store)
+        one, other = store.find(first), store.find(second)
         params, metrics = (
             {key: (left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys())}
             for left, right in ((one.data.params, other.data.params), (one.data.metrics, other.data.metrics))

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import Timeout
 
 from mode.errors import ModeError
+from mode.files import write_aside
 from mode.tracking.journal import Header
 
 #: MLflow's limits for one `log_batch` call.
@@ -41,6 +42,22 @@ COMPARISON_VIEW: dict[str, Any] = {
 def database_uri(folder: Path) -> str:
     """MLflow's tracking (and registry) address of the database in a folder."""
     return f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+
+
+def make_database(folder: Path) -> None:
+    """Make MLflow's database in a folder, without experiments of this project, if there is none: whole or not at all.
+
+    MLflow makes its tables in some fifty steps, each for good: a process that ended between two of them, as a training
+    that fails at once does, would leave a database that no later process can complete or open.
+    """
+    database = folder / "mlflow.db"
+    if database.exists():
+        return
+    import_mlflow()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with write_aside(database) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", (folder / "artifacts").as_uri()).engine.dispose()
 
 
 class Store:
