@@ -109,6 +109,20 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
             changed(training={"batch_siz": 1}),
             "training.batch_siz: unknown parameter (did you mean training.batch",
         ),
+        (
+            changed(training={"learning_rate": 1}),
+            "training.learning_rate: unknown parameter (did you mean training.lr?)",
+        ),
+        (changed(training={"grad_checkpointing": True}), "(did you mean machine.grad_checkpointing?)"),
+        (changed(training={"qqq": True}), "training.qqq: unknown parameter (`mode params training` lists all)"),
+        (changed(trainig={}), "trainig: unknown parameter (did you mean training?)"),
+        (changed(experts={"e": {"cluster": 0, "epoch": 3}}), "(did you mean experts.e.epochs?)"),
+        (
+            changed(evaluation={"tasks": "/data/pets"}),
+            "tasks: '/data/pets', but it is `glyphs` or a list of folders: [/data",
+        ),
+        (changed(training={"lr": "1e-4x"}), "training.lr: Input should be a valid number, not '1e-4x'"),
+        (changed(training={"epochs": "1e2"}), "training.epochs: Input should be a valid integer, not '1e2'"),
         (changed(training={"epochs": 0}), "greater than 0, not 0 (Length of the dense model, in epochs.)"),
         (changed(model={}), "give either `name` or `config`"),
         (changed(image={"crop_ratio": [2, 1]}), "image: crop_ratio: 2 to 1, but it goes from a number above 0"),
@@ -142,7 +156,8 @@ def test_a_source_may_have_its_own_numbers_of_clusters() -> None:
         (changed(sources={"base": {"shards": "x", "captions": {"txt": 0}}}), "captions.txt: Input should be greater"),
         (changed(sources={"base": {"shards": "x", "filters": [3]}}), "sources.base.filters.0: Input should be a valid"),
         ({}, "sources: missing"),
-        (None, "params.yaml"),
+        (None, "params.yaml: sections are wanted, such as `sources:` and `training:`; it is empty"),
+        ("sources", "`training:`; not 'sources' (`mode init FOLDER` writes a whole one)"),
     ],
 )
 def test_a_fault_is_named_with_its_key(content: object, message: str) -> None:
@@ -159,6 +174,20 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         (tmp_path / "params.yaml").write_bytes(content)
         with pytest.raises(ModeError, match=r"params.yaml: not valid YAML"):
             load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(ModeError, match=r"params.yaml: not valid YAML: line 1, column 5: .* but found"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("training:\n  lr: 0.1\n  epochs: 3\n  lr: 0.2\n")
+    with pytest.raises(ModeError, match=r"params.yaml: not valid YAML: line 4, column 3: 'lr' is given twice$"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1E-4", "0.0001", "1.e-4"])
+def test_a_rate_may_be_written_as_everybody_does(tmp_path: Path, text: str) -> None:
+    """PyYAML takes numbers such as 1e-4 for texts; DVC does not."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(MINIMAL) + f"training: {{lr: {text}, clip_norm: {text}}}\n")
+    training = load_params(tmp_path / "params.yaml").training
+    assert (training.lr, training.clip_norm) == (0.0001, 0.0001)
 
 
 def test_params_survive_a_round_trip_through_yaml(tmp_path: Path) -> None:

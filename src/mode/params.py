@@ -15,12 +15,13 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mode.errors import ModeError, in_one_line
 from mode.roles import DENSE_LONG, EXPERT, FULL, ROLES, SEED, TRAINED, UPDATE, Role
@@ -70,6 +71,29 @@ MOVED = {
     "evaluation.device": "machine.device",
 }
 
+#: What other trainers call a parameter: open_clip, Hugging Face's.
+CALLED = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "accum_freq": "accumulate",
+    "gradient_accumulation_steps": "accumulate",
+    "grad_clip_norm": "clip_norm",
+    "max_grad_norm": "clip_norm",
+    "lr_scheduler": "schedule",
+    "warmup_steps": "warmup",
+    "num_workers": "workers",
+    "train_num_samples": "epoch_samples",
+}
+#: What to do without a params.yaml.
+_NEW = "`mode init FOLDER` writes a whole one"
+
+#: A number that PyYAML takes for a text, because it has no point or its exponent has no sign.
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def _may_be_float(annotation: Any) -> bool:
+    return annotation is float or any(map(_may_be_float, get_args(annotation)))
+
 
 #: What reading YAML raises; ValueError: it is no UTF-8, or a date that there is not.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -88,6 +112,14 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         serialize_by_alias=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: object, info: ValidationInfo) -> object:
+        """`1e-4`: a number to YAML 1.2, and so to DVC, but a text to PyYAML, which reads YAML 1.1."""
+        if isinstance(value, str) and _may_be_float(cls.model_fields[info.field_name or ""].annotation):
+            return float(value) if _EXPONENT.fullmatch(value) else value
+        return value
 
 
 class Comparison(NamedTuple):
@@ -636,6 +668,13 @@ class EvaluationParams(Section):
     tasks: Literal["glyphs"] | list[str] = "glyphs"
     """`glyphs`, or folders in CLIP_benchmark's webdataset layout."""
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _many(cls, tasks: object) -> object:
+        if isinstance(tasks, str) and tasks != "glyphs":
+            raise ValueError(f"'{tasks}', but it is `glyphs` or a list of folders: [{tasks}]")
+        return tasks
+
 
 class Arm(NamedTuple):
     """Another way to use the trained models: `kind` is what `ARMS` lists, `number` what stands in place of N or X."""
@@ -1013,12 +1052,34 @@ def load_params(path: Path) -> Params:
         ModeError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong type.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ModeError(f"{path}: no such file", "run inside the project, where params.yaml lies") from None
     except _NO_YAML as error:
-        raise ModeError(f"{path}: not valid YAML: {in_one_line(error)}") from None
+        raise ModeError(f"{path}: not valid YAML: {_as_line(error)}") from None
     return parse_params(content, str(path), os.environ)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types; a key that is given twice is an error, as it is to DVC, and not the last one's value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        known: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in known:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                known.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _as_line(error: Exception) -> str:
+    """What is wrong with a file, and in which line and column of it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return in_one_line(error)
+    said = " ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
 def parse_params(content: object, where: str = "params.yaml", environment: Mapping[str, str] | None = None) -> Params:
@@ -1028,7 +1089,10 @@ def parse_params(content: object, where: str = "params.yaml", environment: Mappi
         ModeError: a key is unknown, missing or of the wrong type.
     """
     overrides = _overrides(environment or {})
-    if overrides and isinstance(content, dict) and isinstance(machine := content.get("machine") or {}, dict):
+    if not isinstance(content, Mapping):
+        given = "it is empty" if content is None else f"not {content!r}"
+        raise ModeError(f"{where}: sections are wanted, such as `sources:` and `training:`; {given}", _NEW)
+    if overrides and isinstance(machine := content.get("machine") or {}, dict):
         content = {**content, "machine": {**machine, **overrides}}
     try:
         return Params.model_validate(content)
@@ -1105,6 +1169,20 @@ def _hint(faults: Sequence[Any]) -> str:
     key = ".".join(str(part) for part in faults[0]["loc"])
     known = dict(explanations())
     if faults[0]["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, list(known), n=1)
-        return f"did you mean {close[0]}?" if close and key not in MOVED else "`mode params` lists all"
+        close = _meant(key, known)
+        section = key.partition(".")[0]
+        listing = f"mode params {section}" if "." in key and section in known else "mode params"
+        return f"did you mean {close}?" if close and key not in MOVED else f"`{listing}` lists all"
     return known.get(key, "")
+
+
+def _meant(key: str, known: Iterable[str]) -> str | None:
+    """The key that an unknown one stands for: of its name, there or in another section, or else one alike beside it."""
+    section, _, name = key.rpartition(".")
+    name = CALLED.get(name, name)
+    beside = [other.rpartition(".")[2] for other in known if fnmatchcase(section, other.rpartition(".")[0])]
+    elsewhere = [other for other in known if other.rpartition(".")[2] == name and "*" not in other]
+    if name not in beside and elsewhere:
+        return elsewhere[0]
+    close = difflib.get_close_matches(name, beside, n=1)
+    return ".".join(filter(None, (section, *close))) if close else None
