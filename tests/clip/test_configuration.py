@@ -9,8 +9,9 @@ import open_clip
 import pytest
 from open_clip.transform import PreprocessCfg
 
-from mode.clip.configuration import IMAGE_SIZE, Preprocessing, preprocessing_of, read_card
+from mode.clip.configuration import IMAGE_SIZE, Preprocessing, check_architecture, preprocessing_of, read_card
 from mode.errors import ModeError
+from mode.params import ModelParams
 
 
 def test_defaults_are_those_of_open_clip() -> None:
@@ -43,3 +44,14 @@ def test_a_card_that_is_missing_or_damaged_is_one_line(tmp_path: Path, content: 
         (tmp_path / "card.json").write_bytes(content)
     with pytest.raises(ModeError, match=rf"card\.json: {message}"):
         read_card(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*open_clip.list_models(), "theirs.json", None])
+def test_every_architecture_of_open_clip_is_known(name: str | None) -> None:
+    check_architecture(ModelParams(name=name))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-33", "vit-b-32", "../model_configs/ViT-B-32", ""])
+def test_a_name_that_open_clip_does_not_know_is_refused_before_it_is_used(name: str) -> None:
+    with pytest.raises(ModeError, match=rf"^model.name: open_clip knows no model '{name}' \(.*list_models"):
+        check_architecture(ModelParams(name=name))

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mode.clip.folder import CARD, CONFIG
 from mode.clip.trust import check_configuration, check_folder, check_preprocessing, read_json
 from mode.errors import ModeError
-from mode.params import ImageParams
+from mode.params import ImageParams, ModelParams
 
 #: Pixels of a side where open_clip's configuration of an image tower says nothing.
 IMAGE_SIZE = 224
+
+
+def check_architecture(model: ModelParams) -> None:
+    """Refuse a name of no model of open_clip's, in milliseconds: its first use may come after hours of embedding.
+
+    Names of files, and of trained weights, are left to `mode.clip.model.configuration_of`.
+    """
+    name, package = model.name, find_spec("open_clip")
+    if name is None or package is None or ":" in name or name.endswith(".json"):
+        return
+    folders = [Path(each) / "model_configs" for each in package.submodule_search_locations or ()]
+    known = {path.stem for folder in folders for path in folder.glob("*.json")}
+    if known and name not in known:
+        raise unknown_architecture(name)
+
+
+def unknown_architecture(name: str | None, setting: str = "model") -> ModeError:
+    """The error where open_clip has no architecture of that name."""
+    advice = "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+    return ModeError(f"{setting}.name: open_clip knows no model '{name}'", advice)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mode.checksums import check_manifest, listed_digest, write_manifest
-from mode.clip.configuration import checked_folder, read_card
+from mode.clip.configuration import checked_folder, read_card, unknown_architecture
 from mode.clip.folder import CARD, CONFIG, WEIGHTS, holds_adapter
 from mode.clip.tokenizer import fit_words
 from mode.clip.trust import check_configuration, read_json
@@ -350,8 +350,7 @@ def configuration_of(model: ModelParams, setting: str = "model") -> dict[str, An
     else:
         found = open_clip.get_model_config(model.name)
         if found is None:
-            advice = "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
-            raise ModeError(f"{setting}.name: open_clip knows no model '{model.name}'", advice)
+            raise unknown_architecture(model.name, setting)
     return check_configuration(found, setting)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mode.clip.configuration import check_architecture
 from mode.errors import ModeError
 from mode.stages.machine import open_engine
 from mode.stages.project import BUILT_IN, Project, sample_captions, write_json, write_text
@@ -14,10 +15,11 @@ def names(project: Project) -> None:
     """Refuse names that are none before DVC removes what they lead to; the output is there to be waited for.
 
     Raises:
-        ModeError: as `check_names` and `check_arrivals`; or DVC has read a watch.yaml that was not in step with the
-            sources: its stages are those of another params.yaml. Now it is in step.
+        ModeError: as `check_names`, `check_architecture` and `check_arrivals`; or DVC has read a watch.yaml that was
+            not in step with the sources: its stages are those of another params.yaml. Now it is in step.
     """
     check_names(project)
+    check_architecture(project.params.model)
     if changed := keep_sources_watch(project):
         which = ", ".join(f"'{source}'" for source in sorted(changed))
         raise ModeError(
