@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from mode.cli import main
 from mode.clip.model import build_model, load_model, save_model
-from mode.params import ImageParams, ModelParams
+from mode.params import ImageParams, ModelParams, load_params
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -124,9 +125,32 @@ def test_a_table_without_its_column_stops_the_stage(project: Path, capsys: pytes
     (project / "pairs.csv").write_text("image,text\na.jpg,a dog\n")
     change(project, "sources", base={"shards": "pairs.csv"})
     line = fails(capsys, "stage", "data", "base")
-    assert "pairs.csv" in line
-    assert "caption" in line
+    assert line == (
+        "error: pairs.csv: no column 'caption': it has 'image', 'text' "
+        "(--image-column and --caption-column name others, image_column and caption_column in params.yaml)"
+    )
     assert not (project / "data/shards/base").exists()
+
+
+def test_columns_of_a_table_are_named_wherever_a_table_is(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`filepath` and `title`, tab-separated, are open_clip's own."""
+    Image.new("RGB", (8, 8)).save(project / "a.png")
+    (project / "pairs.tsv").write_text("filepath\ttitle\na.png\ta dog\n")
+    named = ("--image-column", "filepath", "--caption-column", "title")
+    assert "no column 'image'" in fails(capsys, "verify", "pairs.tsv")
+    for command in (
+        ["verify", "pairs.tsv"],
+        ["init", "new", "--shards", "pairs.tsv"],
+        ["add-source", "own", "pairs.tsv"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, *named])
+        assert ended.value.code == 0
+    assert "1 images, 1 pairs, 0 problems" in capsys.readouterr().out
+    expected = {"image_column": "filepath", "caption_column": "title"}
+    assert load_params(project / "new/params.yaml").sources["base"].model_dump(include=set(expected)) == expected
+    assert load_params(project / "params.yaml").sources["own"].model_dump(include=set(expected)) == expected
+    assert "name it with --shards" in fails(capsys, "init", "other", *named)
 
 
 def test_a_task_without_class_names_stops_before_any_training(

@@ -31,6 +31,8 @@ app = typer.Typer(
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", show_default=True)]
 PARAMS = Path("params.yaml")
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+ImageColumn = Annotated[str | None, typer.Option(help="A table's column of image paths, if not `image`.")]
+CaptionColumn = Annotated[str | None, typer.Option(help="A table's column of captions, if not `caption`.")]
 Models = Annotated[str, typer.Option(help="Folder of trained models, or `models:/mode-ensemble@champion`.")]
 
 
@@ -53,6 +55,8 @@ def new_project(
             help="For finetune: ViT-B-16:laion2b_s34b_b88k, ViT-B-16:FILE, hf-hub:ORG/NAME or a model folder."
         ),
     ] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Write beside other files, replacing none; with --upgrade: replace edited ones."),
@@ -81,8 +85,9 @@ def new_project(
     """
     from mode.stages.starting import next_steps, preset_called, start_project, upgrade_project
 
+    columns = _columns(image_column, caption_column)
     if upgrade:
-        if shards or tasks or seed_model:
+        if shards or tasks or seed_model or columns:
             raise ModeError("--upgrade leaves params.yaml as it is", "enter shards, tasks and seed there")
         for line in upgrade_project(folder, force).lines():
             typer.echo(line)
@@ -94,7 +99,7 @@ def new_project(
             shards = typer.prompt("Shards (a folder of tars, a glob, URLs, a table)")
         if need == "tasks" and not tasks:
             tasks = typer.prompt("Task folders, separated by blanks").split()
-    start_project(folder, preset, shards, tasks or (), seed_model, force)
+    start_project(folder, preset, shards, tasks or (), seed_model, force, columns)
     for line in next_steps(folder, preset):
         typer.echo(line)
 
@@ -247,12 +252,14 @@ def verify(
     shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs or tables of image-caption pairs.")],
     images: Annotated[bool, typer.Option(help="Decode every image.")] = True,
     details: Annotated[int, typer.Option("--list", help="Bad members to name, at most.")] = 20,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
 ) -> None:
     """Read shards as the index does and account for what is bad; exit code 1 if anything is."""
     from mode.data.shards.index import verify as verify_shards
     from mode.reporting.tables import print_index_report
 
-    report = verify_shards(shards, Path.cwd(), images, details)
+    report = verify_shards(shards, Path.cwd(), images, details, _columns(image_column, caption_column))
     print_index_report(report, details)
     if report.bad:
         raise typer.Exit(1)
@@ -582,6 +589,8 @@ def new_source(
     shards: Annotated[str, typer.Argument(help="A folder of tars, a glob, or a csv / tsv / parquet table.")],
     experts: Annotated[int, typer.Option(min=1, help="New experts: coarse clusters of the source.")] = 1,
     fine: Annotated[int | None, typer.Option(min=1, help="Fine clusters of the source.")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Add shards as a source of their own, with experts that branch from the same seed. Then: `dvc repro`.
@@ -590,7 +599,8 @@ def new_source(
     """
     from mode.stages.sources import add_source
 
-    added = add_source(Path.cwd(), params, name, shards, experts, fine)
+    columns = _columns(image_column, caption_column)
+    added = add_source(Path.cwd(), params, name, shards, experts, fine, columns)
     typer.echo(f"added source '{name}' with {', '.join(added)}; `dvc repro` trains {'it' if experts == 1 else 'them'}")
 
 
@@ -659,6 +669,12 @@ def drop_expert(
 
     remove_expert(Path.cwd(), params, name)
     typer.echo(f"removed '{name}'; `dvc repro` evaluates the ensemble without it")
+
+
+def _columns(image: str | None, caption: str | None) -> dict[str, str]:
+    """Names of a table's columns, as far as they are given, under their keys in params.yaml."""
+    given = {"image_column": image, "caption_column": caption}
+    return {key: column for key, column in given.items() if column is not None}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,7 +21,14 @@ from mode.errors import ModeError
 from mode.params import Params, SourceParams, explanations, parse_params
 
 
-def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | None = None) -> tuple[str, list[str]]:
+def add_source(
+    text: str,
+    name: str,
+    shards: str,
+    experts: int = 1,
+    fine: int | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[str, list[str]]:
     """Add a source and one expert per coarse cluster of it.
 
     Args:
@@ -29,6 +36,7 @@ def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | 
         name, shards: of the new source, as in params.yaml.
         experts: its coarse clusters.
         fine: its fine clusters; default: as many as there are for one expert elsewhere, times `experts`.
+        columns: its `image_column` and `caption_column`, if they have other names.
 
     Returns:
         The new text, and the names of the new experts.
@@ -41,7 +49,7 @@ def add_source(text: str, name: str, shards: str, experts: int = 1, fine: int | 
         raise ModeError(f"source '{name}' is there already: {params.sources[name].shards}", "choose another name")
     if fine is None:
         fine = experts * max(1, params.clustering.fine // params.clustering.coarse)
-    content["sources"][name] = CommentedMap(shards=shards, fine=fine, coarse=experts)
+    content["sources"][name] = CommentedMap(shards=shards, **(columns or {}), fine=fine, coarse=experts)
     taken = (int(match[1]) for key in params.experts if (match := re.fullmatch(r"expert-(\d+)", key)))
     first = 1 + max(taken, default=-1)
     names = [f"expert-{first + number}" for number in range(experts)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,15 @@ from mode.stages.project import BUILT_IN, Project, write_text
 _WATCHED = ("generated", "watched", "watched_tasks", "tasks_from", "watched_seed", "seed_from", "clustered", "assigned")
 
 
-def add_source(root: Path, params: Path, name: str, shards: str, experts: int, fine: int | None) -> list[str]:
+def add_source(
+    root: Path,
+    params: Path,
+    name: str,
+    shards: str,
+    experts: int,
+    fine: int | None,
+    columns: Mapping[str, str] | None = None,
+) -> list[str]:
     """Enter a source and its experts in params.yaml and watch.yaml; returns the experts' names.
 
     params.yaml comes last: if the call is cut short, it can be made again.
@@ -30,8 +38,8 @@ def add_source(root: Path, params: Path, name: str, shards: str, experts: int, f
 
     project = Project(root, load_params(params))
     if shards != BUILT_IN:
-        build_manifest(SourceParams(shards=shards), project.root)
-    text, added = edit.add_source(params.read_text(encoding="utf-8"), name, shards, experts, fine)
+        build_manifest(SourceParams.model_validate({"shards": shards, **(columns or {})}), project.root)
+    text, added = edit.add_source(params.read_text(encoding="utf-8"), name, shards, experts, fine, columns)
     keep_watch(project, name, generated=shards == BUILT_IN)
     _enter(project, params, text)
     return added

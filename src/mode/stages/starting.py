@@ -26,7 +26,7 @@ from mode import edit
 from mode.errors import ModeError
 from mode.experiments.definition import load_experiment
 from mode.files import recover, write_aside
-from mode.params import Params, SourceParams, load_params, parse_params
+from mode.params import Params, load_params, parse_params
 from mode.paths import Paths
 from mode.stages import preparation
 from mode.stages.project import BUILT_IN, Project, write_text
@@ -145,6 +145,7 @@ def start_project(
     tasks: Sequence[str] = (),
     seed_model: str | None = None,
     force: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> None:
     """Make a project. Everything is checked first, and then written aside and moved.
 
@@ -155,6 +156,7 @@ def start_project(
         tasks: as `evaluation.tasks`, or just `glyphs`; paths are from the current folder.
         seed_model: for `finetune`, see `seed_called`; paths are from the current folder.
         force: the folder may hold other files. None is replaced.
+        columns: `image_column` and `caption_column` of a table, if they have other names.
 
     Raises:
         ModeError: no such preset, something that it needs is missing, no shards, not a task folder, no such model, or a
@@ -175,6 +177,9 @@ def start_project(
     changes = dict(chosen.changes)
     if shards:
         changes["sources.base.shards"] = _from(folder, shards)
+        changes |= {f"sources.base.{key}": column for key, column in (columns or {}).items()}
+    elif columns:
+        raise ModeError("columns are of a table, and none is given", "name it with --shards")
     if tasks:
         built_in = list(tasks) == [BUILT_IN]
         changes["evaluation.tasks"] = BUILT_IN if built_in else [_from(folder, task) for task in tasks]
@@ -185,8 +190,8 @@ def start_project(
         changes |= {f"seed.{key}": value for key, value in seed_called(seed_model, folder).items()}
     text = preset_text(chosen.file, changes)
     params = parse_params(yaml.safe_load(text))
-    if (where := params.sources["base"].shards) != BUILT_IN:
-        build_manifest(SourceParams(shards=where), folder)
+    if (source := params.sources["base"]).shards != BUILT_IN:
+        build_manifest(source, folder)
     if params.evaluation.tasks != BUILT_IN:
         open_tasks([folder / task for task in params.evaluation.tasks])
     with new_project(folder, force) as new:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from itertools import chain
@@ -122,19 +122,27 @@ def build_index(
     return report
 
 
-def verify(paths: Sequence[str], root: Path, check_images: bool = True, listed: int = LISTED) -> IndexReport:
+def verify(
+    paths: Sequence[str],
+    root: Path,
+    check_images: bool = True,
+    listed: int = LISTED,
+    columns: Mapping[str, str] | None = None,
+) -> IndexReport:
     """Read shards as `build_index` does and account for everything that is not a pair, without writing an index.
 
     Args:
-        paths: tars, folders or globs of tars, or tables (with the columns `image` and `caption`).
+        paths: tars, folders or globs of tars, or tables.
         root, check_images: as in `build_index`.
         listed: problems to keep in the report.
+        columns: `image_column` and `caption_column` of tables, as in `SourceParams`, if they have other names.
 
     Raises:
         ModeError: a path is none of these, or a shard changes meanwhile.
     """
     report = IndexReport(listed=listed)
-    for manifest in [build_manifest(SourceParams(shards=path), root) for path in paths]:
+    sources = [SourceParams.model_validate({"shards": path, **(columns or {})}) for path in paths]
+    for manifest in [build_manifest(source, root) for source in sources]:
         for scan in _scan_shards(manifest, root, IndexParams(check_images=check_images)):
             report.add(scan)
     return report

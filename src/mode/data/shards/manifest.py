@@ -269,7 +269,8 @@ def _check_columns(source: SourceParams, path: Path) -> None:
     for column in (source.image_column, source.caption_column):
         if column not in columns:
             has = ", ".join(f"'{name}'" for name in columns)[:500] or "no columns"
-            raise ModeError(f"{source.shards}: no column '{column}': it has {has}", "set image_column, caption_column")
+            advice = "--image-column and --caption-column name others, image_column and caption_column in params.yaml"
+            raise ModeError(f"{source.shards}: no column '{column}': it has {has}", advice)
 
 
 def _columns_of(path: Path) -> list[str]:
