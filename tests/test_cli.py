@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,20 @@ def test_verify_fails_on_a_damaged_shard_and_passes_on_a_good_one(
 
 def test_results_without_an_evaluation_say_what_to_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "dvc repro" in fails(capsys, "results")
+
+
+def test_versions_for_a_report_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert said["mode-clip"] == version("mode-clip")
+    assert said.keys() == {"mode-clip", "torch", "open_clip_torch", "python"}
+
+
+def test_a_class_is_named_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(capsys, "predict", "--classes", "apple,pear, apple", "a.png")
+    assert line.startswith("error: --classes: 'apple' is named twice")
 
 
 def test_help_does_not_import_heavy_libraries() -> None:

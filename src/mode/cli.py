@@ -6,8 +6,10 @@ Heavy libraries are imported inside the commands, so that `mode --help` answers 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +29,30 @@ app = typer.Typer(
         "\n\nThe whole pipeline is `dvc repro`; its numbers are in params.yaml."
     ),
 )
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        for name in ("mode-clip", "torch", "open_clip_torch"):
+            typer.echo(f"{name} {metadata.version(name)}")
+        typer.echo(f"python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of mode, torch, open_clip and Python.",
+            callback=_print_versions,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    pass
+
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", show_default=True)]
 PARAMS = Path("params.yaml")
@@ -517,6 +543,8 @@ def predict(
     from mode.reporting.tables import print_predictions
 
     names = [name.strip() for name in classes.split(",")]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ModeError(f"--classes: '{twice}' is named twice", "an image cannot be told apart between the two")
     task = mode.load(models, device=None if device == "auto" else device).adapt(names, template, top_k=top_k)
     paths = [str(image) for image in images]
     probabilities = task(paths).tolist()

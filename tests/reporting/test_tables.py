@@ -105,13 +105,15 @@ def test_comparison_of_two_runs(console: Console) -> None:
     comparison = Comparison(
         ("dense", "expert-0"),
         ("a" * 32, "b" * 32),
-        {"lr": ("0.1", None)},
+        {"lr": ("0.1", "0.2"), "model.name": ("RN50", None), "model.tokenizer": ("words", None), "pairs": (None, "7")},
         {"zeroshot/mean": (0.5, 0.625), "train/loss": (None, 1.0)},
     )
     print_comparison(comparison, console)
     shown = [line.split() for line in text_of(console).splitlines()]
     assert ["parameter", "dense", "aaaaaaaa", "expert-0", "bbbbbbbb"] in shown
-    assert ["lr", "0.1", "–"] in shown
+    assert ["lr", "0.1", "0.2"] in shown
+    assert ["only", "dense", "aaaaaaaa", "has:", "model", "(2)"] in shown
+    assert ["only", "expert-0", "bbbbbbbb", "has:", "pairs"] in shown
     assert ["zeroshot/mean", "0.5", "0.625", "+0.125"] in shown
     assert ["train/loss", "–", "1"] in shown
 

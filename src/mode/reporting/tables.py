@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -168,16 +169,24 @@ def print_results(results: Results, console: Console | None = None) -> None:
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print two MLflow runs: parameters that differ, then all metrics with their difference."""
+    """Print two MLflow runs: parameters that differ, then all metrics with their difference.
+
+    Parameters that only one of them has, such as all of a training beside an ensemble, are named by section alone.
+    """
     console = console or wide_console()
     first, second = (f"{name} {run[:8]}" for name, run in zip(comparison.names, comparison.runs, strict=True))
-    if comparison.params:
+    shared = {key: pair for key, pair in comparison.params.items() if None not in pair}
+    if shared:
         table = Table("parameter", first, second, header_style="bold", box=None)
-        for key, (one, other) in comparison.params.items():
-            table.add_row(escape(key), escape(one or "–"), escape(other or "–"))
+        for key, (one, other) in shared.items():
+            table.add_row(escape(key), escape(one or ""), escape(other or ""))
         console.print(table)
     else:
         console.print("no parameter differs")
+    for place, run in enumerate((first, second)):
+        if own := Counter(key.partition(".")[0] for key, pair in comparison.params.items() if pair[1 - place] is None):
+            sections = ", ".join(f"{section} ({count})" if count > 1 else section for section, count in own.items())
+            console.print(f"only {run} has: {sections}", markup=False)
     if comparison.metrics:
         table = Table("metric", header_style="bold", box=None)
         for head in (first, second, "difference"):
