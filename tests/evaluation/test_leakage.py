@@ -38,7 +38,7 @@ def encoded(image: Image.Image, kind: str = "png", **options: int) -> bytes:
 def a_task(folder: Path, images: list[Image.Image]) -> Task:
     (folder / "test").mkdir(parents=True)
     (folder / "test/nshards.txt").write_text("1")
-    (folder / "classnames.txt").write_text("blob\n")
+    (folder / "classnames.txt").write_text("blob\nline\n")
     (folder / "zeroshot_classification_templates.txt").write_text("{c}\n")
     with tarfile.open(folder / "test/0.tar", "w") as tar:
         for number, image in enumerate(images):

@@ -147,6 +147,7 @@ def _members(*members: tuple[str, bytes]) -> Callable[[Path], None]:
     [
         (_remove("classnames.txt"), r"classnames.txt: missing: the task has no class names"),
         (_write("classnames.txt", ""), r"classnames.txt: empty: the task has no class names"),
+        (_write("classnames.txt", "red\n"), r"'red' is the only class, so that .*needs two classes or more"),
         (_write("classnames.txt", "red\n\nblue\n"), r"classnames.txt: line 2 is blank"),
         (_write("classnames.txt", b"caf\xe9\n"), r"classnames.txt: not UTF-8"),
         (_write("classnames.txt", "red\ngreen\n"), r"label [345] is out of range .*2 classes"),

@@ -153,6 +153,9 @@ def _classification(
     folder: Path, metric: str | None, known_classes: Sequence[str], known_templates: Sequence[str]
 ) -> Task:
     classes = _lines(folder / "classnames.txt", "class names", known_classes)
+    if len(classes) == 1:
+        fault = f"{folder}: '{classes[0]}' is the only class, so that every model is right about every image"
+        raise ModeError(fault, "classnames.txt needs two classes or more")
     templates = _lines(folder / "zeroshot_classification_templates.txt", "prompt templates", known_templates)
     for number, template in enumerate(templates, 1):
         _check_template(template, f"{folder}/zeroshot_classification_templates.txt line {number}")
