@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A container's image may set it; each of the hundreds of processes of the tests would then compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo paper paper-quick test test-fast lint format lock audit ui bench clean
 
@@ -32,9 +34,12 @@ paper: install  ## Run all experiments on the built-in data (some 15 hours; agai
 paper-quick: install  ## See within the hour that all of these experiments work; their figures mean nothing.
 	@for name in $(BUILT_IN); do mode experiment $$name --quick || exit; done
 
+# Each process that runs tests imports all that it is given, before it leaves out what is not marked.
+E2E = $(sort $(shell grep -rl --include='test_*.py' 'mark\.e2e' tests))
+
 test: install  ## Run all tests: fast ones first, then those with the real DVC, MLflow and browser.
 	pytest -m "not e2e" --numprocesses 2 --durations 10 --durations-min 5
-	pytest -m e2e --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 5
+	pytest $(E2E) -m e2e --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 5
 
 test-fast: install  ## Run the tests that need no other tool.
 	pytest -m "not e2e" --numprocesses 2 --durations 10 --durations-min 5
