@@ -17,6 +17,7 @@ import yaml
 from dvc.repo import Repo
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import sync_playwright
+from xdist.scheduler import LoadFileScheduling
 
 from mode.stages import run_stage
 from tests.once import made_once
@@ -52,6 +53,23 @@ SMALL: dict[str, dict[str, Any]] = {
 
 #: The file that takes longest, and needs no finished project.
 LONGEST = "test_slurm.py"
+#: Files whose tests share a page (`flows/conftest.py`): its servers cost a core ten seconds when they start, and a part
+#: of it for as long as they run.
+ON_THE_SHARED_PAGE = ("test_flows_browser.py", "test_flows_remote.py", "test_flows_run.py", "test_flows_stop.py")
+
+
+class OnePage(LoadFileScheduling):
+    """A file's tests in one process, as `--dist loadfile` has it, and those on the shared page in one, too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "the shared page" if file.endswith(ON_THE_SHARED_PAGE) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OnePage | None:
+    """Who runs which tests, where processes share them out by file and are given the files by name (`make test`)."""
+    return OnePage(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
