@@ -179,6 +179,12 @@ def every_stage(root: Path) -> list[str]:
         return [stage.addressing for stage in repo.index.stages]
 
 
+def give_database(home: Path, database: Path) -> None:
+    """Put `prefect_database` where Prefect is going to look for its own: in its home, of a project or another."""
+    home.mkdir(parents=True, mode=0o700)
+    shutil.copy(database, home)
+
+
 def take_cache(giver: SmallProject, taker: SmallProject, but: set[str]) -> None:
     """Give a project what DVC has kept of another's runs, to take over; `but` of the runs that made these files."""
     cache = taker.root / ".dvc/cache"
@@ -186,6 +192,21 @@ def take_cache(giver: SmallProject, taker: SmallProject, but: set[str]) -> None:
     for run in (cache / "runs").glob("*/*/*"):
         if but & {output["path"] for output in yaml.safe_load(run.read_text())["outs"]}:
             shutil.rmtree(run.parent)  # an empty folder is more than DVC can bear
+
+
+@pytest.fixture(scope="session")
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of Prefect's with nothing in it, as its own command makes it; not to be touched.
+
+    Its migrations are more than half of what the first start of a server costs. In `flows/test_flows_door.py` a server
+    makes its database by itself.
+    """
+
+    def make(home: Path) -> None:
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        subprocess.run(command, env=environment() | {"PREFECT_HOME": str(home)}, check=True, capture_output=True)
+
+    return made_once(tmp_path_factory, "prefect", make) / "prefect.db"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import yaml
 from mode.files import sha256_of
 from mode.slurm import commands
 from mode.stages import run_stage
-from tests.e2e.conftest import REPOSITORY, VIT, SmallProject, environment, make_project, run_here
+from tests.e2e.conftest import REPOSITORY, VIT, SmallProject, environment, give_database, make_project, run_here
 from tests.e2e.slurm import NODES, Slurm, missing
 from tests.waiting import wait_until
 
@@ -49,7 +49,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
+def project(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[SmallProject]:
     """A project with everything that experts need, and no expert yet."""
     made = make_project(tmp_path_factory.mktemp("jobs") / "project")
     params = made.params()
@@ -60,6 +60,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallProject]:
     made.set_params(params)
     shutil.copytree(REPOSITORY / "flows", made.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     run_here(made, "names", "data@base", "index@base", "embedder", "embed@base", "cluster@base", "assign@base", "seed")
+    give_database(made.root.parent / "prefect", prefect_database)
     yield made
     shutil.rmtree(made.root, ignore_errors=True)
 

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from flows import graph
+from mode.paths import Paths
 from mode.stages.starting import PRESETS, start_project
-from tests.e2e.conftest import REPOSITORY, SMALL, SmallProject, every_stage
+from tests.e2e.conftest import REPOSITORY, SMALL, SmallProject, every_stage, give_database
 from tests.e2e.flows.conftest import Page
 from tests.stages.test_starting import write_task
 
@@ -102,7 +103,8 @@ def test_the_wheel_alone_is_enough(installed: Path, started: SmallProject) -> No
     }
 
 
-def test_the_pages_run_it(started: SmallProject) -> None:
+def test_the_pages_run_it(started: SmallProject, prefect_database: Path) -> None:
+    give_database(Paths(started.root).prefect_home, prefect_database)
     with Page(started, "--no-mlflow") as page:
         run = page.start("pipeline")
         state = page.await_end(run)

@@ -23,6 +23,7 @@ from prefect.states import AwaitingRetry, Cancelling
 
 from benchmarks import orchestration
 from mode.paths import Paths
+from tests.e2e.conftest import give_database
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[3]
@@ -266,12 +267,18 @@ def terminal() -> dict[str, str]:
     return kept | {"PATH": path, "DVC_NO_ANALYTICS": "true", "MODE_STOP_SECONDS": "60"}
 
 
-@pytest.fixture
-def new_project(tmp_path: Path) -> ToyProject:
-    """A project of the test's own."""
-    project = ToyProject(tmp_path / "project")
+def toy_project(root: Path, prefect_database: Path) -> ToyProject:
+    """A project whose page need not make Prefect's database first."""
+    project = ToyProject(root)
     project.create()
+    give_database(Paths(root).prefect_home, prefect_database)
     return project
+
+
+@pytest.fixture
+def new_project(tmp_path: Path, prefect_database: Path) -> ToyProject:
+    """A project of the test's own."""
+    return toy_project(tmp_path / "project", prefect_database)
 
 
 @pytest.fixture(scope="session")
@@ -281,11 +288,9 @@ def open_page() -> Callable[..., Page]:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
+def project(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> ToyProject:
     """The project of the shared page; a test begins with `project.fresh()`."""
-    project = ToyProject(tmp_path_factory.mktemp("flows") / "project")
-    project.create()
-    return project
+    return toy_project(tmp_path_factory.mktemp("flows") / "project", prefect_database)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from playwright.sync_api import Page as Tab
 from benchmarks.orchestration import lock_differences
 from mode.data.glyphs.dataset import write_glyph_shards
 from mode.params import GlyphParams
-from tests.e2e.conftest import REPOSITORY, SmallProject, keep, make_project, take_cache
+from mode.paths import Paths
+from tests.e2e.conftest import REPOSITORY, SmallProject, give_database, keep, make_project, take_cache
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -23,7 +24,10 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def flowing(
-    finished_project: SmallProject, tmp_path_factory: pytest.TempPathFactory, open_page: Callable[..., Any]
+    finished_project: SmallProject,
+    tmp_path_factory: pytest.TempPathFactory,
+    open_page: Callable[..., Any],
+    prefect_database: Path,
 ) -> Iterator[tuple[Any, Any]]:
     """A small project in which nothing has run, and its page with MLflow's.
 
@@ -33,6 +37,7 @@ def flowing(
     take_cache(finished_project, project, but={"models/expert-1", "reports/index.html"})
     shutil.copytree(REPOSITORY / "flows", project.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "prefect.yaml", project.root)
+    give_database(Paths(project.root).prefect_home, prefect_database)
     page = open_page(project)
     yield project, page
     page.stop()

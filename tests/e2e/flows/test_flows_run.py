@@ -15,7 +15,7 @@ from httpx import HTTPStatusError
 
 from flows.stage import unkept
 from mode.parallel import cores
-from tests.e2e.conftest import small_disk
+from tests.e2e.conftest import give_database, small_disk
 from tests.e2e.flows.conftest import terminal
 from tests.waiting import LONG, wait_until
 
@@ -113,7 +113,8 @@ def by_another_server(project: Any, home: Path) -> subprocess.CompletedProcess[s
     )
 
 
-def test_two_flows_on_one_project(project: Any, page: Any, tmp_path: Path) -> None:
+def test_two_flows_on_one_project(project: Any, page: Any, tmp_path: Path, prefect_database: Path) -> None:
+    give_database(tmp_path / "prefect", prefect_database)
     project.fresh(held=("expert-0",))
     first = page.start("train-expert", experts=["expert-0"])
     wait_until(lambda: project.events("start", "expert-0"), lambda: page.text(first))
@@ -121,7 +122,7 @@ def test_two_flows_on_one_project(project: Any, page: Any, tmp_path: Path) -> No
     state = page.await_end(impatient)
     assert state.type == "FAILED"
     assert "this project is held by train-expert run" in state.message
-    elsewhere = by_another_server(project, tmp_path)
+    elsewhere = by_another_server(project, tmp_path / "prefect")
     assert elsewhere.returncode == 1, elsewhere.stderr
     [ended] = [line for line in elsewhere.stderr.splitlines() if line.startswith("FAILED: ")]
     assert "this project is held by train-expert run" in ended
