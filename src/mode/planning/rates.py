@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import write_aside
 
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -189,7 +189,7 @@ def load_rates(path: Path) -> dict[str, float]:
     except FileNotFoundError:
         raise ModeError(f"{path}: no such file", "--rates names a YAML or JSON file of rates") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ModeError(f"{path}: neither YAML nor JSON: {' '.join(str(error).split())}") from None
+        raise ModeError(f"{path}: neither YAML nor JSON: {in_one_line(error)}") from None
     return checked(content, str(path))
 
 

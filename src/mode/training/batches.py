@@ -21,7 +21,7 @@ from mode.data.loading.loader import ImageStore, PairStream, Shares, augment_bat
 from mode.data.loading.spool import REQUESTS, Spool, check_room, room_for
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ImageFiles, Places
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.params import MachineParams
 from mode.training.distribution import Group
 from mode.training.plan import Training
@@ -136,7 +136,7 @@ def told_of_dead_workers() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        reason = " ".join(str(error).split()).partition(". ")[0]
+        reason = in_one_line(error).partition(". ")[0]
         raise ModeError(
             f"a process that reads images has died: {reason}",
             "the next run goes on from the last checkpoint; fewer machine.workers take less memory",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mode.checksums import ADVICE, content_of, write_manifest
 from mode.columns import Column, Numbers, blocks_of, write_columns
 from mode.data.shards.index import PairIndex
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.files import write_aside
 from mode.permutation import permuted
 from mode.progress import Progress
@@ -93,7 +93,7 @@ class Pairs:
             if not len(first) or first[-1] != len(rows) or sum(images for images, _ in factors) != len(first) - 1:
                 raise ValueError("its files do not belong together")
         except (OSError, ValueError, TypeError) as error:
-            raise ModeError(f"{folder}: damaged: {' '.join(str(error).split())}", ADVICE) from None
+            raise ModeError(f"{folder}: damaged: {in_one_line(error)}", ADVICE) from None
         return cls(rows, first, held_out, factors, content_of(folder))
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mode.data.shards.pages import PLAIN, pages_of
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 
 #: How much a parquet file may grow to: this many times its size (paths and captions of real tables shrink to a tenth),
 #: and what any file may. A row counts as what its account takes if it is bad.
@@ -58,8 +58,7 @@ def iter_rows(
                         raise _grown(name)
                     yield row
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModeError(f"{name}: cannot be read: {reason}", "is it damaged? fetch it again") from None
+        raise ModeError(f"{name}: cannot be read: {in_one_line(error)}", "is it damaged? fetch it again") from None
 
 
 def texts(column: Any) -> list[str | None]:

@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 
 Result = TypeVar("Result")
 
@@ -379,7 +379,7 @@ def _filesystem(url: str, _process: int) -> tuple[Any, str]:
         # What a store says of an object is asked anew each time: it may have changed since.
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError) as error:
-        raise ModeError(f"{url}: {' '.join(str(error).split())}", "install what fsspec needs for it") from None
+        raise ModeError(f"{url}: {in_one_line(error)}", "install what fsspec needs for it") from None
     return filesystem, path
 
 
