@@ -1,12 +1,13 @@
 """Reading from object storage: a server of byte ranges with the latency and the pace of a store, on this machine.
 
-python -m benchmarks.object_store [--images N] [--shuffle N] [--latency SECONDS] [--rate BYTES] [--work FOLDER]
+python -m benchmarks.object_store [--images N] [--shuffle N] [--latency SECONDS] [--rate BYTES] [--first]
 
 Each side reads one pass in a process of its own, with the same workers, decoding and batches, from the same tars:
-`training.read: sequential`, `random`, and webdataset with a buffer of the same size. An expert's quarter, drawn at
-random over all shards as the pairs of a cluster lie, is read from the source's shards and from its pack. Of a training
-on several machines, the first reads its share of each batch, of 128 for every machine. Bytes and requests are what the
-server has counted.
+`training.read: sequential`, `random`, and webdataset with a buffer of the same size. This one begins with 100 samples
+in it, as is its default, or when it is full, so that its first batch is mixed as well as ours. An expert's quarter,
+drawn at random over all shards as the pairs of a cluster lie, is read from the source's shards and from its pack. Of a
+training on several machines, the first reads its share of each batch, of 128 for every machine. Bytes and requests are
+what the server has counted: of a pass, and up to its first batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -35,8 +36,8 @@ from PIL import Image
 
 from mode.files import add_to_tar
 
-#: Makes itself ready for a pass and returns that, which returns the number of its samples.
-Side = Callable[["Given"], Callable[[], int]]
+#: Makes itself ready for a pass and returns that, which gives the number of samples of each batch.
+Side = Callable[["Given"], Callable[[], Iterator[int]]]
 
 PER_TAR, PIXELS, BATCH, WORKERS, SHARE = 1_000, 224, 128, 2, 4
 #: Bytes that the server sends at a time: small enough that requests share the pace.
@@ -45,12 +46,16 @@ _PIECE = 64 * 2**10
 
 @dataclass(frozen=True)
 class Given:
-    """What is measured: images and how many of them are mixed, where the tars lie, and the server's address."""
+    """What is measured: images and how many of them are mixed, where the tars lie, and the server's address.
+
+    With `only_first` a pass is over with its first batch.
+    """
 
     images: int
     shuffle: int
     folder: Path
     url: str
+    only_first: bool = False
 
     @property
     def tars(self) -> list[str]:
@@ -76,8 +81,8 @@ def make_tars(folder: Path, images: int) -> None:
 def serve(folder: Path, latency: float, rate: float, ready: Connection) -> None:
     """Serve a folder until the process is ended: every request waits, all together get `rate` bytes a second.
 
-    `GET /counted` answers what was sent since it was last asked; `GET /pace/0` and `/pace/1` turn the waiting off and
-    on.
+    `GET /counted` answers what was sent since it was last asked, `/sofar` the same without counting anew; `/pace/0` and
+    `/pace/1` turn the waiting off and on.
     """
     from aiohttp import web
 
@@ -106,7 +111,7 @@ def serve(folder: Path, latency: float, rate: float, ready: Connection) -> None:
         await response.prepare(request)
         if request.method == "GET":
             counted["requests"] += 1
-            with path.open("rb") as file:
+            with path.open("rb") as file, suppress(ConnectionError):  # of a side that is over
                 file.seek(start)
                 for place in range(start, stop, _PIECE):
                     piece = file.read(min(_PIECE, stop - place))
@@ -120,12 +125,14 @@ def serve(folder: Path, latency: float, rate: float, ready: Connection) -> None:
         if "paced" in request.match_info:
             state["paced"] = request.match_info["paced"] == "1"
         before = dict(counted)
-        counted.update(bytes=0, requests=0)
+        if request.path != "/sofar":
+            counted.update(bytes=0, requests=0)
         return web.json_response(before)
 
     async def run() -> None:
         app = web.Application()
         app.router.add_get("/counted", control)
+        app.router.add_get("/sofar", control)
         app.router.add_get("/pace/{paced}", control)
         app.router.add_get("/{name:.*}", answer)
         runner = web.AppRunner(app, access_log=None)
@@ -165,7 +172,9 @@ def rows_of(images: int, everything: bool) -> NDArray[np.int64]:
     return np.flatnonzero(np.random.default_rng(1).integers(0, SHARE, images) == 0)
 
 
-def ours(given: Given, read: str, everything: bool, packed: bool = False, machines: int = 1) -> Callable[[], int]:
+def ours(
+    given: Given, read: str, everything: bool, packed: bool = False, machines: int = 1
+) -> Callable[[], Iterator[int]]:
     """One pass of a training's loader, of the first of so many machines."""
     from mode.data.loading.loader import ImageStore, PairStream, Shares, make_loader
     from mode.data.loading.pack import Pack
@@ -190,31 +199,31 @@ def ours(given: Given, read: str, everything: bool, packed: bool = False, machin
         reader = spool = Spool(folder, files, stream, shares, REQUESTS // WORKERS)
     store = ImageStore(index, given.folder, ImageParams(size=PIXELS), cache_mb=0, rows=rows, reader=reader)
 
-    def run() -> int:
+    def run() -> Iterator[int]:
         loader = make_loader(store, stream, shares, workers=WORKERS, spool=spool)
-        return sum(len(batch.images) for batch in loader)
+        return (len(batch.images) for batch in loader)
 
     return run
 
 
-def webdataset(given: Given) -> Callable[[], int]:
-    """One pass of webdataset's loader, as its documentation has it."""
+def webdataset(given: Given, begins_full: bool = False) -> Callable[[], Iterator[int]]:
+    """One pass of webdataset's loader, as its documentation has it; or one that begins when its buffer is full."""
     import torch
     import webdataset as wds
 
     from mode.data.loading.pixels import training_pixels
     from mode.params import ImageParams
 
-    params = ImageParams(size=PIXELS)
+    params, buffer = ImageParams(size=PIXELS), given.shuffle // WORKERS  # of each worker
     dataset = (
         wds.WebDataset(given.tars, shardshuffle=len(given.tars), nodesplitter=wds.split_by_node)
-        .shuffle(given.shuffle // WORKERS)  # of each worker
+        .shuffle(buffer, initial=buffer if begins_full else 100)
         .to_tuple("jpg", "txt")
         .map_tuple(lambda content: torch.from_numpy(training_pixels(content, params, None, 0)), bytes.decode)
         .batched(BATCH)
     )
     loader = wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS, multiprocessing_context="fork")
-    return lambda: sum(len(images) for images, _ in loader)
+    return lambda: (len(images) for images, _ in loader)
 
 
 def _measured(side: Side, given: Given, result: Connection) -> None:
@@ -225,15 +234,19 @@ def _measured(side: Side, given: Given, result: Connection) -> None:
     torch.set_num_threads(1)
     run = side(given)
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    samples = run()
+    batches = run()
+    samples, first = next(batches), time.perf_counter() - started
+    until_first = ask(f"{given.url}/sofar")
+    samples += 0 if given.only_first else sum(batches)
     seconds = time.perf_counter() - started
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(each.ru_utime + each.ru_stime for each in used) - before.ru_utime - before.ru_stime
-    result.send((samples, seconds, cpu))
+    sent = {f"first {name}": count for name, count in until_first.items()}
+    result.send({"samples": samples, "seconds": seconds, "cpu": cpu, "first": first, **sent})
 
 
 def measure(side: Side, given: Given) -> dict[str, float]:
-    """Samples, seconds, and what the server has sent for them; in a process of its own."""
+    """Samples, seconds, those up to the first batch, and what the server has sent for them; in a process of its own."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     shutil.rmtree(given.folder / "spool", ignore_errors=True)
@@ -241,9 +254,9 @@ def measure(side: Side, given: Given) -> dict[str, float]:
     process = context.Process(target=_measured, args=(side, given, there))
     process.start()
     there.close()
-    samples, seconds, cpu = here.recv()
+    found: dict[str, float] = here.recv()
     process.join()
-    return {"samples": samples, "seconds": seconds, "cpu": cpu, **ask(f"{given.url}/counted")}
+    return {**found, **ask(f"{given.url}/counted")}
 
 
 def prepare(given: Given) -> None:
@@ -268,6 +281,7 @@ def prepare(given: Given) -> None:
 SIDES: dict[str, Side] = {
     "everything, `sequential`": partial(ours, read="sequential", everything=True),
     "everything, webdataset": webdataset,
+    "everything, webdataset from a full buffer": partial(webdataset, begins_full=True),
     "everything, `random`": partial(ours, read="random", everything=True),
     "a quarter, `sequential`": partial(ours, read="sequential", everything=False),
     "a quarter, `sequential`, from its pack": partial(ours, read="sequential", everything=False, packed=True),
@@ -291,6 +305,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.03, help="seconds before each answer")
     parser.add_argument("--rate", type=float, default=100e6, help="bytes a second of all answers together")
     parser.add_argument("--repeats", type=int, default=3, help="passes of each side; the fastest counts")
+    parser.add_argument("--first", action="store_true", help="first batches alone")
     parser.add_argument("--only", default="", help="sides whose name has this in it")
     parser.add_argument("--work", type=Path, help="folder to write to (default: a temporary one)")
     asked = parser.parse_args()
@@ -301,7 +316,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in (folder / "shards").iterdir())
         print(f"{asked.images:,} images, {size / 1e6:,.0f} MB in tars", file=sys.stderr)
         with server(folder, asked.latency, asked.rate) as url:
-            given = Given(asked.images, asked.shuffle, folder, url)
+            given = Given(asked.images, asked.shuffle, folder, url, asked.first)
             ask(f"{url}/pace/0")
             prepare(given)
             sides = {name: side for name, side in SIDES.items() if asked.only in name}
@@ -309,17 +324,22 @@ def main() -> None:
 
 
 def print_table(sides: dict[str, Side], given: Given, repeats: int) -> None:
-    """Measure in turns, and print the fastest pass of each side."""
+    """Measure in turns, and print the fastest pass of each side, and the fastest first batch."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
             found[name].append(measure(side, given))
-    print("| | samples/s | samples per processor second | MB read | requests |\n|---|---:|---:|---:|---:|")
+    columns = [] if given.only_first else ["samples/s", "samples per processor second", "MB read", "requests"]
+    columns += ["first batch, s", "MB", "requests"]
+    print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name, passes in found.items():
         best = min(passes, key=lambda each: each["seconds"])
         rate = best["samples"] / best["seconds"]
         cpu = best["samples"] / min(each["cpu"] for each in passes)
-        print(f"| {name} | {rate:,.0f} | {cpu:,.0f} | {best['bytes'] / 1e6:,.1f} | {best['requests']:,} |", flush=True)
+        figures = [f"{rate:,.0f}", f"{cpu:,.0f}", f"{best['bytes'] / 1e6:,.1f}", f"{best['requests']:,}"]
+        first = min(passes, key=lambda each: each["first"])
+        of_first = [f"{first['first']:.2f}", f"{first['first bytes'] / 1e6:,.1f}", f"{first['first requests']:,}"]
+        print(f"| {name} | {' | '.join([*([] if given.only_first else figures), *of_first])} |", flush=True)
 
 
 if __name__ == "__main__":
