@@ -218,6 +218,7 @@ def test_the_environment_overrides_machine_and_nothing_else() -> None:
         ("MODE_THREADS", "two", "environment: MODE_THREADS: Input should be a valid integer, not 'two'"),
         ("MODE_DEVICE", "[", "environment: MODE_DEVICE: not valid YAML"),
         ("MODE_DEVICE", "2026-13-01", "environment: MODE_DEVICE: not valid YAML"),
+        ("MODE_STOP_SECONDS", ".inf", "environment: MODE_STOP_SECONDS: Input should be a finite number, not inf"),
     ],
 )
 def test_a_fault_in_the_environment_names_the_variable(variable: str, value: str, message: str) -> None:
