@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,23 +54,26 @@ SMALL: dict[str, dict[str, Any]] = {
 
 #: The file that takes longest, and needs no finished project.
 LONGEST = "test_slurm.py"
-#: Files whose tests share a page (`flows/conftest.py`): its servers cost a core ten seconds when they start, and a part
-#: of it for as long as they run.
-ON_THE_SHARED_PAGE = ("test_flows_browser.py", "test_flows_remote.py", "test_flows_run.py", "test_flows_stop.py")
+#: Files that one process runs, for what their tests share takes a core ten seconds to start: the servers of a page
+#: (`flows/conftest.py`), which go on costing for as long as they run; a process to fork stages from (`trust/tiny.py`).
+TOGETHER = {
+    "page": re.compile(r"test_flows_(browser|remote|run|stop)\.py$"),
+    "forks": re.compile(r"\btests/trust/"),
+}
 
 
-class OnePage(LoadFileScheduling):
-    """A file's tests in one process, as `--dist loadfile` has it, and those on the shared page in one, too."""
+class ByFile(LoadFileScheduling):
+    """A file's tests in one process, as `--dist loadfile` has it, and those of files that share something."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "the shared page" if file.endswith(ON_THE_SHARED_PAGE) else file
+        return next((name for name, files in TOGETHER.items() if files.search(file)), file)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OnePage | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
     """Who runs which tests, where processes share them out by file and are given the files by name (`make test`)."""
-    return OnePage(config, log) if config.getvalue("dist") == "loadfile" else None
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

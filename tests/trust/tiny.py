@@ -58,9 +58,10 @@ STAGES: dict[tuple[str, str | None], str] = {
 
 #: What stages import: once, in the process that theirs are forked from.
 SERVER.set_forkserver_preload(
-    ["mlflow", "sklearn.decomposition", "sqlalchemy.orm", "torch.utils.flop_counter", "faiss", "mode.integrity",
-     "mode.stages.evaluation", "mode.training.loop", "mode.evaluation.evaluate", "mode.tracking.runs",
-     "mode.reporting.page", "mode.reporting.plots", "mode.reporting.card"]
+    ["mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
+     "sklearn.decomposition", "torch.utils.flop_counter", "faiss", "mode.integrity", "mode.stages.evaluation",
+     "mode.training.loop", "mode.evaluation.evaluate", "mode.tracking.runs", "mode.reporting.page",
+     "mode.reporting.plots", "mode.reporting.card"]
 )  # fmt: skip
 
 
