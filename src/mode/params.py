@@ -816,7 +816,7 @@ class MachineParams(Section):
     """Time between two copies. One more is made when a training is told to stop, if `stop_seconds` are long enough."""
     checkpoint_url_keep: PositiveInt = 2
     """Copies that stay. All go when the training is done."""
-    stop_seconds: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 12.0
+    stop_seconds: PositiveFloat = 12.0
     """Time that a training has to end in once it is told to stop (SIGTERM, Ctrl-C), until a flow, say, kills it. Its
     checkpoint is written in any case; a last copy that is not sent in three quarters of it is given up."""
     engine: str = "local"
