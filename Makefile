@@ -39,7 +39,7 @@ E2E = $(sort $(shell grep -rl --include='test_*.py' 'mark\.e2e' tests))
 
 test: install  ## Run all tests: fast ones first, then those with the real DVC, MLflow and browser.
 	pytest -m "not e2e" --numprocesses 2 --durations 10 --durations-min 5
-	pytest $(E2E) -m e2e --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 5
+	pytest $(E2E) -m e2e --numprocesses 6 --dist loadfile --no-loadscope-reorder --durations 10 --durations-min 5
 
 test-fast: install  ## Run the tests that need no other tool.
 	pytest -m "not e2e" --numprocesses 2 --durations 10 --durations-min 5
