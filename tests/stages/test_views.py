@@ -16,7 +16,7 @@ from mode.data.glyphs.dataset import write_glyph_tasks
 from mode.embedding.base import load_embedder
 from mode.ensemble.router import Router
 from mode.errors import ModeError
-from mode.params import RoutingParams, View, parse_params
+from mode.params import RoutingParams, VariantParams, View, parse_params
 from mode.results import Results
 from mode.stages import preparation as stages
 from mode.stages.evaluation import evaluate, variants
@@ -101,6 +101,8 @@ def test_clusters_of_what_the_view_asks_for(
     assert list(found.mean) == [*([] if by_image else ["top-1"]), "by-range-1", "by-range-2", "best-by-label"]
     assert set(found.mean.values()) == {results.zeroshot.mean["seed"]}
     if by_image:
+        variants(Project(tmp_path, project.params.model_copy(update={"variants": VariantParams(arms=["top-1"])})))
+        assert not Results.load(project.variants).zeroshot.mean  # no arm is left, and the run goes on
         with pytest.raises(ModeError, match="weighed by each image"):
             mode.load(tmp_path / "models").adapt(["white chess king"])
     else:

@@ -48,6 +48,7 @@ def _variants(project: Project, arms: list[str], known: Results) -> Results:
     from mode.ensemble.router import Router
     from mode.evaluation.arms import without_words
     from mode.evaluation.variants import evaluate_variants
+    from mode.results import Results
 
     router = Router.load(project.ensemble)
     if left_out := without_words(arms, router):
