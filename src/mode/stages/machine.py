@@ -128,8 +128,8 @@ def _launch(machine: MachineParams, *arguments: str) -> None:
         try:
             with handling_signals(tell_once):
                 elastic_launch(config, sys.executable)(*arguments)
-        except SignalException as told:
-            signalled = told.sigval
+        except SignalException as signal_given:
+            signalled = signal_given.sigval
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             if failure.exitcode in (130, 143):  # told to stop, and did
