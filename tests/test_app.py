@@ -69,6 +69,28 @@ def test_predictions_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str]
     assert "1.00" in out
 
 
+def test_a_folder_of_images_and_a_file_of_classes(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mode.cli._AT_ONCE", 2)  # the bar's steps must not show in the answers
+    classes = [*CLASSES[:2], "queen, red"]  # a comma is part of a name there
+    Path("classes.txt").write_text("\ufeff" + "\n\n".join(classes) + "\n", encoding="utf-8")
+    Path("scans").mkdir()
+    for number, name in enumerate(("b.PNG", "a.jpg", "c.webp")):
+        pixels = np.full((20, 30, 3), 80 * number, np.uint8)
+        Image.fromarray(pixels).save(Path("scans") / name)
+    Path("scans/notes.txt").write_text("no image")
+    code, out, err = run(capsys, "predict", "--classes-file", "classes.txt", "--json", "scans", "king.png")
+    assert code == 0
+    assert "4 images" in err
+    rows = json.loads(out)["predictions"]
+    files = ["scans/a.jpg", "scans/b.PNG", "scans/c.webp", "king.png"]
+    assert [row["image"] for row in rows] == files
+    expected = mode.load("models").adapt(classes)(files)
+    for row, each in zip(rows, expected, strict=True):
+        assert row["probabilities"] == pytest.approx(dict(zip(classes, each.tolist(), strict=True)), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,11 +98,19 @@ def test_predictions_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--classes", "a,,b", "king.png"), "none of them empty"),
         (("--classes", "a", "--template", "no place", "king.png"), "has no {c}"),
         (("--classes", "a,b", "--models", "nowhere", "king.png"), "nowhere: no ensemble there"),
+        (("--classes", "a,b, a", "king.png"), "--classes: 'a' is named twice"),
+        (("--classes-file", "twice.txt", "king.png"), "--classes-file: 'a, b' is named twice"),
+        (("--classes-file", "nowhere.txt", "king.png"), "nowhere.txt: cannot be read"),
+        (("--classes-file", "king.png", "king.png"), "king.png: cannot be read"),
+        (("--classes-file", "twice.txt", "--classes", "a", "king.png"), "give one of the two"),
+        (("king.png",), "give one of the two"),
+        (("--classes", "a,b", "models"), "models: no images in this folder"),
     ],
 )
 def test_wrong_input_is_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
+    Path("twice.txt").write_text("a, b\nc\n  a, b\n")
     code, _, err = run(capsys, "predict", *arguments)
     assert code == 1
     [line] = err.strip().splitlines()

@@ -213,11 +213,6 @@ def test_versions_for_a_report_of_an_error(capsys: pytest.CaptureFixture[str]) -
     assert said.keys() == {"mode-clip", "torch", "open_clip_torch", "python"}
 
 
-def test_a_class_is_named_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(capsys, "predict", "--classes", "apple,pear, apple", "a.png")
-    assert line.startswith("error: --classes: 'apple' is named twice")
-
-
 def test_help_does_not_import_heavy_libraries() -> None:
     code = (
         "import sys\nfrom mode.cli import main\n"

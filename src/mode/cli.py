@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from mode.errors import ModeError
+from mode.errors import ModeError, in_one_line
 from mode.processes import collect_rarely, spin_briefly, use_huge_pages
 
 app = typer.Typer(
@@ -56,6 +57,8 @@ def _options(
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", show_default=True)]
 PARAMS = Path("params.yaml")
+#: Images that are classified before the bar moves on.
+_AT_ONCE = 256
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 ImageColumn = Annotated[str | None, typer.Option(help="A table's column of image paths, if not `image`.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="A table's column of captions, if not `caption`.")]
@@ -526,8 +529,11 @@ def export_one_model(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    classes: Annotated[str, typer.Option(help="Class names, separated by commas.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, and folders of them.")],
+    classes: Annotated[str | None, typer.Option(help="Class names, separated by commas.")] = None,
+    classes_file: Annotated[
+        Path | None, typer.Option(help="In place of --classes: a file with a class name in each line.")
+    ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help="A prompt with {c} for the class name; may be given several times.")
     ] = None,
@@ -540,14 +546,17 @@ def predict(
     import json
 
     import mode
+    from mode.progress import Progress
     from mode.reporting.tables import print_predictions
 
-    names = [name.strip() for name in classes.split(",")]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ModeError(f"--classes: '{twice}' is named twice", "an image cannot be told apart between the two")
+    names, paths = _class_names(classes, classes_file), [str(image) for image in _image_files(images)]
     task = mode.load(models, device=None if device == "auto" else device).adapt(names, template, top_k=top_k)
-    paths = [str(image) for image in images]
-    probabilities = task(paths).tolist()
+    probabilities: list[list[float]] = []
+    with Progress("predict", total=len(paths), unit="images") if len(paths) > _AT_ONCE else nullcontext() as bar:
+        for first in range(0, len(paths), _AT_ONCE):
+            probabilities += task(paths[first : first + _AT_ONCE]).tolist()
+            if bar is not None:
+                bar.update(len(probabilities) - first)
     if as_json:
         rows = [
             {"image": image, "label": names[row.index(max(row))], "probabilities": dict(zip(names, row, strict=True))}
@@ -697,6 +706,40 @@ def drop_expert(
 
     remove_expert(Path.cwd(), params, name)
     typer.echo(f"removed '{name}'; `dvc repro` evaluates the ensemble without it")
+
+
+def _class_names(listed: str | None, file: Path | None) -> list[str]:
+    """Classes as an option lists them, or a file does."""
+    if (listed is None) == (file is None):
+        raise ModeError("predict: classes come from --classes or from --classes-file", "give one of the two")
+    option, names = "--classes", (listed or "").split(",")
+    if file is not None:
+        option = "--classes-file"
+        try:
+            names = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModeError(f"{file}: cannot be read: {in_one_line(error)}", "a class name in each line") from None
+    names = [name.strip() for name in names]
+    if twice := next((name for name, count in Counter(names).items() if name and count > 1), None):
+        raise ModeError(f"{option}: '{twice}' is named twice", "an image cannot be told apart between the two")
+    return names
+
+
+def _image_files(paths: list[Path]) -> list[Path]:
+    """Files as they are given, and the images of folders, sorted by name."""
+    from mode.data.shards.scan import IMAGE_SUFFIXES
+
+    files: list[Path] = []
+    for path in paths:
+        found = (
+            sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+            if path.is_dir()
+            else [path]
+        )
+        if not found:
+            raise ModeError(f"{path}: no images in this folder", f"files that end in {', '.join(IMAGE_SUFFIXES)}")
+        files += found
+    return files
 
 
 def _columns(image: str | None, caption: str | None) -> dict[str, str]:
