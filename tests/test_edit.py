@@ -88,6 +88,10 @@ def test_an_update_for_each_arrival_that_the_expert_has_not_seen() -> None:
         "expert-2-v3": {"continues": "expert-2-v2", "source": "base-3", **common},
         "expert-2-v4": {"continues": "expert-2-v3", "source": "base-4", **common},
     }
+    with pytest.raises(
+        ModeError, match=r"^expert-2-v4: there are no pairs that it has not seen \(`dvc repro` trains it if"
+    ):
+        add_updates(text, "expert-2")  # entered twice
     with pytest.raises(ModeError, match="no expert is called 'expert-9'"):
         add_updates(text, "expert-9")
     with pytest.raises(ModeError, match="expert-2-v4 goes on from expert-2-v3"):

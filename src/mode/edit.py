@@ -106,8 +106,10 @@ def add_updates(text: str, expert: str) -> tuple[str, list[str]]:
     own = expert_params.model_dump(include={"lr", "outside_share"}, exclude_none=True)
     new = params.unseen_by(root)
     if not new:
+        entered = "`dvc repro` trains it if it is not yet trained, and " if names[-1] in params.updates else ""
         raise ModeError(
-            f"{expert}: there are no pairs that it has not seen", f"`mode arrivals {source}` looks for new shards"
+            f"{names[-1]}: there are no pairs that it has not seen",
+            f"{entered}`mode arrivals {source}` looks for new shards",
         )
     if not content.get("updates"):
         content["updates"] = CommentedMap()

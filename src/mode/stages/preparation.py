@@ -51,7 +51,8 @@ def data(project: Project, source: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     manifest.save(project.manifest(source))
     keep_watch(project, source, generated=params.shards == BUILT_IN)
-    print(f"{source}: {len(manifest.shards):,} shards, {sum(shard.size for shard in manifest.shards) / 1e6:,.1f} MB")
+    count = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) != 1 else ''}"
+    print(f"{source}: {count}, {sum(shard.size for shard in manifest.shards) / 1e6:,.1f} MB")
 
 
 def tasks(project: Project) -> None:
