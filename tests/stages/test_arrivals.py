@@ -24,7 +24,7 @@ from mode.errors import ModeError
 from mode.integrity import check_project
 from mode.params import GlyphParams, ModelParams, load_params, parse_params
 from mode.roles import EXPERT, SEED, UPDATE
-from mode.stages import evaluation, preparation
+from mode.stages import evaluation, preparation, routing
 from mode.stages.pairs import left_rows, rows_of_expert, seen_rows
 from mode.stages.project import Project, trained_models
 from mode.stages.reports import drifts
@@ -350,7 +350,7 @@ def test_an_update_of_an_adapter_is_an_adapter_of_the_same_seed(root: Path) -> N
     assert new.card["total"]["samples_seen"] == old.card["total"]["samples_seen"] + plan.samples
     assert {finding.fault for finding in check_project(project, {"base-2": "base"})} == {None}
 
-    evaluation.ensemble(project)
+    routing.ensemble(project)
     ensemble = mode.load(project.models, device="cpu")
     assert ensemble.experts == ("expert-0", "expert-1-v2")
     assert ensemble.adapt(["white chess king", "ace of hearts"], merge="ties").clips.keys() == {"merged"}
