@@ -24,7 +24,7 @@ from mode.errors import ModeError
 from mode.integrity import check_project
 from mode.params import GlyphParams, ModelParams, load_params, parse_params
 from mode.roles import EXPERT, SEED, UPDATE
-from mode.stages import evaluation, preparation, routing
+from mode.stages import preparation, routing
 from mode.stages.pairs import left_rows, rows_of_expert, seen_rows
 from mode.stages.project import Project, trained_models
 from mode.stages.reports import drifts
