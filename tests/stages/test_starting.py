@@ -110,9 +110,14 @@ def test_the_demo_is_this_repository_s(here: Path) -> None:
     assert {"runs.py", "experiment.py"} <= set(flows)
     watch = yaml.safe_load((root / "watch.yaml").read_text())
     assert watch == {
-        **{"generated": ["base"], "watched": [], "watched_tasks": [], "tasks_from": "mode-version.yaml"},
-        **{"watched_seed": [], "seed_from": "data/names.txt"},
-        **{"clustered": ["base"], "assigned": {"base": "base"}},
+        "generated": ["base"],
+        "watched": [],
+        "watched_tasks": [],
+        "tasks_from": "mode-version.yaml",
+        "watched_seed": [],
+        "seed_from": "data/names.txt",
+        "clustered": ["base"],
+        "assigned": {"base": "base"},
     }
 
 
@@ -200,10 +205,14 @@ def test_shards_and_tasks_are_entered_and_watched(here: Path) -> None:
     assert params.sources["base"].shards == str(here / "my/shards")
     assert params.evaluation.tasks == [str(here / "my/chess")]
     assert yaml.safe_load((root / "watch.yaml").read_text()) == {
-        **{"generated": [], "watched": ["base"], "watched_tasks": ["tasks"]},
+        "generated": [],
+        "watched": ["base"],
+        "watched_tasks": ["tasks"],
         "tasks_from": "data/tasks-manifest.json",
-        **{"watched_seed": [], "seed_from": "data/names.txt"},
-        **{"clustered": ["base"], "assigned": {"base": "base"}},
+        "watched_seed": [],
+        "seed_from": "data/names.txt",
+        "clustered": ["base"],
+        "assigned": {"base": "base"},
     }
 
 

@@ -53,7 +53,7 @@ class Shares:
 
     def __len__(self) -> int:
         """Batches."""
-        return -(-(self.stop - self.start) // self.batch_size)
+        return (self.stop - self.start + self.batch_size - 1) // self.batch_size
 
     def span(self, number: int) -> tuple[int, int]:
         """First sample position of a batch, and the one behind its last."""
