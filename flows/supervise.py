@@ -153,4 +153,4 @@ def _tell(processes: Iterable[psutil.Process], warned: set[psutil.Process], kill
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(lambda: sys.exit(main(sys.argv[1:]))))
+    sys.exit(exit_code_of(lambda: main(sys.argv[1:])))

@@ -57,12 +57,12 @@ def _options(
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", show_default=True)]
 PARAMS = Path("params.yaml")
-#: Images that are classified before the bar moves on.
-_AT_ONCE = 256
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 ImageColumn = Annotated[str | None, typer.Option(help="A table's column of image paths, if not `image`.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="A table's column of captions, if not `caption`.")]
 Models = Annotated[str, typer.Option(help="Folder of trained models, or `models:/mode-ensemble@champion`.")]
+#: Images that `predict` classifies before its bar moves on.
+_AT_ONCE = 256
 
 
 @app.command("init")

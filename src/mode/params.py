@@ -87,16 +87,14 @@ CALLED = {
 #: What to do without a params.yaml.
 _NEW = "`mode init FOLDER` writes a whole one"
 
+#: What reading YAML raises; ValueError: it is no UTF-8, or a date that there is not.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 #: A number that PyYAML takes for a text, because it has no point or its exponent has no sign.
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def _may_be_float(annotation: Any) -> bool:
     return annotation is float or any(map(_may_be_float, get_args(annotation)))
-
-
-#: What reading YAML raises; ValueError: it is no UTF-8, or a date that there is not.
-_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class Section(BaseModel):
