@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.adapters FOLDER [--ranks 4 16] [--pairs 8000] [--epochs 20] [--seeds 0 1 2]
     OMP_NUM_THREADS=1 python -m benchmarks.adapters FOLDER --memory 32 --model ViT-B-32
+    OMP_NUM_THREADS=1 python -m benchmarks.adapters FOLDER --steps 16 --model ViT-B-32
 
 FOLDER keeps what was trained: called again, it goes on. Every kind of expert branches from the same seed and sees the
 same pairs as often. Accuracies are means over the built-in tasks, in percent; `merged`, `TIES` and `DARE` are those of
@@ -12,6 +13,9 @@ folded into one model. The time of the training is the machine's, whatever else 
 With `--memory N` nothing is trained: N adapters of each rank of one model with random weights are written, and resident
 memory is compared between opening that model, all N adapters, and as many whole models as `--whole` says; each in a
 process of its own.
+
+With `--steps N` whole steps of N pairs are timed, of one model with random weights and of an adapter of each rank, in
+processor time of one core; `by operations` is what their count says of the adapter.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ from mode.roles import EXPERT, role_of
 
 REPOSITORY = Path(__file__).parent.parent
 BATCH, BATCHES = 64, 16
+#: Steps of `--steps`, of which the fastest counts.
+STEPS = 8
 #: How experts are merged -> the head of its column.
 MERGES = {"weights": "merged", "ties": "TIES", "dare": "DARE"}
 #: Trained once for all kinds of experts.
@@ -48,6 +54,9 @@ DIGITS = {
     "images/s, folded": 0,
     "MB in memory": 0,
     "MB on disk": 0,
+    "steps, samples/s": 1,
+    "times as fast": 2,
+    "by operations": 2,
 }
 Result = TypeVar("Result")
 
@@ -63,8 +72,12 @@ def main() -> None:
     parser.add_argument("--adapter", default="{}", help="more of training.adapter, as YAML: '{lr: 0.004}'")
     parser.add_argument("--memory", type=int, metavar="N", help="memory of N adapters of one model, and nothing else")
     parser.add_argument("--whole", type=int, default=2, help="of --memory: as many whole models beside them")
-    parser.add_argument("--model", default="ViT-B-32", help="of --memory: open_clip's name")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of N pairs of one model, and nothing else")
+    parser.add_argument("--model", default="ViT-B-32", help="of --memory: open_clip's name; of --steps also: demo")
     arguments = parser.parse_args()
+    if arguments.steps:
+        print(markdown(spreads([steps(arguments.model, arguments.steps, arguments.ranks)], DIGITS, percent=False)))
+        return
     if arguments.memory:
         rows = memory(arguments.folder, arguments.model, arguments.memory, arguments.ranks, arguments.whole)
         print(markdown(spreads([rows], DIGITS, percent=False)))
@@ -187,6 +200,46 @@ def memory(folder: Path, model: str, adapters: int, ranks: list[int], whole: int
     for kind, names in opened.items():
         used = in_new_process(resident, models, names, kind.endswith("whole models"))
         rows[kind] = {"MB in memory": used, "MB on disk": sum(size_of(models / name) for name in names) / 1e6}
+    return rows
+
+
+def steps(name: str, pairs: int, ranks: list[int]) -> Rows:
+    """Samples/s in the fastest of some steps of a model, and of its adapters with what they save."""
+    import torch
+    from open_clip.loss import ClipLoss
+
+    from mode.clip.model import adapted, build_model
+    from mode.params import AdapterParams, ImageParams, ModelParams
+    from mode.training.card import flops_per_pair
+
+    model, image = ModelParams(name=name), ImageParams()
+    if name == "demo":
+        params = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+        model, image = ModelParams.model_validate(params["model"]), ImageParams.model_validate(params["image"])
+    words = [f"word{number} of a caption" for number in range(model.vocabulary)]
+    rows: Rows = {}
+    for rank in (None, *ranks):
+        clip = build_model(model, image, words, 0)
+        if rank is not None:
+            clip = adapted(clip, AdapterParams(rank=rank), "seed", "0" * 64, 0)
+        network, loss = clip.model.train(), ClipLoss()
+        optimizer = torch.optim.AdamW([each for each in network.parameters() if each.requires_grad])
+        pixels, tokens = torch.randn(pairs, 3, image.size, image.size), clip.tokenizer(words[:pairs])
+
+        def step() -> None:
+            loss(**network(pixels, tokens)).backward()  # noqa: B023
+            optimizer.step()  # noqa: B023
+            optimizer.zero_grad()  # noqa: B023
+
+        step()
+        rate, flops = pairs / min(cpu_seconds(step)[0] for _ in range(STEPS)), flops_per_pair(clip)
+        if rank is None:
+            whole_rate, whole_flops = rate, flops
+        rows["whole" if rank is None else f"adapter of rank {rank}"] = {
+            "steps, samples/s": rate,
+            "times as fast": rate / whole_rate,
+            "by operations": whole_flops / flops,
+        }
     return rows
 
 
