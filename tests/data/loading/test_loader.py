@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -204,6 +205,7 @@ def test_batches_decoded_on_a_device_are_those_of_the_workers(
         return pixels_on_device(contents, image, positions, seed, torch.device("cpu"))
 
     monkeypatch.setattr(store_module, "pixels_on_device", on_cpu)
+    monkeypatch.setattr(store_module, "aside", lambda _: nullcontext(lambda pixels: pixels))
     last = [("last.jpg", b"bad"), ("last.txt", b"words")] if bad else pair("last", 9)
     index = index_of({"0.tar": [*flat(pair(f"{n}", n) for n in range(8))], "1.tar": last})
     image = CROPPED.model_copy(update={"decode": "gpu"})

@@ -8,8 +8,8 @@ of other programs, stays with Pillow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -73,7 +73,8 @@ def pixels_on_device(
 ) -> tuple[Tensor, np.ndarray]:
     """As `training_pixels` for a whole batch, JPEGs decoded and resized on `device`, which is meant to be a GPU.
 
-    What the device cannot decode (other formats, CMYK, damaged files) is tried by itself on the CPU.
+    What the device cannot decode (other formats, CMYK, damaged files) is tried by itself on the CPU. Beside a training
+    on the same GPU, call it in `aside`.
 
     Args:
         contents: encoded images.
@@ -100,6 +101,34 @@ def pixels_on_device(
         except Exception:  # what Pillow raises on damaged files is not to be foreseen; the loader counts and replaces
             good[number] = False
     return out, good
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Decode in the block beside what else the GPU computes; what leaves the block goes through the function given.
+
+    nvJPEG writes an image at once, although kernels that were queued before may still read what was in that memory
+    (pytorch/vision#9606, meta-pytorch/torchcodec#1634): on the stream of a training, activations of the step under way,
+    whose loss is then NaN. A stream of its own has memory of its own, and is waited for at the end of the block. On a
+    CPU there is nothing to do.
+    """
+    if device.type != "cuda":
+        yield lambda pixels: pixels
+        return
+    training, stream = torch.cuda.current_stream(device), _stream_on(device)
+
+    def hand_over(pixels: Tensor) -> Tensor:
+        pixels.record_stream(training)  # its memory is not given away before the training is done with it
+        return pixels
+
+    with torch.cuda.stream(stream):
+        yield hand_over
+    stream.synchronize()
+
+
+@lru_cache
+def _stream_on(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _resize_for_training(pixels: Tensor, image: ImageParams, position: int | None, random_seed: int) -> Tensor:
@@ -180,6 +209,7 @@ def _decode_batch(contents: Sequence[bytes], device: torch.device) -> list[Tenso
     decode_jpeg = _jpeg_decoder()
     assert decode_jpeg is not None  # or none of them would be plain
     if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # before memory is written to anew, see `aside`
         with suppress(RuntimeError):  # one of them: find out which
             return list(decode_jpeg(encoded, device=device))
     decoded: list[Tensor | None] = []

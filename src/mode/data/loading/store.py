@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mode.columns import Column, Numbers, blocks_of
-from mode.data.loading.pixels import pixels_on_device, training_pixels
+from mode.data.loading.pixels import aside, pixels_on_device, training_pixels
 from mode.data.loading.selection import every_row
 from mode.data.shards.index import PairIndex
 from mode.data.shards.reading import ImageFiles, ImageReader, check_files
@@ -97,8 +97,11 @@ class ImageStore:
         if self.device.type != "cpu":
             read = self._read(rows, positions)
             contents = [b"" if isinstance(content, OSError) else content for content in read]
-            on_device, good = pixels_on_device(contents, self.image, positions, random_seed, self.device)
-            return on_device if good.all() else on_device[torch.from_numpy(replacements(good))], good
+            with aside(self.device) as hand_over:
+                on_device, good = pixels_on_device(contents, self.image, positions, random_seed, self.device)
+                if not good.all():
+                    on_device = on_device[torch.from_numpy(replacements(good))]
+                return hand_over(on_device), good
         if self.cached:
             pixels, good = self._load_cached(rows, positions)
         else:
