@@ -9,10 +9,11 @@ import signal
 import subprocess
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from mode.clip.model import build_model
 from mode.data.loading.selection import Pairs
 from mode.data.shards.index import PairIndex, build_index
 from mode.data.shards.manifest import build_manifest
@@ -28,7 +30,9 @@ from mode.errors import ModeError
 from mode.params import ImageParams, IndexParams, MachineParams, ModelParams, SourceParams, TrainingParams
 from mode.paths import CHECKPOINT
 from mode.roles import SEED
-from mode.training.batches import Images, stream_of
+from mode.training import batches as batches_module
+from mode.training.batches import Batches, Images, stream_of
+from mode.training.distribution import process_group
 from mode.training.loop import Interrupted, Metrics, TrainResult, train
 from mode.training.plan import Training, make_plan
 
@@ -93,6 +97,33 @@ def test_all_of_it_is_in_the_fingerprint(root: Path, vit: ModelParams) -> None:
     made = [training(root, vit, **each).fingerprint for each in given]
     assert len(set(made)) == len(made)
     assert training(root, vit).fingerprint == made[0]
+
+
+def test_what_is_waited_for_is_images_and_words_alone(
+    root: Path, vit: ModelParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that images move by 3 seconds, words by 2, and what follows, copies to a GPU among it, by 100."""
+    made, clock = training(root, vit), SimpleNamespace(now=0.0)
+
+    def taking(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
+        def slowed(*given: Any, **named: Any) -> Any:
+            clock.now += seconds
+            return work(*given, **named)
+
+        return slowed
+
+    monkeypatch.setattr(batches_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(batches_module, "augment_batch", taking(100, batches_module.augment_batch))
+    monkeypatch.setattr(batches_module, "normalise", taking(100, batches_module.normalise))
+    clip = build_model(vit, IMAGE, ["words"], random_seed=0)
+    batches = Batches(made, clip, 0, root, MachineParams(device="cpu"), process_group("cpu"))
+    monkeypatch.setattr(batches, "_tokens", SimpleNamespace(of=taking(2, batches._tokens.of)))
+    loader = batches._loader
+    monkeypatch.setattr(batches, "_loader", iter(taking(3, lambda: next(loader)), None))
+    for _ in range(2):
+        batches.next()
+    assert batches.waited == 10
+    loader.close()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

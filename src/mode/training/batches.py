@@ -51,7 +51,8 @@ class Batches:
     `clip` gives the tokenizer; relative paths of shards begin at `root`; `gives_up` is asked while data is waited for.
 
     Attributes:
-        waited: seconds spent on waiting for data and preparing it, until someone sets it back.
+        waited: seconds in which nothing was computed for want of images or token ids, until someone sets it back. What
+            follows is not in it: to copy a batch to a GPU is to wait until that has computed what came before.
 
     Raises:
         ModeError: a file of images is missing or another one; the spool takes more room than it may.
@@ -114,10 +115,10 @@ class Batches:
         asked, image, random_seed = time.monotonic(), self._training.image, self._training.random_seed
         batch = next(self._loader)
         tokens = self._tokens.of(batch.rows)
+        self.waited += time.monotonic() - asked
         pixels = batch.images.to(self._device, non_blocking=True)
         pixels = augment_batch(pixels, image, random_seed=random_seed, positions=batch.positions)
         images = normalise(pixels, image.mean, image.std).to(self._dtype)
-        self.waited += time.monotonic() - asked
         return images, tokens.to(self._device, non_blocking=True)
 
 
