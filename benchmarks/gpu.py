@@ -7,7 +7,7 @@ python -m benchmarks.gpu --table                        the kept results as Mark
 
 Each measurement is a process of its own, so that it starts with an empty GPU and one that fails costs itself alone.
 They come in the order of their worth; those that do not fit into the time that is left say so. What is done is kept at
-once: an interrupted run has not been for nothing.
+once, beside what is there of other runs: an interrupted run has not been for nothing, nor is a few minutes of a GPU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -120,11 +121,26 @@ def batches(given: Given) -> list[Row]:
 def compiled(given: Given) -> list[Row]:
     """The same with `training.compile`, and with `machine.grad_checkpointing`, at one batch size."""
     batch = 8 if given.quick else 512
-    plain = {"variant": "plain", **_steps(given, batch)}
-    checkpointed = {"variant": "grad_checkpointing", **_steps(given, batch, checkpointing=not given.quick)}
-    if given.device == "cpu":  # needs a C++ compiler there, and gains nothing (docs/performance.md)
-        return [plain, checkpointed]
-    return [plain, {"variant": "compile", **_steps(given, batch, compile_it=True)}, checkpointed]
+    rows = [_row({"variant": "plain"}, lambda: _steps(given, batch))]
+    if given.device == "cuda":  # on a CPU it needs a C++ compiler, and gains nothing (docs/performance.md)
+        rows.append(_row({"variant": "compile"}, lambda: _steps(given, batch, compile_it=True)))
+    checkpointed = partial(_steps, given, batch, checkpointing=not given.quick)
+    return [*rows, _row({"variant": "grad_checkpointing"}, checkpointed)]
+
+
+def _row(named: Row, measure: Callable[[], Row]) -> Row:
+    """One row of several, with an empty GPU; one that fails says why, and costs itself alone."""
+    import torch
+
+    gc.collect()  # the model before this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        return {**named, **measure()}
+    except Exception as error:
+        traceback.print_exc()
+        return {**named, "failed": _reason("".join(traceback.format_exception_only(error)))}
 
 
 @dataclass(frozen=True)
@@ -171,15 +187,22 @@ def attention(given: Given) -> list[Row]:
     rows: list[Row] = []
     for kernel in kernels if on_gpu else kernels[-1:]:
         bad: list[int] = []
+        without: list[int] = []
         for length in range(1, 4 if given.quick else 78):
             shape = (8 if given.quick else 256, 8, length, 64)
             q, k, v = (torch.randn(shape, device=given.device, dtype=dtype, requires_grad=True) for _ in range(3))
-            with sdpa_kernel(kernel):
-                found = scaled_dot_product_attention(q, k, v, attn_mask=mask[:length, :length])
+            try:
+                with sdpa_kernel(kernel):
+                    found = scaled_dot_product_attention(q, k, v, attn_mask=mask[:length, :length])
+            except RuntimeError:  # cuDNN's takes no texts of one token
+                without.append(length)
+                continue
             grads = torch.autograd.grad(found, (q, k, v), torch.randn_like(found))
             if not all(bool(torch.isfinite(grad).all()) for grad in grads):
                 bad.append(length)
-        rows.append({"kernel": kernel.name.lower(), "lengths": length, "not_finite_at": str(bad)})
+        rows.append(
+            {"kernel": kernel.name.lower(), "lengths": length, "not_finite_at": str(bad), "not_taken": str(without)}
+        )
     return rows
 
 
@@ -258,7 +281,7 @@ def _stepper(
     from mode.clip.device import autocast, pick_device
     from mode.clip.model import build_model
     from mode.params import TrainingParams
-    from mode.training.learner import Towers, adamw, backward, loss_of
+    from mode.training.learner import Towers, adamw, backward, compile_towers, loss_of
 
     clip = build_model(*model_params(name), captions(256), random_seed=0, precision=precision)
     model = clip.model.to(pick_device(device)).train()
@@ -266,7 +289,7 @@ def _stepper(
     optimizer, loss = adamw(model, TrainingParams()), loss_of(model)
     towers: torch.nn.Module = Towers(model)
     if compile_it:
-        towers.compile(dynamic=True)
+        compile_towers(towers)
     size = clip.model.visual.image_size
     height = size if isinstance(size, int) else size[0]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # as `Batches` gives them
@@ -286,18 +309,18 @@ def _stepper(
 def train(given: Given) -> list[Row]:
     """Whole trainings from tars, with images decoded on the CPU and on the GPU, and open_clip's own loop."""
     setting = Setting(given.model, batch=8, steps=2) if given.quick else _TRAINING
-    setting = replace(setting, gpu=given.device == "cuda")
+    setting, on_gpu = replace(setting, gpu=given.device == "cuda"), replace(setting, workers=0, gpu=True)
     inputs = Input(given.folder / "pictures", "quick" if given.quick else "full", device=given.device)
     if not (inputs.folder / "index").is_dir():
         pairs = 32 if given.quick else setting.samples
         make_shards(inputs, pairs, max(pairs // 16, 1))
         index_shards(inputs.folder)
-    rows: list[Row] = [{"side": "mode", **ours(inputs, setting)()}]
+    rows = [_row({"side": "mode"}, lambda: ours(inputs, setting)())]
     if given.device == "cuda":
-        rows.append({"side": "mode, decode: gpu", **ours(inputs, replace(setting, workers=0), decode="gpu")()})
-    rows.append({"side": "open_clip_train", **theirs(inputs, setting)()})
-    if given.device == "cuda":
-        first, last = rows[0], rows[-1]
+        rows.append(_row({"side": "mode, decode: gpu"}, lambda: ours(inputs, on_gpu, decode="gpu")()))
+    rows.append(_row({"side": "open_clip_train"}, lambda: theirs(inputs, setting)()))
+    first, last = rows[0], rows[-1]
+    if "utilisation" in first and "samples_per_second" in last:
         last["utilisation"] = first["utilisation"] * last["samples_per_second"] / first["samples_per_second"]
     return rows
 
@@ -438,7 +461,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given.child:
         rows = MEASUREMENTS[given.child].measure(Given(given.work, given.device, given.quick))
-        print(json.dumps(rows))
+        print(json.dumps({"on": _name(given.device), "rows": rows}))
         return 0
     return _measure(given)
 
@@ -464,37 +487,48 @@ def _measure(given: argparse.Namespace) -> int:
         sys.exit(f"error: no measurement is called {unknown[0]}; there are: {', '.join(MEASUREMENTS)}")
     out = given.out or (None if given.quick else RESULTS)
     deadline, failed = time.monotonic() + given.minutes * 60, False
-    kept: dict[str, Any] = {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}", "measured": {}}
+    kept: dict[str, Any] = {}
+    if out is not None and out.is_file():
+        kept = json.loads(out.read_text(encoding="utf-8"))
+    about = f"{machine()['cores']} cores beside it, {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
     with tempfile.TemporaryDirectory(prefix="mode-gpu-", ignore_cleanup_errors=True) as temporary:
         for name in wanted:
             started = time.monotonic()
             limit = min(MEASUREMENTS[name].seconds, deadline - started)
-            rows = _in_a_process(name, given, given.work or Path(temporary), limit)
+            on, rows = _in_a_process(name, given, given.work or Path(temporary), limit)
             failed |= any("failed" in row for row in rows)
             seconds = round(time.monotonic() - started, 1)
             title = f"{name}, tiny" if given.quick else MEASUREMENTS[name].title
-            kept["measured"][name] = {"title": title, "seconds": seconds, "rows": rows}
+            kept[name] = {"title": title, "on": f"{on}, {about}", "seconds": seconds, "rows": rows}
             print(f"{name}: {seconds:,.0f} s: {rows}", file=sys.stderr, flush=True)
             if out is not None:
                 out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    print(markdown(kept))
+    print(markdown({name: kept[name] for name in wanted}))
     return int(failed)
 
 
-def _in_a_process(name: str, given: argparse.Namespace, work: Path, limit: float) -> list[Row]:
-    """Rows of a measurement, or one that says why there are none."""
+def _name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+
+
+def _in_a_process(name: str, given: argparse.Namespace, work: Path, limit: float) -> tuple[str, list[Row]]:
+    """What a measurement was made on and its rows, or one that says why there are none."""
     if limit < 10:
-        return [{"note": "not run: no time was left"}]
+        return given.device, [{"note": "not run: no time was left"}]
     command = [sys.executable, "-m", "benchmarks.gpu", "--child", name, "--device", given.device, "--work", str(work)]
     command += ["--quick"] if given.quick else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
     except subprocess.TimeoutExpired:
-        return [{"failed": f"took longer than {limit:,.0f} s"}]
-    if done.returncode:
-        return [{"failed": _reason(done.stderr) or f"exit code {done.returncode}"}]
-    rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
-    return rows
+        return given.device, [{"failed": f"took longer than {limit:,.0f} s"}]
+    made = {"on": given.device, "rows": [{"failed": _reason(done.stderr) or f"exit code {done.returncode}"}]}
+    if not done.returncode:
+        made = json.loads(done.stdout.splitlines()[-1])
+    if any("failed" in row for row in made["rows"]):
+        print(done.stderr, file=sys.stderr)  # the whole of it: such a machine may not be had twice
+    return made["on"], made["rows"]
 
 
 def _reason(told: str) -> str:
@@ -506,13 +540,13 @@ def _reason(told: str) -> str:
 
 def markdown(kept: dict[str, Any]) -> str:
     """The results for docs/performance.md: a table for each measurement."""
-    lines = [f"{kept['date']}, {kept['machine']['cores']} cores ({kept['machine']['cpu']}) beside the GPU."]
-    for measured in kept["measured"].values():
+    lines: list[str] = []
+    for measured in kept.values():
         heads = list(dict.fromkeys(key for row in measured["rows"] for key in row))
-        lines += ["", f"**{measured['title']}** ({measured['seconds']:,.0f} s)", ""]
+        lines += ["", f"**{measured['title']}** ({measured['on']}; {measured['seconds']:,.0f} s)", ""]
         lines += ["| " + " | ".join(head.replace("_", " ") for head in heads) + " |", "|---" * len(heads) + "|"]
         lines += ["| " + " | ".join(_cell(row.get(head)) for head in heads) + " |" for row in measured["rows"]]
-    return "\n".join(lines)
+    return "\n".join(lines[1:])
 
 
 def _cell(value: object) -> str:

@@ -14,15 +14,18 @@ from benchmarks import gpu
 def test_what_can_run_here_is_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gpu.json"
     assert gpu.main(["--quick", "--device", "cpu", "--only", "nearest,nccl,attention", "--out", str(out)]) == 0
-    measured = json.loads(out.read_text())["measured"]
+    measured = json.loads(out.read_text())
     assert list(measured) == ["nearest", "nccl", "attention"]
-    assert measured["attention"]["rows"] == [{"kernel": "math", "lengths": 3, "not_finite_at": "[]"}]
+    assert measured["nccl"]["on"].startswith("CPU, ")
+    assert measured["attention"]["rows"] == [{"kernel": "math", "lengths": 3, "not_finite_at": "[]", "not_taken": "[]"}]
     assert [row["side"] for row in measured["nearest"]["rows"]] == ["cpu"]
     assert measured["nearest"]["rows"][0]["vectors_per_second"] > 0
     assert [row["what"] for row in measured["nccl"]["rows"]] == ["gather 64 features", "reduce 150,000 gradients"]
     capsys.readouterr()
+    gpu.main(["--quick", "--device", "cpu", "--only", "nccl", "--out", str(out)])
+    assert "| side |" not in capsys.readouterr().out
     gpu.main(["--table", "--out", str(out)])
-    assert "| side | vectors per second |" in capsys.readouterr().out
+    assert "| side | vectors per second |" in capsys.readouterr().out  # it is kept
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would not fail")
@@ -30,7 +33,7 @@ def test_one_that_fails_costs_itself_alone(tmp_path: Path) -> None:
     """Here, for want of a GPU."""
     out = tmp_path / "gpu.json"
     assert gpu.main(["--quick", "--only", "nccl", "--out", str(out)]) == 1
-    (row,) = json.loads(out.read_text())["measured"]["nccl"]["rows"]
+    (row,) = json.loads(out.read_text())["nccl"]["rows"]
     assert "CUDA" in row["failed"]
 
 
@@ -48,15 +51,9 @@ def test_a_name_that_is_none_is_refused() -> None:
 
 def test_tables_have_a_column_for_each_figure() -> None:
     rows = [{"batch": 128, "samples_per_second": 1234.5678}, {"batch": 256, "note": "does not fit"}]
-    kept = {
-        "date": "2026-01-02 03:04 UTC",
-        "machine": {"cores": 16, "cpu": "a CPU"},
-        "measured": {"batches": {"title": "Steps", "seconds": 12.0, "rows": rows}},
-    }
+    kept = {"batches": {"title": "Steps", "on": "a GPU, 2026-01-02", "seconds": 12.0, "rows": rows}}
     assert gpu.markdown(kept).splitlines() == [
-        "2026-01-02 03:04 UTC, 16 cores (a CPU) beside the GPU.",
-        "",
-        "**Steps** (12 s)",
+        "**Steps** (a GPU, 2026-01-02; 12 s)",
         "",
         "| batch | samples per second | note |",
         "|---|---|---|",

@@ -123,8 +123,7 @@ class Learner:
         if group.world > 1:
             self._towers = DistributedDataParallel(self._towers)
         if training.recipe.compile:
-            # Texts are cut to the longest of a batch: one program for all lengths instead of one for each.
-            self._towers.compile(dynamic=True)
+            compile_towers(self._towers)
         self._autocast = partial(autocast, group.device, training.recipe.precision)
         self._loss = loss_of(model, group.rank, group.world)
 
@@ -152,6 +151,16 @@ class Learner:
         """Makes dropout a function of random seed, step, process and forward pass: there is no state to save."""
         words = np.random.SeedSequence([self._training.random_seed, step, self._group.rank, forward_pass])
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+
+
+def compile_towers(towers: nn.Module) -> None:
+    """Let torch compile towers at their first step.
+
+    Texts are cut to the longest of their batch: the second length makes torch compile one program for all that follow.
+    Images have one size, which it makes use of. Of its analysis of tiling torch says that it does not apply where
+    lengths vary, and 2.11 fails at it there (pytorch/pytorch#181563).
+    """
+    towers.compile(options={"triton.coalesce_tiling_analysis": False})
 
 
 def loss_of(model: open_clip.CLIP, rank: int = 0, world: int = 1) -> ClipLoss | SigLipLoss:
