@@ -46,8 +46,8 @@ def pick_device(device: str, number: int | None = None) -> torch.device:
             f"device '{device}' is not usable here: {first_line(error)}", "use auto, cpu, cuda or cuda:1"
         ) from None
     # cuDNN's attention, which torch prefers on Hopper from 2.11 on, gives gradients that are NaN for some texts with a
-    # mask (pytorch/pytorch#196678). It is suspected of a loss of NaN after 4 steps of a ViT-B/16 in bfloat16 on an H100
-    # (docs/performance.md, "On a GPU"). Torch has other kernels.
+    # mask (pytorch/pytorch#196678), and misreads a mask of another precision than theirs (pytorch/pytorch#191612).
+    # Torch has other kernels.
     torch.backends.cuda.enable_cudnn_sdp(False)
     return picked
 
