@@ -211,6 +211,18 @@ def test_the_environment_overrides_machine_and_nothing_else() -> None:
     assert parse_params(MINIMAL, environment={"MODE_DEVICE": ""}).machine.device == "auto"
 
 
+@pytest.mark.parametrize(("variable", "meant"), [("MODE_PROCESES", "MODE_PROCESSES"), ("MODE_WORKER", "MODE_WORKERS")])
+def test_a_variable_that_is_nearly_a_setting_is_refused(variable: str, meant: str) -> None:
+    with pytest.raises(ModeError, match=f"environment: {variable}: unknown setting") as caught:
+        parse_params(MINIMAL, environment={variable: "8"})
+    assert f"did you mean {meant}?" in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["MODE_MLFLOW_URL", "MODE_LOCKS", "MODE_STARTED_BY", "MODE_OF_ANOTHER_PROGRAM"])
+def test_other_variables_are_none_of_its_business(variable: str) -> None:
+    parse_params(MINIMAL, environment={variable: "8"})
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [

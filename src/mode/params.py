@@ -1133,8 +1133,17 @@ def _section_of(annotation: Any) -> tuple[bool, type[Section]] | None:
 
 
 def _overrides(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Values of `machine` that the environment gives, written as in YAML; an empty variable is none."""
+    """Values of `machine` that the environment gives, written as in YAML; an empty variable is none.
+
+    Raises:
+        ModeError: one is no YAML, or has a name that is nearly that of a setting: it would be ignored for hours.
+    """
     overrides = {}
+    settings = [key.upper() for key in MachineParams.model_fields]
+    given = sorted(each.removeprefix("MODE_") for each in environment if each.startswith("MODE_"))
+    for name in given:
+        if name not in settings and (close := difflib.get_close_matches(name, settings, n=1, cutoff=0.8)):
+            raise ModeError(f"environment: MODE_{name}: unknown setting", f"did you mean MODE_{close[0]}?")
     for key in MachineParams.model_fields:
         variable = f"MODE_{key.upper()}"
         if value := environment.get(variable):
