@@ -126,6 +126,29 @@ def test_what_is_waited_for_is_images_and_words_alone(
     loader.close()
 
 
+@pytest.mark.parametrize(("context", "share"), [(4, 1.0), (5, None), (6, 0.0)])
+def test_captions_that_fill_the_context_are_told_of_once(
+    root: Path, vit: ModelParams, tmp_path: Path, caplog: pytest.LogCaptureFixture, context: int, share: float | None
+) -> None:
+    """With `<sos>` and `<eos>`, "web 1" and "number 1" have four tokens, "a web thing" has five."""
+    assert vit.config is not None
+    text = vit.config["text_cfg"] | {"context_length": context}
+    made = training(root, vit.model_copy(update={"config": vit.config | {"text_cfg": text}}))
+    seen: list[float] = []
+
+    def look(_: int, figures: dict[str, float]) -> None:
+        seen.append(figures["train/full_captions"])
+
+    train(made, root, MachineParams(device="cpu"), tmp_path / "checkpoints", look, log_every=1)
+    told = [record.message for record in caplog.records if "of the captions fill" in record.message]
+    if share is None:  # which of an image's captions a sample takes is drawn
+        assert 0 < sum(seen) / len(seen) < 0.6
+    else:
+        assert set(seen) == {share}
+    assert len(told) == (context < 6)
+    assert all(f"fill the {context} tokens" in message for message in told)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_and_resumed_is_uninterrupted(root: Path, vit: ModelParams, tmp_path: Path, workers: int) -> None:
     made = training(root, vit)

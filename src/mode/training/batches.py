@@ -53,6 +53,9 @@ class Batches:
     Attributes:
         waited: seconds in which nothing was computed for want of images or token ids, until someone sets it back. What
             follows is not in it: to copy a batch to a GPU is to wait until that has computed what came before.
+        captions: how many of them it gave, until someone sets it back.
+        full: those of them that fill the model's context, whose rest, if there is any, it does not see. Counted for
+            models that can say where a text ends (`takes_short_texts`).
 
     Raises:
         ModeError: a file of images is missing or another one; the spool takes more room than it may.
@@ -63,7 +66,7 @@ class Batches:
         images: Images = Images(), gives_up: Callable[[], object] = lambda: False,
     ) -> None:  # fmt: skip
         plan, index = training.plan, training.index
-        self.waited = 0.0
+        self.waited, self.captions, self.full = 0.0, 0, 0
         self._training, self._device, self._images, self._group = training, group.device, images, group
         self._dtype = torch.bfloat16 if training.recipe.precision == "bf16" else torch.float32
         self._tokens = _Tokens(index, clip, machine.cache_mb)
@@ -114,8 +117,9 @@ class Batches:
         """
         asked, image, random_seed = time.monotonic(), self._training.image, self._training.random_seed
         batch = next(self._loader)
-        tokens = self._tokens.of(batch.rows)
+        tokens, full = self._tokens.of(batch.rows)
         self.waited += time.monotonic() - asked
+        self.captions, self.full = self.captions + len(tokens), self.full + full
         pixels = batch.images.to(self._device, non_blocking=True)
         pixels = augment_batch(pixels, image, random_seed=random_seed, positions=batch.positions)
         images = normalise(pixels, image.mean, image.std).to(self._dtype)
@@ -162,13 +166,13 @@ class _Tokens:
 
     def __init__(self, index: PairIndex, clip: Clip, cache_mb: int) -> None:
         self._index, self._tokenizer, self._cuts = index, clip.tokenizer, takes_short_texts(clip.model)
-        context = clip.tokenizer([""]).shape[1]
-        fits = len(index) * (context * 4 + 1) <= cache_mb * 2**20
-        self._ids = np.zeros((len(index) if fits else 0, context), dtype=np.int32)
+        self.context = clip.tokenizer([""]).shape[1]
+        fits = len(index) * (self.context * 4 + 1) <= cache_mb * 2**20
+        self._ids = np.zeros((len(index) if fits else 0, self.context), dtype=np.int32)
         self._known = np.zeros(len(self._ids), dtype=bool)
 
-    def of(self, rows: NDArray[np.int64]) -> Tensor:
-        """int64 [rows, tokens], cut after the longest text where the model allows it."""
+    def of(self, rows: NDArray[np.int64]) -> tuple[Tensor, int]:
+        """int64 [rows, tokens], cut after the longest text where the model allows it, and how many fill the context."""
         if len(self._ids):
             new = np.unique(rows[~self._known[rows]])
             if len(new):
@@ -177,4 +181,8 @@ class _Tokens:
             tokens = torch.from_numpy(self._ids[rows]).long()
         else:
             tokens = self._tokenizer(self._index.captions(rows))
-        return without_padding(tokens) if self._cuts else tokens
+        if not self._cuts:
+            return tokens, 0
+        short = without_padding(tokens)
+        full = int((short.argmax(dim=1) == self.context - 1).sum()) if short.shape[1] == self.context else 0
+        return short, full

@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 _STOPPING = 0.75
 #: Steps whose mean loss a card gives.
 RECENT_STEPS = 100
+#: Share of captions that fill the context above which a training says so.
+_MANY_FULL = 0.2
 
 Metrics = Callable[[int, dict[str, float]], None]
 
@@ -120,7 +122,8 @@ def train(
         checkpoint_dir: holds `checkpoint.safetensors` of a training that was interrupted; the caller's to remove.
         on_metrics: called with the step and figures: `train/loss` (mean since the last call), `train/lr`,
             `train/grad_norm`, `train/logit_scale`, `train/samples_per_second`, `train/data_wait` (share of the time
-            that steps waited for data) and `train/bad_images`.
+            that steps waited for data), `train/full_captions` (share of the captions that fill the model's context)
+            and `train/bad_images`.
         log_every: steps between two calls.
         beside: what else is done with the model at some steps, before the checkpoint of the step. Its time is no part
             of the training's. If it fails with `ModeError`, the log says so.
@@ -277,6 +280,7 @@ class _Monitor:
         self._state, self._group, self._checkpoint = state, group, checkpoint
         self._seconds_before, self._bad_before, self._kept_step = state.seconds, state.bad_images, state.step
         self._started = self._last_report = self._last_checkpoint = time.monotonic()
+        self._told_of_full_captions = False
         self._pending: list[Tensor] = []  # losses not yet looked at: to look is to wait for the GPU
         done = (state.step - plan.first_step) * plan.batch_size
         self.bar = Progress(plan.name, total=plan.samples, unit="samples", done=done) if group.leads else None
@@ -323,12 +327,25 @@ class _Monitor:
                 "train/logit_scale": float(self._learner.model.logit_scale.detach().exp()),
                 "train/samples_per_second": self.bar.rate,
                 "train/data_wait": self._batches.waited / max(now - self._last_report, 1e-9),
+                "train/full_captions": self._batches.full / max(self._batches.captions, 1),
                 "train/bad_images": float(state.bad_images),
             }
+            self._tell_of_full_captions(figures["train/full_captions"])
             self.bar.update(0, loss=figures["train/loss"], wait=f"{figures['train/data_wait']:.0%}")
             if on_metrics is not None:
                 on_metrics(state.step, figures)
-        state.losses, self._batches.waited, self._last_report = [], 0.0, now
+        state.losses, self._last_report = [], now
+        self._batches.waited, self._batches.captions, self._batches.full = 0.0, 0, 0
+
+    def _tell_of_full_captions(self, share: float) -> None:
+        """Once, if there are many: their ends may be what tells one image from another."""
+        if share > _MANY_FULL and not self._told_of_full_captions:
+            self._told_of_full_captions = True
+            log.warning(
+                "%s: %.0f%% of the captions fill the %d tokens that the model reads; what comes after is not seen "
+                "(`captions` of a source takes others, `context_length` in model.config reads more)",
+                *(self._training.plan.name, 100 * share, self._learner.model.context_length),
+            )
 
     def do_beside(self, beside: Sequence[Beside], clip: Clip) -> None:
         """Do what is due beside the training at this step; the process that leads does it, the others wait."""
