@@ -74,7 +74,13 @@ class Batches:
         shares = shares_of(training, step, stream, group)
         self._spool = self._spool_of(files, stream, shares, machine)
         self._store = ImageStore(
-            index, root, training.image, machine.cache_mb, plan.pairs.rows, reader=self._spool or files
+            index,
+            root,
+            training.image,
+            machine.cache_mb,
+            plan.pairs.rows,
+            reader=self._spool or files,
+            device=group.device,
         )
         if self._spool and self._store.cached and group.world == 1:
             # After the first whole pass from here all are in memory.

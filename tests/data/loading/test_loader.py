@@ -209,9 +209,12 @@ def test_batches_decoded_on_a_device_are_those_of_the_workers(
     last = [("last.jpg", b"bad"), ("last.txt", b"words")] if bad else pair("last", 9)
     index = index_of({"0.tar": [*flat(pair(f"{n}", n) for n in range(8))], "1.tar": last})
     image = CROPPED.model_copy(update={"decode": "gpu"})
-    stores = [ImageStore(index, tmp_path, each, cache_mb=0) for each in (image, CROPPED)]
-    assert stores[0].device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-    stores[0].device = torch.device("cuda")
+    gpu = torch.device("cuda", 1)
+    stores = [ImageStore(index, tmp_path, each, cache_mb=0, device=gpu) for each in (image, CROPPED)]
+    assert [store.device for store in stores] == [gpu, torch.device("cpu")]
+    assert ImageStore(index, tmp_path, image, cache_mb=0).device == torch.device("cpu")
+    kept = PLAIN.model_copy(update={"decode": "gpu"})
+    assert ImageStore(index, tmp_path, kept, cache_mb=1, device=gpu).device == torch.device("cpu")
     batches = [list(make_loader(store, stream_of(index), Shares(3, 25, 5), workers=2)) for store in stores]
     assert same(*batches)
     assert stores[0].bad == stores[1].bad

@@ -27,6 +27,8 @@ _UNREAD, _GOOD, _BAD = 0, 1, 2
 
 Blocks: TypeAlias = Callable[[], Iterator[NDArray[np.int64]]]
 
+_CPU = torch.device("cpu")
+
 
 class ImageStore:
     """Reads, decodes and resizes images; keeps them if all that are wanted fit into memory.
@@ -38,10 +40,12 @@ class ImageStore:
         cache_mb: memory for decoded images in MiB; 0 keeps none.
         rows: int64, those that will be asked for, which the memory is reckoned for; default all of the index.
         reader: of the encoded images; default each from its place in the index.
+        device: what they are for; a GPU by its number, for threads do not know which one another thread has chosen.
 
     Attributes:
         cached: whether decoded images are kept.
-        device: where images are decoded: a GPU if `image.decode` asks for it, there is one, and none are kept.
+        device: where images are decoded: the given one if it is a GPU, `image.decode` asks for it, and none are kept;
+            else the CPU.
         bad: samples that `make_loader` replaced because their image could not be read or decoded.
 
     Raises:
@@ -56,6 +60,7 @@ class ImageStore:
         cache_mb: int,
         rows: Numbers | None = None,
         reader: ImageReader | None = None,
+        device: torch.device = _CPU,
     ) -> None:
         self.image = image
         self.bad = 0
@@ -67,9 +72,8 @@ class ImageStore:
         room = cache_mb * 2**20 // int(np.prod(shape)) if image.crop_scale is None else 0
         images = _distinct(index.image, blocks, room) if room else np.empty(0, np.int64)
         self.cached = 0 < len(images) <= room
-        self.device = torch.device("cuda" if image.decode == "gpu" and torch.cuda.is_available() else "cpu")
+        self.device = device if image.decode == "gpu" and not self.cached else _CPU
         if self.cached:
-            self.device = torch.device("cpu")
             # Anonymous shared memory: what one forked worker decodes, all have; nothing is taken from /dev/shm.
             self._images = images  # sorted: an image's place in it is its place in memory
             self._pixels = _shared((len(images), *shape))
