@@ -149,6 +149,19 @@ def test_captions_that_fill_the_context_are_told_of_once(
     assert all(f"fill the {context} tokens" in message for message in told)
 
 
+def test_captions_are_not_counted_where_a_model_does_not_say_where_they_end(
+    root: Path, vit: ModelParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "takes_short_texts", lambda _: False)
+    seen: list[dict[str, float]] = []
+    train(
+        training(root, vit), root, MachineParams(device="cpu"), tmp_path / "checkpoints",
+        lambda _, figures: seen.append(figures), log_every=1,
+    )  # fmt: skip
+    assert seen
+    assert not any("train/full_captions" in figures for figures in seen)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_and_resumed_is_uninterrupted(root: Path, vit: ModelParams, tmp_path: Path, workers: int) -> None:
     made = training(root, vit)

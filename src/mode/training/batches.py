@@ -53,9 +53,9 @@ class Batches:
     Attributes:
         waited: seconds in which nothing was computed for want of images or token ids, until someone sets it back. What
             follows is not in it: to copy a batch to a GPU is to wait until that has computed what came before.
-        captions: how many of them it gave, until someone sets it back.
-        full: those of them that fill the model's context, whose rest, if there is any, it does not see. Counted for
-            models that can say where a text ends (`takes_short_texts`).
+        captions: how many of them it gave, until someone sets it back; 0 for a model that does not say where a text
+            ends (`takes_short_texts`).
+        full: those of them that fill the model's context, whose rest, if there is any, it does not see.
 
     Raises:
         ModeError: a file of images is missing or another one; the spool takes more room than it may.
@@ -125,7 +125,8 @@ class Batches:
         batch = next(self._loader)
         tokens, full = self._tokens.of(batch.rows)
         self.waited += time.monotonic() - asked
-        self.captions, self.full = self.captions + len(tokens), self.full + full
+        if full is not None:
+            self.captions, self.full = self.captions + len(tokens), self.full + full
         pixels = batch.images.to(self._device, non_blocking=True)
         pixels = augment_batch(pixels, image, random_seed=random_seed, positions=batch.positions)
         images = normalise(pixels, image.mean, image.std).to(self._dtype)
@@ -177,8 +178,8 @@ class _Tokens:
         self._ids = np.zeros((len(index) if fits else 0, self.context), dtype=np.int32)
         self._known = np.zeros(len(self._ids), dtype=bool)
 
-    def of(self, rows: NDArray[np.int64]) -> tuple[Tensor, int]:
-        """int64 [rows, tokens], cut after the longest text where the model allows it, and how many fill the context."""
+    def of(self, rows: NDArray[np.int64]) -> tuple[Tensor, int | None]:
+        """int64 [rows, tokens], cut after the longest, and how many fill the context; uncut and None as the model asks."""
         if len(self._ids):
             new = np.unique(rows[~self._known[rows]])
             if len(new):
@@ -188,7 +189,7 @@ class _Tokens:
         else:
             tokens = self._tokenizer(self._index.captions(rows))
         if not self._cuts:
-            return tokens, 0
+            return tokens, None
         short = without_padding(tokens)
         full = int((short.argmax(dim=1) == self.context - 1).sum()) if short.shape[1] == self.context else 0
         return short, full

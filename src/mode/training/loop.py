@@ -122,8 +122,8 @@ def train(
         checkpoint_dir: holds `checkpoint.safetensors` of a training that was interrupted; the caller's to remove.
         on_metrics: called with the step and figures: `train/loss` (mean since the last call), `train/lr`,
             `train/grad_norm`, `train/logit_scale`, `train/samples_per_second`, `train/data_wait` (share of the time
-            that steps waited for data), `train/full_captions` (share of the captions that fill the model's context)
-            and `train/bad_images`.
+            that steps waited for data), `train/bad_images`, and `train/full_captions` (share of the captions that fill
+            the model's context, if it can be told).
         log_every: steps between two calls.
         beside: what else is done with the model at some steps, before the checkpoint of the step. Its time is no part
             of the training's. If it fails with `ModeError`, the log says so.
@@ -327,10 +327,11 @@ class _Monitor:
                 "train/logit_scale": float(self._learner.model.logit_scale.detach().exp()),
                 "train/samples_per_second": self.bar.rate,
                 "train/data_wait": self._batches.waited / max(now - self._last_report, 1e-9),
-                "train/full_captions": self._batches.full / max(self._batches.captions, 1),
                 "train/bad_images": float(state.bad_images),
             }
-            self._tell_of_full_captions(figures["train/full_captions"])
+            if self._batches.captions:
+                figures["train/full_captions"] = self._batches.full / self._batches.captions
+                self._tell_of_full_captions(figures["train/full_captions"])
             self.bar.update(0, loss=figures["train/loss"], wait=f"{figures['train/data_wait']:.0%}")
             if on_metrics is not None:
                 on_metrics(state.step, figures)
