@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 import yaml
 
 from benchmarks.inference import of_variant, pixels_of
+from benchmarks.inputs import model_params
 from benchmarks.study import Row, Rows, figures, markdown, mean_row, spreads
 from mode.planning.trial import cpu_seconds
 from mode.results import Results
@@ -209,13 +210,10 @@ def steps(name: str, pairs: int, ranks: list[int]) -> Rows:
     from open_clip.loss import ClipLoss
 
     from mode.clip.model import adapted, build_model
-    from mode.params import AdapterParams, ImageParams, ModelParams
+    from mode.params import AdapterParams
     from mode.training.card import flops_per_pair
 
-    model, image = ModelParams(name=name), ImageParams()
-    if name == "demo":
-        params = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-        model, image = ModelParams.model_validate(params["model"]), ImageParams.model_validate(params["image"])
+    model, image = model_params(name)
     words = [f"word{number} of a caption" for number in range(model.vocabulary)]
     rows: Rows = {}
     for rank in (None, *ranks):

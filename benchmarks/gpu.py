@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).with_name("gpu.json")
 #: Steps before the clock starts, and steps that are timed.
 _WARM, _TIMED = 4, 12
+#: Seconds without which no measurement is begun.
+_LEAST = 10
 #: Trainings of the demo's model side by side.
 _SIDE_BY_SIDE = (1, 4, 12)
 #: A row of figures, by name.
@@ -495,6 +497,9 @@ def _measure(given: argparse.Namespace) -> int:
         for name in wanted:
             started = time.monotonic()
             limit = min(MEASUREMENTS[name].seconds, deadline - started)
+            if limit < _LEAST and name in kept:
+                print(f"{name}: not run: no time was left; what was measured before stays", file=sys.stderr, flush=True)
+                continue
             on, rows = _in_a_process(name, given, given.work or Path(temporary), limit)
             failed |= any("failed" in row for row in rows)
             seconds = round(time.monotonic() - started, 1)
@@ -508,6 +513,7 @@ def _measure(given: argparse.Namespace) -> int:
 
 
 def _name(device: str) -> str:
+    """What a measurement is made on."""
     import torch
 
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
@@ -515,7 +521,7 @@ def _name(device: str) -> str:
 
 def _in_a_process(name: str, given: argparse.Namespace, work: Path, limit: float) -> tuple[str, list[Row]]:
     """What a measurement was made on and its rows, or one that says why there are none."""
-    if limit < 10:
+    if limit < _LEAST:
         return given.device, [{"note": "not run: no time was left"}]
     command = [sys.executable, "-m", "benchmarks.gpu", "--child", name, "--device", given.device, "--work", str(work)]
     command += ["--quick"] if given.quick else []

@@ -24,6 +24,8 @@ def test_what_can_run_here_is_measured_and_kept(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     gpu.main(["--quick", "--device", "cpu", "--only", "nccl", "--out", str(out)])
     assert "| side |" not in capsys.readouterr().out
+    gpu.main(["--quick", "--device", "cpu", "--minutes", "0", "--only", "nearest", "--out", str(out)])
+    assert "what was measured before stays" in capsys.readouterr().err
     gpu.main(["--table", "--out", str(out)])
     assert "| side | vectors per second |" in capsys.readouterr().out  # it is kept
 
