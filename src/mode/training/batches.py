@@ -179,7 +179,7 @@ class _Tokens:
         self._known = np.zeros(len(self._ids), dtype=bool)
 
     def of(self, rows: NDArray[np.int64]) -> tuple[Tensor, int | None]:
-        """int64 [rows, tokens], cut after the longest, and how many fill the context; uncut and None as the model asks."""
+        """int64 [rows, tokens], cut after the longest, and how many fill the context; or uncut, and None: not known."""
         if len(self._ids):
             new = np.unique(rows[~self._known[rows]])
             if len(new):
